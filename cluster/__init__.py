@@ -1,0 +1,1 @@
+"""The running thing: nodes, the ring, the head and the HTTP API."""

@@ -1,0 +1,1 @@
+"""Getting macrame onto machines: the command line, the demo and its model."""

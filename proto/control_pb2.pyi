@@ -1,0 +1,193 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class NodeState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    NODE_STATE_UNSPECIFIED: _ClassVar[NodeState]
+    IDLE: _ClassVar[NodeState]
+    LOADING: _ClassVar[NodeState]
+    CONNECTING: _ClassVar[NodeState]
+    READY: _ClassVar[NodeState]
+    FAILED: _ClassVar[NodeState]
+    DRAINING: _ClassVar[NodeState]
+NODE_STATE_UNSPECIFIED: NodeState
+IDLE: NodeState
+LOADING: NodeState
+CONNECTING: NodeState
+READY: NodeState
+FAILED: NodeState
+DRAINING: NodeState
+
+class ProfileRequest(_message.Message):
+    __slots__ = ("config_digest",)
+    CONFIG_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    config_digest: str
+    def __init__(self, config_digest: _Optional[str] = ...) -> None: ...
+
+class NodeProfile(_message.Message):
+    __slots__ = ("name", "chip", "gpu_cores", "memory_bytes", "ceiling_bytes", "available_bytes", "device", "mlx_version", "mlx_lm_version", "macrame_version", "config_digest", "platform")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CHIP_FIELD_NUMBER: _ClassVar[int]
+    GPU_CORES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CEILING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    AVAILABLE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    MLX_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MLX_LM_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MACRAME_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PLATFORM_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    chip: str
+    gpu_cores: int
+    memory_bytes: int
+    ceiling_bytes: int
+    available_bytes: int
+    device: str
+    mlx_version: str
+    mlx_lm_version: str
+    macrame_version: str
+    config_digest: str
+    platform: str
+    def __init__(self, name: _Optional[str] = ..., chip: _Optional[str] = ..., gpu_cores: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., ceiling_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ..., device: _Optional[str] = ..., mlx_version: _Optional[str] = ..., mlx_lm_version: _Optional[str] = ..., macrame_version: _Optional[str] = ..., config_digest: _Optional[str] = ..., platform: _Optional[str] = ...) -> None: ...
+
+class AssignRequest(_message.Message):
+    __slots__ = ("epoch", "config_digest", "plan_json", "plan_digest", "model_digest", "head_incarnation")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PLAN_JSON_FIELD_NUMBER: _ClassVar[int]
+    PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    HEAD_INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    config_digest: str
+    plan_json: str
+    plan_digest: str
+    model_digest: str
+    head_incarnation: int
+    def __init__(self, epoch: _Optional[int] = ..., config_digest: _Optional[str] = ..., plan_json: _Optional[str] = ..., plan_digest: _Optional[str] = ..., model_digest: _Optional[str] = ..., head_incarnation: _Optional[int] = ...) -> None: ...
+
+class AssignReply(_message.Message):
+    __slots__ = ("accepted", "reason")
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    accepted: bool
+    reason: str
+    def __init__(self, accepted: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class StatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class WatchRequest(_message.Message):
+    __slots__ = ("beat_interval_ms", "head_incarnation")
+    BEAT_INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
+    HEAD_INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    beat_interval_ms: int
+    head_incarnation: int
+    def __init__(self, beat_interval_ms: _Optional[int] = ..., head_incarnation: _Optional[int] = ...) -> None: ...
+
+class DrainRequest(_message.Message):
+    __slots__ = ("timeout_s",)
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    timeout_s: float
+    def __init__(self, timeout_s: _Optional[float] = ...) -> None: ...
+
+class DrainReply(_message.Message):
+    __slots__ = ("sessions_left",)
+    SESSIONS_LEFT_FIELD_NUMBER: _ClassVar[int]
+    sessions_left: int
+    def __init__(self, sessions_left: _Optional[int] = ...) -> None: ...
+
+class Footprint(_message.Message):
+    __slots__ = ("layers_bytes", "embed_bytes", "norm_bytes", "head_bytes", "other_bytes", "full_model_bytes")
+    LAYERS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    EMBED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NORM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HEAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OTHER_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FULL_MODEL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    layers_bytes: int
+    embed_bytes: int
+    norm_bytes: int
+    head_bytes: int
+    other_bytes: int
+    full_model_bytes: int
+    def __init__(self, layers_bytes: _Optional[int] = ..., embed_bytes: _Optional[int] = ..., norm_bytes: _Optional[int] = ..., head_bytes: _Optional[int] = ..., other_bytes: _Optional[int] = ..., full_model_bytes: _Optional[int] = ...) -> None: ...
+
+class StageStats(_message.Message):
+    __slots__ = ("num_steps", "num_tokens", "busy_ms", "uptime_ms", "recent_step_ms", "recent_hop_ms")
+    NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BUSY_MS_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_MS_FIELD_NUMBER: _ClassVar[int]
+    RECENT_STEP_MS_FIELD_NUMBER: _ClassVar[int]
+    RECENT_HOP_MS_FIELD_NUMBER: _ClassVar[int]
+    num_steps: int
+    num_tokens: int
+    busy_ms: float
+    uptime_ms: float
+    recent_step_ms: _containers.RepeatedScalarFieldContainer[float]
+    recent_hop_ms: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, num_steps: _Optional[int] = ..., num_tokens: _Optional[int] = ..., busy_ms: _Optional[float] = ..., uptime_ms: _Optional[float] = ..., recent_step_ms: _Optional[_Iterable[float]] = ..., recent_hop_ms: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class NodeStatus(_message.Message):
+    __slots__ = ("rank", "name", "incarnation", "epoch", "state", "reason", "progress", "busy_s", "activity", "loaded_bytes", "load_total_bytes", "footprint", "num_sessions", "kv_bytes", "active_bytes", "peak_bytes", "peak_rss_bytes", "import_base_rss_bytes", "stats", "cpu_s", "pid", "lost_edge", "start", "stop", "num_threads")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    BUSY_S_FIELD_NUMBER: _ClassVar[int]
+    ACTIVITY_FIELD_NUMBER: _ClassVar[int]
+    LOADED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOAD_TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FOOTPRINT_FIELD_NUMBER: _ClassVar[int]
+    NUM_SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PEAK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PEAK_RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    IMPORT_BASE_RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STATS_FIELD_NUMBER: _ClassVar[int]
+    CPU_S_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    LOST_EDGE_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    NUM_THREADS_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    name: str
+    incarnation: int
+    epoch: int
+    state: NodeState
+    reason: str
+    progress: int
+    busy_s: float
+    activity: str
+    loaded_bytes: int
+    load_total_bytes: int
+    footprint: Footprint
+    num_sessions: int
+    kv_bytes: int
+    active_bytes: int
+    peak_bytes: int
+    peak_rss_bytes: int
+    import_base_rss_bytes: int
+    stats: StageStats
+    cpu_s: float
+    pid: int
+    lost_edge: str
+    start: int
+    stop: int
+    num_threads: int
+    def __init__(self, rank: _Optional[int] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., state: _Optional[_Union[NodeState, str]] = ..., reason: _Optional[str] = ..., progress: _Optional[int] = ..., busy_s: _Optional[float] = ..., activity: _Optional[str] = ..., loaded_bytes: _Optional[int] = ..., load_total_bytes: _Optional[int] = ..., footprint: _Optional[_Union[Footprint, _Mapping]] = ..., num_sessions: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., active_bytes: _Optional[int] = ..., peak_bytes: _Optional[int] = ..., peak_rss_bytes: _Optional[int] = ..., import_base_rss_bytes: _Optional[int] = ..., stats: _Optional[_Union[StageStats, _Mapping]] = ..., cpu_s: _Optional[float] = ..., pid: _Optional[int] = ..., lost_edge: _Optional[str] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., num_threads: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,1 @@
+"""From a plan to weights in memory: own layers only."""
