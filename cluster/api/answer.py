@@ -1,0 +1,190 @@
+"""Runs a request's choices at the head and writes them out, streamed or whole. Event loop only.
+
+A stream's headers go out with the head's first reply, so that a failing start is a plain status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from starlette.types import Receive, Scope, Send
+
+from cluster.api.choice import Choice, Delta, TextOptions
+from cluster.api.errors import ApiError, internal
+from cluster.api.head_client import Generation, HeadClient
+from cluster.api.metrics import Metrics
+from cluster.api.prompt import Prompt
+from cluster.api.shape import DONE, AnswerOptions, Shape, Usage
+from cluster.tokenizer import Tokenizer
+from proto import head_pb2
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Run = Callable[[Choice, head_pb2.GenerateRequest], Coroutine[Any, Any, T]]
+
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A checked request: one prompt and one head request per choice, in the order of their indices."""
+
+    prompts: list[Prompt]
+    requests: list[head_pb2.GenerateRequest]
+    num_prompt_tokens: int  # each prompt once, however many choices it has
+    text: TextOptions
+    options: AnswerOptions
+
+
+class Answer:
+    """The ASGI response to a Job."""
+
+    def __init__(
+        self, job: Job, shape: Shape, tokenizer: Tokenizer, head: HeadClient, metrics: Metrics
+    ) -> None:
+        self._job = job
+        self._shape = shape
+        self._head = head
+        self._metrics = metrics
+        self._choices = [
+            Choice(index, prompt.tokens, job.text, tokenizer, len(prompt.echo))
+            for index, prompt in enumerate(job.prompts)
+        ]
+        self._is_started = False
+        self._lock = asyncio.Lock()  # several choices write into one stream
+        self._began_at_s = time.monotonic()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers, or raises ApiError while nothing has been sent. A client that leaves ends the work."""
+        work = asyncio.create_task(self._run(send))
+        gone = asyncio.create_task(_wait_for_disconnect(receive))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._metrics.num_disconnects += not work.done()
+            work.cancel()
+            gone.cancel()
+            await asyncio.wait({work, gone})
+            self._note()
+        if not work.cancelled():
+            work.result()
+
+    async def _run(self, send: Send) -> None:
+        try:
+            if self._job.options.is_streamed:
+                await self._each(lambda choice, request: self._stream(choice, request, send))
+                await self._write(send, self._stream_end(), is_last=True)
+            else:
+                await self._write_whole(send, await self._each(self._collect))
+        except ApiError as error:
+            if not self._is_started:
+                raise
+            await self._write_error(send, error)
+        except Exception:  # the HTTP border: after the first byte no handler above can answer
+            if not self._is_started:
+                raise
+            logger.exception("a streamed request failed")
+            await self._write_error(send, internal())
+
+    async def _each(self, run: Run[T]) -> list[T]:
+        """`run` for all choices at once; the first failure ends the others."""
+        pairs = list(zip(self._choices, self._job.requests, strict=True))
+        if len(pairs) == 1:
+            return [await run(*pairs[0])]
+        tasks = [asyncio.create_task(run(*pair)) for pair in pairs]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _collect(self, choice: Choice, request: head_pb2.GenerateRequest) -> tuple[Delta, str]:
+        texts: list[str] = []
+        total = Delta()
+        generation = self._head.generate(request)
+        try:
+            reply = await self._first(generation)
+            while True:
+                delta = choice.feed(reply)
+                if delta is not None:
+                    texts.append(delta.text)
+                    total.tokens += delta.tokens
+                    total.offsets += delta.offsets
+                if choice.finish_reason:
+                    total.text = "".join(texts)
+                    return total, choice.finish_reason
+                reply = await generation.read()
+        finally:
+            generation.close()
+
+    async def _stream(self, choice: Choice, request: head_pb2.GenerateRequest, send: Send) -> None:
+        shape, index = self._shape, choice.index
+        generation = self._head.generate(request)
+        try:
+            reply = await self._first(generation)
+            text = shape.opening(index, self._job.prompts[index])
+            while True:
+                delta = choice.feed(reply)
+                if delta is not None and (delta.text or delta.tokens):
+                    text += shape.delta(index, delta)
+                if choice.finish_reason:
+                    text += shape.closing(index, choice.finish_reason)
+                if text or not self._is_started:
+                    await self._write(send, text.encode())
+                    text = ""
+                if choice.finish_reason:
+                    return
+                reply = await generation.read()
+        finally:
+            generation.close()
+
+    async def _first(self, generation: Generation) -> head_pb2.GenerateReply:
+        reply = await generation.read()
+        self._metrics.first_token_s.add(time.monotonic() - self._began_at_s)
+        return reply
+
+    def _usage(self) -> Usage:
+        return Usage(self._job.num_prompt_tokens, sum(choice.num_tokens for choice in self._choices))
+
+    def _stream_end(self) -> bytes:
+        return (self._shape.usage_chunk(self._usage()) if self._job.options.has_usage else b"") + DONE
+
+    async def _write(self, send: Send, body: bytes, *, is_last: bool = False) -> None:
+        async with self._lock:
+            if not self._is_started:
+                self._is_started = True
+                await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+            await send({"type": "http.response.body", "body": body, "more_body": not is_last})
+
+    async def _write_error(self, send: Send, error: ApiError) -> None:
+        self._metrics.num_stream_errors += 1
+        await self._write(send, error.event(), is_last=True)
+
+    async def _write_whole(self, send: Send, answers: list[tuple[Delta, str]]) -> None:
+        content = self._shape.whole(self._job.prompts, answers, self._usage())
+        body = json.dumps(content, ensure_ascii=False).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def _note(self) -> None:
+        self._metrics.num_prompt_tokens += self._job.num_prompt_tokens
+        self._metrics.num_completion_tokens += sum(choice.num_tokens for choice in self._choices)
+        self._metrics.request_s.add(time.monotonic() - self._began_at_s)
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

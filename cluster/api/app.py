@@ -1,0 +1,161 @@
+"""The HTTP routes. Event loop only; an error at this border is logged and becomes OpenAI's error object."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from cluster.api import metrics, status
+from cluster.api.answer import Answer
+from cluster.api.errors import RETRY_AFTER_S, ApiError, internal
+from cluster.api.gate import Gate, error_response
+from cluster.api.service import Service
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 16 << 20
+BODY_TIMEOUT_S = 60.0
+
+
+def make_app(service: Service, keys: Sequence[str]) -> Starlette:
+    """The ASGI application; its lifespan starts and ends the head client."""
+
+    async def completions(request: Request) -> Answer:
+        return await service.complete(await _read_json(request))
+
+    async def chat_completions(request: Request) -> Answer:
+        return await service.chat(await _read_json(request))
+
+    async def models(request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [_model(service)]})
+
+    async def model(request: Request) -> Response:
+        service.check_model(request.path_params["name"])
+        return JSONResponse(_model(service))
+
+    async def cluster(request: Request) -> Response:
+        return JSONResponse(status.cluster(service.head, service.is_tokenizer_loaded, service.model))
+
+    async def health(request: Request) -> Response:
+        content = status.health(service.head, service.is_tokenizer_loaded)
+        is_ok = content["status"] == "ok"
+        return JSONResponse(
+            content, 200 if is_ok else 503, headers=None if is_ok else {"retry-after": str(RETRY_AFTER_S)}
+        )
+
+    async def metrics_page(request: Request) -> Response:
+        state = status.state(service.head, service.is_tokenizer_loaded)[0]
+        return PlainTextResponse(
+            service.metrics.text(state, service.head.status), media_type=metrics.CONTENT_TYPE
+        )
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        await service.head.start()
+        try:
+            yield
+        finally:
+            await service.head.close()
+
+    routes = [
+        Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+        Route("/v1/models", models),
+        Route("/v1/models/{name:path}", model),
+        Route("/v1/cluster", cluster),
+        Route("/health", health),
+        Route("/metrics", metrics_page),
+    ]
+    paths = frozenset(route.path for route in routes)
+    handlers: dict[Any, Any] = {
+        ApiError: _on_api_error,
+        HTTPException: _on_http_error,
+        ClientDisconnect: _on_disconnect,
+        Exception: _on_bug,
+    }
+    gate = Middleware(Gate, keys, service.metrics, paths)
+    app = Starlette(routes=routes, middleware=[gate], exception_handlers=handlers, lifespan=lifespan)
+    app.router.redirect_slashes = False
+    return app
+
+
+def _model(service: Service) -> dict[str, Any]:
+    known = service.head.status
+    return {
+        "id": service.model,
+        "object": "model",
+        "created": service.started_at_s,
+        "owned_by": "macrame",
+        "max_model_len": known.context if known is not None and known.context else None,
+    }
+
+
+async def _read_json(request: Request) -> bytes:
+    """The body; raises ApiError for another type (a web page can send those to us unasked), size or speed."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise ApiError(
+            415, "The content type must be application/json.", param="content-type", code="wrong_content_type"
+        )
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and len(length) < 20 and int(length) > MAX_BODY_BYTES:
+        raise _too_large()
+    parts, num_bytes = [], 0
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for part in request.stream():
+                num_bytes += len(part)
+                if num_bytes > MAX_BODY_BYTES:
+                    raise _too_large()
+                parts.append(part)
+    except TimeoutError:
+        raise ApiError(
+            408, f"The body did not arrive within {BODY_TIMEOUT_S:.0f} s.", headers={"connection": "close"}
+        ) from None
+    return b"".join(parts)
+
+
+def _too_large() -> ApiError:
+    return ApiError(
+        413,
+        f"The body is larger than {MAX_BODY_BYTES} bytes.",
+        code="body_too_large",
+        headers={"connection": "close"},
+    )
+
+
+async def _on_api_error(request: Request, error: ApiError) -> Response:
+    return error_response(error)
+
+
+async def _on_http_error(request: Request, error: HTTPException) -> Response:
+    headers = dict(error.headers or {})
+    if error.status_code == 405 and request.method == "OPTIONS":
+        return Response(status_code=204, headers=headers)
+    where = f"{request.method} {request.url.path}"
+    if error.status_code == 404:
+        return error_response(ApiError(404, f"There is no {where}.", code="not_found"))
+    if error.status_code == 405:
+        allowed = headers.get("Allow", "")
+        message = f"{where} is not allowed; allowed: {allowed}."
+        return error_response(ApiError(405, message, code="method_not_allowed", headers=headers))
+    return error_response(ApiError(error.status_code, str(error.detail), headers=headers))
+
+
+async def _on_disconnect(request: Request, error: ClientDisconnect) -> Response:
+    return Response(status_code=499)  # nobody reads it
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return error_response(internal())

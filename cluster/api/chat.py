@@ -1,0 +1,70 @@
+"""The JSON of /v1/chat/completions (platform.openai.com/docs/api-reference/chat). Pure."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from cluster.api.choice import Delta, finite
+from cluster.api.prompt import Prompt
+from cluster.api.shape import Shape, Usage, quote
+from proto import ring_pb2
+
+
+class ChatShape(Shape):
+    """Chunks begin with the role; token ids are placed where vLLM places them."""
+
+    chunk_object = "chat.completion.chunk"
+
+    def opening(self, index: int, prompt: Prompt) -> str:
+        ids = f', "prompt_token_ids": {prompt.tokens}' if self._options.has_token_ids else ""
+        chunk = self._chunk(
+            index,
+            f'"delta": {{"role": "assistant", "content": ""}}, "logprobs": null, "finish_reason": null{ids}',
+        )
+        if ids:  # vLLM has them beside the choices
+            chunk = chunk.replace("data: {", f'data: {{"prompt_token_ids": {prompt.tokens}, ', 1)
+        return chunk
+
+    def delta(self, index: int, delta: Delta) -> str:
+        logprobs = json.dumps(self._logprobs(delta)) if self._options.has_logprobs else "null"
+        return self._chunk(
+            index,
+            f'"delta": {{"content": {quote(delta.text)}}}, "logprobs": {logprobs}, "finish_reason": null'
+            f"{self._token_ids(delta)}",
+        )
+
+    def closing(self, index: int, finish_reason: str) -> str:
+        return self._chunk(index, f'"delta": {{}}, "logprobs": null, "finish_reason": "{finish_reason}"')
+
+    def whole(self, prompts: list[Prompt], answers: list[tuple[Delta, str]], usage: Usage) -> dict[str, Any]:
+        choices = []
+        for index, (delta, finish_reason) in enumerate(answers):
+            choice: dict[str, Any] = {
+                "index": index,
+                "message": {"role": "assistant", "content": delta.text, "refusal": None},
+                "logprobs": self._logprobs(delta) if self._options.has_logprobs else None,
+                "finish_reason": finish_reason,
+            }
+            if self._options.has_token_ids:
+                choice["prompt_token_ids"] = prompts[index].tokens
+                choice["token_ids"] = [token.id for token in delta.tokens]
+            choices.append(choice)
+        content = self._head | {"object": "chat.completion", "choices": choices, "usage": usage.content()}
+        if self._options.has_token_ids:
+            content["prompt_token_ids"] = prompts[0].tokens
+        return content
+
+    def _logprobs(self, delta: Delta) -> dict[str, Any]:
+        return {"content": [self._token(token) for token in delta.tokens], "refusal": None}
+
+    def _token(self, token: ring_pb2.SampledToken) -> dict[str, Any]:
+        top = [self._entry(other.id, other.logprob) for other in token.top[: self._options.num_top]]
+        return self._entry(token.id, token.logprob) | {"top_logprobs": top}
+
+    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
+        return {
+            "token": self._token_text(token),
+            "logprob": finite(logprob),
+            "bytes": list(self._tokenizer.piece(token)),
+        }

@@ -1,0 +1,107 @@
+"""One answer as it grows: tokens from the head in, text out, stop strings and log-probabilities too. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cluster.api.stop import StopFilter
+from cluster.tokenizer import Tokenizer
+from proto import head_pb2, ring_pb2
+
+LOWEST_LOGPROB = -9999.0  # stands for minus infinity, which JSON cannot say
+
+
+@dataclass(frozen=True, slots=True)
+class TextOptions:
+    """What a request says about turning tokens into text."""
+
+    stops: tuple[str, ...] = ()
+    stop_ids: frozenset[int] = frozenset()
+    is_stop_included: bool = False
+    min_tokens: int = 0
+    skip_special: bool = True
+    keeps_tokens: bool = False  # ids or log-probabilities go to the client
+
+
+@dataclass(slots=True)
+class Delta:
+    """What one reply of the head added, or all replies together."""
+
+    text: str = ""
+    tokens: list[ring_pb2.SampledToken] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)  # where each token's text begins, in characters
+
+
+class Choice:
+    """The state of one answer. `feed` until `finish_reason` is set."""
+
+    __slots__ = (
+        "_detokenizer",
+        "_kept",
+        "_num_chars",
+        "_options",
+        "_stop",
+        "finish_reason",
+        "index",
+        "num_tokens",
+    )
+
+    def __init__(
+        self, index: int, prompt: list[int], options: TextOptions, tokenizer: Tokenizer, num_echoed: int = 0
+    ) -> None:
+        self.index = index
+        self.finish_reason = ""
+        self.num_tokens = 0
+        self._options = options
+        self._detokenizer = tokenizer.detokenizer(prompt, skip_special=options.skip_special)
+        self._stop = (
+            StopFilter(options.stops, is_included=options.is_stop_included) if options.stops else None
+        )
+        self._kept = Delta()
+        self._num_chars = num_echoed
+
+    def feed(self, reply: head_pb2.GenerateReply) -> Delta | None:
+        """The text that may be shown now, with the tokens and log-probabilities held back so far.
+
+        None while there is nothing to show. Tokens after a stop string are not counted.
+        """
+        text = ""
+        for token in reply.tokens:
+            text += self._add(token)
+            if self._stop is not None and self._stop.is_matched:
+                self.finish_reason = "stop"
+                return self._take(text)
+        if reply.finish_reason:
+            self.finish_reason = reply.finish_reason
+            text += self._filtered(self._detokenizer.flush())
+            if self._stop is not None:
+                text += self._stop.flush()
+            return self._take(text)
+        return self._take(text) if text else None
+
+    def _add(self, token: ring_pb2.SampledToken) -> str:
+        options = self._options
+        self.num_tokens += 1
+        is_shown = token.id not in options.stop_ids or options.is_stop_included
+        text = self._detokenizer.add(token.id) if is_shown else ""
+        if options.keeps_tokens:
+            self._kept.tokens.append(token)
+            self._kept.offsets.append(self._num_chars)
+            self._num_chars += len(text)
+        return self._filtered(text)
+
+    def _filtered(self, text: str) -> str:
+        # As in vLLM, a stop string counts only once it is not part of the first min_tokens tokens.
+        if self._stop is None or self.num_tokens <= self._options.min_tokens:
+            return text
+        return self._stop.push(text)
+
+    def _take(self, text: str) -> Delta:
+        kept, self._kept = self._kept, Delta()
+        kept.text = text
+        return kept
+
+
+def finite(logprob: float) -> float:
+    """A log-probability that JSON can hold."""
+    return max(logprob, LOWEST_LOGPROB)

@@ -1,0 +1,99 @@
+"""What every HTTP request passes first: API keys, the Host header, counting. Event loop only."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import socket
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cluster.api.errors import ApiError
+from cluster.api.metrics import Metrics
+
+OPEN_PATHS = ("/health",)
+_LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
+
+
+class Gate:
+    """Lets a request through to `app`, or answers 401 or 403."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str], metrics: Metrics, paths: frozenset[str]) -> None:
+        self._app = app
+        self._keys = [key.encode() for key in keys]
+        self._metrics = metrics
+        self._paths = paths
+        self._host_names = {"", "localhost", socket.gethostname().lower()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = 499  # as nginx counts clients that left before the first byte
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        self._metrics.num_in_flight += 1
+        try:
+            refusal = self._refusal(scope["path"], Headers(scope=scope))
+            app = self._app if refusal is None else error_response(refusal)
+            await app(scope, receive, counted)
+        except Exception:
+            status = 500
+            raise
+        finally:
+            path = scope["path"] if scope["path"] in self._paths else "other"
+            self._metrics.requests[path, status] += 1
+            self._metrics.num_in_flight -= 1
+
+    def _refusal(self, path: str, headers: Headers) -> ApiError | None:
+        if not self._keys:
+            return None if self._is_local(headers.get("host", "")) else _foreign_host()
+        if path in OPEN_PATHS or self._has_key(headers.get("authorization", "")):
+            return None
+        return ApiError(
+            401,
+            "The API key is missing or wrong: send the header `Authorization: Bearer KEY`.",
+            code="invalid_api_key",
+            headers={"www-authenticate": "Bearer"},
+        )
+
+    def _has_key(self, header: str) -> bool:
+        scheme, _, given = header.partition(" ")
+        found = [hmac.compare_digest(given.strip().encode(), key) for key in self._keys]
+        return scheme.lower() == "bearer" and any(found)
+
+    def _is_local(self, host: str) -> bool:
+        """Without keys only names of this machine pass: a web page may point its own name at 127.0.0.1."""
+        name = host.lower()
+        if name.startswith("["):
+            name = name[1:].partition("]")[0]
+        elif name.count(":") == 1:
+            name = name.partition(":")[0]
+        if name in self._host_names or name.endswith(_LOCAL_SUFFIXES):
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """An error as JSON."""
+    return JSONResponse(error.content(), error.status, headers=error.headers)
+
+
+def _foreign_host() -> ApiError:
+    return ApiError(
+        403,
+        "The Host header is no name of this machine; set API keys (MACRAME_API_KEYS) to serve other names.",
+        code="host_not_allowed",
+    )

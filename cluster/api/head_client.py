@@ -1,0 +1,166 @@
+"""The gRPC client of the head: its tokens, and a watch on whether it lives. Event loop only."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Any
+
+import grpc
+
+from cluster.api.errors import ApiError, from_rpc, internal, unavailable
+from proto import head_pb2, head_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 0.1
+SILENT_S = 1.0  # then nothing new is sent to the head
+LOST_S = 1.5  # then what runs is ended: a frozen process never breaks a stream by itself
+RETRY_S = (0.1, 0.2, 0.4, 0.8, 1.0)
+MAX_MESSAGE_BYTES = 64 << 20
+
+CHANNEL_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.keepalive_time_ms", 5000),
+    ("grpc.keepalive_timeout_ms", 2000),
+    ("grpc.http2.ping_timeout_ms", 2000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.enable_http_proxy", 0),
+]
+
+
+class Generation:
+    """One Generate call. Closing it cancels the request on every stage."""
+
+    def __init__(self, client: HeadClient, call: Any) -> None:
+        self._client = client
+        self._call = call
+        self._lost = ""
+
+    async def read(self) -> head_pb2.GenerateReply:
+        """The next reply; raises ApiError where the call failed, or ended before its finish_reason."""
+        try:
+            reply = await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error) from None
+        except asyncio.CancelledError:
+            if self._lost:
+                raise unavailable(self._lost) from None
+            raise
+        if reply is grpc.aio.EOF:
+            raise internal("The head ended the answer without a reason.")
+        return reply  # type: ignore[no-any-return]
+
+    def fail(self, reason: str) -> None:
+        """Ends the call; whoever reads gets a 503 with `reason`."""
+        self._lost = reason
+        self._call.cancel()
+
+    def close(self) -> None:
+        """Leaves the stream; a second time does nothing."""
+        self._client.generations.discard(self)
+        self._call.cancel()
+
+
+class HeadClient:
+    """Keeps the newest cluster status and all calls that run. `start` and `close` in the same event loop."""
+
+    def __init__(self, address: str, token: str | None) -> None:
+        self.address = address
+        self.generations: set[Generation] = set()
+        self.status: head_pb2.ClusterStatus | None = None
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._silent_s = 0.0  # counted in ticks of this loop: a loop that was busy is no silence of the head
+        self._broken = "it has not answered yet"
+        self._closing = ""
+        self._tasks: list[asyncio.Task[None]] = []
+        self._channel: Any = None
+        self._stub: Any = None
+
+    async def start(self) -> None:
+        self._channel = grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS)
+        self._stub = head_pb2_grpc.HeadStub(self._channel)
+        self._tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self._count_silence())]
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._channel.close()
+
+    @property
+    def trouble(self) -> str:
+        """Why the head cannot be asked now; empty where it can."""
+        if self._closing:
+            return self._closing
+        if self._broken:
+            return f"The head at {self.address} cannot be reached: {self._broken}."
+        if self._silent_s >= SILENT_S:
+            return f"The head at {self.address} has been silent for {self._silent_s:.1f} s."
+        return ""
+
+    @property
+    def is_silent(self) -> bool:
+        """Connected, but not heard: a frozen process."""
+        return not self._broken and self._silent_s >= SILENT_S
+
+    def generate(self, request: head_pb2.GenerateRequest) -> Generation:
+        """Starts a request; raises ApiError 503 where the head is not there."""
+        if self.trouble:
+            raise unavailable(self.trouble)
+        generation = Generation(self, self._stub.Generate(request, metadata=self._metadata))
+        self.generations.add(generation)
+        return generation
+
+    def fail_all(self, reason: str, *, is_closing: bool = False) -> None:
+        """Ends every running request with a 503 or an error event; when closing, refuses new ones."""
+        if is_closing:
+            self._closing = reason
+        for generation in list(self.generations):
+            generation.fail(reason)
+
+    async def _watch(self) -> None:
+        num_failures = 0
+        while True:
+            call = self._stub.WatchCluster(head_pb2.ClusterRequest(), metadata=self._metadata)
+            try:
+                while (status := await call.read()) is not grpc.aio.EOF:
+                    self.status = status
+                    self._silent_s = 0.0
+                    self._broken = ""
+                    num_failures = 0
+                self._broken = "it ended the connection"
+            except grpc.aio.AioRpcError as error:
+                self._broken = (error.details() or error.code().name).rstrip(".")
+                if num_failures == 0:
+                    logger.info("the watch on the head broke: %s", self._broken)
+            finally:
+                call.cancel()
+            num_failures += 1
+            await asyncio.sleep(RETRY_S[min(num_failures, len(RETRY_S)) - 1])
+
+    async def _count_silence(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._silent_s += TICK_S
+            if self._silent_s >= LOST_S and self.generations:
+                reason = self.trouble or f"The head has been silent for {self._silent_s:.1f} s."
+                logger.warning("%d requests end: %s", len(self.generations), reason)
+                self.fail_all(reason)
+
+    async def wait_until_heard(self, timeout_s: float) -> None:
+        """Returns at the first status, or after `timeout_s`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self.status is None:
+                    await asyncio.sleep(0.02)
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """What a client reads of an unexpected error."""
+    return error if isinstance(error, ApiError) else internal()

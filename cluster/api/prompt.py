@@ -1,0 +1,234 @@
+"""Prompts and messages of a request, checked, as token ids. Pure; may run in any thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.api.errors import ApiError, bad_request
+from cluster.api.schema import ROLES, ChatBody, CompletionBody
+from cluster.tokenizer import ChatError, Tokenizer
+
+MAX_ANSWERS = 64  # of one request
+# Of a message an assistant once sent, these come back empty from OpenAI's client.
+_EMPTY_MESSAGE_FIELDS = ("refusal", "annotations", "audio", "function_call", "tool_calls")
+_TEMPLATE_MESSAGE_FIELDS = ("name", "reasoning", "reasoning_content")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the ring serves; 0 where the head has no plan yet."""
+
+    context: int  # tokens of prompt and answer together
+    vocab_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    tokens: list[int]
+    echo: str = ""  # the prompt's text, where the answer shall begin with it
+
+
+def read_prompts(body: CompletionBody, tokenizer: Tokenizer, limits: Limits) -> list[Prompt]:
+    """`prompt` as a text, a list of texts, a list of ids, or a list of those; raises ApiError."""
+    given = body.prompt
+    if given is None:
+        raise bad_request("prompt is missing.", "prompt", "missing_parameter")
+    if isinstance(given, str) or (isinstance(given, list) and given and _is_id(given[0])):
+        given = [given]
+    if not isinstance(given, list):
+        raise bad_request("prompt must be a text, a list of texts, or token ids.", "prompt", "invalid_value")
+    if not given:
+        raise bad_request("prompt is empty.", "prompt", "empty_prompt")
+    if len(given) * (body.n or 1) > MAX_ANSWERS:
+        raise bad_request(
+            f"prompt: {len(given)} prompts with n = {body.n or 1} make more than {MAX_ANSWERS} answers; "
+            "send several requests.",
+            "prompt",
+        )
+    add_special_tokens = body.add_special_tokens is not False
+    prompts = []
+    for item in given:
+        if isinstance(item, str):
+            tokens = _encode(item, tokenizer, limits, add_special_tokens)
+        elif isinstance(item, list):
+            tokens = _check_ids(item, tokenizer, limits)
+        else:
+            raise bad_request(
+                "prompt must be a text, a list of texts, or token ids.", "prompt", "invalid_value"
+            )
+        echo = (item if isinstance(item, str) else tokenizer.decode(tokens)) if body.echo else ""
+        prompts.append(Prompt(tokens, echo))
+    return prompts
+
+
+def read_chat(body: ChatBody, tokenizer: Tokenizer, limits: Limits) -> Prompt:
+    """`messages` through the model's chat template; raises ApiError."""
+    messages = read_messages(body.messages, tokenizer)
+    _refuse_long_text(
+        sum(len(message.get("content", "")) for message in messages), tokenizer, limits, "messages"
+    )
+    is_continued = bool(body.continue_final_message)
+    args = body.chat_template_kwargs or {}
+    for name in (
+        "chat_template",
+        "tokenize",
+        "return_dict",
+        "messages",
+        "conversation",
+        "tools",
+        "documents",
+    ):
+        if name in args:
+            raise bad_request(f"chat_template_kwargs: {name} is not supported.", "chat_template_kwargs")
+    try:
+        tokens = tokenizer.encode_chat(
+            messages,
+            add_generation_prompt=not is_continued and body.add_generation_prompt is not False,
+            continue_final_message=is_continued,
+            template_args=args,
+        )
+    except ChatError as error:
+        raise bad_request(str(error), "messages", "chat_template_error") from None
+    if not tokens:
+        raise bad_request("messages make an empty prompt.", "messages", "empty_prompt")
+    return Prompt(tokens)
+
+
+def read_messages(given: Any, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """The messages as a template reads them: text parts joined, `developer` as the model knows it."""
+    if given is None:
+        raise bad_request("messages is missing.", "messages", "missing_parameter")
+    if not isinstance(given, list):
+        raise bad_request("messages must be a list.", "messages", "invalid_value")
+    if not given:
+        raise bad_request("messages is empty.", "messages", "empty_prompt")
+    return [_read_message(message, f"messages[{i}]", tokenizer) for i, message in enumerate(given)]
+
+
+def _read_message(message: Any, place: str, tokenizer: Tokenizer) -> dict[str, Any]:
+    if not isinstance(message, dict):
+        raise bad_request(f"{place} must be an object with role and content.", place, "invalid_value")
+    role = message.get("role")
+    if role not in ROLES:
+        raise bad_request(
+            f"{place}.role must be one of {', '.join(ROLES)}.", f"{place}.role", "invalid_value"
+        )
+    read: dict[str, Any] = {"role": role}
+    if role == "developer" and not tokenizer.template_mentions("developer"):
+        read["role"] = "system"
+    read["content"] = _read_content(message.get("content"), f"{place}.content")
+    for name, value in message.items():
+        if name in ("role", "content") or value is None:
+            continue
+        if name in _TEMPLATE_MESSAGE_FIELDS and isinstance(value, str):
+            _check_unicode(value, f"{place}.{name}")
+            read[name] = value
+        elif name not in _EMPTY_MESSAGE_FIELDS or value != []:
+            raise bad_request(f"{place}.{name} is not supported.", f"{place}.{name}", "unsupported_parameter")
+    return read
+
+
+def _read_content(content: Any, place: str) -> str:
+    if isinstance(content, list):
+        texts = []
+        for i, part in enumerate(content):
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind != "text" or not isinstance(part.get("text"), str) or len(part) > 2:
+                shown = f" of type {kind!r}" if isinstance(kind, str) else ""
+                raise bad_request(
+                    f"{place}[{i}]: a part{shown} is not supported; only text parts are.", f"{place}[{i}]"
+                )
+            texts.append(part["text"])
+        content = "".join(texts)
+    if not isinstance(content, str):
+        raise bad_request(f"{place} must be a text or a list of text parts.", place, "invalid_value")
+    _check_unicode(content, place)
+    return content
+
+
+def _encode(text: str, tokenizer: Tokenizer, limits: Limits, add_special_tokens: bool) -> list[int]:
+    _check_unicode(text, "prompt")
+    _refuse_long_text(len(text), tokenizer, limits, "prompt")
+    tokens = tokenizer.encode(text, add_special_tokens=add_special_tokens) if text else []
+    if not tokens:
+        raise bad_request("prompt is empty.", "prompt", "empty_prompt")
+    return tokens
+
+
+def _check_ids(tokens: list[Any], tokenizer: Tokenizer, limits: Limits) -> list[int]:
+    if not tokens:
+        raise bad_request("prompt is empty.", "prompt", "empty_prompt")
+    if limits.context and len(tokens) >= limits.context:
+        raise too_long(limits.context, len(tokens), None, "prompt")
+    size = limits.vocab_size or tokenizer.size
+    for i, token in enumerate(tokens):
+        if not _is_id(token):
+            raise bad_request(
+                f"prompt: element {i} is not a token id (a whole number).", "prompt", "invalid_value"
+            )
+        if not 0 <= token < size:
+            raise bad_request(
+                f"prompt: the token id {token} is not in the vocabulary (0 to {size - 1}).",
+                "prompt",
+                "invalid_value",
+            )
+    return tokens
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_unicode(text: str, place: str) -> None:
+    """JSON can spell lone surrogates, which are no text."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise bad_request(
+                f"{place} is not valid Unicode: a lone surrogate at character {error.start}.", place
+            ) from None
+
+
+def _refuse_long_text(num_chars: int, tokenizer: Tokenizer, limits: Limits, place: str) -> None:
+    """Spares the tokenizer a text that cannot fit, even in the vocabulary's longest tokens."""
+    at_least = num_chars // max(tokenizer.max_token_chars, 1)
+    if limits.context and at_least > 4 * limits.context:
+        raise too_long(limits.context, at_least, None, place, is_estimate=True)
+
+
+def too_long(
+    context: int, num_prompt: int, num_answer: int | None, place: str, *, is_estimate: bool = False
+) -> ApiError:
+    """The refusal of a request that does not fit the context, with its numbers."""
+    about = "at least " if is_estimate else ""
+    if num_answer is None:
+        asked = f"your {place} {'has' if place == 'prompt' else 'have'} {about}{num_prompt} tokens"
+        cure = f"Please shorten the {place} to less than {context} tokens."
+    else:
+        asked = (
+            f"you requested {num_prompt + num_answer} tokens "
+            f"({num_prompt} in the {place}, {num_answer} in the completion)"
+        )
+        cure = f"Please reduce the length of the {place} or of the completion."
+    return bad_request(
+        f"This model's maximum context length is {context} tokens. However, {asked}. {cure}",
+        place,
+        "context_length_exceeded",
+    )
+
+
+def answer_tokens(
+    asked: int | None, default: int | None, prompt: Sequence[int], limits: Limits, place: str
+) -> int:
+    """max_tokens of one answer: what was asked for, else the default, else the rest of the context."""
+    room = limits.context - len(prompt)
+    if room <= 0:
+        raise too_long(limits.context, len(prompt), None if asked is None else asked, place)
+    if asked is None:
+        return room if default is None else min(default, room)
+    if asked > room:
+        raise too_long(limits.context, len(prompt), asked, place)
+    return asked

@@ -1,0 +1,175 @@
+"""From a request's body to its Answer. Event loop only; long texts are tokenized in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from cluster.api.answer import Answer, Job
+from cluster.api.chat import ChatShape
+from cluster.api.choice import TextOptions
+from cluster.api.completions import CompletionShape
+from cluster.api.errors import ApiError, bad_request, unavailable
+from cluster.api.head_client import HeadClient
+from cluster.api.metrics import Metrics
+from cluster.api.prompt import Limits, Prompt, answer_tokens, read_chat, read_prompts
+from cluster.api.sampling import SamplingDefaults, read_sampling, with_seed
+from cluster.api.schema import ChatBody, CompletionBody, GenerateBody, parse_body
+from cluster.api.shape import AnswerOptions
+from cluster.tokenizer import Tokenizer
+from proto import head_pb2
+
+DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's and vLLM's, for /v1/completions
+INLINE_BYTES = 8192  # a longer body is tokenized in a thread, beside the streams
+
+T = TypeVar("T")
+
+
+class Service:
+    """What all requests share. The tokenizer comes later than the first request may."""
+
+    def __init__(self, model: str, base: Path, head: HeadClient) -> None:
+        self.head = head
+        self.metrics = Metrics()
+        self.started_at_s = int(time.time())
+        self.model_names = served_names(model, base)
+        self._tokenizer: Tokenizer | None = None
+        self._defaults = SamplingDefaults()
+
+    @property
+    def model(self) -> str:
+        """The id that clients see."""
+        return self.model_names[0]
+
+    @property
+    def is_tokenizer_loaded(self) -> bool:
+        return self._tokenizer is not None
+
+    def use(self, tokenizer: Tokenizer, defaults: SamplingDefaults) -> None:
+        """The tokenizer is there: requests may come."""
+        self._tokenizer, self._defaults = tokenizer, defaults
+
+    async def complete(self, raw: bytes) -> Answer:
+        """POST /v1/completions; raises ApiError."""
+        body = parse_body(raw, CompletionBody)
+        tokenizer = self._ready(body)
+        limits = self._limits()
+        prompts = await _tokenized(len(raw), lambda: read_prompts(body, tokenizer, limits))
+        options = self._options(body, body.logprobs is not None, body.logprobs or 0)
+        job = self._job(
+            "cmpl-",
+            body,
+            prompts,
+            options,
+            default_tokens=DEFAULT_COMPLETION_TOKENS,
+            eos_ids=tokenizer.eos_ids,
+        )
+        shape = CompletionShape(job.requests[0].request_id, int(time.time()), self.model, options, tokenizer)
+        return Answer(job, shape, tokenizer, self.head, self.metrics)
+
+    async def chat(self, raw: bytes) -> Answer:
+        """POST /v1/chat/completions; raises ApiError."""
+        body = parse_body(raw, ChatBody)
+        tokenizer = self._ready(body)
+        limits = self._limits()
+        prompt = await _tokenized(len(raw), lambda: read_chat(body, tokenizer, limits))
+        options = self._options(body, bool(body.logprobs), body.top_logprobs or 0)
+        job = self._job("chatcmpl-", body, [prompt], options, default_tokens=None, eos_ids=tokenizer.eos_ids)
+        shape = ChatShape(job.requests[0].request_id, int(time.time()), self.model, options, tokenizer)
+        return Answer(job, shape, tokenizer, self.head, self.metrics)
+
+    def check_model(self, name: str) -> None:
+        """Raises ApiError 404 for a model that is not served."""
+        if name not in self.model_names:
+            raise ApiError(
+                404,
+                f"The model {name[:200]!r} does not exist here; the served model is {self.model!r}.",
+                param="model",
+                code="model_not_found",
+            )
+
+    def _ready(self, body: GenerateBody) -> Tokenizer:
+        if body.model is not None:
+            self.check_model(body.model)
+        body.stops  # noqa: B018  # a wrong one is refused before any work
+        if self._tokenizer is None:
+            raise unavailable("The tokenizer is being loaded.", "loading")
+        return self._tokenizer
+
+    def _limits(self) -> Limits:
+        status = self.head.status
+        return Limits(0, 0) if status is None else Limits(status.context, status.vocab_size)
+
+    def _options(self, body: GenerateBody, has_logprobs: bool, num_top: int) -> AnswerOptions:
+        return AnswerOptions(
+            is_streamed=bool(body.stream),
+            has_usage=bool(body.stream_options and body.stream_options.include_usage),
+            has_token_ids=bool(body.return_token_ids),
+            has_logprobs=has_logprobs,
+            num_top=num_top,
+        )
+
+    def _job(
+        self,
+        prefix: str,
+        body: GenerateBody,
+        prompts: Sequence[Prompt],
+        options: AnswerOptions,
+        *,
+        default_tokens: int | None,
+        eos_ids: frozenset[int],
+    ) -> Job:
+        limits, place = self._limits(), "prompt" if isinstance(body, CompletionBody) else "messages"
+        if not limits.context:
+            status = self.head.status
+            raise unavailable(
+                self.head.trouble or (status.reason if status else "") or "The ring is starting."
+            )
+        sampling = read_sampling(body, self._defaults, eos_ids, limits.vocab_size)
+        answer_id = prefix + uuid.uuid4().hex
+        requests: list[head_pb2.GenerateRequest] = []
+        repeated: list[Prompt] = []
+        for prompt in prompts:
+            asked = body.max_completion_tokens or body.max_tokens
+            max_tokens = answer_tokens(asked, default_tokens, prompt.tokens, limits, place)
+            if sampling.min_tokens > max_tokens:
+                raise bad_request(
+                    f"min_tokens is {sampling.min_tokens}, but the answer has at most {max_tokens} tokens.", "min_tokens"
+                )
+            for choice in range(body.n or 1):
+                index = len(requests)
+                requests.append(
+                    head_pb2.GenerateRequest(
+                        request_id=f"{answer_id}-{index}" if index else answer_id,
+                        prompt=prompt.tokens,
+                        max_tokens=max_tokens,
+                        sampling=with_seed(sampling, choice),
+                    )
+                )
+                repeated.append(prompt)
+        text = TextOptions(
+            stops=body.stops,
+            stop_ids=frozenset(sampling.stop_ids),
+            is_stop_included=bool(body.include_stop_str_in_output),
+            min_tokens=body.min_tokens or 0,
+            skip_special=body.skip_special_tokens is not False,
+            keeps_tokens=options.has_token_ids or options.has_logprobs,
+        )
+        return Job(repeated, requests, sum(len(prompt.tokens) for prompt in prompts), text, options)
+
+
+def served_names(model: str, base: Path) -> tuple[str, ...]:
+    """The served id (a folder's last component, or the hub id), then what else clients may say."""
+    path = Path(model).expanduser()
+    places = [path] if path.is_absolute() else [base / path, Path.cwd() / path]
+    folder = next((place for place in places if place.is_dir()), None)
+    names = [model] if folder is None else [folder.resolve().name, model]
+    return tuple(dict.fromkeys(names))
+
+
+async def _tokenized(num_bytes: int, read: Callable[[], T]) -> T:
+    return read() if num_bytes <= INLINE_BYTES else await asyncio.to_thread(read)

@@ -1,0 +1,101 @@
+"""What both endpoints' answers have in common, and the JSON of a stream's chunks. Pure."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from json.encoder import encode_basestring, encode_basestring_ascii
+from typing import Any
+
+from cluster.api.choice import Delta
+from cluster.api.prompt import Prompt
+from cluster.tokenizer import Tokenizer
+
+DONE = b"data: [DONE]\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+
+    def content(self) -> dict[str, int]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerOptions:
+    """What the client wants to see of an answer."""
+
+    is_streamed: bool = False
+    has_usage: bool = False  # in a stream; otherwise it always comes
+    has_token_ids: bool = False
+    has_logprobs: bool = False
+    num_top: int = 0
+
+
+class Shape(ABC):
+    """How an endpoint writes answers: `whole`, or `opening`, `delta`s and `closing` of each choice."""
+
+    chunk_object: str
+
+    def __init__(
+        self, answer_id: str, created_s: int, model: str, options: AnswerOptions, tokenizer: Tokenizer
+    ) -> None:
+        self._head: dict[str, Any] = {
+            "id": answer_id,
+            "object": self.chunk_object,
+            "created": created_s,
+            "model": model,
+        }
+        self._options = options
+        self._tokenizer = tokenizer
+        self._before = "data: " + json.dumps(self._head)[:-1] + ', "choices": [{"index": '
+        self._after = '}], "usage": null}\n\n' if options.has_usage else "}]}\n\n"
+
+    @abstractmethod
+    def opening(self, index: int, prompt: Prompt) -> str:
+        """The first chunk of a choice; may be empty."""
+
+    @abstractmethod
+    def delta(self, index: int, delta: Delta) -> str:
+        """A chunk with text."""
+
+    @abstractmethod
+    def closing(self, index: int, finish_reason: str) -> str:
+        """The chunk with the finish_reason."""
+
+    @abstractmethod
+    def whole(self, prompts: list[Prompt], answers: list[tuple[Delta, str]], usage: Usage) -> dict[str, Any]:
+        """The body of an answer that is not streamed; answers are (everything, finish_reason)."""
+
+    def usage_chunk(self, usage: Usage) -> bytes:
+        """The last chunk, where stream_options.include_usage asked for it."""
+        return (
+            b"data: " + json.dumps(self._head | {"choices": [], "usage": usage.content()}).encode() + b"\n\n"
+        )
+
+    def _chunk(self, index: int, fields: str) -> str:
+        """One event; `fields` is JSON that follows the choice's index."""
+        return f"{self._before}{index}, {fields}{self._after}"
+
+    def _token_ids(self, delta: Delta) -> str:
+        if not self._options.has_token_ids:
+            return ""
+        return f', "token_ids": {[token.id for token in delta.tokens]}'
+
+    def _token_text(self, token: int) -> str:
+        return self._tokenizer.piece(token).decode("utf-8", "replace")
+
+
+def quote(text: str) -> str:
+    """`text` as a JSON string, without the characters that some readers take for a line's end."""
+    quoted = encode_basestring(text)
+    if not quoted.isascii() and any(end in quoted for end in ("\u2028", "\u2029", "\x85")):
+        return encode_basestring_ascii(text)
+    return quoted

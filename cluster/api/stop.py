@@ -1,0 +1,54 @@
+"""Stop strings over text that arrives in pieces. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class StopFilter:
+    """Passes text on as soon as it cannot be the beginning of a stop string any more.
+
+    After `is_matched` no more text comes. O(length of the longest stop string) per piece.
+    """
+
+    __slots__ = ("_held", "_is_included", "_stops", "is_matched")
+
+    def __init__(self, stops: Sequence[str], *, is_included: bool = False) -> None:
+        if not all(stops):
+            raise ValueError("a stop string is empty")
+        self._stops = tuple(stops)
+        self._is_included = is_included
+        self._held = ""
+        self.is_matched = False
+
+    def push(self, text: str) -> str:
+        """Takes the next piece; returns what may be shown now: everything before the first stop string."""
+        if self.is_matched:
+            return ""
+        held = self._held + text
+        found = [(held.find(stop), stop) for stop in self._stops if stop in held]
+        if found:
+            start, stop = min(found, key=lambda match: match[0])
+            self.is_matched = True
+            self._held = ""
+            return held[: start + len(stop)] if self._is_included else held[:start]
+        keep = self._num_held(held)
+        self._held = held[len(held) - keep :]
+        return held[: len(held) - keep]
+
+    def flush(self) -> str:
+        """What was held back, when no more text comes."""
+        held, self._held = self._held, ""
+        return held
+
+    def _num_held(self, text: str) -> int:
+        """Length of the longest end of `text` that begins some stop string."""
+        return max(
+            (
+                size
+                for stop in self._stops
+                for size in range(1, min(len(stop) - 1, len(text)) + 1)
+                if stop.startswith(text[len(text) - size :])
+            ),
+            default=0,
+        )

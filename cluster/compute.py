@@ -1,0 +1,164 @@
+"""The one thread of a node that touches MLX: it loads the shard, runs frames, and turns arrays into bytes.
+
+Everything reaches it through one queue, in order. Other threads only read its counters.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+import mlx.core as mx
+
+from cluster.engine import Engine
+from cluster.fault import Fault, injected
+from proto import ring_pb2
+from proto.codec import Tensor
+from shard_loader.weights import load_shard
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StepWork:
+    """A frame to run; `release` returns its credit to the sender."""
+
+    frame: ring_pb2.Frame
+    tensors: Sequence[Tensor]
+    release: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadWork:
+    """From now on this epoch: its layers, or none where start == stop."""
+
+    epoch: int
+    model_dir: Path
+    model_digest: str
+    start: int
+    stop: int
+
+
+@dataclass(slots=True)
+class LoadProgress:
+    """Bytes of this node's own weights. Written by the compute thread."""
+
+    loaded_bytes: int = 0
+    total_bytes: int = 0
+
+
+class ComputeThread:
+    """Runs work in order and reports through callbacks, which it calls from its own thread.
+
+    `on_output(frame, tensors)`: a frame for the next hop. `on_loaded(epoch)`, `on_failed(epoch, reason)`:
+    how a load ended.
+    """
+
+    def __init__(
+        self,
+        on_output: Callable[[ring_pb2.Frame, list[Tensor]], None],
+        on_loaded: Callable[[int], None],
+        on_failed: Callable[[int, str], None],
+    ) -> None:
+        self._on_output, self._on_loaded, self._on_failed = on_output, on_loaded, on_failed
+        self._inbox: SimpleQueue[StepWork | LoadWork | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
+        self._epoch = -1
+        self._loaded: tuple[str, int, int] | None = None
+        self._busy_since: float | None = None
+        self.engine: Engine | None = None
+        self.load = LoadProgress()
+        self.progress = 0
+        self.activity = "idle"
+
+    def start(self) -> None:
+        """Start the thread; call once."""
+        self._thread.start()
+
+    def post(self, work: StepWork | LoadWork) -> None:
+        """Queue work; never blocks. The queue is bounded by credits and by the head's frames in flight."""
+        self._inbox.put(work)
+
+    def stop(self, timeout_s: float) -> bool:
+        """Ask the thread to end; False if it was still computing after `timeout_s`."""
+        self._inbox.put(None)
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    @property
+    def busy_s(self) -> float:
+        """How long the present work has been running since it last made progress; 0 when idle."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def _tick(self) -> None:
+        self.progress += 1
+        self._busy_since = time.monotonic()
+
+    def _run(self) -> None:
+        step_delay_s = injected(Fault.STEP_DELAY_MS) / 1e3
+        while (work := self._inbox.get()) is not None:
+            self._busy_since = time.monotonic()
+            if isinstance(work, LoadWork):
+                self.activity = "loading"
+                self._load(work)
+            else:
+                self.activity = "computing"
+                if step_delay_s:
+                    time.sleep(step_delay_s)
+                self._step(work)
+            self.progress += 1
+            self.activity, self._busy_since = "idle", None
+            work = None  # a frame's bytes are not kept until the next one comes
+        self.engine = None
+
+    def _step(self, work: StepWork) -> None:
+        try:
+            if work.frame.epoch == self._epoch and self.engine is not None:
+                output = self.engine.step(work.frame, work.tensors)
+                if output is not None:
+                    self._on_output(*output)
+        except Exception as error:  # border: a frame that cannot even be read ends the epoch, not the node
+            logger.exception("frame %d of epoch %d failed", work.frame.seq, work.frame.epoch)
+            self._on_failed(work.frame.epoch, f"{type(error).__name__}: {error}")
+        finally:
+            work.release()
+
+    def _load(self, work: LoadWork) -> None:
+        self._epoch = work.epoch
+        wanted = (work.model_digest, work.start, work.stop)
+        try:
+            if self.engine is not None:
+                self.engine.drop_sessions()
+            if self._loaded != wanted:
+                self.engine, self._loaded = None, None
+                gc.collect()
+                mx.clear_cache()
+                if work.start < work.stop:
+                    self._load_shard(work)
+                self._loaded = wanted
+            elif self.engine is not None:
+                self.engine = Engine(self.engine.shard)
+            self._on_loaded(work.epoch)
+        except Exception as error:  # border: the head learns why, and the node lives on
+            logger.exception("loading layers %d:%d failed", work.start, work.stop)
+            self._on_failed(work.epoch, f"loading layers {work.start}:{work.stop} failed: {error}")
+
+    def _load_shard(self, work: LoadWork) -> None:
+        self.load = LoadProgress()
+        if delay_s := injected(Fault.LOAD_DELAY_S):
+            time.sleep(delay_s)
+
+        def on_progress(loaded_bytes: int, total_bytes: int) -> None:
+            self.load.loaded_bytes, self.load.total_bytes = loaded_bytes, total_bytes
+            self._tick()
+
+        mx.reset_peak_memory()
+        self.engine = Engine(load_shard(work.model_dir, work.start, work.stop, on_progress=on_progress))

@@ -1,0 +1,241 @@
+"""The cluster file that all nodes share: one model, its nodes and how to run them.
+
+A ClusterConfig is a frozen value that any thread may read;
+only `load_config`, `token` and `api_keys` read files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import stat
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cluster.config_forms import own_form, refuse_missing_model
+from cluster.config_nodes import LinkConfig, NodeConfig, is_loopback, read_host, read_links, read_nodes
+from cluster.config_read import ConfigError, Table, read_document, show
+
+log = logging.getLogger(__name__)
+
+STRATEGIES = ("optimal", "balanced", "memory_proportional", "compute_proportional", "uniform")
+OBJECTIVES = ("latency", "throughput", "ttft")
+DEFAULT_CONTEXT = 8192  # or the model's own, where that is smaller
+MAX_CONTEXT = 10**12
+MAX_CONCURRENCY = 10**6
+
+TOP_KEYS = (
+    *("model", "context", "concurrency", "strategy", "objective", "nodes", "links"),
+    *("api", "security", "load", "stall_timeout_s"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ApiConfig:
+    host: str = "127.0.0.1"
+    port: int = 8080  # 0: any free port
+    keys_file: str | None = None
+    queue: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class SecurityConfig:
+    token_file: str | None = None
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadConfig:
+    quantize: Any = None
+    kv_bits: int | None = None
+    adapters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterConfig:
+    path: Path
+    model: str  # a folder (absolute, or relative to the file's folder) or a hub id
+    nodes: tuple[NodeConfig, ...]
+    context: int | None = None  # tokens; None: the smaller of 8192 and the model's
+    concurrency: int = 1
+    strategy: str = "optimal"
+    objective: str = "latency"
+    links: tuple[LinkConfig, ...] = ()
+    api: ApiConfig = field(default_factory=ApiConfig)
+    security: SecurityConfig = field(default_factory=SecurityConfig)
+    load: LoadConfig = field(default_factory=LoadConfig)
+    stall_timeout_s: float = 120.0
+
+    @property
+    def model_dir_base(self) -> Path:
+        """The folder that a relative model path starts from: the one the file lies in."""
+        return self.path.resolve().parent
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits of what all nodes must agree on: no secrets, and no paths of one machine."""
+        values = asdict(self)
+        del values["path"], values["security"], values["api"]["keys_file"]
+        if Path(self.model).is_absolute():
+            values["model"] = Path(self.model).name
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def is_loopback(self) -> bool:
+        """True where no node listens beyond this machine."""
+        return all(is_loopback(node.host) for node in self.nodes)
+
+    def token(self) -> str | None:
+        """The cluster's token: from `security.token_file`, else from MACRAME_TOKEN. Raises ConfigError."""
+        if self.security.token_file is None:
+            return _clean_secret("the environment variable MACRAME_TOKEN", os.environ.get("MACRAME_TOKEN"))
+        return _clean_secret(*self._read_secret("security.token_file", self.security.token_file))
+
+    def api_keys(self) -> tuple[str, ...]:
+        """The keys that HTTP clients may use; empty where none are configured.
+
+        From `api.keys_file` (one a line), else from MACRAME_API_KEYS (commas). Raises ConfigError.
+        """
+        if self.api.keys_file is None:
+            source, text = "the environment variable MACRAME_API_KEYS", os.environ.get("MACRAME_API_KEYS")
+            parts = text.split(",") if text is not None else []
+        else:
+            source, text = self._read_secret("api.keys_file", self.api.keys_file)
+            parts = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+        keys = tuple(part.strip() for part in parts if part.strip())
+        if text is not None and not keys:
+            raise ConfigError(f"{source} holds no key: write at least one there")
+        for key in keys:
+            _clean_secret(source, key)
+        return keys
+
+    def check_credentials(self) -> None:
+        """Raises ConfigError where something would listen beyond loopback without a credential."""
+        for node in self.nodes:
+            if not is_loopback(node.host) and self.token() is None:
+                raise ConfigError(
+                    f"{self.path}: nodes[{node.rank}].host = {show(node.host)} is reachable from other "
+                    "machines, which needs a cluster token: set security.token_file or MACRAME_TOKEN"
+                )
+        if not is_loopback(self.api.host) and not self.api_keys():
+            raise ConfigError(
+                f"{self.path}: api.host = {show(self.api.host)} is reachable from other machines, "
+                "which needs API keys: set api.keys_file or MACRAME_API_KEYS"
+            )
+
+    def with_overrides(
+        self,
+        *,
+        model: str | None = None,
+        context: int | None = None,
+        concurrency: int | None = None,
+        strategy: str | None = None,
+        objective: str | None = None,
+    ) -> ClusterConfig:
+        """A copy where each given value takes the file's place."""
+        return replace(
+            self,
+            model=self.model if model is None else model,
+            context=self.context if context is None else context,
+            concurrency=self.concurrency if concurrency is None else concurrency,
+            strategy=self.strategy if strategy is None else strategy,
+            objective=self.objective if objective is None else objective,
+        )
+
+    def _read_secret(self, key: str, name: str) -> tuple[str, str]:
+        """Where the secret comes from, in words, and the text of its file."""
+        path = self.model_dir_base / Path(name).expanduser()
+        source = f"{path} ({key})"
+        try:
+            mode = stat.S_IMODE(path.stat().st_mode)
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise ConfigError(f"{self.path}: {key} = {show(name)} cannot be read: {reason}") from None
+        if mode & 0o077:
+            log.warning("%s can be read by other users of this machine: run chmod 600 %s", source, path)
+        return source, text
+
+
+def load_config(path: Path, *, model: str | None = None) -> ClusterConfig:
+    """Read a cluster file: macrame's own form, the older distributed_config.json, or an mlx.launch hostfile.
+
+    `model` takes the place of the file's. Raises ConfigError: one sentence with file, key and value.
+    """
+    table = Table(path, "", own_form(path, read_document(path)), TOP_KEYS)
+    named = model or table.take_str("model")
+    if named is None:
+        raise refuse_missing_model(path)
+    nodes = read_nodes(table)
+    return ClusterConfig(
+        path=path,
+        model=named,
+        nodes=nodes,
+        context=table.take_int("context", 1, MAX_CONTEXT),
+        concurrency=table.take_int("concurrency", 1, MAX_CONCURRENCY) or 1,
+        strategy=table.take_choice("strategy", STRATEGIES, "optimal"),
+        objective=table.take_choice("objective", OBJECTIVES, "latency"),
+        links=read_links(table, {node.name for node in nodes}),
+        api=_read_api(table.take_table("api", ("host", "port", "keys_file", "queue"))),
+        security=_read_security(table.take_table("security", ("token_file", "tls"))),
+        load=_read_load(table.take_table("load", ("quantize", "kv_bits", "adapters"))),
+        stall_timeout_s=table.take_number("stall_timeout_s", 86400) or 120.0,
+    )
+
+
+def _read_api(table: Table) -> ApiConfig:
+    port = table.take_int("port", 0, 65535, default=8080)
+    queue = table.take_int("queue", 0, 10**6, default=64)
+    assert port is not None
+    assert queue is not None
+    return ApiConfig(read_host(table, "host", "127.0.0.1"), port, table.take_str("keys_file"), queue)
+
+
+def _read_security(table: Table) -> SecurityConfig:
+    tls = table.take_table("tls", ("ca", "cert", "key"))
+    for key in ("ca", "cert", "key"):
+        if key in tls:
+            raise tls.error(
+                key, "asks for TLS, which this version does not have: use a token and a trusted network"
+            )
+    return SecurityConfig(token_file=table.take_str("token_file"))
+
+
+def _read_load(table: Table) -> LoadConfig:
+    for key in ("quantize", "kv_bits"):
+        if key in table:
+            raise table.error(key, "is not supported by this version: use null")
+    if table.take_list("adapters"):
+        raise table.error("adapters", "is not supported by this version: use an empty list")
+    return LoadConfig()
+
+
+def _clean_secret(source: str, text: str | None) -> str | None:
+    """The secret without white space around it. Raises ConfigError where it is empty or not printable."""
+    if text is None:
+        return None
+    secret = text.strip()
+    if not secret:
+        raise ConfigError(f"{source} is empty: write a long random string there")
+    if not secret.isascii() or not secret.isprintable() or " " in secret:
+        raise ConfigError(f"{source} must be one line of printable ASCII without spaces")
+    return secret
+
+
+__all__ = [
+    "ApiConfig",
+    "ClusterConfig",
+    "ConfigError",
+    "LinkConfig",
+    "LoadConfig",
+    "NodeConfig",
+    "SecurityConfig",
+    "is_loopback",
+    "load_config",
+]

@@ -1,0 +1,110 @@
+"""The control service of every node: an RPC border over Node. gRPC handler threads."""
+
+from __future__ import annotations
+
+import platform
+import threading
+from collections.abc import Iterator
+
+import grpc
+
+from cluster.node import Node
+from cluster.versions import macrame_version, mlx_lm_version, mlx_version
+from planner.node_profile import NodeProfile
+from proto import control_pb2, control_pb2_grpc
+
+HEAD_GONE_S = 2.0  # without a watching head for so long, a node frees its sessions
+
+
+class ControlService(control_pb2_grpc.ControlServicer):
+    """Answers the head; `profile` is what this machine measured of itself."""
+
+    def __init__(self, node: Node, profile: NodeProfile) -> None:
+        self._node, self._profile = node, profile
+        self._lock = threading.Lock()
+        self._num_watchers = 0
+        self._gone_timer: threading.Timer | None = None
+        self._is_closed = False
+
+    def close(self) -> None:
+        """No timer outlives the service."""
+        with self._lock:
+            self._is_closed = True
+            if self._gone_timer is not None:
+                self._gone_timer.cancel()
+
+    def Profile(  # noqa: N802
+        self, request: control_pb2.ProfileRequest, context: grpc.ServicerContext
+    ) -> control_pb2.NodeProfile:
+        """What this machine is."""
+        node, profile = self._node, self._profile
+        return control_pb2.NodeProfile(
+            name=node.name,
+            chip=profile.chip or "",
+            gpu_cores=profile.gpu_cores or 0,
+            memory_bytes=profile.memory_bytes,
+            ceiling_bytes=profile.ceiling_bytes,
+            available_bytes=profile.available_bytes or 0,
+            device=profile.device,
+            mlx_version=mlx_version(),
+            mlx_lm_version=mlx_lm_version(),
+            macrame_version=macrame_version(),
+            config_digest=node.config.digest,
+            platform=platform.platform(),
+        )
+
+    def Assign(  # noqa: N802
+        self, request: control_pb2.AssignRequest, context: grpc.ServicerContext
+    ) -> control_pb2.AssignReply:
+        """Take a plan; returns at once."""
+        try:
+            reason = self._node.assign(request)
+        except ValueError as error:
+            reason = f"the plan cannot be read: {error}"
+        return control_pb2.AssignReply(accepted=not reason, reason=reason)
+
+    def Status(  # noqa: N802
+        self, request: control_pb2.StatusRequest, context: grpc.ServicerContext
+    ) -> control_pb2.NodeStatus:
+        """One status."""
+        return self._node.status()
+
+    def Watch(  # noqa: N802
+        self, request: control_pb2.WatchRequest, context: grpc.ServicerContext
+    ) -> Iterator[control_pb2.NodeStatus]:
+        """Statuses until the caller leaves or this node closes."""
+        interval_s = min(max(request.beat_interval_ms, 20), 1000) / 1e3
+        is_head = request.head_incarnation != 0
+        if is_head:
+            self._head_came()
+            context.add_callback(self._head_left)
+        node = self._node
+        while context.is_active():
+            yield node.status()
+            if node.is_closing:
+                return
+            with node.changed:
+                node.changed.wait(interval_s)
+
+    def Drain(  # noqa: N802
+        self, request: control_pb2.DrainRequest, context: grpc.ServicerContext
+    ) -> control_pb2.DrainReply:
+        """End this node's sessions and leave the epoch."""
+        self._node.leave("drained")
+        return control_pb2.DrainReply(sessions_left=self._node.status().num_sessions)
+
+    def _head_came(self) -> None:
+        with self._lock:
+            self._num_watchers += 1
+            if self._gone_timer is not None:
+                self._gone_timer.cancel()
+                self._gone_timer = None
+
+    def _head_left(self) -> None:
+        with self._lock:
+            self._num_watchers -= 1
+            if self._num_watchers or self._is_closed:
+                return
+            self._gone_timer = threading.Timer(HEAD_GONE_S, self._node.leave, ["the head is gone"])
+            self._gone_timer.daemon = True
+            self._gone_timer.start()

@@ -1,0 +1,292 @@
+"""The sending end of an edge.
+
+`send` never blocks, on any thread. An edge thread connects, greets, reads replies and makes all callbacks;
+gRPC's own thread takes messages from the outbox.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from queue import SimpleQueue
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from cluster.heartbeat import BEAT_INTERVAL_S, SILENCE_LIMIT_S, TICK_S, heartbeat
+from cluster.rpc import connect, token_metadata
+from proto import ring_pb2
+from proto.codec import Tensor, encode
+
+EDGE_METHOD = "/macrame.v1.Ring/Edge"
+PROTOCOL = 1
+CREDIT_BATCH_BYTES = 64 << 10  # a receiver owes at most so much before it sends a credit
+MAX_WAITING_BYTES = 512 << 20  # of frames that wait for credit
+CONNECT_LIMIT_S = 2.0  # for connection and WELCOME, then the attempt begins anew
+RETRY_S, MAX_RETRY_S = 0.05, 0.5
+NUM_ROUND_TRIPS = 64
+_FINAL_CODES = frozenset(
+    (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.UNIMPLEMENTED,
+    )
+)
+# Codes with which gRPC itself ends a stream whose connection is gone.
+_TRANSPORT_CODES = frozenset(
+    (
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+    )
+)
+
+
+class EdgeSender:
+    """One edge of one epoch, from connecting to the end; after on_down or on_refused it is over.
+
+    It retries until the peer is there and assigned to the epoch. Callbacks run one at a time on the edge
+    thread and none begins after close(): on_up() once the peer said WELCOME and on_down(reason) when that
+    is over, or on_refused(reason) alone. `beat` is asked on the timer thread and must be quick.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        token: str | None,
+        hello: ring_pb2.Hello,
+        *,
+        on_up: Callable[[], None],
+        on_down: Callable[[str], None],
+        on_refused: Callable[[str], None],
+        beat: Callable[[], ring_pb2.Beat],
+        on_beat: Callable[[ring_pb2.Beat], None] | None = None,
+    ) -> None:
+        self._address, self._metadata = address, token_metadata(token)
+        self._hello = ring_pb2.Hello()
+        self._hello.CopyFrom(hello)
+        self._hello.protocol = PROTOCOL
+        self._peer = f"rank {hello.to_rank} at {address}"
+        self._on_up, self._on_down, self._on_refused = on_up, on_down, on_refused
+        self._beat, self._on_beat = beat, on_beat
+        self._closing = threading.Event()
+        self._waiting_for = f"{self._peer}: connecting"
+        self._lock = threading.Lock()  # guards what follows
+        self._call: Any = None
+        self._outbox: SimpleQueue[bytes | None] | None = None  # there while the edge is up
+        self._waiting: deque[tuple[list[bytes], int]] = deque()  # frames without credit yet
+        self._waiting_bytes = 0
+        self._window_bytes = 0
+        self._outstanding_bytes = 0  # sent, and no credit for them yet
+        self._broken = ""  # why we gave the stream up
+        self._silent_s = 0.0
+        self._since_beat_s = 0.0
+        self._beats_sent: deque[float] = deque()  # perf_counter() of those not answered yet
+        self._round_trips_ms: deque[float] = deque(maxlen=NUM_ROUND_TRIPS)
+        self._thread = threading.Thread(target=self._run, name=f"edge to {self._peer}", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_up(self) -> bool:
+        """Frames can be sent."""
+        return self._outbox is not None
+
+    @property
+    def waiting_for(self) -> str:
+        """What a connecting edge waits for, for people; empty once it is up."""
+        return "" if self.is_up else self._waiting_for
+
+    def recent_hop_ms(self) -> list[float]:
+        """One way times: half of each of the latest heartbeats' round trips."""
+        with self._lock:
+            return [round_trip_ms / 2 for round_trip_ms in self._round_trips_ms]
+
+    def send(self, frame: ring_pb2.Frame, tensors: Sequence[Tensor] = ()) -> bool:
+        """Queue a frame; False, and nothing happens, while the edge is not up. Never blocks.
+
+        Raises WireError for a frame that the format cannot carry.
+        """
+        messages = encode(frame, tensors)
+        nbytes = sum(map(len, messages))
+        with self._lock:
+            outbox = self._outbox
+            if outbox is None:
+                return False
+            if not self._waiting and self._may_go(nbytes):
+                self._outstanding_bytes += nbytes
+                for message in messages:
+                    outbox.put(message)
+                return True
+            self._waiting.append((messages, nbytes))
+            self._waiting_bytes += nbytes
+            if self._waiting_bytes > MAX_WAITING_BYTES:
+                self._give_up(f"{self._peer} does not keep up: {self._waiting_bytes} bytes wait to be sent")
+                return False
+        return True
+
+    def close(self) -> None:
+        """End the edge and its threads, within a second; may be called twice, and from a callback."""
+        self._closing.set()
+        with self._lock:
+            self._give_up("closed")
+        if threading.current_thread() is not self._thread:
+            self._thread.join(1.0)
+
+    def tick(self, elapsed_s: float) -> None:
+        """Timer thread: send a beat when one is due, and give up a peer that is silent."""
+        with self._lock:
+            self._silent_s += elapsed_s
+            self._since_beat_s += elapsed_s
+            outbox = self._outbox
+            limit_s = CONNECT_LIMIT_S if outbox is None else SILENCE_LIMIT_S
+            if self._silent_s >= limit_s:
+                self._give_up(f"{self._peer} has been silent for {limit_s:.1f} s")
+            if self._broken or outbox is None or self._since_beat_s < BEAT_INTERVAL_S - TICK_S / 2:
+                return
+            self._since_beat_s = 0.0
+        beat = self._beat()
+        with self._lock:
+            outbox.put(
+                ring_pb2.Frame(kind=ring_pb2.BEAT, epoch=self._hello.epoch, beat=beat).SerializeToString()
+            )
+            self._beats_sent.append(time.perf_counter())
+
+    # -- called with the lock held -----------------------------------------------------------------------
+    def _may_go(self, nbytes: int) -> bool:
+        """Within the window, or nothing outstanding but what the receiver may still owe."""
+        return (
+            self._outstanding_bytes + nbytes <= self._window_bytes
+            or self._outstanding_bytes <= CREDIT_BATCH_BYTES
+        )
+
+    def _give_up(self, reason: str) -> None:
+        if not self._broken:
+            self._broken = reason
+        if self._call is not None:
+            self._call.cancel()
+
+    # -- edge thread -------------------------------------------------------------------------------------
+    def _run(self) -> None:
+        channel = connect(self._address, None)
+        outcome: Callable[[], None] | None = None
+        pause_s = RETRY_S
+        try:
+            while outcome is None and not self._closing.is_set():
+                outcome = self._attempt(channel)
+                if outcome is None:
+                    self._closing.wait(pause_s)
+                    pause_s = min(2 * pause_s, MAX_RETRY_S)
+        finally:
+            channel.close()
+        if outcome is not None and not self._closing.is_set():
+            outcome()
+
+    def _attempt(self, channel: grpc.Channel) -> Callable[[], None] | None:
+        """One stream from HELLO to its end; the callback that is due then, or None to try again."""
+        outbox: SimpleQueue[bytes | None] = SimpleQueue()
+        outbox.put(ring_pb2.Frame(kind=ring_pb2.HELLO, hello=self._hello).SerializeToString())
+        requests: Iterator[Any] = iter(outbox.get, None)
+        call: Any = channel.stream_stream(EDGE_METHOD)(requests, metadata=self._metadata)
+        with self._lock:
+            self._call, self._silent_s = call, 0.0
+            self._broken = "closed" if self._closing.is_set() else ""
+            if self._broken:
+                call.cancel()
+        heartbeat.watch(self)
+        error: grpc.RpcError | None = None
+        was_up = False
+        try:
+            for message in call:
+                if was_up:
+                    self._take(message)
+                else:
+                    self._welcome(message, outbox)
+                    was_up = True
+        except grpc.RpcError as caught:
+            error = caught
+        finally:
+            heartbeat.unwatch(self)
+            with self._lock:
+                self._outbox = self._call = None
+                self._waiting.clear()
+            outbox.put(None)  # lets gRPC's thread go
+            call.cancel()
+        return self._outcome(error, was_up)
+
+    def _outcome(self, error: Any, was_up: bool) -> Callable[[], None] | None:
+        code = grpc.StatusCode.OK if error is None else error.code()
+        details = "" if error is None else error.details()
+        if was_up:
+            if self._broken:
+                reason = self._broken
+            elif code in _TRANSPORT_CODES:
+                reason = f"the connection to {self._peer} broke"
+            else:
+                reason = f"{self._peer} ended the edge: {details or 'it is closing'}"
+            return lambda: self._on_down(reason)
+        if code in _FINAL_CODES:
+            reason = f"{self._peer} refused the edge: {details}"
+            return lambda: self._on_refused(reason)
+        self._waiting_for = f"{self._peer}: {self._broken or details or 'no answer'}"
+        return None
+
+    def _welcome(self, message: bytes, outbox: SimpleQueue[bytes | None]) -> None:
+        reply = _parse(message)
+        with self._lock:
+            if not reply.HasField("welcome"):
+                self._give_up(f"{self._peer} answered HELLO with something else than WELCOME")
+                return
+            self._window_bytes = reply.welcome.window_bytes
+            self._outstanding_bytes = self._waiting_bytes = 0
+            self._silent_s = self._since_beat_s = 0.0
+            self._outbox = outbox
+        self._on_up()
+
+    def _take(self, message: bytes) -> None:
+        """A reply: any of them proves the peer alive."""
+        self._silent_s = 0.0
+        reply = _parse(message)
+        body = reply.WhichOneof("body")
+        if body == "beat":
+            with self._lock:
+                if self._beats_sent:
+                    self._round_trips_ms.append((time.perf_counter() - self._beats_sent.popleft()) * 1e3)
+            if self._on_beat is not None:
+                self._on_beat(reply.beat)
+        elif body == "credit":
+            self._take_credit(reply.credit.bytes)
+        else:
+            with self._lock:
+                self._give_up(
+                    f"{self._peer} ended the edge: {reply.abort.reason}"
+                    if body == "abort"
+                    else f"{self._peer} sent a reply that is none"
+                )
+
+    def _take_credit(self, nbytes: int) -> None:
+        with self._lock:
+            if nbytes > self._outstanding_bytes:
+                self._give_up(f"{self._peer} gave credit for {nbytes} bytes of {self._outstanding_bytes}")
+                return
+            self._outstanding_bytes -= nbytes
+            outbox = self._outbox
+            while outbox is not None and self._waiting and self._may_go(self._waiting[0][1]):
+                messages, frame_bytes = self._waiting.popleft()
+                self._waiting_bytes -= frame_bytes
+                self._outstanding_bytes += frame_bytes
+                for message in messages:
+                    outbox.put(message)
+
+
+def _parse(message: bytes) -> ring_pb2.EdgeReply:
+    """The reply; an empty one, which no peer sends, for bytes that are none."""
+    with contextlib.suppress(DecodeError):
+        return ring_pb2.EdgeReply.FromString(message)
+    return ring_pb2.EdgeReply()

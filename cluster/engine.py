@@ -1,0 +1,168 @@
+"""One stage's work on one frame: open, close, compute. Owned by the compute thread, which owns all of MLX."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+
+from cluster.fault import Fault, injected
+from cluster.session import Session
+from proto import ring_pb2
+from proto.codec import Tensor
+from shard_loader.carry import flatten, from_wire, to_wire, unflatten
+from shard_loader.shard import Shard
+
+logger = logging.getLogger(__name__)
+
+RECENT_STEPS = 64
+KV_MEASURE_STEPS = 32  # decode steps between two sums over all caches
+
+
+@dataclass(slots=True)
+class StepStats:
+    """What the stage did since it became ready. Times in ms."""
+
+    num_steps: int = 0
+    num_tokens: int = 0
+    busy_ms: float = 0.0
+    recent_step_ms: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
+
+
+class Engine:
+    """Runs frames on a shard. `step` turns an incoming STEP into the frame for the next hop."""
+
+    def __init__(self, shard: Shard) -> None:
+        self.shard = shard
+        self.sessions: dict[int, Session] = {}
+        self.stats = StepStats()
+        self._error_at = int(injected(Fault.STEP_ERROR_AT))
+        self.kv_bytes = 0  # what all sessions' caches hold; any thread may read it
+
+    def drop_sessions(self) -> None:
+        """A new epoch: every session of the old one ends, and its memory is given back."""
+        if self.sessions:
+            self.sessions.clear()
+            self.kv_bytes = 0
+            mx.clear_cache()
+
+    def step(
+        self, frame: ring_pb2.Frame, tensors: Sequence[Tensor]
+    ) -> tuple[ring_pb2.Frame, list[Tensor]] | None:
+        """The frame for the next hop with its tensors, or None if nothing has to go there.
+
+        A slot that fails carries its error onward instead of a carry: its request ends with it,
+        and no other request of the frame notices.
+        """
+        started = time.perf_counter()
+        shard = self.shard
+        for session in frame.closes:
+            self.sessions.pop(session, None)
+        if frame.closes:
+            mx.clear_cache()
+        failed = self._open_all(frame.opens)
+        if frame.closes and not frame.slots:
+            self._measure_kv()
+        if shard.is_last:
+            if not frame.slots:
+                return None
+            out = ring_pb2.Frame(kind=ring_pb2.RESULT, epoch=frame.epoch, seq=frame.seq)
+        else:
+            out = ring_pb2.Frame(
+                kind=ring_pb2.STEP, epoch=frame.epoch, seq=frame.seq, opens=frame.opens, closes=frame.closes
+            )
+        out_tensors: list[Tensor] = []
+        taken = 0
+        for slot in frame.slots:
+            carry = tensors[taken : taken + slot.num_tensors]
+            taken += slot.num_tensors
+            error = slot.error or failed.get(slot.session, "")
+            if not error:
+                try:
+                    if shard.is_last:
+                        self._last(slot, carry, out)
+                    else:
+                        out_tensors += self._middle(slot, carry, out)
+                    continue
+                except Exception as failure:  # border: a request's error travels to its client
+                    logger.exception("session %d failed at position %d", slot.session, slot.position)
+                    error = f"layers {shard.start}:{shard.stop} failed: {type(failure).__name__}: {failure}"
+                    self.sessions.pop(slot.session, None)
+            out.slots.add(session=slot.session, position=slot.position, is_sampled=slot.is_sampled, error=error)
+        if frame.slots:
+            self._count(frame, (time.perf_counter() - started) * 1e3)
+        return out, out_tensors
+
+    def _open_all(self, specs: Sequence[ring_pb2.SessionSpec]) -> dict[int, str]:
+        failed: dict[int, str] = {}
+        for spec in specs:
+            try:
+                self.sessions[spec.session] = Session.open(spec, self.shard)
+            except ValueError as error:
+                failed[spec.session] = str(error)
+        return failed
+
+    def _forward(self, slot: ring_pb2.Slot, carry: Sequence[Tensor]) -> tuple[Session, object]:
+        session = self.sessions.get(slot.session)
+        if session is None:
+            raise LookupError(f"session {slot.session} is not open on this stage")
+        if session.state.position != slot.position:
+            raise LookupError(
+                f"session {slot.session} is at position {session.state.position}, not at {slot.position}"
+            )
+        incoming = None if self.shard.is_first else unflatten([from_wire(t) for t in carry], slot.structure)
+        if self._error_at and slot.position >= self._error_at:
+            raise RuntimeError(f"injected at position {slot.position}")
+        tokens = mx.array([list(slot.tokens)])  # (1, T)
+        return session, self.shard.forward(tokens, incoming, session.state)
+
+    def _middle(self, slot: ring_pb2.Slot, carry: Sequence[Tensor], out: ring_pb2.Frame) -> list[Tensor]:
+        session, outgoing = self._forward(slot, carry)
+        arrays, structure = flatten(outgoing)
+        mx.eval(arrays, session.state.arrays())
+        out.slots.add(
+            session=slot.session,
+            position=slot.position,
+            tokens=slot.tokens,
+            is_sampled=slot.is_sampled,
+            structure=structure,
+            num_tensors=len(arrays),
+        )
+        return [to_wire(x) for x in arrays]
+
+    def _last(self, slot: ring_pb2.Slot, carry: Sequence[Tensor], out: ring_pb2.Frame) -> None:
+        session, logits = self._forward(slot, carry)
+        assert isinstance(logits, mx.array)
+        assert session.sampler is not None
+        session.history.extend(slot.tokens)
+        if not slot.is_sampled:
+            mx.eval(session.state.arrays())  # the chunk's logits are never computed
+            out.slots.add(session=slot.session, position=slot.position)
+            return
+        draw = session.sampler.draw(
+            logits[0, -1],
+            position=session.state.position,
+            history=session.history,
+            num_prompt=session.spec.prompt_tokens,
+        )
+        mx.eval(draw.arrays(), session.state.arrays())
+        out.slots.add(session=slot.session, position=slot.position, is_sampled=True, result=draw.finish())
+
+    def _count(self, frame: ring_pb2.Frame, step_ms: float) -> None:
+        num_tokens = sum(len(slot.tokens) for slot in frame.slots)
+        self.stats.num_steps += 1
+        self.stats.num_tokens += num_tokens
+        self.stats.busy_ms += step_ms
+        self.stats.recent_step_ms.append(step_ms)
+        if num_tokens > len(frame.slots):
+            mx.clear_cache()  # a prefill chunk's temporaries are larger than any decode step's
+            self._measure_kv()
+        elif self.stats.num_steps % KV_MEASURE_STEPS == 0 or frame.closes:
+            self._measure_kv()
+
+    def _measure_kv(self) -> None:
+        self.kv_bytes = sum(session.state.nbytes for session in self.sessions.values())

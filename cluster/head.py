@@ -1,0 +1,197 @@
+"""The head service: clients in, tokens out. One lock holds the scheduler; nothing under it blocks."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+
+import grpc
+
+from cluster.sampler import validate
+from cluster.scheduler import Emit, Fail, FailureKind, Instruction, Limits, Scheduler, Send, Start
+from proto import head_pb2, head_pb2_grpc, ring_pb2
+
+logger = logging.getLogger(__name__)
+
+STATUS_INTERVAL_S = 0.2
+
+_STATUS_CODES = {
+    FailureKind.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
+    FailureKind.BUSY: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    FailureKind.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    FailureKind.FAILED: grpc.StatusCode.INTERNAL,
+}
+
+
+@dataclass(slots=True)
+class _Client:
+    """One Generate call that waits for its tokens."""
+
+    inbox: SimpleQueue[Emit | Fail | None] = field(default_factory=SimpleQueue)
+    submitted_at: float = field(default_factory=time.monotonic)
+    started_at: float = 0.0  # its first chunk entered the ring
+    is_gone: bool = False
+
+
+class Head(head_pb2_grpc.HeadServicer):
+    """Holds the scheduler, feeds the ring, and hands tokens to the clients that wait for them.
+
+    `feed(frame)` puts a frame into the ring and never blocks; `cluster_status()` is the coordinator's view.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_queued: int,
+        feed: Callable[[ring_pb2.Frame], None],
+        cluster_status: Callable[[], head_pb2.ClusterStatus],
+        changed: threading.Condition,
+    ) -> None:
+        self._scheduler = Scheduler(max_queued=max_queued)
+        self._feed = feed
+        self._cluster_status = cluster_status
+        self._changed = changed
+        self._lock = threading.Lock()
+        self._clients: dict[str, _Client] = {}
+        self._limits: Limits | None = None
+        self._is_closing = False
+
+    # -- the ring's side ----------------------------------------------------------------------------------
+    def ring_up(self, epoch: int, limits: Limits) -> None:
+        """The ring of this epoch is ready."""
+        with self._lock:
+            self._limits = limits
+            self._scheduler.ring_up(epoch, limits)
+
+    def ring_down(self, reason: str) -> None:
+        """The ring broke: every request ends with `reason`."""
+        with self._lock:
+            self._carry_out(self._scheduler.ring_down(reason))
+
+    def on_result(self, frame: ring_pb2.Frame) -> None:
+        """A RESULT frame, on whatever thread received it."""
+        with self._lock:
+            self._carry_out(self._scheduler.on_result(frame.epoch, frame.seq, frame.slots))
+
+    def close(self) -> None:
+        """End every client with a sentence; handlers return."""
+        self._is_closing = True
+        self.ring_down("the head is stopping; send the request again when it is back")
+        with self._changed:
+            self._changed.notify_all()
+
+    def fill(self, status: head_pb2.ClusterStatus) -> None:
+        """Add the scheduler's numbers to a cluster status."""
+        with self._lock:
+            scheduler, counters = self._scheduler, self._scheduler.counters
+            status.num_active, status.num_queued = scheduler.num_active, scheduler.num_queued
+            status.num_requests = counters.num_requests
+            status.num_prompt_tokens = counters.num_prompt_tokens
+            status.num_completion_tokens = counters.num_completion_tokens
+            status.num_failed = counters.num_failed
+            if self._limits is not None:
+                status.max_active, status.context = self._limits.max_active, self._limits.context
+                status.vocab_size = self._limits.vocab_size
+
+    # -- the clients' side: RPC handler threads -----------------------------------------------------------
+    def Generate(  # noqa: N802
+        self, request: head_pb2.GenerateRequest, context: grpc.ServicerContext
+    ) -> Iterator[head_pb2.GenerateReply]:
+        """Tokens as they come; leaving the stream cancels the request on every stage."""
+        request_id = request.request_id or uuid.uuid4().hex
+        client = _Client()
+        if not context.add_callback(lambda: self._leave(request_id, client)):
+            return
+        self._submit(request_id, client, request)
+        first_ms = 0.0
+        while True:
+            item = client.inbox.get()
+            if item is None:
+                return  # the client left
+            if isinstance(item, Fail):
+                context.abort(_STATUS_CODES[item.kind], item.message)
+            assert isinstance(item, Emit)
+            reply = head_pb2.GenerateReply(tokens=[item.token], finish_reason=item.finish_reason)
+            if item.num_completion == 1 or item.finish_reason:
+                if item.num_completion == 1:
+                    first_ms = (time.monotonic() - client.started_at) * 1e3
+                reply.prompt_tokens, reply.completion_tokens = item.num_prompt, item.num_completion
+                reply.queue_ms = (client.started_at - client.submitted_at) * 1e3
+                reply.prefill_ms = first_ms
+            yield reply
+            if item.finish_reason:
+                return
+
+    def Cancel(  # noqa: N802
+        self, request: head_pb2.CancelRequest, context: grpc.ServicerContext
+    ) -> head_pb2.CancelReply:
+        """End a request by its id."""
+        with self._lock:
+            client = self._clients.get(request.request_id)
+        if client is not None:
+            self._leave(request.request_id, client)
+        return head_pb2.CancelReply(found=client is not None)
+
+    def GetCluster(  # noqa: N802
+        self, request: head_pb2.ClusterRequest, context: grpc.ServicerContext
+    ) -> head_pb2.ClusterStatus:
+        """The cluster as the head sees it."""
+        return self._cluster_status()
+
+    def WatchCluster(  # noqa: N802
+        self, request: head_pb2.ClusterRequest, context: grpc.ServicerContext
+    ) -> Iterator[head_pb2.ClusterStatus]:
+        """The same, every STATUS_INTERVAL_S and at each change."""
+        while context.is_active() and not self._is_closing:
+            yield self._cluster_status()
+            with self._changed:
+                self._changed.wait(STATUS_INTERVAL_S)
+
+    def _submit(self, request_id: str, client: _Client, request: head_pb2.GenerateRequest) -> None:
+        with self._lock:
+            if client.is_gone:
+                return
+            if self._limits is not None:
+                try:
+                    validate(request.sampling, self._limits.vocab_size)
+                except ValueError as error:
+                    client.inbox.put(Fail(request_id, FailureKind.INVALID, str(error)))
+                    return
+            if request_id in self._clients:
+                message = f"request id {request_id!r} is already running; choose another"
+                client.inbox.put(Fail(request_id, FailureKind.INVALID, message))
+                return
+            self._clients[request_id] = client
+            self._carry_out(
+                self._scheduler.submit(request_id, list(request.prompt), request.max_tokens, request.sampling)
+            )
+
+    def _leave(self, request_id: str, client: _Client) -> None:
+        """The call ended, one way or another."""
+        with self._lock:
+            client.is_gone = True
+            if self._clients.get(request_id) is client:
+                del self._clients[request_id]
+                self._carry_out(self._scheduler.cancel(request_id))
+        client.inbox.put(None)
+
+    def _carry_out(self, instructions: list[Instruction]) -> None:
+        """Do what the scheduler said, with the lock held; nothing here blocks."""
+        for instruction in instructions:
+            if isinstance(instruction, Send):
+                self._feed(instruction.frame)
+                continue
+            client = self._clients.get(instruction.request_id)
+            if client is None:
+                continue
+            if isinstance(instruction, Start):
+                client.started_at = time.monotonic()
+                continue
+            client.inbox.put(instruction)
+            if isinstance(instruction, Fail) or instruction.finish_reason:
+                del self._clients[instruction.request_id]

@@ -1,0 +1,175 @@
+"""The head's view of the nodes: one watcher thread per rank keeps a stream of statuses open.
+
+A node whose stream breaks is lost at once; one that is silent is lost after SILENCE_LIMIT_S.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+import grpc
+
+from cluster.config import NodeConfig
+from cluster.heartbeat import SILENCE_LIMIT_S, heartbeat
+from cluster.rpc import connect
+from proto import control_pb2, control_pb2_grpc
+
+BEAT_INTERVAL_MS = 200
+RETRY_S = 0.3
+
+
+class Reach(Enum):
+    """How a node stands with the head."""
+
+    WAITING = "waiting"  # never heard of
+    CONNECTED = "connected"
+    UNREACHABLE = "unreachable"
+    FROZEN = "frozen"  # connected, but silent
+    REFUSED = "refused"  # it answers, but does not belong here
+
+
+@dataclass(slots=True)
+class Member:
+    """What the head knows of one rank. Written by its watcher, read by the coordinator."""
+
+    rank: int
+    node: NodeConfig
+    reach: Reach = Reach.WAITING
+    reason: str = ""
+    profile: control_pb2.NodeProfile | None = None
+    status: control_pb2.NodeStatus | None = None
+    heard_at: float = 0.0  # time.monotonic()
+
+    @property
+    def address(self) -> str:
+        return self.node.address
+
+    @property
+    def label(self) -> str:
+        return f"rank {self.rank} ({self.node.name}, {self.node.address})"
+
+
+class Watcher:
+    """Keeps one member up to date until closed."""
+
+    def __init__(
+        self,
+        node: NodeConfig,
+        config_digest: str,
+        incarnation: int,
+        token: str | None,
+        on_change: Callable[[], None],
+    ) -> None:
+        self.member = Member(node.rank, node)
+        self._config_digest, self._incarnation, self._token = config_digest, incarnation, token
+        self._on_change = on_change
+        self._closed = threading.Event()
+        self._silent_s = 0.0
+        self._lock = threading.Lock()
+        self._call: grpc.Call | None = None
+        self._thread = threading.Thread(target=self._run, name=f"watch-{node.rank}", daemon=True)
+
+    def start(self) -> None:
+        """Start the watcher thread; call once."""
+        heartbeat.watch(self)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Leave the stream and wait for the thread."""
+        self._closed.set()
+        heartbeat.unwatch(self)
+        self._cancel()
+        if self._thread.ident is not None:
+            self._thread.join(2.0)
+
+    def tick(self, elapsed_s: float) -> None:
+        """Timer thread: a silent node is cut off."""
+        member = self.member
+        self._silent_s += elapsed_s
+        if member.reach is Reach.CONNECTED and self._silent_s >= SILENCE_LIMIT_S:
+            self._set(Reach.FROZEN, f"{member.label} has been silent for {SILENCE_LIMIT_S:.1f} s; is it frozen?")
+            self._cancel()
+
+    def _cancel(self) -> None:
+        with self._lock:
+            if self._call is not None:
+                self._call.cancel()
+
+    def _set(self, reach: Reach, reason: str = "") -> None:
+        changed = (self.member.reach, self.member.reason) != (reach, reason)
+        self.member.reach, self.member.reason = reach, reason
+        if changed:
+            self._on_change()
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            channel = connect(self.member.address, self._token)
+            try:
+                self._watch(control_pb2_grpc.ControlStub(channel))
+            except grpc.RpcError as error:
+                if self.member.reach is not Reach.FROZEN and not self._closed.is_set():
+                    self._set(*self._explain(error))
+            finally:
+                channel.close()
+            self._closed.wait(RETRY_S)
+
+    def _watch(self, stub: control_pb2_grpc.ControlStub) -> None:
+        member = self.member
+        profile = stub.Profile(control_pb2.ProfileRequest(config_digest=self._config_digest), timeout=1.0)
+        if profile.config_digest != self._config_digest:
+            self._set(
+                Reach.REFUSED,
+                f"{member.label} runs with another config (digest {profile.config_digest}, here "
+                f"{self._config_digest}); copy the head's config there and restart it",
+            )
+            return
+        member.profile = profile
+        call = stub.Watch(
+            control_pb2.WatchRequest(beat_interval_ms=BEAT_INTERVAL_MS, head_incarnation=self._incarnation)
+        )
+        with self._lock:
+            self._call = call
+        if self._closed.is_set():
+            call.cancel()
+        for status in call:
+            if status.rank != member.rank:
+                self._set(
+                    Reach.REFUSED,
+                    f"{member.address} answers as rank {status.rank}, not as rank {member.rank}; "
+                    "start it with the --rank of its place in the config",
+                )
+                call.cancel()
+                return
+            self._silent_s = 0.0
+            previous, member.status, member.heard_at = member.status, status, time.monotonic()
+            self._set(Reach.CONNECTED)
+            if previous is None or _differs(previous, status):
+                self._on_change()
+        self._set(Reach.UNREACHABLE, f"{member.label} closed the connection")
+
+    def _explain(self, error: grpc.RpcError) -> tuple[Reach, str]:
+        assert isinstance(error, grpc.Call)
+        member, code = self.member, error.code()
+        if code is grpc.StatusCode.UNAUTHENTICATED:
+            return Reach.REFUSED, f"{member.label} has another token; give every node the same one"
+        if code is grpc.StatusCode.UNIMPLEMENTED:
+            return Reach.REFUSED, f"{member.address} is not a macrame node; is another server on this port?"
+        if member.reach is Reach.WAITING:
+            return Reach.WAITING, f"{member.label} is not there yet"
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return Reach.UNREACHABLE, f"{member.label} does not answer"
+        return Reach.UNREACHABLE, f"{member.label} is gone"
+
+
+def _differs(a: control_pb2.NodeStatus, b: control_pb2.NodeStatus) -> bool:
+    return (a.state, a.epoch, a.incarnation, a.lost_edge, a.reason) != (
+        b.state,
+        b.epoch,
+        b.incarnation,
+        b.lost_edge,
+        b.reason,
+    )

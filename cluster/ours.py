@@ -1,0 +1,26 @@
+"""`proto` and `kernels` are also names of other packages; this checks that the imported ones are ours."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from cluster.errors import EXIT_ERROR, UserError
+
+_MARKS = {"proto": "ring.proto", "planner": "solver.py", "shard_loader": "shard.py"}
+
+
+def check_packages() -> None:
+    """Raise UserError with one sentence if a package of ours is hidden by another of the same name."""
+    root = Path(__file__).resolve().parent.parent
+    for name, mark in _MARKS.items():
+        spec = find_spec(name)
+        if spec is None or spec.origin is None:
+            raise UserError(f"the package {name!r} of macrame is missing; install macrame again", EXIT_ERROR)
+        folder = Path(spec.origin).resolve().parent
+        if folder.parent != root or not (folder / mark).exists():
+            raise UserError(
+                f"another package named {name!r} in {folder} hides macrame's; install macrame in an environment "
+                "of its own",
+                EXIT_ERROR,
+            )

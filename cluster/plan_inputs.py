@@ -1,0 +1,100 @@
+"""What the planner needs, from the cluster file and from what nodes measured of themselves. Pure but for
+`read_model`.
+
+The same for plan-dry-run and for the head, so that both make the same plan from the same values.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from cluster.config import DEFAULT_CONTEXT, ClusterConfig, NodeConfig, is_loopback
+from cluster.config_read import ConfigError
+from planner.cost import Link
+from planner.headers import ModelFilesError
+from planner.model_profile import ModelProfile, read_model_profile
+from planner.node_profile import GB, NodeProfile, make_node, share_machine
+from planner.solver import PlanOptions
+
+SAME_MEMORY_SHARE = 0.1  # a configured memory this close to the measured one is the same machine's
+
+
+def read_model(config: ClusterConfig, model_dir: Path) -> ModelProfile:
+    """The profile of the model in `model_dir`, under its configured name. Raises ConfigError."""
+    try:
+        return read_model_profile(model_dir, config.model)
+    except ModelFilesError as error:
+        raise ConfigError(str(error)) from None
+
+
+def plan_nodes(config: ClusterConfig, measured: Mapping[int, NodeProfile]) -> list[NodeProfile]:
+    """The nodes in rank order; `measured` holds, by rank, what is known of machines that the file leaves
+    open.
+
+    What the file gives wins; a given memory_gb is that node's own, nodes without one share their machine
+    evenly. Raises ConfigError for a node without memory_gb that was not measured.
+    """
+    sharing = Counter(machine(n.host) for n in config.nodes if n.use and n.memory_gb is None)
+    return [
+        _plan_node(config, node, measured.get(node.rank), sharing[machine(node.host)])
+        for node in config.nodes
+    ]
+
+
+def plan_links(config: ClusterConfig) -> list[Link]:
+    """The file's links, by rank."""
+    ranks = {node.name: node.rank for node in config.nodes}
+    return [
+        Link(frozenset(ranks[name] for name in link.between), link.latency_ms, link.bandwidth_gbit_s)
+        for link in config.links
+    ]
+
+
+def plan_options(
+    config: ClusterConfig, model: ModelProfile, legal_cuts: frozenset[int] | None = None
+) -> PlanOptions:
+    """How to plan; the context is by default the smaller of 8192 and the model's."""
+    return PlanOptions(
+        context=config.context or min(DEFAULT_CONTEXT, model.max_context),
+        concurrency=config.concurrency,
+        strategy=config.strategy,
+        objective=config.objective,
+        legal_cuts=legal_cuts,
+    )
+
+
+def machine(host: str) -> str:
+    """One name for all the names of this machine's loopback."""
+    return "localhost" if is_loopback(host) else host.lower()
+
+
+def _plan_node(
+    config: ClusterConfig, node: NodeConfig, found: NodeProfile | None, num_sharing: int
+) -> NodeProfile:
+    if node.memory_gb is None and found is None and node.use:
+        raise ConfigError(
+            f"{config.path}: nodes[{node.rank}].memory_gb is missing: {node.name} is another machine, "
+            "so give the memory it has, such as 16"
+        )
+    own_bytes = None if node.memory_gb is None else int(node.memory_gb * GB)
+    memory_bytes = own_bytes if own_bytes is not None else found.memory_bytes if found is not None else 0
+    is_same = found is not None and abs(found.memory_bytes - memory_bytes) <= SAME_MEMORY_SHARE * memory_bytes
+    is_found_chip = node.chip is None and found is not None
+    profile = make_node(
+        rank=node.rank,
+        name=node.name,
+        host=machine(node.host),
+        chip=found.chip if is_found_chip and found is not None else node.chip,
+        gpu_cores=node.gpu_cores or (found.gpu_cores if is_found_chip and found is not None else None),
+        memory_bytes=memory_bytes,
+        ceiling_bytes=found.ceiling_bytes if is_same and found is not None else None,
+        cap_bytes=None if node.max_memory_gb is None else int(node.max_memory_gb * GB),
+        reserve_bytes=None if node.reserve_gb is None else int(node.reserve_gb * GB),
+        layers=node.layers,
+        use=node.use,
+        available_bytes=found.available_bytes if found is not None else None,
+    )
+    is_shared = own_bytes is None and node.use and num_sharing > 1
+    return share_machine(profile, num_sharing) if is_shared else profile

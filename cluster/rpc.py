@@ -1,0 +1,244 @@
+"""gRPC as this project uses it: options, the token on each call, servers that own their port. Any thread."""
+
+from __future__ import annotations
+
+import errno
+import hmac
+import os
+import socket
+import threading
+from collections import namedtuple
+from collections.abc import Callable, Sequence
+from concurrent import futures
+from typing import Any, NoReturn
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # a peer that leaves is our business, not the terminal's
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+import grpc  # the settings above are read on import
+
+MAX_MESSAGE_BYTES = 4 << 20
+_SIZES = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+)
+# The heartbeats of the ring are faster; this finds dead peers of the other services. Without the ping timeout
+# a frozen peer took 60 s to be noticed.
+_KEEPALIVE = (
+    ("grpc.keepalive_time_ms", 5000),
+    ("grpc.keepalive_timeout_ms", 2000),
+    ("grpc.http2.ping_timeout_ms", 2000),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+_SERVER_OPTIONS = (
+    *_SIZES,
+    *_KEEPALIVE,
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
+)
+_CHANNEL_OPTIONS = (
+    *_SIZES,
+    *_KEEPALIVE,
+    ("grpc.use_local_subchannel_pool", 1),  # closing the channel closes its connection
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.enable_retries", 0),
+    ("grpc.service_config_disable_resolution", 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+_UNAUTHENTICATED = "the cluster token is missing or wrong; give every node and client the same token file"
+
+
+class BindError(Exception):
+    """A server could not listen; the message is one sentence."""
+
+
+class PortBusy(BindError):  # noqa: N818
+    """Another process listens on the port already."""
+
+
+def format_address(host: str, port: int) -> str:
+    """host:port, with an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """The host without brackets, and the port; raises ValueError."""
+    host, separator, port = address.rpartition(":")
+    if not separator or not port.isdecimal():
+        raise ValueError(f"{address!r} is not host:port")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def token_metadata(token: str | None) -> tuple[tuple[str, str], ...]:
+    """The call metadata that carries the cluster token."""
+    return () if token is None else (("authorization", f"Bearer {token}"),)
+
+
+def connect(address: str, token: str | None) -> grpc.Channel:
+    """A channel that sends the token with each call and reconnects within about a second."""
+    channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+    return channel if token is None else grpc.intercept_channel(channel, _TokenSender(token))
+
+
+def make_server(
+    address: str, services: Sequence[Callable[[grpc.Server], None]], token: str | None, *, max_workers: int
+) -> tuple[grpc.Server, int]:
+    """A server bound to host:port, not started yet, and its port (port 0: a free one).
+
+    Each of `services` adds its handlers to the server. A call beyond `max_workers` at once gets
+    RESOURCE_EXHAUSTED, one without the token UNAUTHENTICATED. Raises PortBusy or BindError.
+    """
+    workers = futures.ThreadPoolExecutor(max_workers, thread_name_prefix="rpc")
+    server = grpc.server(
+        workers,
+        interceptors=[] if token is None else [_TokenCheck(token)],
+        options=_SERVER_OPTIONS,
+        maximum_concurrent_rpcs=max_workers,
+    )
+    for add_to in services:
+        add_to(server)
+    port = _bind(server, *split_address(address))
+    return _Server(server, workers), port
+
+
+def _bind(server: grpc.Server, host: str, port: int) -> int:
+    """Binds every address of the host: gRPC itself is content when one of several works."""
+    bound = port
+    num_bound = 0
+    reason = ""
+    for ip in _resolve(host):
+        try:
+            bound = server.add_insecure_port(format_address(ip, bound))
+            num_bound += 1
+        except RuntimeError:
+            code = _why_not(ip, bound)
+            reason = os.strerror(code) if code else "unknown reason"
+            if code == errno.EADDRINUSE:
+                raise PortBusy(
+                    f"port {bound} of {host} is in use by another process; stop it, or choose another port "
+                    "in the config"
+                ) from None
+    if num_bound == 0:
+        raise BindError(f"this machine cannot listen on {format_address(host, port)}: {reason}")
+    return bound
+
+
+def _resolve(host: str) -> list[str]:
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise BindError(f"the host name {host!r} cannot be resolved: {error.strerror}") from None
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+def _why_not(ip: str, port: int) -> int:
+    """The errno of binding this address, which gRPC does not tell; 0: it works now."""
+    with socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((ip, port))
+            probe.listen()
+        except OSError as error:
+            return error.errno or 0
+    return 0
+
+
+class _Server(grpc.Server):
+    """A gRPC server whose worker threads end with it."""
+
+    def __init__(self, server: grpc.Server, workers: futures.ThreadPoolExecutor) -> None:
+        self._server, self._workers = server, workers
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Any) -> None:
+        self._server.add_generic_rpc_handlers(generic_rpc_handlers)
+
+    def add_insecure_port(self, address: str) -> int:
+        return self._server.add_insecure_port(address)
+
+    def add_secure_port(self, address: str, server_credentials: grpc.ServerCredentials) -> int:
+        return self._server.add_secure_port(address, server_credentials)
+
+    def start(self) -> None:
+        self._server.start()
+
+    def wait_for_termination(self, timeout: float | None = None) -> bool:
+        return self._server.wait_for_termination(timeout)
+
+    def stop(self, grace: float | None) -> threading.Event:
+        stopped = self._server.stop(grace)
+        threading.Thread(target=self._release, args=(stopped,), name="server stop", daemon=True).start()
+        return stopped
+
+    def _release(self, stopped: threading.Event) -> None:
+        stopped.wait()  # before that, gRPC may still hand calls to the workers
+        self._workers.shutdown(wait=False)
+
+
+class _TokenCheck(grpc.ServerInterceptor):
+    """Refuses every call of any service whose metadata lack the token."""
+
+    def __init__(self, token: str) -> None:
+        self._expected = f"Bearer {token}".encode()
+        # A stream handler runs at once, where a unary one would wait for a stranger's request.
+        self._refuse: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(_refuse)
+
+    def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
+        given = [value for key, value in handler_call_details.invocation_metadata if key == "authorization"]
+        if len(given) == 1 and hmac.compare_digest(given[0].encode(), self._expected):
+            return continuation(handler_call_details)
+        return self._refuse
+
+
+def _refuse(_requests: Any, context: grpc.ServicerContext) -> NoReturn:
+    context.abort(grpc.StatusCode.UNAUTHENTICATED, _UNAUTHENTICATED)
+    raise AssertionError("abort raises")
+
+
+class _CallDetails(
+    namedtuple(
+        "_CallDetails", ("method", "timeout", "metadata", "credentials", "wait_for_ready", "compression")
+    ),
+    grpc.ClientCallDetails,
+):
+    pass
+
+
+class _TokenSender(
+    grpc.UnaryUnaryClientInterceptor,
+    grpc.UnaryStreamClientInterceptor,
+    grpc.StreamUnaryClientInterceptor,
+    grpc.StreamStreamClientInterceptor,
+):
+    """Adds the token to each call. (gRPC's own call credentials need TLS.)"""
+
+    def __init__(self, token: str) -> None:
+        self._metadata = token_metadata(token)
+
+    def _with_token(self, details: Any) -> Any:
+        return _CallDetails(
+            details.method,
+            details.timeout,
+            (*(details.metadata or ()), *self._metadata),
+            details.credentials,
+            details.wait_for_ready,
+            details.compression,
+        )
+
+    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return continuation(self._with_token(client_call_details), request)
+
+    def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return continuation(self._with_token(client_call_details), request)
+
+    def intercept_stream_unary(
+        self, continuation: Any, client_call_details: Any, request_iterator: Any
+    ) -> Any:
+        return continuation(self._with_token(client_call_details), request_iterator)
+
+    def intercept_stream_stream(
+        self, continuation: Any, client_call_details: Any, request_iterator: Any
+    ) -> Any:
+        return continuation(self._with_token(client_call_details), request_iterator)

@@ -1,0 +1,99 @@
+"""`run_node --rank N --config cluster.json`: one node of the ring, and on rank 0 the head and the HTTP process."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+from cluster.arguments import Parser
+from cluster.config import ClusterConfig, ConfigError, load_config
+from cluster.errors import EXIT_OK, EXIT_USAGE, UserError
+from cluster.ours import check_packages
+from cluster.versions import macrame_version
+
+STOP_S = 1.2  # for the compute thread and the HTTP process, each
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog="run_node", description="Run one node of the ring. Rank 0 is the head and serves the HTTP API."
+    )
+    parser.add_argument("--rank", type=int, required=True, help="this node's place in the config's nodes, from 0")
+    parser.add_argument("--config", type=Path, required=True, help="the cluster's JSON or YAML file, the same everywhere")
+    parser.add_argument(
+        "--wait-s",
+        type=float,
+        metavar="S",
+        help="give up with exit code 4 if the ring is not complete after S seconds (default: wait for ever)",
+    )
+    parser.add_argument("--no-api", action="store_true", help="do not start the HTTP process on rank 0")
+    parser.add_argument("--verbose", action="store_true", help="log more, and show tracebacks")
+    parser.add_argument("--version", action="version", version=f"macrame {macrame_version()}")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run until SIGINT or SIGTERM; returns the exit code."""
+    args = _parse(argv)
+    logging.basicConfig(
+        level=logging.INFO if args.verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        check_packages()
+        config = load_config(args.config)
+        if not 0 <= args.rank < len(config.nodes):
+            raise UserError(
+                f"--rank {args.rank} is not in {args.config}, which has ranks 0 to {len(config.nodes) - 1}", EXIT_USAGE
+            )
+        if not config.nodes[args.rank].use:
+            raise UserError(f"rank {args.rank} has use: false in {args.config}; set it to true to run it", EXIT_USAGE)
+        config.check_credentials()
+        return _run(config, args)
+    except ConfigError as error:
+        return _end(str(error), EXIT_USAGE, args.verbose)
+    except UserError as error:
+        return _end(str(error), error.exit_code, args.verbose)
+    except KeyboardInterrupt:
+        return EXIT_OK
+
+
+def _end(message: str, code: int, verbose: bool) -> int:
+    if verbose:
+        traceback.print_exc()
+    print(f"run_node: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+def _run(config: ClusterConfig, args: argparse.Namespace) -> int:
+    from cluster.runtime import Runtime  # MLX is imported from here on
+
+    stop = threading.Event()
+    runtime = Runtime(config, args.rank, wait_s=args.wait_s, with_api=not args.no_api, on_stop=stop.set)
+    signals = [signal.SIGINT, signal.SIGTERM]
+    previous = {s: signal.signal(s, lambda *_: stop.set()) for s in signals}
+    try:
+        runtime.start()
+        stop.wait()
+    finally:
+        for s, handler in previous.items():
+            signal.signal(s, handler)
+        is_clean = runtime.close(STOP_S)
+    error = runtime.error
+    code = EXIT_OK if error is None else _end(str(error), error.exit_code, args.verbose)
+    if not is_clean:  # a kernel is still running on the compute thread: the interpreter must not wait for it
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""Puts one node's parts together and takes them apart again. Called from the main thread only."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+
+import grpc
+
+from cluster.api_process import ApiProcess
+from cluster.config import ClusterConfig
+from cluster.control import ControlService
+from cluster.coordinator import Coordinator
+from cluster.errors import EXIT_ERROR, EXIT_UNREACHABLE, UserError
+from cluster.node import Node, peak_rss_bytes
+from cluster.probe import this_machine
+from cluster.ring import EdgeService
+from cluster.routes import HEAD_RANK
+from cluster.rpc import BindError, make_server
+from proto import control_pb2_grpc, head_pb2_grpc, ring_pb2_grpc
+from shard_loader.hub import resolve_model
+
+SPARE_WORKERS = 32  # handler threads besides one per request that may wait: edges, watchers, short calls
+
+
+class Runtime:
+    """One node with its gRPC server, and on rank 0 the coordinator and the HTTP process.
+
+    `on_stop()` is called when the node ends by itself; `error` then says why.
+    """
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        rank: int,
+        *,
+        wait_s: float | None,
+        with_api: bool,
+        on_stop: Callable[[], None],
+    ) -> None:
+        self.config, self.rank = config, rank
+        self.error: UserError | None = None
+        self._on_stop = on_stop
+        self._wait_s = wait_s
+        self._node = Node(config, rank, token=config.token(), import_base_rss_bytes=peak_rss_bytes())
+        self._edges = EdgeService(
+            accept=self._node.accept,
+            on_frame=self._node.on_frame,
+            on_edge_down=self._node.on_edge_lost,
+            beat=self._node.beat,
+            incarnation=self._node.incarnation,
+        )
+        self._control: ControlService | None = None
+        self._server: grpc.Server | None = None
+        self._coordinator: Coordinator | None = None
+        self._with_api = with_api
+        self._api: ApiProcess | None = None
+        self._patience: threading.Timer | None = None
+        self._fetch = threading.Thread(target=self._fetch_model, name="fetch-model", daemon=True)
+
+    def start(self) -> None:
+        """Listen, say so, and fetch the model; raises UserError for a busy port."""
+        node, mine = self._node, self.config.nodes[self.rank]
+        self._control = ControlService(node, this_machine())
+        services: list[Callable[[grpc.Server], None]] = [
+            self._edges.add_to,
+            lambda server: control_pb2_grpc.add_ControlServicer_to_server(self._control, server),
+        ]
+        num_workers = SPARE_WORKERS
+        if self.rank == HEAD_RANK:
+            self._coordinator = Coordinator(
+                self.config, node, wait_s=self._wait_s, on_fatal=self._fatal, say=self._say
+            )
+            head = self._coordinator.head
+            services.append(lambda server: head_pb2_grpc.add_HeadServicer_to_server(head, server))
+            num_workers += self.config.api.queue + self.config.concurrency + 4 * len(self.config.nodes)
+        try:
+            self._server, port = make_server(mine.address, services, node.token, max_workers=num_workers)
+        except BindError as error:
+            raise UserError(str(error), EXIT_ERROR) from error
+        node.start()
+        self._server.start()
+        print(f"NODE_READY {self.rank} {mine.host} {port}", flush=True)
+        self._fetch.start()
+        if self._coordinator is not None:
+            self._coordinator.start()
+            if self._with_api:
+                self._api = ApiProcess(
+                    self.config.path,
+                    f"{mine.address}",
+                    on_ready=lambda host, port: self._say(f"HTTP API at http://{host}:{port}/v1"),
+                    on_failed=lambda reason, code: self._fatal(UserError(reason, code or EXIT_ERROR)),
+                    say=self._say,
+                )
+                self._api.start()
+        elif self._wait_s is not None:
+            self._patience = threading.Timer(self._wait_s, self._check_joined)
+            self._patience.daemon = True
+            self._patience.start()
+
+    def close(self, timeout_s: float) -> bool:
+        """Stop everything; False if the compute thread was still busy after `timeout_s`."""
+        if self._coordinator is not None:
+            self._coordinator.close()  # clients get their error while the HTTP process still runs
+        if self._api is not None:
+            self._api.close(timeout_s)
+        if self._patience is not None:
+            self._patience.cancel()
+        if self._control is not None:
+            self._control.close()
+        is_clean = self._node.close(timeout_s)
+        self._edges.close()
+        if self._server is not None:
+            self._server.stop(0.2).wait(1.0)
+        return is_clean
+
+    def _fetch_model(self) -> None:
+        try:
+            self._node.set_model(resolve_model(self.config.model, self.config.model_dir_base))
+        except (ValueError, OSError) as error:
+            self._fatal(UserError(str(error), EXIT_ERROR))
+
+    def _check_joined(self) -> None:
+        if not self._node.was_assigned:
+            head = self.config.nodes[HEAD_RANK]
+            self._fatal(
+                UserError(
+                    f"the head at {head.address} did not call within {self._wait_s:.0f} s (--wait-s); start rank 0 there",
+                    EXIT_UNREACHABLE,
+                )
+            )
+
+    def _fatal(self, error: UserError) -> None:
+        if self.error is None:
+            self.error = error
+        self._on_stop()
+
+    def _say(self, line: str) -> None:
+        print(f"[{self._node.name}] {line}", file=sys.stderr, flush=True)

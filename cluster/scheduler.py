@@ -1,0 +1,328 @@
+"""The head's scheduler: which chunk of which request enters the ring next. A state machine without IO.
+
+Events are method calls, instructions are what they return; the caller holds one lock around both.
+Prompts are cut as mlx-lm cuts them: chunks of all tokens but the last, then the last one alone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from proto import ring_pb2
+
+DEFAULT_PREFILL_CHUNK = 512  # tokens
+
+
+class FailureKind(Enum):
+    """Why a request ended without an answer; the head maps it to a gRPC status."""
+
+    INVALID = "invalid"  # it can never run
+    BUSY = "busy"  # the queue is full
+    UNAVAILABLE = "unavailable"  # the ring is not serving, or it broke
+    FAILED = "failed"  # a stage failed on this request alone
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the plan allows. Units: tokens, sessions, requests, frames."""
+
+    context: int
+    max_active: int
+    max_queued: int
+    max_in_flight: int  # frames in the ring at once: stages + 1
+    prefill_chunk: int = DEFAULT_PREFILL_CHUNK
+    vocab_size: int = 0  # 0: not checked
+
+    def __post_init__(self) -> None:
+        for name in ("context", "max_active", "max_in_flight", "prefill_chunk"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, and must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Put this frame header into the ring."""
+
+    frame: ring_pb2.Frame
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The request waits no longer: its first chunk enters the ring now."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """A token for the client; `finish_reason` is set on the last one."""
+
+    request_id: str
+    token: ring_pb2.SampledToken
+    finish_reason: str
+    num_prompt: int
+    num_completion: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """The request ends with an error."""
+
+    request_id: str
+    kind: FailureKind
+    message: str
+
+
+Instruction = Send | Start | Emit | Fail
+
+
+@dataclass(slots=True)
+class _Request:
+    request_id: str
+    session: int
+    prompt: Sequence[int]
+    max_tokens: int
+    sampling: ring_pb2.Sampling
+    stop_ids: frozenset[int]
+    num_sent: int = 0  # tokens of prompt + answer that entered the ring
+    num_in_flight: int = 0  # frames of this session in the ring
+    num_completion: int = 0
+    next_token: int | None = None  # sampled, not yet sent
+    is_open: bool = False  # its spec has entered the ring
+
+    @property
+    def is_prefilling(self) -> bool:
+        return self.num_sent < len(self.prompt)
+
+    @property
+    def can_send(self) -> bool:
+        return self.is_prefilling or self.next_token is not None
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since the head started, for metrics."""
+
+    num_requests: int = 0
+    num_prompt_tokens: int = 0
+    num_completion_tokens: int = 0
+    num_failed: int = 0
+    num_cancelled: int = 0
+
+
+@dataclass(slots=True)
+class Scheduler:
+    """Many requests, one ring: admission, chunked prefill, round-robin decode, closes.
+
+    `submit`, `cancel`, `on_result`, `ring_up` and `ring_down` are the events.
+    """
+
+    max_queued: int
+    counters: Counters = field(default_factory=Counters)
+    _limits: Limits | None = None
+    _epoch: int = 0
+    _down_reason: str = "the ring is starting"
+    _next_session: int = 1
+    _next_seq: int = 1
+    _queued: deque[_Request] = field(default_factory=deque)
+    _active: deque[_Request] = field(default_factory=deque)  # rotated: whoever was sent last is last
+    _by_id: dict[str, _Request] = field(default_factory=dict)
+    _by_session: dict[int, _Request] = field(default_factory=dict)
+    _in_flight: dict[int, tuple[int, ...]] = field(default_factory=dict)  # seq -> sessions
+    _closes: list[int] = field(default_factory=list)
+
+    @property
+    def num_active(self) -> int:
+        return len(self._active)
+
+    @property
+    def num_queued(self) -> int:
+        return len(self._queued)
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._in_flight)
+
+    @property
+    def is_up(self) -> bool:
+        return self._limits is not None
+
+    def ring_up(self, epoch: int, limits: Limits) -> None:
+        """The ring serves this epoch from now on."""
+        self._epoch, self._limits = epoch, limits
+
+    def ring_down(self, reason: str) -> list[Instruction]:
+        """The ring broke or stops: every request ends now, and no frame of it is expected back."""
+        self._limits, self._down_reason = None, reason
+        failed: list[Instruction] = [
+            Fail(request.request_id, FailureKind.UNAVAILABLE, reason) for request in self._by_id.values()
+        ]
+        self.counters.num_failed += len(failed)
+        for state in (self._queued, self._active, self._by_id, self._by_session, self._in_flight, self._closes):
+            state.clear()
+        return failed
+
+    def submit(
+        self, request_id: str, prompt: Sequence[int], max_tokens: int, sampling: ring_pb2.Sampling
+    ) -> list[Instruction]:
+        """A new request: it is started, queued, or refused with a sentence."""
+        self.counters.num_requests += 1
+        refusal = self._refusal(request_id, prompt, max_tokens)
+        if refusal is not None:
+            self.counters.num_failed += 1
+            return [refusal]
+        request = _Request(
+            request_id, self._next_session, prompt, max_tokens, sampling, frozenset(sampling.stop_ids)
+        )
+        self._next_session += 1
+        self._by_id[request_id] = request
+        self._queued.append(request)
+        return self._advance()
+
+    def cancel(self, request_id: str) -> list[Instruction]:
+        """The client left: the request ends without a word, and every stage frees it."""
+        request = self._by_id.get(request_id)
+        if request is None:
+            return []
+        self.counters.num_cancelled += 1
+        self._end(request)
+        return self._advance()
+
+    def on_result(self, epoch: int, seq: int, slots: Iterable[ring_pb2.Slot]) -> list[Instruction]:
+        """A frame came back from the last stage."""
+        if epoch != self._epoch or self._limits is None or self._in_flight.pop(seq, None) is None:
+            return []
+        instructions: list[Instruction] = []
+        for slot in slots:
+            request = self._by_session.get(slot.session)
+            if request is None:
+                continue  # cancelled while its frame was in the ring
+            request.num_in_flight -= 1
+            if slot.error:
+                self.counters.num_failed += 1
+                self._end(request)
+                instructions.append(Fail(request.request_id, FailureKind.FAILED, slot.error))
+            elif slot.is_sampled:
+                instructions.append(self._take(request, slot.result))
+        return instructions + self._advance()
+
+    def _refusal(self, request_id: str, prompt: Sequence[int], max_tokens: int) -> Fail | None:
+        def refuse(kind: FailureKind, message: str) -> Fail:
+            return Fail(request_id, kind, message)
+
+        limits = self._limits
+        if limits is None:
+            return refuse(FailureKind.UNAVAILABLE, self._down_reason)
+        if request_id in self._by_id:
+            return refuse(FailureKind.INVALID, f"request id {request_id!r} is already running; choose another")
+        if not prompt:
+            return refuse(FailureKind.INVALID, "the prompt is empty; send at least one token")
+        if max_tokens < 1:
+            return refuse(FailureKind.INVALID, f"max_tokens is {max_tokens}, and must be at least 1")
+        if len(prompt) + max_tokens > limits.context:
+            return refuse(
+                FailureKind.INVALID,
+                f"the context is {limits.context} tokens, but the prompt has {len(prompt)} and max_tokens asks "
+                f"for {max_tokens} more; shorten the prompt or lower max_tokens",
+            )
+        if limits.vocab_size and max(prompt) >= limits.vocab_size:
+            return refuse(
+                FailureKind.INVALID,
+                f"token id {max(prompt)} is not in the vocabulary of {limits.vocab_size} tokens",
+            )
+        if len(self._active) >= limits.max_active and len(self._queued) >= self.max_queued:
+            return refuse(
+                FailureKind.BUSY,
+                f"{len(self._active)} requests are running and {len(self._queued)} are waiting, which is all this "
+                "plan and queue hold; try again later",
+            )
+        return None
+
+    def _take(self, request: _Request, token: ring_pb2.SampledToken) -> Emit:
+        request.num_completion += 1
+        self.counters.num_completion_tokens += 1
+        finish = ""
+        if token.id in request.stop_ids:
+            finish = "stop"
+        elif request.num_completion >= request.max_tokens:
+            finish = "length"
+        if finish:
+            self._end(request)
+        else:
+            request.next_token = token.id
+        return Emit(
+            request.request_id, token, finish, num_prompt=len(request.prompt), num_completion=request.num_completion
+        )
+
+    def _end(self, request: _Request) -> None:
+        del self._by_id[request.request_id]
+        if self._by_session.pop(request.session, None) is None:
+            self._queued.remove(request)
+            return
+        self._active.remove(request)
+        if request.is_open:
+            self._closes.append(request.session)
+
+    def _advance(self) -> list[Instruction]:
+        """Fill the ring: admit what fits, then send the next chunk of whoever waited longest."""
+        limits = self._limits
+        if limits is None:
+            return []
+        while self._queued and len(self._active) < limits.max_active:
+            request = self._queued.popleft()
+            self.counters.num_prompt_tokens += len(request.prompt)
+            self._active.append(request)
+            self._by_session[request.session] = request
+        sends: list[Instruction] = []
+        while len(self._in_flight) < limits.max_in_flight:
+            request = next((r for r in self._active if r.can_send), None)
+            if request is None:
+                break
+            self._active.remove(request)
+            self._active.append(request)
+            if not request.is_open:
+                sends.append(Start(request.request_id))
+            sends.append(Send(self._frame(request, limits)))
+        if self._closes:  # nothing to ride on: memory is freed now, not with the next request
+            sends.append(Send(self._header(())))
+        return sends
+
+    def _header(self, sessions: tuple[int, ...]) -> ring_pb2.Frame:
+        frame = ring_pb2.Frame(kind=ring_pb2.STEP, epoch=self._epoch, seq=self._next_seq, closes=self._closes)
+        self._closes.clear()
+        if sessions:
+            self._in_flight[self._next_seq] = sessions
+        self._next_seq += 1
+        return frame
+
+    def _frame(self, request: _Request, limits: Limits) -> ring_pb2.Frame:
+        frame = self._header((request.session,))
+        if not request.is_open:
+            request.is_open = True
+            frame.opens.add(
+                session=request.session,
+                prompt_tokens=len(request.prompt),
+                max_tokens=request.max_tokens,
+                sampling=request.sampling,
+            )
+        position = request.num_sent
+        if request.is_prefilling:
+            rest = len(request.prompt) - position
+            count = 1 if rest == 1 else min(rest - 1, limits.prefill_chunk)
+            tokens = list(request.prompt[position : position + count])
+        else:
+            assert request.next_token is not None
+            tokens = [request.next_token]
+            request.next_token = None
+        request.num_sent += len(tokens)
+        request.num_in_flight += 1
+        frame.slots.add(
+            session=request.session,
+            position=position,
+            tokens=tokens,
+            is_sampled=not request.is_prefilling,
+        )
+        return frame

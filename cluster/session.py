@@ -1,0 +1,28 @@
+"""One request's state on one stage: its caches, and on the last stage what sampling needs. Compute thread only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cluster.sampler import Sampler
+from proto import ring_pb2
+from shard_loader.shard import Shard, ShardState
+
+
+@dataclass(slots=True)
+class Session:
+    """What a stage keeps between the frames of a request.
+
+    The token history is kept on the last stage alone, and only where a penalty reads it.
+    """
+
+    spec: ring_pb2.SessionSpec
+    state: ShardState
+    sampler: Sampler | None = None
+    history: list[int] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, spec: ring_pb2.SessionSpec, shard: Shard) -> Session:
+        """Fresh caches for `spec`; raises ValueError for sampling values out of range."""
+        sampler = Sampler(spec.sampling, shard.vocab_size) if shard.is_last else None
+        return cls(spec, shard.new_state(), sampler)

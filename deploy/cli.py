@@ -1,0 +1,51 @@
+"""`macrame COMMAND ...`: one name for all commands. Imports a command's module only when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+from cluster.arguments import Parser
+
+# command: (module with main(argv) -> exit code, one line of help)
+COMMANDS = {
+    "demo": ("deploy.demo.run", "three nodes on this machine, one streamed answer, then stop"),
+    "plan": ("cluster.dry_run", "which node would own which layers (plan-dry-run)"),
+    "node": ("cluster.run_node", "run one node of the ring (run_node)"),
+    "status": ("deploy.status", "what the nodes of a running ring do"),
+    "generate": ("deploy.generate", "one streamed answer of a running ring"),
+}
+
+
+def _parser() -> Parser:
+    lines = "\n".join(f"  {name:10}{text}" for name, (_, text) in COMMANDS.items())
+    parser = Parser(
+        prog="macrame",
+        description="Many Macs, one model.",
+        epilog=f"commands:\n{lines}\n\n'macrame COMMAND --help' explains one.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and end")
+    parser.add_argument("command", nargs="?", choices=COMMANDS, metavar="COMMAND", help="one of those below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="the command's own")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.version:
+        from cluster.versions import macrame_version
+
+        print(f"macrame {macrame_version()}")
+        return 0
+    if args.command is None:
+        parser.error("which command?")
+    module = importlib.import_module(COMMANDS[args.command][0])
+    return int(module.main(args.arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

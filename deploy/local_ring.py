@@ -1,0 +1,125 @@
+"""A whole ring on this machine: one `run_node` process per rank, each with a log file. One thread only."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from cluster.errors import EXIT_ERROR, UserError
+
+POLL_S = 0.05
+TAIL_LINES = 20
+
+
+class LocalRing:
+    """The processes of a config's ranks. `stop()` ends all of them, whatever happened before."""
+
+    def __init__(self, config: Path, ranks: Sequence[int], log_dir: Path) -> None:
+        self._config, self._ranks, self._log_dir = config, ranks, log_dir
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    def start(self) -> None:
+        """Starts every rank; in sessions of their own, so that Ctrl-C reaches us first."""
+        for rank in self._ranks:
+            command = [
+                *(sys.executable, "-m", "cluster.run_node"),
+                *("--rank", str(rank), "--config", str(self._config)),
+            ]
+            with self.log(rank).open("wb") as log:
+                self._processes[rank] = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                )
+
+    def log(self, rank: int) -> Path:
+        """Where a rank's output goes."""
+        return self._log_dir / f"node-{rank}.log"
+
+    def pids(self) -> dict[int, int]:
+        """Rank to process id."""
+        return {rank: process.pid for rank, process in self._processes.items()}
+
+    def check(self) -> None:
+        """Raises UserError, with the end of its log, if a node has ended; its own exit code goes on."""
+        for rank, process in self._processes.items():
+            code = process.poll()
+            if code is not None:
+                ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+                raise UserError(
+                    f"node {rank} {ended}; the end of its log:\n{self.tail(rank)}",
+                    code if code > 0 else EXIT_ERROR,
+                )
+
+    def tail(self, rank: int) -> str:
+        """The last lines of a rank's log, indented."""
+        try:
+            lines = self.log(rank).read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            lines = []
+        return "\n".join(f"    {line}" for line in lines[-TAIL_LINES:] or ["(empty)"])
+
+    def stop(self, timeout_s: float) -> list[str]:
+        """SIGTERM to all, SIGKILL after `timeout_s`; says in words what did not end by itself."""
+        family = self._family()
+        for process in self._processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline and any(p.is_running() for p in family):
+            for process in self._processes.values():
+                process.poll()  # reaps it
+            time.sleep(POLL_S)
+        left = []
+        for process in self._processes.values():
+            process.poll()
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if member.is_running() and member.status() != psutil.STATUS_ZOMBIE:
+                    left.append(f"process {member.pid} ({' '.join(member.cmdline()[1:5])})")
+                    member.kill()
+        for process in self._processes.values():
+            process.wait()
+        return left
+
+    def _family(self) -> list[psutil.Process]:
+        """Our processes and their children: the HTTP process belongs to rank 0."""
+        family = []
+        for process in self._processes.values():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                node = psutil.Process(process.pid)
+                family += [node, *node.children(recursive=True)]
+        return family
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+        return True
+
+
+def free_ports(host: str, count: int) -> list[int]:
+    """So many different ports on which nothing listens now."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((host, 0))
+        return [int(probe.getsockname()[1]) for probe in probes]

@@ -1,0 +1,236 @@
+"""Predicted bytes and milliseconds of a stage, a hop and a ring. Pure arithmetic; every constant has its
+source.
+
+A decode step reads the active weights and the cached keys and values once, so it is bound by memory
+bandwidth; a prefill chunk is bound by the matrix rate, or by reading the weights once. Both add what
+launching the work costs. The time of a token is the sum over its stages and its hops: only one stage
+works for one user at a time.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+from planner.kv_profile import PREFILL_CHUNK_TOKENS
+from planner.model_profile import ModelProfile
+from planner.node_profile import NodeProfile
+
+# Decode reaches 55-85 % of the peak bandwidth on Apple chips (docs of mlx-lm, llama.cpp discussion 4167).
+DECODE_EFFICIENCY = 0.7
+# Large matrix products reach about half of the peak rate, attention and quantised formats included.
+PREFILL_EFFICIENCY = 0.5
+# Launching one layer's kernels, and waking a stage up for one microbatch.
+LAYER_OVERHEAD_MS = 0.05
+STAGE_OVERHEAD_MS = 0.3
+# A link that the configuration does not describe.
+LOCAL_LATENCY_MS, LOCAL_GBIT_S = 0.1, 20.0
+REMOTE_LATENCY_MS, REMOTE_GBIT_S = 0.5, 10.0
+FRAME_BYTES = 256  # what a frame carries beside the hidden state
+HEAD_RANK = 0
+# Head sizes for which MLX's attention does not write its scores to memory on a GPU.
+FUSED_HEAD_DIMS = (64, 80, 96, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A known link between two ranks; None: the default for their hosts."""
+
+    ranks: frozenset[int]
+    latency_ms: float | None = None
+    bandwidth_gbit_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What the ring is asked to do. Raises ValueError for a context or concurrency below 1."""
+
+    context: int  # tokens of one request, prompt and answer
+    concurrency: int  # requests at once
+
+    def __post_init__(self) -> None:
+        for key in ("context", "concurrency"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} = {getattr(self, key)} must be at least 1")
+
+    @property
+    def decode_context(self) -> int:
+        """Tokens in the cache when decode is timed."""
+        return self.context // 2
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The prompt that prefill is timed with."""
+        return max(1, min(2048, self.context // 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Layers [start, stop) on the node at `index` of the cost model's nodes."""
+
+    index: int
+    start: int
+    stop: int
+
+
+class CostModel:
+    """Bytes and times of any stage on any node, from sums prepared once. Layer ranges are half-open."""
+
+    def __init__(
+        self, model: ModelProfile, nodes: Sequence[NodeProfile], links: Sequence[Link], work: Workload
+    ) -> None:
+        self.model, self.nodes, self.work = model, tuple(nodes), work
+        self._links = {link.ranks: link for link in links}
+        self._hosts = {node.rank: node.host for node in nodes}
+        layers, middle = model.layers, work.decode_context
+        self._weight = _sums(layer.weight_bytes for layer in layers)
+        self._kv = _sums(layer.cache.nbytes(work.context) * work.concurrency for layer in layers)
+        self._read = _sums(layer.active_bytes + layer.cache.read_bytes(middle) for layer in layers)
+        self._params = _sums(layer.active_params for layer in layers)
+        self._scratch = {
+            is_fused: [self._layer_scratch_bytes(i, is_fused) for i in range(len(layers))]
+            for is_fused in (False, True)
+        }
+
+    # -- bytes --------------------------------------------------------------------------------------------
+    def weight_bytes(self, start: int, stop: int) -> int:
+        """Weights of a stage, with the embedding, norm and head that it owns; a tied copy counts."""
+        model, total = self.model, self._weight[stop] - self._weight[start]
+        is_last = stop == model.num_layers
+        if start == 0 or (is_last and model.is_tied):
+            total += model.embed_bytes
+        return total + (model.norm_bytes + model.head_bytes if is_last else 0)
+
+    def kv_bytes(self, start: int, stop: int) -> int:
+        """Caches of a stage for context x concurrency."""
+        return self._kv[stop] - self._kv[start]
+
+    def activation_bytes(self, index: int, start: int, stop: int) -> int:
+        """Scratch of a stage for one prefill chunk of 512 tokens: an upper bound.
+
+        The fullest layer counts the outputs of all its linears, four hidden states, the attention scores
+        where they are written to memory, and a second copy of one session's cache (it is copied when it
+        grows). The last stage adds the logits of the chunk, and four rows of them in float32 for the
+        sampler.
+        """
+        node, model = self.nodes[index], self.model
+        is_fused = node.device != "cpu" and model.head_dim in FUSED_HEAD_DIMS
+        total = max(self._scratch[is_fused][start:stop])
+        if stop == model.num_layers:
+            total += self.chunk_tokens * model.vocab_size * model.dtype_bytes + 16 * model.vocab_size
+        return total
+
+    def need_bytes(self, index: int, start: int, stop: int) -> int:
+        """What a stage takes of its node's budget."""
+        return (
+            self.weight_bytes(start, stop)
+            + self.kv_bytes(start, stop)
+            + self.activation_bytes(index, start, stop)
+        )
+
+    def overflow_bytes(self, index: int, start: int, stop: int) -> int:
+        """By how much a stage exceeds its node's budget; 0 where it fits."""
+        return max(0, self.need_bytes(index, start, stop) - self.nodes[index].budget_bytes)
+
+    def active_params(self, start: int, stop: int) -> int:
+        """Weights that one token is multiplied with."""
+        return self._params[stop] - self._params[start]
+
+    # -- time ---------------------------------------------------------------------------------------------
+    def decode_ms(self, index: int, start: int, stop: int) -> float:
+        """One token of one user at half the context."""
+        model = self.model
+        read_bytes = self._read[stop] - self._read[start]
+        if stop == model.num_layers:
+            read_bytes += model.norm_bytes + (model.embed_bytes if model.is_tied else model.head_bytes)
+        rate_bytes_ms = self.nodes[index].figures.bandwidth_gb_s * 1e6 * DECODE_EFFICIENCY
+        return read_bytes / rate_bytes_ms + (stop - start) * LAYER_OVERHEAD_MS + STAGE_OVERHEAD_MS
+
+    def prefill_ms(self, index: int, start: int, stop: int) -> float:
+        """A prompt of `work.prompt_tokens` tokens, chunk after chunk; the head sees the last chunk only."""
+        figures, tokens = self.nodes[index].figures, self.work.prompt_tokens
+        params = self.active_params(start, stop)
+        chunks = ceil(tokens / PREFILL_CHUNK_TOKENS)
+        multiply_ms = 2 * params * tokens / (figures.tflops * 1e9 * PREFILL_EFFICIENCY)
+        rate_bytes_ms = figures.bandwidth_gb_s * 1e6 * DECODE_EFFICIENCY
+        read_ms = chunks * (self._weight[stop] - self._weight[start]) / rate_bytes_ms
+        head_ms = 0.0
+        if stop == self.model.num_layers:
+            head_ms = (
+                self.weight_bytes(start, stop) - self._weight[stop] + self._weight[start]
+            ) / rate_bytes_ms
+        launch_ms = chunks * ((stop - start) * LAYER_OVERHEAD_MS + STAGE_OVERHEAD_MS)
+        return max(multiply_ms, read_ms) + head_ms + launch_ms
+
+    def hop_ms(self, from_rank: int, to_rank: int, tokens: int) -> float:
+        """The hidden states of `tokens` tokens from one rank to another, in chunks; 0 tokens: ids only."""
+        if from_rank == to_rank:
+            return 0.0
+        latency_ms, gbit_s = self._link(from_rank, to_rank)
+        chunks = max(1, ceil(tokens / PREFILL_CHUNK_TOKENS))
+        nbytes = tokens * self.model.hidden_size * self.model.dtype_bytes + chunks * FRAME_BYTES
+        return chunks * latency_ms + nbytes * 8 / (gbit_s * 1e6)
+
+    def hop_between_ms(self, a: int | None, b: int | None, tokens: int) -> float:
+        """A hop between the nodes at two indices; None is the head, to and from which only token ids go."""
+        if a is None or b is None:
+            from_rank, to_rank = (HEAD_RANK if i is None else self.nodes[i].rank for i in (a, b))
+            return self.hop_ms(from_rank, to_rank, 0)
+        return self.hop_ms(self.nodes[a].rank, self.nodes[b].rank, tokens)
+
+    def hops_ms(self, stages: Sequence[Stage], tokens: int) -> float:
+        """All hops of one round: head to first stage, stage to stage, last stage to head."""
+        indices = [None, *(stage.index for stage in stages), None]
+        return sum(self.hop_between_ms(a, b, tokens) for a, b in itertools.pairwise(indices))
+
+    def path_ms(self, stages: Sequence[Stage]) -> float:
+        """One token of one user, once round the ring."""
+        return sum(self.decode_ms(s.index, s.start, s.stop) for s in stages) + self.hops_ms(stages, 1)
+
+    def slowest_ms(self, stages: Sequence[Stage]) -> float:
+        """The decode time of the slowest stage."""
+        return max(self.decode_ms(s.index, s.start, s.stop) for s in stages)
+
+    def throughput_tok_s(self, stages: Sequence[Stage]) -> float:
+        """All users together.
+
+        `concurrency` tokens per round, unless the slowest stage is always busy first.
+        """
+        return 1e3 / max(self.path_ms(stages) / self.work.concurrency, self.slowest_ms(stages))
+
+    def ttft_ms(self, stages: Sequence[Stage]) -> float:
+        """Prompt to first token, stage after stage."""
+        stages_ms = sum(self.prefill_ms(s.index, s.start, s.stop) for s in stages)
+        return stages_ms + self.hops_ms(stages, self.work.prompt_tokens)
+
+    # -- parts --------------------------------------------------------------------------------------------
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens of the largest prefill chunk."""
+        return min(PREFILL_CHUNK_TOKENS, self.work.context)
+
+    def _link(self, a: int, b: int) -> tuple[float, float]:
+        is_local = a in self._hosts and self._hosts.get(a) == self._hosts.get(b)
+        latency_ms, gbit_s = (
+            (LOCAL_LATENCY_MS, LOCAL_GBIT_S) if is_local else (REMOTE_LATENCY_MS, REMOTE_GBIT_S)
+        )
+        link = self._links.get(frozenset((a, b)))
+        if link is not None and link.latency_ms is not None:
+            latency_ms = link.latency_ms
+        if link is not None and link.bandwidth_gbit_s is not None:
+            gbit_s = link.bandwidth_gbit_s
+        return latency_ms, gbit_s
+
+    def _layer_scratch_bytes(self, i: int, is_fused: bool) -> int:
+        model, layer, context = self.model, self.model.layers[i], self.work.context
+        elements = self.chunk_tokens * (layer.output_width + 4 * model.hidden_size)
+        if layer.cache.token_bytes and not is_fused:
+            seen = min(context, (layer.cache.window or context) + PREFILL_CHUNK_TOKENS)
+            elements += 2 * model.num_heads * self.chunk_tokens * seen
+        return elements * model.dtype_bytes + layer.cache.nbytes(context)
+
+
+def _sums(values: Iterable[int]) -> list[int]:
+    return [0, *itertools.accumulate(values)]

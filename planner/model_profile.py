@@ -1,0 +1,232 @@
+"""What each part of a model weighs, from config.json and safetensors headers alone: no weight is read.
+
+Bytes are those in memory after mlx-lm's `sanitize`: parts that it drops (vision and audio towers, layers
+for multi-token prediction, rotary tables, a head that is tied) do not count, fp8 blocks that it widens
+count as bf16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from planner.headers import DTYPE_BITS, TensorHeader, digest_of, read_config, read_headers
+from planner.kv_profile import HEADS_KEYS, HIDDEN_KEYS, CacheProfile, cache_profile, first_int, head_dim
+from planner.parts import split_parts
+
+NUM_LAYERS_KEYS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers", "num_transformer_layers")
+CONTEXT_KEYS = (
+    *("max_position_embeddings", "max_seq_len", "n_positions", "max_sequence_length", "n_ctx"),
+    *("seq_length", "model_max_length"),
+)
+EXPERTS_KEYS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", "n_experts")
+TOP_K_KEYS = (
+    *(
+        "num_experts_per_tok",
+        "num_experts_per_token",
+        "moe_top_k",
+        "moe_topk",
+        "top_k_experts",
+        "experts_per_token",
+    ),
+    *("moe_k", "num_selected_experts"),
+)
+NO_LIMIT_TOKENS = 1 << 20  # context of a model that names none, as recurrent ones do
+
+
+@dataclass(frozen=True, slots=True)
+class LayerProfile:
+    """One layer."""
+
+    weight_bytes: int
+    active_bytes: int  # read for one token: of routed experts only the chosen ones
+    active_params: int  # multiplied with one token
+    output_width: int  # elements that all its linears give for one token
+    cache: CacheProfile
+
+
+@dataclass(frozen=True, slots=True)
+class ModelProfile:
+    """A whole model.
+
+    Layers are in order; `embed_bytes` count once more for a last stage that needs a tied copy.
+    """
+
+    name: str  # as configured
+    digest: str  # of config.json and headers, see planner.headers.model_digest
+    model_type: str
+    max_context: int  # tokens
+    hidden_size: int
+    vocab_size: int
+    num_heads: int
+    head_dim: int
+    dtype_bytes: int  # of activations and caches
+    layers: tuple[LayerProfile, ...]
+    embed_bytes: int
+    norm_bytes: int  # final norm, and what else follows the last layer
+    head_bytes: int  # 0 where the head is tied to the embedding
+    is_tied: bool
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def full_bytes(self) -> int:
+        """The whole model on one machine."""
+        layers_bytes = sum(layer.weight_bytes for layer in self.layers)
+        return layers_bytes + self.embed_bytes + self.norm_bytes + self.head_bytes
+
+
+def read_model_profile(model_dir: Path, name: str | None = None) -> ModelProfile:
+    """The profile of the checkpoint in `model_dir`. Raises ModelFilesError naming the file."""
+    return profile_model(read_config(model_dir), read_headers(model_dir), name or model_dir.name)
+
+
+def profile_model(config: dict[str, Any], headers: Mapping[str, TensorHeader], name: str) -> ModelProfile:
+    """The profile of values that were read before. Raises ModelFilesError where no layers can be told."""
+    flat = flat_config(config)
+    parts = split_parts(headers, first_int(flat, NUM_LAYERS_KEYS) or None, name)
+    tensors = _Tensors(headers, _quantization(config))
+    is_tied = not parts.head or flat.get("tie_word_embeddings", config.get("tie_word_embeddings")) is True
+    keyed = (header for layer in parts.layers for header in layer.values() if _sets_dtype(header))
+    dtype_bytes = _dtype_bytes([*parts.embed, *keyed])
+    return ModelProfile(
+        name=name,
+        digest=digest_of(config, dict(headers)),
+        model_type=str(config.get("model_type", "")),
+        max_context=first_int(flat, CONTEXT_KEYS, NO_LIMIT_TOKENS),
+        hidden_size=first_int(flat, HIDDEN_KEYS) or _size_of_norm(parts.layers),
+        vocab_size=first_int(flat, ("vocab_size",)) or max((h.shape[0] for h in parts.embed), default=0),
+        num_heads=first_int(flat, HEADS_KEYS, 1),
+        head_dim=head_dim(flat),
+        dtype_bytes=dtype_bytes,
+        layers=tuple(
+            _profile_layer(flat, index, layer, tensors, dtype_bytes)
+            for index, layer in enumerate(parts.layers)
+        ),
+        embed_bytes=tensors.nbytes(parts.embed),
+        norm_bytes=tensors.nbytes(parts.other),
+        head_bytes=0 if is_tied else tensors.nbytes(parts.head),
+        is_tied=is_tied,
+    )
+
+
+def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json with its text part, if it has one, laid over the top level.
+
+    `model_type` is the text part's.
+    """
+    nested = (config.get(key) for key in ("text_config", "llm_config"))
+    text: dict[str, Any] = next((part for part in nested if isinstance(part, dict)), {})
+    flat = {**config, **{key: value for key, value in text.items() if value is not None}}
+    ffn = config.get("ffn_config")  # dbrx
+    return {**ffn, **flat} if isinstance(ffn, dict) else flat
+
+
+class _Tensors:
+    """Bytes in memory, and numbers of weights, of tensors that may be quantised."""
+
+    def __init__(self, headers: Mapping[str, TensorHeader], quantization: Mapping[str, Any]) -> None:
+        self._headers, self._quantization = headers, quantization
+
+    def nbytes(self, headers: Iterable[TensorHeader]) -> int:
+        return sum(self.bytes_of(header) for header in headers)
+
+    def bytes_of(self, header: TensorHeader) -> int:
+        """fp8 weights with block scales are widened to bf16, their scales dropped."""
+        if header.name.endswith("_scale_inv"):
+            return 0
+        is_widened = header.dtype.startswith("F8_E4M3") and f"{header.name}_scale_inv" in self._headers
+        return header.nbytes * 2 if is_widened else header.nbytes
+
+    def params_of(self, header: TensorHeader) -> int:
+        """Weights of a matrix; 0 for scales, biases, norms and other vectors."""
+        if len(header.shape) < 2 or header.name.endswith((".scales", ".biases", "_scale_inv", ".scale")):
+            return 0
+        count = 1
+        for size in header.shape:
+            count *= size
+        if header.dtype != "U32":
+            return count
+        path = header.name.removesuffix(".weight")
+        scales = self._headers.get(f"{path}.scales")
+        if scales is None:
+            return count * 8  # 4 bits
+        own = self._quantization.get(path)
+        group = (own if isinstance(own, dict) else self._quantization).get("group_size", 64)
+        return count // header.shape[-1] * scales.shape[-1] * int(group)
+
+
+def _profile_layer(
+    flat: Mapping[str, Any],
+    index: int,
+    layer: Mapping[str, TensorHeader],
+    tensors: _Tensors,
+    dtype_bytes: int,
+) -> LayerProfile:
+    num_experts = first_int(flat, EXPERTS_KEYS)
+    top_k = _top_k(flat, index)
+    weight_bytes = active_bytes = active_params = width = 0
+    for rest, header in layer.items():
+        nbytes, params = tensors.bytes_of(header), tensors.params_of(header)
+        is_routed = num_experts > 0 and _is_routed(rest, header, num_experts)
+        share = min(top_k / num_experts, 1.0) if is_routed else 1.0
+        weight_bytes += nbytes
+        active_bytes += round(nbytes * share)
+        active_params += round(params * share)
+        if params:
+            rows = header.shape[-2] * (header.shape[0] if len(header.shape) == 3 else 1)
+            width += round(rows * share)
+    shapes = {rest: header.shape for rest, header in layer.items()}
+    return LayerProfile(
+        weight_bytes, active_bytes, active_params, width, cache_profile(flat, index, shapes, dtype_bytes)
+    )
+
+
+def _is_routed(rest: str, header: TensorHeader, num_experts: int) -> bool:
+    if "shared" in rest:
+        return False
+    is_stacked = len(header.shape) >= 2 and header.shape[0] == num_experts and "gate.weight" not in rest
+    return "experts." in rest or (
+        is_stacked and ("switch" in rest or "expert" in rest or len(header.shape) == 3)
+    )
+
+
+def _top_k(flat: Mapping[str, Any], index: int) -> int:
+    for key in TOP_K_KEYS:
+        value = flat.get(key)
+        if isinstance(value, list) and value:
+            value = value[min(index, len(value) - 1)]
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return 1
+
+
+def _quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = config.get("quantization") or config.get("quantization_config")
+    return found if isinstance(found, dict) else {}
+
+
+def _sets_dtype(header: TensorHeader) -> bool:
+    """True for the tensors of a layer whose dtype its activations take: norms, and what makes keys."""
+    return any(
+        word in header.name for word in ("k_proj.", "qkv", "norm.weight", "layernorm.weight", "in_proj.")
+    )
+
+
+def _dtype_bytes(headers: Iterable[TensorHeader]) -> int:
+    """Bytes of an activation: float16 and bfloat16 together, or float32 with either, give float32."""
+    found = {header.dtype for header in headers} & {"F16", "BF16", "F32"}
+    return (
+        4 if "F32" in found or len(found) > 1 else max((DTYPE_BITS[dtype] // 8 for dtype in found), default=2)
+    )
+
+
+def _size_of_norm(layers: Iterable[Mapping[str, TensorHeader]]) -> int:
+    sizes = (
+        h.shape[0] for layer in layers for name, h in layer.items() if "norm" in name and len(h.shape) == 1
+    )
+    return next(sizes, 1)

@@ -1,0 +1,115 @@
+"""A plan as text: an aligned table, what it promises, and what it rests on. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from planner.node_profile import NodeProfile
+from planner.plan import Plan, Refusal
+from planner.refusal import gb
+
+_LEFT = ("stage", "rank", "node", "chip", "layers", "owns")
+
+
+def render_plan(plan: Plan, nodes: Sequence[NodeProfile]) -> str:
+    """Several lines, without colour or a newline at the end. `nodes` are those that the plan was made for."""
+    by_rank = {node.rank: node for node in nodes}
+    rows = [
+        {
+            "stage": str(part.stage),
+            "rank": str(part.rank),
+            "node": part.node,
+            "chip": by_rank[part.rank].figures.name if part.rank in by_rank else "",
+            "layers": f"{part.start}:{part.stop} ({part.stop - part.start})",
+            "owns": ", ".join(
+                word for word, is_own in (("embed", part.embed), ("head", part.head)) if is_own
+            ),
+            "weights": gb(part.weight_bytes),
+            "KV": gb(part.kv_bytes),
+            "scratch": gb(part.activation_bytes),
+            "budget": gb(part.budget_bytes),
+            "decode": f"{part.decode_ms:.2f} ms",
+            "prefill": f"{part.prefill_ms:.1f} ms",
+        }
+        for part in plan.assignments
+    ]
+    users = "one request" if plan.concurrency == 1 else f"{plan.concurrency} requests"
+    promise = (
+        f"predicted: {plan.predicted.decode_tok_s:.1f} tok/s for one user, "
+        f"{plan.predicted.throughput_tok_s:.1f} tok/s for {plan.concurrency}, "
+        f"first token after {plan.predicted.ttft_s:.2f} s"
+    )
+    memory = (
+        f"memory: the whole model takes {gb(plan.memory.full_model_bytes)}, the fullest node "
+        f"{gb(plan.memory.largest_node_bytes)} of it"
+    )
+    return "\n".join(
+        [
+            f"{plan.model}: {plan.num_layers} layers, {users} of {plan.context} tokens, "
+            f"strategy {plan.strategy}, objective {plan.objective}, plan {plan.digest}",
+            "",
+            *table(rows),
+            "",
+            promise,
+            memory,
+            *_notes(nodes, {part.rank for part in plan.assignments}),
+        ]
+    )
+
+
+def render_refusal(refusal: Refusal, model: str, nodes: Sequence[NodeProfile]) -> str:
+    """Why nothing fits, the budgets, and what would help."""
+    rows = [
+        {
+            "rank": str(node.rank),
+            "node": node.name,
+            "chip": node.figures.name,
+            "memory": gb(node.memory_bytes),
+            "ceiling": gb(node.ceiling_bytes),
+            "cap": "" if node.cap_bytes is None else gb(node.cap_bytes),
+            "reserve": gb(node.reserve_bytes),
+            "budget": gb(node.budget_bytes),
+        }
+        for node in nodes
+        if node.use
+    ]
+    reason = f"{model} does not fit: {refusal.reason}."
+    return "\n".join(
+        [reason, "", *table(rows), "", refusal.advice, *_notes(nodes, {node.rank for node in nodes})]
+    )
+
+
+def table(rows: Sequence[dict[str, str]]) -> list[str]:
+    """Lines with the keys as header; words are aligned left, numbers right."""
+    if not rows:
+        return []
+    widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
+
+    def line(cells: dict[str, str]) -> str:
+        parts = (cells[key].ljust(w) if key in _LEFT else cells[key].rjust(w) for key, w in widths.items())
+        return "  ".join(parts).rstrip()
+
+    return [
+        line({key: key for key in widths}),
+        line({key: "-" * w for key, w in widths.items()}),
+        *map(line, rows),
+    ]
+
+
+def _notes(nodes: Sequence[NodeProfile], used: set[int]) -> list[str]:
+    """What the figures rest on."""
+    idle = [node.name for node in nodes if node.use and node.rank not in used]
+    off = [node.name for node in nodes if not node.use]
+    unknown = sorted({node.figures.name for node in nodes if node.use and not node.figures.is_known})
+    guessed = [node.name for node in nodes if node.use and node.ceiling_source == "guessed"]
+    shared = [node.name for node in nodes if node.use and node.num_sharing > 1]
+    notes = [f"note: no speed is known for {chip}: a low one is assumed" for chip in unknown]
+    if idle:
+        notes.append(f"note: {', '.join(idle)} would own no layers: any part there is slower, or does not fit")
+    if off:
+        notes.append(f"note: {', '.join(off)} excluded by the config")
+    if guessed:
+        notes.append(f"note: the memory limit of {', '.join(guessed)} is a guess from the memory size")
+    if shared:
+        notes.append(f"note: {', '.join(shared)} share one machine's memory evenly")
+    return notes

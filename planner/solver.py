@@ -1,0 +1,271 @@
+"""From a model, its nodes and their links to a plan, or to a refusal with numbers. Pure.
+
+Every strategy searches the feasible plans only, so none refuses what another would accept: `optimal`
+takes the one with the least predicted cost and may leave nodes idle; the others use every node that can
+hold a layer and come as close to their ideal split as memory lets them. Nodes keep the order of the
+configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from planner.cost import CostModel, Link, Stage, Workload
+from planner.forced import check_forced
+from planner.model_profile import ModelProfile
+from planner.node_profile import NodeProfile
+from planner.plan import Assignment, MemorySummary, Plan, Predicted, Refusal
+from planner.refusal import explain
+from planner.search import Cost, Problem, add, cheapest, count_then_max
+
+STRATEGIES = ("optimal", "balanced", "memory_proportional", "compute_proportional", "uniform")
+OBJECTIVES = ("latency", "throughput", "ttft")
+
+StageMs = Callable[[Stage], float | None]  # None: not allowed
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """How to plan.
+
+    Raises ValueError for an unknown strategy or objective, or a context or concurrency below 1.
+    """
+
+    context: int
+    concurrency: int = 1
+    strategy: str = "optimal"
+    objective: str = "latency"
+    legal_cuts: frozenset[int] | None = None  # layers at which a stage may start; None: all
+
+    def __post_init__(self) -> None:
+        Workload(self.context, self.concurrency)
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"strategy = {self.strategy!r} must be one of {', '.join(STRATEGIES)}")
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective = {self.objective!r} must be one of {', '.join(OBJECTIVES)}")
+
+
+def make_plan(
+    model: ModelProfile, nodes: Sequence[NodeProfile], links: Sequence[Link], options: PlanOptions
+) -> Plan | Refusal:
+    """The plan that `options.strategy` asks for, or why no split fits.
+
+    Raises ForcedLayersError where the nodes' forced layers overlap, leave a gap or exceed the model.
+    """
+    solver = _Solver(CostModel(model, nodes, links, Workload(options.context, options.concurrency)), options)
+    stages = solver.solve()
+    return (
+        explain(solver.cost, solver.overflow()) if stages is None else _as_plan(solver.cost, stages, options)
+    )
+
+
+class _Solver:
+    def __init__(self, cost: CostModel, options: PlanOptions) -> None:
+        self.cost, self.options = cost, options
+        self.usable = [i for i, node in enumerate(cost.nodes) if node.use]
+        self.forced = check_forced(cost.nodes, cost.model.num_layers)
+        self.free = [i for i in self.usable if i not in self.forced]
+
+    def solve(self) -> list[Stage] | None:
+        """The stages of the best feasible plan; None where nothing fits."""
+        match self.options.strategy:
+            case "optimal":
+                return self._optimal()
+            case "balanced":
+                return self._balanced()
+            case _:
+                return self._proportional(self._ideal_shares())
+
+    def overflow(self) -> list[Stage] | None:
+        """The stages that exceed their budgets by the least in all; None where the cuts allow no stages."""
+
+        def stage_cost(i: int, start: int, stop: int) -> Cost:
+            return (float(self.cost.overflow_bytes(i, start, stop)), 1.0)
+
+        found = cheapest(self._problem(stage_cost))
+        return found[1] if found else None
+
+    # -- strategies ---------------------------------------------------------------------------------------
+    def _optimal(self) -> list[Stage] | None:
+        cost = self.cost
+        match self.options.objective:
+            case "latency":
+                return self._least_decode(limit_ms=float("inf"))
+            case "ttft":
+                tokens = cost.work.prompt_tokens
+                return self._least_sum(lambda s: cost.prefill_ms(s.index, s.start, s.stop), tokens)
+            case _:
+                return self._most_throughput()
+
+    def _least_decode(self, limit_ms: float) -> list[Stage] | None:
+        """The fastest token among the rings of which no stage takes longer than `limit_ms`."""
+
+        def stage_ms(stage: Stage) -> float | None:
+            decode_ms = self.cost.decode_ms(stage.index, stage.start, stage.stop)
+            return decode_ms if decode_ms <= limit_ms else None
+
+        return self._least_sum(stage_ms, tokens=1)
+
+    def _most_throughput(self) -> list[Stage] | None:
+        """Least max(path / k, slowest stage): bisection over the slowest stage's possible times, which is
+        exact.
+
+        Loosening the limit can only shorten the path; so the best limit is the first at which the path no
+        longer binds, or the one before it.
+        """
+        cost, options = self.cost, self.options
+        limits = sorted(
+            {
+                cost.decode_ms(i, start, stop)
+                for i in self.usable
+                for start in range(cost.model.num_layers)
+                for stop in range(start + 1, cost.model.num_layers + 1)
+            }
+        )
+        low, high = 0, len(limits) - 1
+        while low < high:
+            middle = (low + high) // 2
+            stages = self._least_decode(limits[middle])
+            if stages is not None and cost.path_ms(stages) / options.concurrency <= limits[middle]:
+                high = middle
+            else:
+                low = middle + 1
+        candidates = [self._least_decode(limits[at]) for at in range(max(low - 1, 0), low + 1)]
+        found = [stages for stages in candidates if stages is not None]
+        return max(found, key=cost.throughput_tok_s, default=None)
+
+    def _balanced(self) -> list[Stage] | None:
+        """Least time of the slowest stage over all nodes; among those the most even ones."""
+        cost = self.cost
+
+        def stage_cost(i: int, start: int, stop: int) -> Cost | None:
+            return (-1.0, cost.decode_ms(i, start, stop)) if self._fits(i, start, stop) else None
+
+        found = cheapest(self._problem(stage_cost, combine=count_then_max))
+        if found is None:
+            return None
+        limit_ms = found[0][1]
+
+        def square(i: int, start: int, stop: int) -> Cost | None:
+            decode_ms = cost.decode_ms(i, start, stop)
+            return (-1.0, decode_ms**2) if decode_ms <= limit_ms and self._fits(i, start, stop) else None
+
+        even = cheapest(self._problem(square))
+        return even[1] if even else found[1]
+
+    def _proportional(self, shares: list[float]) -> list[Stage] | None:
+        """Least sum of squared distances between each node's part and its ideal share, over all nodes."""
+
+        def stage_cost(i: int, start: int, stop: int) -> Cost | None:
+            if not self._fits(i, start, stop):
+                return None
+            return (-1.0, (self._part(start, stop) - shares[i]) ** 2)
+
+        found = cheapest(self._problem(stage_cost))
+        return found[1] if found else None
+
+    def _ideal_shares(self) -> list[float]:
+        """Each node's part of the model, from 0 to 1."""
+        match self.options.strategy:
+            case "memory_proportional":
+                sizes = [float(node.budget_bytes) for node in self.cost.nodes]
+            case "compute_proportional":
+                sizes = [node.figures.tflops for node in self.cost.nodes]
+            case _:
+                sizes = [1.0 for _ in self.cost.nodes]
+        amounts = [size if node.use else 0.0 for size, node in zip(sizes, self.cost.nodes, strict=True)]
+        total = sum(amounts) or 1.0
+        return [amount / total for amount in amounts]
+
+    def _part(self, start: int, stop: int) -> float:
+        """The stage's part of the model: of its bytes, of its multiplications, or of its layers."""
+        model = self.cost.model
+        match self.options.strategy:
+            case "memory_proportional":
+                whole = self.cost.weight_bytes(0, model.num_layers) + self.cost.kv_bytes(0, model.num_layers)
+                return (self.cost.weight_bytes(start, stop) + self.cost.kv_bytes(start, stop)) / whole
+            case "compute_proportional":
+                return self.cost.active_params(start, stop) / self.cost.active_params(0, model.num_layers)
+            case _:
+                return (stop - start) / model.num_layers
+
+    # -- parts --------------------------------------------------------------------------------------------
+    def _fits(self, i: int, start: int, stop: int) -> bool:
+        return self.cost.overflow_bytes(i, start, stop) == 0
+
+    def _least_sum(self, stage_ms: StageMs, tokens: int) -> list[Stage] | None:
+        cost = self.cost
+
+        def stage_cost(i: int, start: int, stop: int) -> Cost | None:
+            if not self._fits(i, start, stop):
+                return None
+            own_ms = stage_ms(Stage(i, start, stop))
+            return None if own_ms is None else (own_ms, 1.0)
+
+        def hop_cost(a: int | None, b: int | None) -> Cost:
+            return (cost.hop_between_ms(a, b, tokens), 0.0)
+
+        found = cheapest(self._problem(stage_cost, hop_cost=hop_cost))
+        return found[1] if found else None
+
+    def _problem(
+        self,
+        stage_cost: Callable[[int, int, int], Cost | None],
+        hop_cost: Callable[[int | None, int | None], Cost] = lambda a, b: (0.0, 0.0),
+        combine: Callable[[Cost, Cost], Cost] = add,
+    ) -> Problem:
+        return Problem(
+            num_layers=self.cost.model.num_layers,
+            free=self.free,
+            forced=self.forced,
+            stage_cost=stage_cost,
+            hop_cost=hop_cost,
+            legal_cuts=self.options.legal_cuts,
+            combine=combine,
+        )
+
+
+def _as_plan(cost: CostModel, stages: Sequence[Stage], options: PlanOptions) -> Plan:
+    model, num_layers = cost.model, cost.model.num_layers
+    assignments = tuple(_assignment(cost, number, stage) for number, stage in enumerate(stages))
+    used = {part.rank for part in assignments}
+    full_bytes = cost.weight_bytes(0, num_layers)
+    largest_bytes = max(part.weight_bytes for part in assignments)
+    return Plan(
+        model=model.name,
+        strategy=options.strategy,
+        objective=options.objective,
+        num_layers=num_layers,
+        context=options.context,
+        concurrency=options.concurrency,
+        assignments=assignments,
+        unused_nodes=tuple(node.name for node in cost.nodes if node.rank not in used),
+        predicted=Predicted(
+            decode_tok_s=1e3 / cost.path_ms(stages),
+            ttft_s=cost.ttft_ms(stages) / 1e3,
+            throughput_tok_s=cost.throughput_tok_s(stages),
+        ),
+        memory=MemorySummary(full_bytes, largest_bytes, full_bytes - largest_bytes),
+    )
+
+
+def _assignment(cost: CostModel, number: int, stage: Stage) -> Assignment:
+    i, start, stop = stage.index, stage.start, stage.stop
+    node = cost.nodes[i]
+    return Assignment(
+        rank=node.rank,
+        node=node.name,
+        stage=number,
+        start=start,
+        stop=stop,
+        embed=start == 0,
+        head=stop == cost.model.num_layers,
+        weight_bytes=cost.weight_bytes(start, stop),
+        kv_bytes=cost.kv_bytes(start, stop),
+        activation_bytes=cost.activation_bytes(i, start, stop),
+        reserve_bytes=node.reserve_bytes,
+        budget_bytes=node.budget_bytes,
+        decode_ms=cost.decode_ms(i, start, stop),
+        prefill_ms=cost.prefill_ms(i, start, stop),
+    )

@@ -1,0 +1,156 @@
+"""Runs a tiny random model of a config whole and cut, and tells how far the numbers are apart.
+
+Everything is float32. Both runs get the same chunks: one shot, chunked prefill past every window, and decode,
+with one row and with two. Owns the calling thread's MLX while it runs.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.utils import _get_classes
+
+from shard_loader.carry import flatten
+from shard_loader.shard import Shard
+from shard_loader.shrink import VOCAB_SIZE, Config, recipes
+
+MAX_PARAMETERS = 120_000_000  # of a tiny model; above, a proof would take minutes
+SCHEDULES = ((12, 1, 1, 1), (7, 5, 1, 1))  # tokens per forward pass; the prompts are longer than WINDOW
+BATCHES = (1, 2)
+
+# What building or running a model of a shrunk config may raise when the shrinking does not suit it.
+UNSUITABLE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+class RehearsalError(ValueError):
+    """No tiny model of this config can be built and run; one sentence with the last reason."""
+
+
+class Rehearsal:
+    """A tiny random model of a config with its logits, to be compared with its cut self.
+
+    Raises RehearsalError if no shrinking of the config gives a model that runs.
+    """
+
+    def __init__(self, config: Config) -> None:
+        reasons = []
+        for name, small in recipes(_with_defaults(config)):
+            try:
+                self._config = small
+                self._whole = _build(small)
+                _randomise(self._whole)
+                self._expected = {key: list(self._run_whole(*key)) for key in _cases()}
+            except UNSUITABLE as error:
+                reasons.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}")
+                continue
+            self.num_layers = len(self._whole.layers)
+            self.recipe = name
+            return
+        raise RehearsalError(f"no tiny model of this config can be built ({reasons[0]})")
+
+    def error_of(self, boundaries: Sequence[int]) -> float:
+        """The largest difference of any logit with the model cut before each of `boundaries`; NaN counts.
+
+        0.0 means bit for bit equal. Raises whatever the cut model raises; ShardError for an impossible cut.
+        """
+        edges = [0, *boundaries, self.num_layers]
+        shards = [self._shard(start, stop) for start, stop in pairwise(edges)]
+        worst = 0.0
+        for key in _cases():
+            for expected, got in zip(self._expected[key], _run_cut(shards, *key), strict=True):
+                error: Any = mx.abs(expected - got).max().item()
+                worst = max(worst, math.inf if math.isnan(error) else error)
+        return worst
+
+    def _shard(self, start: int, stop: int) -> Shard:
+        twin = _build(self._config)
+        twin.update(self._whole.parameters())
+        return Shard(twin, start, stop)
+
+    def _run_whole(self, schedule: tuple[int, ...], batch: int) -> Iterator[mx.array]:
+        cache = make_prompt_cache(self._whole)
+        for tokens in _chunks(schedule, batch):
+            logits = self._whole(tokens, cache=cache)
+            if not mx.isfinite(logits).all().item():
+                raise ArithmeticError("the whole model gives numbers that are not finite")
+            yield logits
+
+
+def _cases() -> list[tuple[tuple[int, ...], int]]:
+    return [(schedule, batch) for schedule in SCHEDULES for batch in BATCHES]
+
+
+def _chunks(schedule: tuple[int, ...], batch: int) -> Iterator[mx.array]:
+    """Reproducible tokens (batch, chunk) for each entry of the schedule."""
+    tokens = mx.random.randint(1, VOCAB_SIZE - 1, (batch, sum(schedule)), key=mx.random.key(batch))
+    start = 0
+    for length in schedule:
+        yield tokens[:, start : start + length]
+        start += length
+
+
+def _run_cut(shards: list[Shard], schedule: tuple[int, ...], batch: int) -> Iterator[mx.array]:
+    states = [shard.new_state() for shard in shards]
+    for tokens in _chunks(schedule, batch):
+        carry: Any = None
+        for shard, state in zip(shards, states, strict=True):
+            carry = shard.forward(tokens, carry, state)
+            mx.eval(flatten(carry)[0], state.arrays())
+        yield carry
+
+
+def _build(config: Config) -> nn.Module:
+    model_class, args_class = _get_classes(config=config)
+    model = model_class(args_class.from_dict(copy.deepcopy(config)))
+    model.eval()
+    size = sum(value.size for _, value in tree_flatten(model.parameters()))
+    if size > MAX_PARAMETERS:
+        raise ValueError(f"the shrunk model would still have {size / 1e6:.0f} M parameters")
+    return model
+
+
+def _randomise(model: nn.Module) -> None:
+    """Small float32 noise on top of each parameter's initial value, so that none is zero or constant."""
+    key = mx.random.key(7)
+    fresh = []
+    for name, value in tree_flatten(model.parameters()):
+        if mx.issubdtype(value.dtype, mx.floating):
+            key, subkey = mx.random.split(key)
+            fresh.append((name, value.astype(mx.float32) + 0.05 * mx.random.normal(value.shape, key=subkey)))
+    model.update(tree_unflatten(fresh))
+    mx.eval(model.parameters())
+
+
+def _with_defaults(config: Config) -> Config:
+    """The config with what its architecture would fill in, so that shrinking sees it; nested models too."""
+    try:
+        _, args_class = _get_classes(config=config)
+    except (KeyError, ValueError):
+        return config
+    out = dict(config)
+    for field in dataclasses.fields(args_class):
+        if isinstance(field.default, (int, float)) and field.name not in out:
+            out[field.name] = field.default
+    for key, value in config.items():
+        if isinstance(value, dict) and "model_type" in value and not key.startswith(("vision", "audio")):
+            out[key] = _with_defaults(value)
+    return out

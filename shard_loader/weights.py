@@ -1,0 +1,127 @@
+"""From files to a shard in memory: mlx-lm builds the whole model lazily; only own ones are evaluated.
+
+mlx-lm does the class lookup, the sanitizing over the full dict of lazy tensors, and every form of
+quantisation; this module checks the names, keeps what the shard reads, and loads it layer by layer.
+Threads: everything here runs on the calling thread, which must be the compute thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+from mlx.utils import tree_flatten
+from mlx_lm.utils import _get_classes, load_model
+
+from planner.headers import TensorHeader, read_headers
+from shard_loader.shard import Shard
+
+# One evaluation loads at most this much at once (Metal ends command buffers of about 5 s), and never more
+# than one layer: five would do for the watchdog, one keeps the progress bar honest and costs nothing.
+MAX_GROUP_BYTES = 2 * 10**9
+
+Progress = Callable[[int, int], None]
+
+
+class WeightsError(ValueError):
+    """A checkpoint that does not make this model; one sentence that names the tensor or file."""
+
+
+def load_shard(model_dir: Path, start: int, stop: int, *, on_progress: Progress | None = None) -> Shard:
+    """Loads layers [start, stop) of the checkpoint in `model_dir`, with embedding or head where the range
+    needs them.
+
+    on_progress(loaded_bytes, total_bytes) is called first with 0 and then after each piece. Raises
+    planner.headers.ModelFilesError for a missing or truncated file, WeightsError for a missing, unexpected or
+    misshapen tensor or an unknown architecture, ShardError for a range that the model cannot be cut to.
+    """
+    headers = read_headers(model_dir)
+    shard = Shard(load_lazily(model_dir), start, stop)
+    total_bytes = shard.footprint.total_bytes
+    report = on_progress or (lambda loaded, total: None)
+    loaded_bytes = 0
+    report(0, total_bytes)
+    for group in shard.layer_parameters():
+        for arrays in _portions(group, headers):
+            mx.eval(arrays)
+            loaded_bytes += sum(array.nbytes for array in arrays)
+            report(loaded_bytes, total_bytes)
+        mx.clear_cache()
+    shard.warm_up()
+    mx.clear_cache()
+    return shard
+
+
+def load_lazily(model_dir: Path) -> nn.Module:
+    """The whole model with lazy parameters, exactly as mlx-lm builds it; nothing is read but headers.
+
+    Raises WeightsError as `load_shard` does.
+    """
+
+    def checked_classes(config: dict[str, Any]) -> tuple[type, type]:
+        model_class, args_class = _get_classes(config=config)
+        return type(
+            model_class.__name__, (_Checked, model_class), {"__module__": model_class.__module__}
+        ), args_class
+
+    try:
+        model, _ = load_model(model_dir, lazy=True, strict=False, get_model_classes=checked_classes)
+    except WeightsError:
+        raise
+    except KeyError as error:  # an architecture's sanitize asks for the tensors it rearranges
+        raise WeightsError(f"{model_dir}: the checkpoint has no tensor {error.args[0]!r}") from error
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        raise WeightsError(f"{model_dir}: {' '.join(str(error).split())}") from error
+    if isinstance(model, _Checked):
+        model.__class__ = type(model).__bases__[1]
+    return model
+
+
+class _Checked:
+    """Mixed into a model's class while it is loaded: its parameters and the weights must match."""
+
+    def load_weights(self: Any, file_or_weights: list[tuple[str, mx.array]], strict: bool = True) -> Any:
+        weights = dict(file_or_weights)
+        parameters = dict(tree_flatten(self.parameters()))
+        _check_names(parameters.keys() - weights.keys(), weights.keys() - parameters.keys())
+        for name, parameter in parameters.items():
+            if weights[name].shape != parameter.shape:
+                raise WeightsError(
+                    f"tensor {name!r} has the shape {tuple(weights[name].shape)}; the config asks for "
+                    f"{tuple(parameter.shape)}"
+                )
+        return super().load_weights(file_or_weights, strict=False)  # type: ignore[misc]
+
+
+def _check_names(missing: set[str], unexpected: set[str]) -> None:
+    for names, what in ((missing, "the checkpoint lacks"), (unexpected, "the model has no place for")):
+        if names:
+            first = sorted(names)[0]
+            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise WeightsError(f"{what} tensor {first!r}{others}")
+
+
+def _portions(group: Mapping[str, mx.array], headers: Mapping[str, TensorHeader]) -> Iterator[list[mx.array]]:
+    """One layer's arrays in portions to evaluate together.
+
+    What lies in the files as it is goes together. What sanitize computes (stacked experts, dequantised
+    blocks) goes one by one, so that the pieces it is made of are never in memory for more than one array at a
+    time.
+    """
+    together: list[mx.array] = []
+    together_bytes = 0
+    for name, array in group.items():
+        header = headers.get(name)
+        if header is None or header.nbytes != array.nbytes or header.shape != tuple(array.shape):
+            yield [array]
+            continue
+        if together and together_bytes + array.nbytes > MAX_GROUP_BYTES:
+            yield together
+            together, together_bytes = [], 0
+        together.append(array)
+        together_bytes += array.nbytes
+    if together:
+        yield together

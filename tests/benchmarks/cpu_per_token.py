@@ -1,0 +1,155 @@
+"""CPU milliseconds per generated token: the whole ring (HTTP and all processes) against plain mlx-lm.
+
+    python -m tests.benchmarks.cpu_per_token [--model DIR | --random] [--cuts 2,5] [--tokens 300] [--rounds 5]
+
+Rounds alternate: mlx-lm in one process, then the ring. One BLAS thread on both sides. What the ring's
+processes burn when idle (heartbeats) is measured first and reported apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cluster.bench import Endpoint
+from tests.ring_processes import RingProcesses
+
+DEMO = Path(__file__).parent.parent.parent / "deploy" / "demo" / "model"
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+PROMPT = [40 + i % 50 for i in range(16)]
+IDLE_S = 5.0
+
+BASELINE = """
+import json, resource, sys
+from pathlib import Path
+import mlx.core as mx
+from mlx_lm.generate import generate_step
+from mlx_lm.utils import load_model
+model, _ = load_model(Path(sys.argv[1]))
+prompt = mx.array(json.loads(sys.argv[2]))
+def run(count):
+    for _ in generate_step(prompt, model, max_tokens=count):
+        pass
+def cpu():
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+run(8)
+for line in sys.stdin:
+    before = cpu()
+    run(int(line))
+    print(cpu() - before, flush=True)
+"""
+
+
+def random_model(directory: Path) -> Path:
+    """About 200 M parameters in bf16."""
+    import mlx.core as mx
+
+    from tests.tiny_models import write_checkpoint
+
+    sizes = {
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "vocab_size": 16384,
+    }
+    return write_checkpoint("llama", directory / "random-200m", num_layers=13, dtype=mx.bfloat16, overrides=sizes)
+
+
+def ring_cpu_s(ring: RingProcesses) -> float:
+    """User and system time of all processes of the ring, the HTTP process included."""
+    total = 0.0
+    for process in ring.processes.values():
+        root = psutil.Process(process.pid)
+        for one in [root, *root.children(recursive=True)]:
+            times = one.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def measure(model: Path, cuts: list[int], num_tokens: int, num_rounds: int) -> dict[str, Any]:
+    """CPU ms per token of both sides, medians over the rounds."""
+    num_layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
+    bounds = [0, *cuts, num_layers]
+    layers = list(zip(bounds, bounds[1:], strict=False))
+    environment = os.environ | ONE_THREAD
+    environment.pop("MLX_DISABLE_COMPILE", None)
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        RingProcesses(
+            Path(directory), model, layers, with_api=True, env=ONE_THREAD | {"MLX_DISABLE_COMPILE": None}, context=len(PROMPT) + num_tokens
+        ) as ring,
+        subprocess.Popen(
+            [sys.executable, "-c", BASELINE, str(model), json.dumps(PROMPT)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        ) as baseline,
+    ):
+        assert baseline.stdin is not None
+        assert baseline.stdout is not None
+        ring.wait_api()
+        endpoint = Endpoint(f"http://127.0.0.1:{ring.api_port}")
+        endpoint.complete(PROMPT, 8)
+        before = ring_cpu_s(ring)
+        threading.Event().wait(IDLE_S)
+        idle_ms_per_s = (ring_cpu_s(ring) - before) / IDLE_S * 1e3
+        ours, theirs, active = [], [], []
+        for _ in range(num_rounds):
+            baseline.stdin.write(f"{num_tokens}\n")
+            baseline.stdin.flush()
+            theirs.append(float(baseline.stdout.readline()) / num_tokens * 1e3)
+            before = ring_cpu_s(ring)
+            answer = endpoint.complete(PROMPT, num_tokens)
+            used_ms = (ring_cpu_s(ring) - before) * 1e3
+            ours.append(used_ms / num_tokens)
+            active.append((used_ms - idle_ms_per_s * answer.total_s) / num_tokens)
+        baseline.stdin.close()
+    num_hops = len(layers) if len(layers) > 1 else 0
+    added = statistics.median(a - t for a, t in zip(active, theirs, strict=True))
+    return {
+        "model": model.name,
+        "stages": len(layers),
+        "tokens": num_tokens,
+        "rounds": num_rounds,
+        "mlx_lm_cpu_ms_per_token": statistics.median(theirs),
+        "ring_cpu_ms_per_token": statistics.median(ours),
+        "ring_without_idle_cpu_ms_per_token": statistics.median(active),
+        "idle_cpu_ms_per_s": idle_ms_per_s,
+        "added_ms_per_token": added,
+        "hops": num_hops,
+        "added_ms_per_hop": added / num_hops if num_hops else None,
+        "ratio": statistics.median(a / t for a, t in zip(active, theirs, strict=True)),
+    }
+
+
+def main() -> None:
+    """Print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", type=Path, default=DEMO)
+    parser.add_argument("--random", action="store_true", help="a random bf16 model of 200 M parameters")
+    parser.add_argument("--cuts", default="2,5")
+    parser.add_argument("--tokens", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    cuts = [int(cut) for cut in args.cuts.split(",") if cut]
+    with tempfile.TemporaryDirectory() as directory:
+        model = random_model(Path(directory)) if args.random else args.model
+        print(json.dumps(measure(model, cuts, args.tokens, args.rounds), indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import pytest
+
+from cluster.scheduler import Emit, Fail, FailureKind, Instruction, Limits, Scheduler, Send, Start
+from proto import ring_pb2
+
+
+def up(
+    *, context: int = 64, max_active: int = 2, max_in_flight: int = 4, chunk: int = 4, queue: int = 2
+) -> Scheduler:
+    scheduler = Scheduler(max_queued=queue)
+    scheduler.ring_up(7, Limits(context, max_active, queue, max_in_flight, chunk, vocab_size=100))
+    return scheduler
+
+
+def frames(instructions: list[Instruction]) -> list[ring_pb2.Frame]:
+    return [i.frame for i in instructions if isinstance(i, Send)]
+
+
+def answer(scheduler: Scheduler, frame: ring_pb2.Frame, token: int = 5, error: str = "") -> list[Instruction]:
+    """What the last stage sends back for a frame."""
+    slots = [
+        ring_pb2.Slot(
+            session=s.session,
+            position=s.position,
+            is_sampled=s.is_sampled,
+            error=error,
+            result=ring_pb2.SampledToken(id=token) if s.is_sampled else None,
+        )
+        for s in frame.slots
+    ]
+    return scheduler.on_result(frame.epoch, frame.seq, slots)
+
+
+def greedy() -> ring_pb2.Sampling:
+    return ring_pb2.Sampling(stop_ids=[9])
+
+
+def test_prompt_is_cut_as_mlx_lm_cuts_it() -> None:
+    scheduler = up(max_in_flight=8)
+    sent = frames(scheduler.submit("a", list(range(10)), 3, greedy()))
+    assert [list(f.slots[0].tokens) for f in sent] == [[0, 1, 2, 3], [4, 5, 6, 7], [8], [9]]
+    assert [f.slots[0].position for f in sent] == [0, 4, 8, 9]
+    assert [f.slots[0].is_sampled for f in sent] == [False, False, False, True]
+    assert [len(f.opens) for f in sent] == [1, 0, 0, 0]
+
+
+def test_one_token_prompt_is_sampled_at_once() -> None:
+    sent = frames(up().submit("a", [3], 1, greedy()))
+    assert len(sent) == 1
+    assert sent[0].slots[0].is_sampled
+
+
+def test_frames_in_flight_are_bounded_and_refilled() -> None:
+    scheduler = up(max_in_flight=2)
+    sent = frames(scheduler.submit("a", list(range(20)), 3, greedy()))
+    assert len(sent) == 2
+    more = frames(answer(scheduler, sent[0]))
+    assert len(more) == 1
+    assert scheduler.num_in_flight == 2
+
+
+def test_decode_goes_round_until_length() -> None:
+    scheduler = up()
+    (frame,) = frames(scheduler.submit("a", [3], 3, greedy()))
+    seen = []
+    for token in (11, 12, 13):
+        instructions = answer(scheduler, frame, token)
+        (emit,) = [i for i in instructions if isinstance(i, Emit)]
+        seen.append((emit.token.id, emit.finish_reason, emit.num_completion))
+        sent = frames(instructions)
+        frame = sent[0]
+    assert seen == [(11, "", 1), (12, "", 2), (13, "length", 3)]
+    assert list(frame.closes) == [1]
+    assert not frame.slots
+    assert scheduler.num_active == 0
+
+
+def test_stop_token_ends_with_stop() -> None:
+    scheduler = up()
+    (frame,) = frames(scheduler.submit("a", [3], 3, greedy()))
+    (emit,) = [i for i in answer(scheduler, frame, 9) if isinstance(i, Emit)]
+    assert emit.finish_reason == "stop"
+
+
+def test_sessions_take_turns() -> None:
+    scheduler = up(max_in_flight=4, max_active=3, chunk=1)
+    first = frames(scheduler.submit("a", list(range(9)), 2, greedy()))
+    scheduler.submit("b", list(range(9)), 2, greedy())
+    order = []
+    pending = list(first)
+    for _ in range(8):
+        more = frames(answer(scheduler, pending.pop(0)))
+        order += [f.slots[0].session for f in more]
+        pending += more
+    assert order[:4] == [1, 2, 1, 2]
+    assert abs(order.count(1) - order.count(2)) <= 4
+
+
+def test_queue_then_refusal_then_admission() -> None:
+    scheduler = up(max_active=1, queue=1)
+    (frame,) = frames(scheduler.submit("a", [3], 1, greedy()))
+    assert frames(scheduler.submit("b", [4], 1, greedy())) == []
+    (refusal,) = scheduler.submit("c", [5], 1, greedy())
+    assert isinstance(refusal, Fail)
+    assert refusal.kind is FailureKind.BUSY
+    assert "1 requests are running and 1 are waiting" in refusal.message
+    after = answer(scheduler, frame)
+    assert Start("b") in after
+    (sent,) = frames(after)
+    assert list(sent.closes) == [1]
+    assert sent.opens[0].session == 2
+
+
+def test_cancel_frees_everywhere_even_with_frames_in_the_ring() -> None:
+    scheduler = up()
+    sent = frames(scheduler.submit("a", [1, 2, 3], 5, greedy()))
+    (close,) = frames(scheduler.cancel("a"))
+    assert list(close.closes) == [1]
+    assert scheduler.num_active == 0
+    assert answer(scheduler, sent[0]) == []
+    assert answer(scheduler, sent[1]) == []
+    assert scheduler.cancel("a") == []
+
+
+def test_cancel_of_a_waiting_request_sends_nothing() -> None:
+    scheduler = up(max_active=1)
+    scheduler.submit("a", [3], 1, greedy())
+    scheduler.submit("b", [3], 1, greedy())
+    assert scheduler.cancel("b") == []
+    assert scheduler.num_queued == 0
+
+
+def test_one_failed_slot_ends_one_request() -> None:
+    scheduler = up()
+    (a,) = frames(scheduler.submit("a", [3], 2, greedy()))
+    (b,) = frames(scheduler.submit("b", [3], 2, greedy()))
+    instructions = answer(scheduler, a, error="layers 0:3 failed")
+    (fail,) = [i for i in instructions if isinstance(i, Fail)]
+    assert (fail.request_id, fail.kind) == ("a", FailureKind.FAILED)
+    assert [i for i in answer(scheduler, b) if isinstance(i, Emit)]
+
+
+def test_ring_down_ends_all_and_up_starts_clean() -> None:
+    scheduler = up(max_active=1)
+    (frame,) = frames(scheduler.submit("a", [3], 2, greedy()))
+    scheduler.submit("b", [3], 2, greedy())
+    failed = scheduler.ring_down("rank 1 is gone")
+    assert {f.request_id for f in failed if isinstance(f, Fail)} == {"a", "b"}
+    assert all(isinstance(f, Fail) and f.kind is FailureKind.UNAVAILABLE for f in failed)
+    (refused,) = scheduler.submit("c", [3], 2, greedy())
+    assert isinstance(refused, Fail)
+    assert refused.message == "rank 1 is gone"
+    scheduler.ring_up(8, Limits(64, 1, 2, 4, 4))
+    assert answer(scheduler, frame) == []  # a frame of the old epoch
+    (sent,) = frames(scheduler.submit("d", [3], 2, greedy()))
+    assert (sent.epoch, list(sent.closes)) == (8, [])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_tokens", "words"),
+    [
+        ([], 1, "the prompt is empty"),
+        ([1], 0, "max_tokens is 0"),
+        ([1] * 60, 5, "the context is 64 tokens, but the prompt has 60 and max_tokens asks for 5 more"),
+        ([100], 1, "token id 100 is not in the vocabulary of 100 tokens"),
+    ],
+)
+def test_refusals(prompt: list[int], max_tokens: int, words: str) -> None:
+    (fail,) = up().submit("a", prompt, max_tokens, greedy())
+    assert isinstance(fail, Fail)
+    assert fail.kind is FailureKind.INVALID
+    assert words in fail.message
+
+
+def test_a_running_id_is_refused() -> None:
+    scheduler = up()
+    scheduler.submit("a", [3], 2, greedy())
+    (fail,) = scheduler.submit("a", [3], 2, greedy())
+    assert isinstance(fail, Fail)
+    assert "already running" in fail.message
+
+
+def test_limits_are_checked() -> None:
+    with pytest.raises(ValueError, match="max_active is 0"):
+        Limits(8, 0, 0, 2)

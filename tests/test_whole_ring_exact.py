@@ -1,0 +1,111 @@
+"""Real processes, real gRPC: the ring's tokens are mlx-lm's tokens, and the log-probabilities bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.reference import greedy
+from tests.ring_processes import RingProcesses
+from tests.tiny_models import write_checkpoint
+
+DEMO = Path(__file__).parent.parent / "deploy" / "demo" / "model"
+PROMPTS = ([72, 101, 108, 108, 111], list(range(40, 61)), [7], [200, 3, 3, 3, 90, 14, 61, 8, 2])
+NUM_LAYERS = 5
+CUTS = {1: [], 2: [2], 3: [1, 4], 5: [1, 2, 3, 4]}
+
+
+def ranges(num_layers: int, cuts: Sequence[int]) -> list[tuple[int, int]]:
+    bounds = [0, *cuts, num_layers]
+    return list(zip(bounds, bounds[1:], strict=False))
+
+
+def check(ring: RingProcesses, model: Path, prompt: Sequence[int], max_tokens: int = 24) -> None:
+    replies = ring.generate(prompt, max_tokens, logprobs=True)
+    got = [(t.id, t.logprob) for reply in replies for t in reply.tokens]
+    tokens, logprobs = greedy(model, prompt, max_tokens)
+    assert [t for t, _ in got] == tokens
+    assert [p for _, p in got] == logprobs
+    last = replies[-1]
+    assert (last.finish_reason, last.prompt_tokens, last.completion_tokens) == (
+        "length",
+        len(prompt),
+        max_tokens,
+    )
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen3", "gemma3_text", "gpt_oss", "deepseek_v3", "mamba2"])
+def test_three_stages(arch: str, tmp_path: Path) -> None:
+    model = write_checkpoint(arch, tmp_path / arch, num_layers=NUM_LAYERS)
+    with RingProcesses(tmp_path, model, ranges(NUM_LAYERS, CUTS[3])) as ring:
+        ring.wait_ok()
+        for prompt in PROMPTS:
+            check(ring, model, prompt)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("num_stages", [1, 2, 5])
+@pytest.mark.parametrize("arch", ["llama", "qwen3", "gemma3_text", "gpt_oss", "deepseek_v3", "mamba2"])
+def test_other_numbers_of_stages(arch: str, num_stages: int, tmp_path: Path) -> None:
+    model = write_checkpoint(arch, tmp_path / arch, num_layers=NUM_LAYERS)
+    with RingProcesses(tmp_path, model, ranges(NUM_LAYERS, CUTS[num_stages])) as ring:
+        ring.wait_ok()
+        for prompt in PROMPTS:
+            check(ring, model, prompt)
+
+
+@pytest.mark.parametrize("cuts", [[], [3], [1, 5], [1, 2, 4, 6]])
+def test_demo_model(cuts: list[int], tmp_path: Path) -> None:
+    with RingProcesses(tmp_path, DEMO, ranges(7, cuts), context=1024) as ring:
+        ring.wait_ok()
+        for prompt in PROMPTS:
+            check(ring, DEMO, prompt)
+
+
+def test_four_users_at_once_equal_each_alone(tmp_path: Path) -> None:
+    model = write_checkpoint("qwen3", tmp_path / "model", num_layers=NUM_LAYERS)
+    with (
+        RingProcesses(tmp_path, model, ranges(NUM_LAYERS, CUTS[3]), concurrency=4) as ring,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        ring.wait_ok()
+        answers = list(pool.map(lambda prompt: ring.tokens(prompt, 40), [*PROMPTS, *PROMPTS]))
+    for prompt, answer in zip([*PROMPTS, *PROMPTS], answers, strict=True):
+        assert answer == greedy(model, prompt, 40)[0]
+
+
+def test_a_long_prompt_is_prefilled_in_chunks(tmp_path: Path) -> None:
+    model = write_checkpoint("gemma3_text", tmp_path / "model", num_layers=NUM_LAYERS)
+    prompt = [(7 * i) % 251 for i in range(1300)]
+    with RingProcesses(tmp_path, model, ranges(NUM_LAYERS, CUTS[3]), context=2048) as ring:
+        ring.wait_ok()
+        check(ring, model, prompt, 12)
+        assert ring.node_status(2).stats.num_steps == 3 + 1 + 11
+
+
+def test_the_head_may_own_no_layers_and_stages_may_be_in_any_order(tmp_path: Path) -> None:
+    model = write_checkpoint("llama", tmp_path / "model", num_layers=NUM_LAYERS)
+    layers = [None, (3, 5), (0, 3)]
+    with RingProcesses(tmp_path, model, layers) as ring:
+        status = ring.wait_ok()
+        assert {r.rank: r.state for r in status.ranks} == {0: "ready", 1: "ready", 2: "ready"}
+        check(ring, model, PROMPTS[0])
+
+
+def test_a_seed_draws_alike_on_any_plan_and_in_any_company(tmp_path: Path) -> None:
+    model = write_checkpoint("llama", tmp_path / "model", num_layers=NUM_LAYERS)
+    sampling = {"temperature": 1.0, "top_p": 0.95, "seed": 1234}
+    answers = []
+    for cuts in ([2], [1, 4]):
+        directory = tmp_path / str(len(cuts))
+        directory.mkdir()
+        with RingProcesses(directory, model, ranges(NUM_LAYERS, cuts)) as ring, ThreadPoolExecutor(3) as pool:
+            ring.wait_ok()
+            answers.append(ring.tokens(PROMPTS[0], 32, **sampling))
+            answers += pool.map(lambda _, r=ring: r.tokens(PROMPTS[0], 32, **sampling), range(3))
+            other = ring.tokens(PROMPTS[0], 32, **sampling | {"seed": 1235})
+    assert all(answer == answers[0] for answer in answers)
+    assert other != answers[0]
