@@ -62,7 +62,7 @@ def _parser() -> Parser:
         action="extend",
         nargs="+",
         metavar="NODE=A:B",
-        help="force layers A to B (B not included) onto a node; this replaces all forced layers of the config",
+        help="force layers A to B (B not included) onto a node; replaces all forced layers of the config",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")

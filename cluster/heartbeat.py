@@ -15,7 +15,7 @@ class Watched(Protocol):
     """An edge's end. `tick` runs on the timer thread: it must neither block nor raise."""
 
     def tick(self, elapsed_s: float) -> None:
-        """`elapsed_s` since the last tick, at most 2 * TICK_S: a stop of this process is not its peers' fault."""
+        """`elapsed_s` since the last tick, at most 2 * TICK_S: a stop of our own is no peer's fault."""
 
 
 class Heartbeat:

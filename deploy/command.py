@@ -6,20 +6,17 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from cluster.config import ConfigError
-from cluster.errors import EXIT_ERROR, EXIT_USAGE, UserError
+from cluster.errors import EXIT_ERROR, UserError
 
 INTERRUPTED = 130  # as a shell reports Ctrl-C
 
 
 def run_command(name: str, command: Callable[[], int], *, is_verbose: bool) -> int:
-    """What `command` returns, or the exit code of its UserError, ConfigError or Ctrl-C."""
+    """What `command` returns, or the exit code of its UserError or of Ctrl-C."""
     try:
         return command()
     except UserError as error:
         message, code = str(error), error.exit_code
-    except ConfigError as error:
-        message, code = str(error), EXIT_USAGE
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output is gone

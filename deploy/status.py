@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from cluster.arguments import Parser
 from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_UNREACHABLE
 from deploy.client import Client
 from deploy.command import run_command
-from deploy.table import size, table
+from deploy.sizes import size
 from deploy.target import add_target, client_of
+from planner.render import table
 
 _AWAY = {"waiting", "unreachable", "frozen"}
 
@@ -48,11 +48,7 @@ def render(cluster: dict[str, Any]) -> str:
             f"requests running, {cluster['num_queued']} queued, "
             f"{cluster['num_completion_tokens']} tokens answered"
         )
-    rows = [_row(node) for node in cluster["nodes"]]
-    lines += [
-        "",
-        table(("rank", "node", "state", "layers", "weights", "KV", "memory", "hop ms"), rows, left=3),
-    ]
+    lines += ["", *table([_row(node) for node in cluster["nodes"]])]
     lines += [
         f"rank {node['rank']} ({node['name']}): {node['reason']}"
         for node in cluster["nodes"]
@@ -61,20 +57,20 @@ def render(cluster: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _row(node: dict[str, Any]) -> Sequence[str]:
+def _row(node: dict[str, Any]) -> dict[str, str]:
     told = node["node"]
     has_layers = told["stop"] > told["start"]
     hops = sorted(told["stats"]["recent_hop_ms"])
-    return (
-        str(node["rank"]),
-        node["name"],
-        node["state"],
-        f"{told['start']}:{told['stop']}" if has_layers else "-",
-        size(own_bytes(told["footprint"])) if has_layers else "-",
-        size(told["kv_bytes"]),
-        size(told["peak_rss_bytes"]),
-        f"{hops[len(hops) // 2]:.2f}" if hops else "-",
-    )
+    return {
+        "rank": str(node["rank"]),
+        "node": node["name"],
+        "state": node["state"],
+        "layers": f"{told['start']}:{told['stop']}" if has_layers else "",
+        "weights": size(own_bytes(told["footprint"])) if has_layers else "",
+        "KV": size(told["kv_bytes"]),
+        "peak memory": size(told["peak_rss_bytes"]),
+        "hop": f"{hops[len(hops) // 2]:.2f} ms" if hops else "",
+    }
 
 
 def own_bytes(footprint: dict[str, int]) -> int:

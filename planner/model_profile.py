@@ -187,12 +187,14 @@ def _profile_layer(
 
 
 def _is_routed(rest: str, header: TensorHeader, num_experts: int) -> bool:
+    """True for weights of experts that a router chooses: one by one, or stacked along the first axis."""
     if "shared" in rest:
         return False
-    is_stacked = len(header.shape) >= 2 and header.shape[0] == num_experts and "gate.weight" not in rest
-    return "experts." in rest or (
-        is_stacked and ("switch" in rest or "expert" in rest or len(header.shape) == 3)
+    is_stacked = len(header.shape) >= 2 and header.shape[0] == num_experts
+    is_moe = any(
+        word in rest for word in ("switch_mlp", "switch_glu", "expert", "moe.", "ffn.", "feed_forward.")
     )
+    return "experts." in rest or (is_stacked and is_moe and (len(header.shape) == 3 or "switch" in rest))
 
 
 def _top_k(flat: Mapping[str, Any], index: int) -> int:

@@ -27,9 +27,11 @@ def explain(cost: CostModel, stages: Sequence[Stage] | None) -> Refusal:
 
 
 def gb(nbytes: float) -> str:
-    """Bytes as GB with enough digits to be told apart from 0."""
+    """Bytes as GB, or as MB below 0.1 GB, with three digits or more."""
     value = nbytes / GB
-    return f"{value:.1f} GB" if value >= 10 else f"{value:.2f} GB" if value >= 0.1 else f"{value:.4f} GB"
+    if value >= 0.1:
+        return f"{value:.1f} GB" if value >= 10 else f"{value:.2f} GB"
+    return f"{value * 1e3:.1f} MB"
 
 
 def _reason(cost: CostModel, over: Sequence[Stage], missing_bytes: int) -> str:

@@ -8,7 +8,7 @@ from planner.node_profile import NodeProfile
 from planner.plan import Plan, Refusal
 from planner.refusal import gb
 
-_LEFT = ("stage", "rank", "node", "chip", "layers", "owns")
+_LEFT = ("stage", "rank", "node", "chip", "layers", "owns", "state")
 
 
 def render_plan(plan: Plan, nodes: Sequence[NodeProfile]) -> str:
@@ -105,7 +105,7 @@ def _notes(nodes: Sequence[NodeProfile], used: set[int]) -> list[str]:
     shared = [node.name for node in nodes if node.use and node.num_sharing > 1]
     notes = [f"note: no speed is known for {chip}: a low one is assumed" for chip in unknown]
     if idle:
-        notes.append(f"note: {', '.join(idle)} would own no layers: any part there is slower, or does not fit")
+        notes.append(f"note: {', '.join(idle)} would own no layers: a part there is slower, or does not fit")
     if off:
         notes.append(f"note: {', '.join(off)} excluded by the config")
     if guessed:

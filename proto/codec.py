@@ -138,7 +138,7 @@ def _tensor_bytes(dtype: str, shape: Sequence[int]) -> int:
 
 
 class FrameAssembler:
-    """Decodes the messages of one stream, in order; holds at most one unfinished frame.."""
+    """Decodes the messages of one stream, in order; holds at most one unfinished frame."""
 
     __slots__ = ("_frame", "_max_frame_bytes", "_payload", "_received_bytes")
 
@@ -257,8 +257,8 @@ def _check_step(frame: ring_pb2.Frame, max_frame_bytes: int) -> int:
     """Checks all of a STEP or RESULT that needs no knowledge of the model; returns its payload bytes."""
     if len(frame.slots) > MAX_SLOTS or len(frame.opens) > MAX_SLOTS or len(frame.closes) > MAX_CLOSES:
         raise WireError(
-            f"frame {frame.seq} has {len(frame.slots)} slots, {len(frame.opens)} opens, {len(frame.closes)} closes; "
-            f"the limits are {MAX_SLOTS}, {MAX_SLOTS} and {MAX_CLOSES}"
+            f"frame {frame.seq} has {len(frame.slots)} slots, {len(frame.opens)} opens and {len(frame.closes)} "
+            f"closes; the limits are {MAX_SLOTS}, {MAX_SLOTS} and {MAX_CLOSES}"
         )
     if len(frame.tensors) > MAX_TENSORS:
         raise WireError(f"frame {frame.seq} has {len(frame.tensors)} tensors, more than {MAX_TENSORS}")

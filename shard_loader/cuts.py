@@ -81,6 +81,8 @@ def _prove(rehearsal: Rehearsal, cuts: list[int], name: int) -> CutProof:
 
     try:
         error = rehearsal.error_of(cuts)
+        if error != 0.0 and not rehearsal.is_repeatable():
+            return CutProof(name, False, None, "the whole model does not give the same numbers twice here")
     except UNSUITABLE as failure:
         what = " ".join(str(failure).split())
         return CutProof(name, False, None, f"the cut model fails with {type(failure).__name__}: {what}")

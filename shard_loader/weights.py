@@ -44,7 +44,7 @@ def load_shard(model_dir: Path, start: int, stop: int, *, on_progress: Progress 
     report = on_progress or (lambda loaded, total: None)
     loaded_bytes = 0
     report(0, total_bytes)
-    for group in shard.layer_parameters():
+    for group in shard.ownership.groups:
         for arrays in _portions(group, headers):
             mx.eval(arrays)
             loaded_bytes += sum(array.nbytes for array in arrays)

@@ -34,6 +34,9 @@ def free_ports(count: int) -> list[int]:
             s.close()
 
 
+HUNG = 1000  # added to the exit code of a node that had to be killed
+
+
 class RingProcesses:
     """A cluster of `len(layers)` nodes on this machine; rank i owns layers[i], or none where it is None."""
 
@@ -144,8 +147,10 @@ class RingProcesses:
             try:
                 codes[rank] = process.wait(10.0)
             except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGUSR1)  # its stacks go to its log
+                threading.Event().wait(0.5)
                 process.kill()
-                codes[rank] = 1000 + process.wait()
+                codes[rank] = HUNG + process.wait()
         for reader in self._readers:
             reader.join(5.0)
         return codes

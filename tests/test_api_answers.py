@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import subprocess
 import threading
 import time
@@ -97,6 +98,7 @@ def test_openai_async_clients_at_once(served: Served) -> None:
     assert asyncio.run(ask_all()) == ["Hello, world."] * 4
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_curl(served: Served) -> None:
     body = json.dumps({"prompt": "hi", "max_tokens": 3})
     command = ["curl", "-sS", f"{served.api.url}/v1/completions", "-H", "Content-Type: application/json", "-d", body]
@@ -510,7 +512,7 @@ def test_one_failed_choice_ends_all(served: Served) -> None:
 
 def test_a_full_queue_is_a_429(served: Served) -> None:
     served.ring.delay_s = 0.02
-    threads = [threading.Thread(target=lambda: served.complete(ignore_eos=True, max_tokens=40)) for _ in range(6)]
+    threads = [threading.Thread(target=lambda: served.complete(ignore_eos=True, max_tokens=20)) for _ in range(6)]
     for thread in threads:
         thread.start()
     deadline = time.monotonic() + 5

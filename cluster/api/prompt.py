@@ -11,6 +11,7 @@ from cluster.api.schema import ROLES, ChatBody, CompletionBody
 from cluster.tokenizer import ChatError, Tokenizer
 
 MAX_ANSWERS = 64  # of one request
+COUNTED_CHARS = 2_000_000  # up to here a refusal gives the exact number of tokens
 # Of a message an assistant once sent, these come back empty from OpenAI's client.
 _EMPTY_MESSAGE_FIELDS = ("refusal", "annotations", "audio", "function_call", "tool_calls")
 _TEMPLATE_MESSAGE_FIELDS = ("name", "reasoning", "reasoning_content")
@@ -123,7 +124,6 @@ def _read_message(message: Any, place: str, tokenizer: Tokenizer) -> dict[str, A
         if name in ("role", "content") or value is None:
             continue
         if name in _TEMPLATE_MESSAGE_FIELDS and isinstance(value, str):
-            _check_unicode(value, f"{place}.{name}")
             read[name] = value
         elif name not in _EMPTY_MESSAGE_FIELDS or value != []:
             raise bad_request(f"{place}.{name} is not supported.", f"{place}.{name}", "unsupported_parameter")
@@ -144,12 +144,10 @@ def _read_content(content: Any, place: str) -> str:
         content = "".join(texts)
     if not isinstance(content, str):
         raise bad_request(f"{place} must be a text or a list of text parts.", place, "invalid_value")
-    _check_unicode(content, place)
     return content
 
 
 def _encode(text: str, tokenizer: Tokenizer, limits: Limits, add_special_tokens: bool) -> list[int]:
-    _check_unicode(text, "prompt")
     _refuse_long_text(len(text), tokenizer, limits, "prompt")
     tokens = tokenizer.encode(text, add_special_tokens=add_special_tokens) if text else []
     if not tokens:
@@ -181,21 +179,10 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _check_unicode(text: str, place: str) -> None:
-    """JSON can spell lone surrogates, which are no text."""
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise bad_request(
-                f"{place} is not valid Unicode: a lone surrogate at character {error.start}.", place
-            ) from None
-
-
 def _refuse_long_text(num_chars: int, tokenizer: Tokenizer, limits: Limits, place: str) -> None:
-    """Spares the tokenizer a text that cannot fit, even in the vocabulary's longest tokens."""
+    """Spares the tokenizer a huge text that cannot fit, even in the vocabulary's longest tokens."""
     at_least = num_chars // max(tokenizer.max_token_chars, 1)
-    if limits.context and at_least > 4 * limits.context:
+    if num_chars > COUNTED_CHARS and limits.context and at_least > 4 * limits.context:
         raise too_long(limits.context, at_least, None, place, is_estimate=True)
 
 

@@ -136,7 +136,9 @@ Body = TypeVar("Body", bound=GenerateBody)
 def parse_body(body: bytes, kind: type[Body]) -> Body:
     """The request in `body`; raises ApiError 400 naming the first wrong field."""
     try:
-        content = json.loads(body)
+        content = json.loads(body.decode("utf-8-sig"))
+        if b"\\u" in body:
+            json.dumps(content, ensure_ascii=False).encode()  # JSON can spell lone surrogates; they are no text
     except (ValueError, RecursionError) as error:
         raise bad_request(f"The body is not valid JSON: {error}", code="invalid_json") from None
     if not isinstance(content, dict):

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
+from mlx import nn
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 from tokenizers import Tokenizer

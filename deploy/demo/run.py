@@ -15,16 +15,21 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from cluster.arguments import Parser
-from cluster.config import load_config
-from cluster.errors import EXIT_ERROR, EXIT_OK, UserError
+from cluster.config import ClusterConfig, load_config
+from cluster.config_read import read_document
+from cluster.errors import EXIT_OK, UserError
+from cluster.plan_inputs import plan_nodes
+from cluster.probe import this_machine
 from deploy.client import Client
 from deploy.command import run_command
 from deploy.generate import Timing, stream_answer
 from deploy.local_ring import LocalRing, free_ports, is_free
+from deploy.sizes import size
+from deploy.state_line import StateLine
 from deploy.status import own_bytes
-from deploy.table import size, table
 from deploy.target import client_for
 from planner.plan import Plan
+from planner.render import render_plan, table
 
 CONFIG = Path(__file__).resolve().parent / "cluster.json"
 PROMPT = "def fibonacci(n):"
@@ -36,7 +41,7 @@ POLL_S = 0.1
 def main(argv: list[str] | None = None) -> int:
     """Runs the demo; returns 0 only if it answered and everything stopped."""
     parser = Parser(prog="macrame demo", description="Three nodes on this machine, one streamed answer.")
-    parser.add_argument("--config", type=Path, default=CONFIG, help="a cluster file whose hosts are all this one")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="another cluster file, all of it here")
     parser.add_argument("--prompt", default=PROMPT, help=f"default: {PROMPT}")
     parser.add_argument("--max-tokens", type=int, default=120, metavar="N", help="default 120")
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
@@ -57,11 +62,11 @@ def _demo(args: argparse.Namespace) -> int:
         with _stopping(ring):
             print(f"Starting {len(config.nodes)} nodes on this machine ...", flush=True)
             ring.start()
-            plan = _wait_until_ok(ring, client)
-            print(_plan_table(plan))
+            _wait_until_ok(ring, client, StateLine(sys.stdout))
+            print(f"\n{_plan_table(config, client)}\n")
             timing = _answer(client, args.prompt, args.max_tokens)
             ring.check()
-            print(_report(client.get("/v1/cluster"), timing))
+            print(f"\n{_report(client.get('/v1/cluster'), timing)}\n")
     return EXIT_OK
 
 
@@ -71,10 +76,11 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
 
 def _with_free_ports(path: Path, folder: Path) -> Path:
     """The config itself, or a copy in `folder` with other ports in place of taken ones."""
-    config = load_config(path)
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    config, document = load_config(path), read_document(path)
+    if not isinstance(document, dict) or "nodes" not in document:
+        return path
     api = document.setdefault("api", {})
-    places = [(node, config.nodes[rank].host, config.nodes[rank].port) for rank, node in enumerate(document["nodes"])]
+    places = [(own, node.host, node.port) for own, node in zip(document["nodes"], config.nodes, strict=True)]
     places.append((api, config.api.host, config.api.port))
     taken = [(place, port) for place, host, port in places if not is_free(host, port)]
     if not taken:
@@ -88,3 +94,82 @@ def _with_free_ports(path: Path, folder: Path) -> Path:
     copy = folder / "cluster.json"
     copy.write_text(json.dumps(document, indent=2), encoding="utf-8")
     return copy
+
+
+@contextlib.contextmanager
+def _stopping(ring: LocalRing) -> Iterator[None]:
+    """Stops the ring however the block ends, and says how that went. Raises UserError for a left-over."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\nInterrupted: stopping the nodes ...", flush=True)
+        raise
+    finally:
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)  # nothing may cut the stop short
+        begin = time.monotonic()
+        left = ring.stop(STOP_LIMIT_S)
+        if left:
+            print(f"These did not stop within {STOP_LIMIT_S:.0f} s and were killed: {'; '.join(left)}")
+        else:
+            print(f"All nodes stopped in {time.monotonic() - begin:.1f} s.", flush=True)
+    if left:
+        raise UserError("the ring answered, but did not stop by itself")
+
+
+def _wait_until_ok(ring: LocalRing, client: Client, line: StateLine) -> None:
+    """Shows what the ring does until /health is ok. Raises UserError if a node ends or time is up."""
+    deadline = time.monotonic() + READY_LIMIT_S
+    while True:
+        ring.check()
+        try:
+            health = client.get("/health")
+        except UserError:
+            health = {"status": "starting", "reason": "the HTTP process is not there yet"}
+        if health["status"] == "ok":
+            line.end("The ring is ready.")
+            return
+        if time.monotonic() > deadline:
+            logs = "\n".join(f"node {rank}:\n{ring.tail(rank)}" for rank in ring.pids())
+            why = health.get("reason")
+            raise UserError(f"the ring was not ready after {READY_LIMIT_S:.0f} s: {why}\n{logs}")
+        line.show(f"{health['status']}: {health.get('reason', '')}")
+        time.sleep(POLL_S)
+
+
+def _plan_table(config: ClusterConfig, client: Client) -> str:
+    plan = Plan.from_json(json.dumps(client.get("/v1/cluster")["plan"]))
+    here = this_machine()
+    return render_plan(plan, plan_nodes(config, {node.rank: here for node in config.nodes}))
+
+
+def _answer(client: Client, prompt: str, max_tokens: int) -> Timing:
+    print(f"POST {client.url}/v1/completions  temperature 0, {max_tokens} tokens at most\n")
+    print(prompt, end="", flush=True)
+    body = {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
+    timing = stream_answer(client, body, lambda text: print(text, end="", flush=True))
+    print()
+    return timing
+
+
+def _report(cluster: dict[str, Any], timing: Timing) -> str:
+    """What the answer took, and what each node loaded of the model."""
+    rows = []
+    for node in cluster["nodes"]:
+        told = node["node"]
+        own, whole = own_bytes(told["footprint"]), told["footprint"]["full_model_bytes"]
+        rows.append(
+            {
+                "rank": str(node["rank"]),
+                "node": node["name"],
+                "layers": f"{told['start']}:{told['stop']}",
+                "loaded": size(own),
+                "whole model": size(whole),
+                "share": f"{own / whole:.0%}" if whole else "",
+            }
+        )
+    return "\n".join([str(timing), "", *table(rows)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
+from mlx import nn
 from mlx.optimizers import AdamW, clip_grad_norm, cosine_decay, join_schedules, linear_schedule
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models import qwen3_moe

@@ -1,0 +1,85 @@
+"""One sequence's state on one stage. Compute thread only, but any thread may ask for `nbytes`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+from mlx_lm.models.cache import make_prompt_cache
+
+from shard_loader.layout import Layout
+
+
+class ShardState:
+    """A sequence's caches on one stage, and how many tokens they have seen.
+
+    own: {index in the model's cache list: cache}. A state whose forward pass raised is spoilt: drop it.
+    """
+
+    __slots__ = ("own", "position", "shadows", "view")
+
+    def __init__(self, own: dict[int, Any], view: list[Any], shadows: list[Any]) -> None:
+        self.own = own
+        self.position = 0
+        self.view = view  # what the model is given: full length, foreign entries stand for own ones
+        self.shadows = shadows  # parts of foreign caches of no own kind: only their offset is ever read
+
+    def arrays(self) -> list[mx.array]:
+        """Every array of the own caches, for mx.eval."""
+        return list(_cache_arrays(self.own))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes the own caches hold."""
+        return sum(array.nbytes for array in _cache_arrays(self.own))
+
+
+@dataclass(frozen=True, slots=True)
+class CachePlan:
+    """Which caches of the model's list a stage owns, and which own cache stands in for each foreign one.
+
+    A foreign cache of the same kind as an own one would have the same offset and mask, so the own one takes
+    its place. A foreign cache of no own kind stays as an empty shadow whose offset is kept right.
+    """
+
+    own: tuple[int, ...]
+    stand_in: tuple[int | None, ...]  # per cache of the model; None: itself
+
+    @classmethod
+    def of(cls, layout: Layout, start: int, stop: int) -> CachePlan:
+        """For layers [start, stop): the caches these layers receive, and those that no layer receives."""
+        own = sorted(layout.unreceived.union(*layout.received[start:stop]))
+        by_kind = {layout.cache_kinds[i]: i for i in reversed(own)}
+        stand_in = (None if i in own else by_kind.get(kind) for i, kind in enumerate(layout.cache_kinds))
+        return cls(tuple(own), tuple(stand_in))
+
+    def new_state(self, model: nn.Module) -> ShardState:
+        """Empty caches of a sequence that has seen no token."""
+        fresh = make_prompt_cache(model)
+        own = {i: fresh[i] for i in self.own}
+        view = [fresh[i if same is None else same] for i, same in enumerate(self.stand_in)]
+        alone = (fresh[i] for i, same in enumerate(self.stand_in) if same is None and i not in own)
+        return ShardState(own, view, [part for cache in alone for part in _with_offset(cache)])
+
+
+def _cache_arrays(value: Any) -> Iterator[mx.array]:
+    if isinstance(value, mx.array):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _cache_arrays(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _cache_arrays(item)
+    elif hasattr(value, "__dict__"):
+        yield from _cache_arrays(value.__dict__)
+
+
+def _with_offset(cache: Any) -> Iterator[Any]:
+    """The parts of a cache that count tokens in an integer `offset`."""
+    for part in getattr(cache, "caches", None) or (cache,):
+        if type(getattr(part, "offset", None)) is int:
+            yield part

@@ -1,0 +1,244 @@
+"""One hop of a token's hidden state (8 KiB of bf16) over an edge, against blocking TCP, interleaved in one run.
+
+    python tests/benchmarks/hop.py [--count 3000] [--pause-ms 0]
+
+Two processes on loopback, pinned to different cores where the system can. A hop goes from send() with the tensor's
+bytes to the decoded frame in on_frame; the other process sends it back, and one way is half of the round trip. With
+--pause-ms the ring rests before each round trip, as it does while stages compute. CPU is that of both processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from queue import SimpleQueue
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from cluster.ring import EdgeSender, EdgeService, IncomingFrame
+from cluster.rpc import make_server
+from proto import ring_pb2
+from proto.codec import Tensor
+
+HOST = "127.0.0.1"
+PAYLOAD_BYTES = 8192
+HIDDEN_SIZE = PAYLOAD_BYTES // 2
+NUM_ROUNDS = 10
+NUM_WARMUP = 200
+GOAL = 2.6
+
+
+def pin(core: int) -> None:
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[core % len(cores)]})
+
+
+def cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def ignore(*_args: object) -> None:
+    """A callback that nothing follows from."""
+
+
+class Node:
+    """A server for frames and, once the other's port is known, an edge to it."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.frames: SimpleQueue[IncomingFrame] = SimpleQueue()
+        self.on_frame = self.frames.put
+        self.service = EdgeService(
+            accept=lambda _hello: None,
+            on_frame=lambda incoming: self.on_frame(incoming),
+            on_edge_down=ignore,
+            beat=ring_pb2.Beat,
+            incarnation=1,
+        )
+        self.server, self.port = make_server(f"{HOST}:0", [self.service.add_to], "token", max_workers=4)
+        self.server.start()
+
+    def connect(self, port: int) -> EdgeSender:
+        up: SimpleQueue[None] = SimpleQueue()
+        hello = ring_pb2.Hello(epoch=1, from_rank=self.rank, to_rank=1 - self.rank)
+        sender = EdgeSender(
+            f"{HOST}:{port}",
+            "token",
+            hello,
+            on_up=lambda: up.put(None),
+            on_down=ignore,
+            on_refused=ignore,
+            beat=ring_pb2.Beat,
+        )
+        up.get(timeout=10)
+        return sender
+
+
+def connect_tcp(port: int) -> socket.socket:
+    stream = socket.create_connection((HOST, port))
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return stream
+
+
+def receive_exactly(stream: socket.socket, buffer: memoryview) -> bool:
+    got = 0
+    while got < len(buffer):
+        count = stream.recv_into(buffer[got:])
+        if count == 0:
+            return False
+        got += count
+    return True
+
+
+def run_peer(port: int, tcp_port: int) -> None:
+    """The other process: echoes frames on its reader thread and TCP on its main thread."""
+    pin(1)
+    node = Node(1)
+    print(node.port, flush=True)
+    sender = node.connect(port)
+
+    def echo(incoming: IncomingFrame) -> None:
+        sender.send(incoming.frame, incoming.tensors)
+        incoming.consume()
+
+    node.on_frame = echo
+    stream = connect_tcp(tcp_port)
+    print("ready", flush=True)
+    buffer = memoryview(bytearray(PAYLOAD_BYTES))
+    for line in sys.stdin:
+        if line == "tcp\n":
+            for _ in range(int(sys.stdin.readline())):
+                receive_exactly(stream, buffer)
+                stream.sendall(buffer)
+        print(cpu_s(), flush=True)
+    sender.close()
+    node.service.close()
+    node.server.stop(None).wait(1.0)
+
+
+class Bench:
+    """This process's side."""
+
+    def __init__(self, pause_s: float) -> None:
+        self.pause_s = pause_s
+        self.node = Node(0)
+        with socket.create_server((HOST, 0)) as listener:
+            port = listener.getsockname()[1]
+            self.peer = subprocess.Popen(
+                [sys.executable, __file__, "--peer", str(self.node.port), str(port)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            pin(0)
+            self.sender = self.node.connect(int(self._read_line()))
+            self.stream, _address = listener.accept()
+        self.stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._read_line()
+        self.tensor = Tensor("bfloat16", (1, 1, HIDDEN_SIZE), os.urandom(PAYLOAD_BYTES))
+
+    def _read_line(self) -> str:
+        assert self.peer.stdout is not None
+        return self.peer.stdout.readline()
+
+    def ask(self, line: str) -> float:
+        assert self.peer.stdin is not None
+        self.peer.stdin.write(line)
+        self.peer.stdin.flush()
+        return float(self._read_line()) if not line.startswith("tcp") else 0.0
+
+    def tcp(self, count: int) -> list[float]:
+        """One way seconds of each round trip."""
+        self.ask(f"tcp\n{count}\n")
+        buffer = memoryview(bytearray(PAYLOAD_BYTES))
+        times = []
+        for _ in range(count):
+            time.sleep(self.pause_s)
+            begin = time.perf_counter()
+            self.stream.sendall(self.tensor.data)
+            receive_exactly(self.stream, buffer)
+            times.append((time.perf_counter() - begin) / 2)
+        self._read_line()
+        return times
+
+    def edge(self, count: int) -> list[float]:
+        """One way seconds of each round trip; without pauses the reader thread itself begins the next one."""
+        times: list[float] = []
+        done: SimpleQueue[None] = SimpleQueue()
+        begin = 0.0
+
+        def send() -> None:
+            nonlocal begin
+            begin = time.perf_counter()
+            frame = ring_pb2.Frame(kind=ring_pb2.STEP, epoch=1, seq=len(times))
+            frame.slots.add(session=1, position=len(times), tokens=(7,), num_tensors=1, is_sampled=True)
+            self.sender.send(frame, (self.tensor,))
+
+        def on_frame(incoming: IncomingFrame) -> None:
+            times.append((time.perf_counter() - begin) / 2)
+            incoming.consume()
+            if self.pause_s or len(times) == count:
+                done.put(None)
+            else:
+                send()
+
+        self.node.on_frame = on_frame
+        for _ in range(count if self.pause_s else 1):
+            time.sleep(self.pause_s)
+            send()
+            done.get(timeout=60)
+        return times
+
+    def close(self) -> None:
+        self.sender.close()
+        self.node.service.close()
+        self.node.server.stop(None).wait(1.0)
+        self.stream.close()
+        self.peer.communicate(timeout=5)
+
+
+def show(name: str, times: list[float], cpu_us: float) -> float:
+    """Prints one line; returns the median in us."""
+    ordered = sorted(times)
+    p50, p99 = (ordered[int(len(ordered) * q)] * 1e6 for q in (0.5, 0.99))
+    print(f"{name:14} p50 {p50:7.1f} us   p99 {p99:7.1f} us   CPU {cpu_us:6.1f} us a hop")
+    return p50
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=3000, help="round trips of each kind")
+    parser.add_argument("--pause-ms", type=float, default=0.0)
+    parser.add_argument("--peer", nargs=2, type=int, metavar=("PORT", "TCP_PORT"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.peer:
+        run_peer(*args.peer)
+        return
+    bench = Bench(args.pause_ms / 1e3)
+    bench.tcp(NUM_WARMUP)
+    bench.edge(NUM_WARMUP)
+    times: dict[str, list[float]] = {"tcp": [], "edge": []}
+    cpu: dict[str, float] = {"tcp": 0.0, "edge": 0.0}
+    for _ in range(NUM_ROUNDS):
+        for name, measure in (("tcp", bench.tcp), ("edge", bench.edge)):
+            before = cpu_s() + bench.ask("cpu\n")
+            times[name] += measure(args.count // NUM_ROUNDS)
+            cpu[name] += cpu_s() + bench.ask("cpu\n") - before
+    tcp, edge = (
+        show(label, times[name], cpu[name] / (2 * len(times[name])) * 1e6)
+        for name, label in (("tcp", "blocking TCP"), ("edge", "edge"))
+    )
+    print(f"ratio of p50: {edge / tcp:.2f} (goal {GOAL})")
+    bench.close()
+
+
+if __name__ == "__main__":
+    main()

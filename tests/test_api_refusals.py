@@ -1,0 +1,416 @@
+"""What the HTTP side refuses: each with its status, the field's name and a sentence, and the ring is never asked."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from cluster.api import schema
+from tests.scripted_ring import CONTEXT, Served, serving
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("served")) as served:
+        yield served
+
+
+@pytest.fixture
+def served(shared: Served) -> Iterator[Served]:
+    shared.ring.reset()
+    yield shared
+    assert not shared.ring.opened  # nothing that is refused reaches the ring
+
+
+def chat(**fields: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": "hi"}], **fields}
+
+
+# -- values -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("temperature", -1, "temperature: the value should be greater than or equal to 0."),
+        ("temperature", float("nan"), "temperature: the value should be a finite number."),
+        ("temperature", float("inf"), "temperature: the value should be a finite number."),
+        ("temperature", 1e39, "temperature: the value should be less than or equal to 100."),
+        ("temperature", "1", "temperature: the value should be a valid number."),
+        ("temperature", True, "temperature: the value should be a valid number."),
+        ("temperature", [1], "temperature: the value should be a valid number."),
+        ("top_p", 0, "top_p: the value should be greater than 0."),
+        ("top_p", 1.01, "top_p: the value should be less than or equal to 1."),
+        ("top_k", -2, "top_k: the value should be greater than or equal to -1."),
+        ("top_k", 1.5, "top_k: the value should be a valid integer."),
+        ("min_p", -0.1, "min_p: the value should be greater than or equal to 0."),
+        ("repetition_penalty", 0, "repetition_penalty: the value should be greater than 0."),
+        ("presence_penalty", 2.1, "presence_penalty: the value should be less than or equal to 2."),
+        ("frequency_penalty", -2.1, "frequency_penalty: the value should be greater than or equal to -2."),
+        ("max_tokens", 0, "max_tokens: the value should be greater than or equal to 1."),
+        ("max_tokens", -5, "max_tokens: the value should be greater than or equal to 1."),
+        ("max_tokens", "16", "max_tokens: the value should be a valid integer."),
+        ("max_tokens", 16.0, "max_tokens: the value should be a valid integer."),
+        ("max_tokens", True, "max_tokens: the value should be a valid integer."),
+        ("max_completion_tokens", 0, "max_completion_tokens: the value should be greater than or equal to 1."),
+        ("min_tokens", -1, "min_tokens: the value should be greater than or equal to 0."),
+        ("min_tokens", 20, "min_tokens is 20, but the answer has at most 4 tokens."),
+        ("n", 0, "n: the value should be greater than or equal to 1."),
+        ("n", 65, "n: the value should be less than or equal to 64."),
+        ("seed", 1.5, "seed: the value should be a valid integer."),
+        ("seed", 2**64, "seed: the value should be less than 18446744073709551616."),
+        ("stream", "yes", "stream: the value should be a valid boolean."),
+        ("stream", 1, "stream: the value should be a valid boolean."),
+        ("stop", 5, "stop must be a string or a list of strings."),
+        ("stop", ["a", 5], "stop must be a string or a list of strings."),
+        ("stop", "", "stop holds an empty string."),
+        ("stop", ["a", ""], "stop holds an empty string."),
+        ("stop", list("abcde"), "stop holds 5 strings; 4 are allowed."),
+        ("stop", "x" * 1025, "stop holds a string of more than 1024 characters."),
+        ("stop_token_ids", [320], "stop_token_ids: the token id 320 is not in the vocabulary (0 to 319)."),
+        ("stop_token_ids", [-1], "stop_token_ids: the token id -1 is not in the vocabulary (0 to 319)."),
+        ("logit_bias", {"320": 1}, "logit_bias: the token id 320 is not in the vocabulary (0 to 319)."),
+        ("logit_bias", {"a": 1}, 'logit_bias: "a" is not a token id.'),
+        ("logit_bias", {"-1": 1}, 'logit_bias: "-1" is not a token id.'),
+        ("logit_bias", [1], "logit_bias: the value should be a valid dictionary."),
+        ("model", 5, "model: the value should be a valid string."),
+        ("return_token_ids", "no", "return_token_ids: the value should be a valid boolean."),
+        ("stream_options", {"include_usage": True}, "stream_options is only allowed when stream is true."),
+    ],
+)
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_wrong_values(served: Served, path: str, field: str, value: Any, message: str) -> None:
+    body: dict[str, Any] = chat() if path == CHAT else {"prompt": "hi"}
+    error = served.error({"max_tokens": 4, **body, field: value}, path=path)
+    assert error["message"] == message
+    assert error["param"] == field
+    assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param", "message"),
+    [
+        (CHAT, {"logprobs": 5}, "logprobs", "logprobs: the value should be a valid boolean."),
+        (CHAT, {"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
+        (CHAT, {"top_logprobs": 2}, "top_logprobs", "top_logprobs needs logprobs to be true."),
+        (COMPLETIONS, {"logprobs": True}, "logprobs", "logprobs: the value should be a valid integer."),
+        (COMPLETIONS, {"logprobs": 21}, "logprobs", "less than or equal to 20"),
+        (COMPLETIONS, {"best_of": 2}, "best_of", "best_of is only supported when it equals n."),
+        (COMPLETIONS, {"echo": True, "logprobs": 1}, "echo", "echo together with logprobs is not supported."),
+        (CHAT, {"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens", "differ; send one of them."),
+        (CHAT, {"logit_bias": {"5": 101}}, "logit_bias.5", "less than or equal to 100"),
+        (CHAT, {"stream": True, "stream_options": {"usage": 1}}, "stream_options.usage", "is not a field"),
+        (CHAT, {"stop_token_ids": [1, "a"]}, "stop_token_ids[1]", "should be a valid integer"),
+        (CHAT, {"chat_template_kwargs": {"tokenize": False}}, "chat_template_kwargs", "tokenize is not supported"),
+        (
+            CHAT,
+            {"continue_final_message": True, "add_generation_prompt": True},
+            "continue_final_message",
+            "exclude each other",
+        ),
+    ],
+)
+def test_wrong_combinations(served: Served, path: str, fields: dict[str, Any], param: str, message: str) -> None:
+    error = served.error((chat() if path == CHAT else {"prompt": "hi"}) | fields, path=path)
+    assert message in error["message"]
+    assert error["param"] == param
+
+
+# -- fields -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tools", [{"type": "function", "function": {"name": "f"}}]),
+        ("tool_choice", "required"),
+        ("functions", [{"name": "f"}]),
+        ("response_format", {"type": "json_object"}),
+        ("response_format", {"type": "json_schema", "json_schema": {}}),
+        ("modalities", ["text", "audio"]),
+        ("audio", {"voice": "x"}),
+        ("prediction", {"type": "content", "content": "x"}),
+        ("reasoning_effort", "high"),
+        ("verbosity", "low"),
+        ("web_search_options", {}),
+        ("suffix", "end"),
+        ("use_beam_search", True),
+        ("length_penalty", 0.5),
+        ("guided_json", {"type": "object"}),
+        ("structured_outputs", {"regex": "a"}),
+        ("prompt_logprobs", 1),
+        ("truncate_prompt_tokens", 10),
+        ("priority", 1),
+        ("bad_words", ["x"]),
+        ("adapters", "x"),
+        ("xtc_probability", 0.5),
+    ],
+)
+def test_unsupported_fields_are_named(served: Served, field: str, value: Any) -> None:
+    error = served.error(chat(**{field: value}), path=CHAT)
+    assert error["message"] == f"{field} is not supported with the value {json.dumps(value)}."
+    assert error["param"] == field
+    assert error["code"] == "unsupported_parameter"
+
+
+def test_unknown_fields_are_named(served: Served) -> None:
+    error = served.error(chat(max_token=5), path=CHAT)
+    assert error["message"] == "max_token is not a field of this request. Did you mean max_tokens?"
+    assert (error["param"], error["code"]) == ("max_token", "unknown_parameter")
+    assert served.error(chat(zzz=None), path=CHAT)["param"] == "zzz"
+    assert served.error({"prompt": "x", "messages": []})["param"] == "messages"
+    assert served.error(chat(prompt="x"), path=CHAT)["param"] == "prompt"
+    assert served.error(chat(echo=True), path=CHAT)["param"] == "echo"
+
+
+def test_what_cannot_change_a_token_is_accepted(shared: Served) -> None:
+    shared.ring.reset()
+    neutral = {
+        "user": "me",
+        "metadata": {"a": "b"},
+        "store": True,
+        "service_tier": "flex",
+        "safety_identifier": "x",
+        "prompt_cache_key": "x",
+        "parallel_tool_calls": True,
+        "n": 1,
+        "presence_penalty": 0,
+        "frequency_penalty": 0.0,
+        "logit_bias": {},
+        "tools": [],
+        "tool_choice": "none",
+        "response_format": {"type": "text"},
+        "modalities": ["text"],
+        "use_beam_search": False,
+        "length_penalty": 1,
+        "stop": [],
+        "stream_options": None,
+    }
+    assert shared.post(CHAT, chat(**neutral))["choices"][0]["message"]["content"] == "Hello, world."
+    of_completions = {"suffix": None, "echo": False, "best_of": 1, "user": "me", "logprobs": None}
+    assert shared.post(COMPLETIONS, {"prompt": "hi", **of_completions})["choices"][0]["text"] == "Hello, world."
+    assert shared.post(COMPLETIONS, {"prompt": "hi", "n": 2, "best_of": 2})["choices"][1]["text"]
+
+
+def test_every_neutral_field_is_either_neutral_or_supported() -> None:
+    fields = {*schema.ChatBody.model_fields, *schema.CompletionBody.model_fields}
+    assert not fields & (set(schema._NEUTRAL) | set(schema._IGNORED))
+
+
+# -- prompts ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("", "prompt is empty."),
+        ([], "prompt is empty."),
+        ([""], "prompt is empty."),
+        ([[]], "prompt is empty."),
+        (["a", ""], "prompt is empty."),
+        (None, "prompt is missing."),
+        (5, "prompt must be a text, a list of texts, or token ids."),
+        ({"a": 1}, "prompt must be a text, a list of texts, or token ids."),
+        ([None], "prompt must be a text, a list of texts, or token ids."),
+        ([True], "prompt must be a text, a list of texts, or token ids."),
+        ([1, "a"], "prompt: element 1 is not a token id (a whole number)."),
+        ([1, 1.5], "prompt: element 1 is not a token id (a whole number)."),
+        ([1, True], "prompt: element 1 is not a token id (a whole number)."),
+        ([[1], [None]], "prompt: element 0 is not a token id (a whole number)."),
+        ([320], "prompt: the token id 320 is not in the vocabulary (0 to 319)."),
+        ([-1], "prompt: the token id -1 is not in the vocabulary (0 to 319)."),
+        ([10**30], f"prompt: the token id {10**30} is not in the vocabulary (0 to 319)."),
+        (["a"] * 65, "prompt: 65 prompts with n = 1 make more than 64 answers; send several requests."),
+    ],
+)
+def test_wrong_prompts(served: Served, prompt: Any, message: str) -> None:
+    error = served.error({"prompt": prompt})
+    assert error["message"] == message
+    assert error["param"] == "prompt"
+
+
+def test_lone_surrogates_are_no_text(served: Served) -> None:
+    for body in (
+        b'{"prompt": "ab\\ud800"}',
+        b'{"prompt": "ab\\uD800"}',
+        b'{"prompt": "x", "stop": "\\ud800"}',
+        b'{"prompt": "x", "model": "\\udfff"}',
+        b'{"prompt": "x", "\\ud800": 1}',
+        b'{"prompt": "\xed\xa0\x80"}',
+    ):
+        error = served.error(body)
+        assert error["code"] == "invalid_json"
+        assert "codec can't" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "param", "message"),
+    [
+        (None, "messages", "messages is missing."),
+        ([], "messages", "messages is empty."),
+        ("hi", "messages", "messages must be a list."),
+        (["hi"], "messages[0]", "messages[0] must be an object with role and content."),
+        ([{"content": "x"}], "messages[0].role", "must be one of system, developer, user, assistant."),
+        ([{"role": "wizard", "content": "x"}], "messages[0].role", "must be one of system"),
+        ([{"role": ["user"], "content": "x"}], "messages[0].role", "must be one of system"),
+        ([{"role": "tool", "content": "x"}], "messages[0].role", "must be one of system"),
+        ([{"role": "user"}], "messages[0].content", "must be a text or a list of text parts."),
+        ([{"role": "user", "content": 5}], "messages[0].content", "must be a text or a list of text parts."),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
+            "messages[0].content[0]",
+            "a part of type 'image_url' is not supported; only text parts are.",
+        ),
+        ([{"role": "user", "content": ["x"]}], "messages[0].content[0]", "a part is not supported"),
+        ([{"role": "user", "content": "x", "mood": "bad"}], "messages[0].mood", "is not supported."),
+        (
+            [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}],
+            "messages[0].tool_calls",
+            "is not supported.",
+        ),
+    ],
+)
+def test_wrong_messages(served: Served, messages: Any, param: str, message: str) -> None:
+    error = served.error({"messages": messages}, path=CHAT)
+    assert message in error["message"]
+    assert error["param"] == param
+
+
+def test_beyond_the_context(served: Served) -> None:
+    error = served.error({"prompt": "abc", "max_tokens": CONTEXT - 2})
+    assert error["message"] == (
+        "This model's maximum context length is 600 tokens. However, you requested 601 tokens (3 in the prompt, 598 "
+        "in the completion). Please reduce the length of the prompt or of the completion."
+    )
+    assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
+    error = served.error({"prompt": "a" * CONTEXT})
+    assert error["message"] == (
+        "This model's maximum context length is 600 tokens. However, your prompt has 600 tokens. "
+        "Please shorten the prompt to less than 600 tokens."
+    )
+    error = served.error({"messages": [{"role": "user", "content": "a" * CONTEXT}]}, path=CHAT)
+    assert "your messages have 603 tokens" in error["message"]
+    assert served.error(chat(max_tokens=2**40), path=CHAT)["code"] == "context_length_exceeded"
+
+
+def test_the_whole_context_can_be_used(shared: Served) -> None:
+    shared.ring.reset()
+    answer = shared.complete("a" * (CONTEXT - 3), max_tokens=3)
+    assert answer["usage"]["total_tokens"] == CONTEXT
+    assert shared.complete("a" * (CONTEXT - 1))["usage"]["completion_tokens"] == 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "numbers"),
+    [
+        ([5] * 100_000, "100000 tokens"),
+        ("word " * 20_000, "100000 tokens"),
+        ("x" * 1_000_000, "1000000 tokens"),
+        ("x" * 10_000_000, f"at least {10_000_000 // len('<|assistant|>')} tokens"),
+    ],
+)
+def test_huge_prompts_are_refused_quickly_and_with_numbers(served: Served, prompt: Any, numbers: str) -> None:
+    began = time.monotonic()
+    error = served.error({"prompt": prompt})
+    assert time.monotonic() - began < 1.5
+    assert error["code"] == "context_length_exceeded"
+    assert "600 tokens" in error["message"]
+    assert f"your prompt has {numbers}" in error["message"]
+
+
+# -- bodies, methods, names ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"null", b'"x"', b"5", b"\xff\xfe", b'{"a":1}}', b"[" * 100_000, b"1" * 5000]
+)
+def test_what_is_no_json_object(served: Served, body: bytes) -> None:
+    error = served.error(body, path=CHAT)
+    assert error["code"] == "invalid_json"
+    assert error["message"].startswith(("The body is not valid JSON: ", "The body must be a JSON object."))
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "", "json"])
+def test_other_content_types(served: Served, kind: str) -> None:
+    reply = served.http.post(COMPLETIONS, content=b'{"prompt": "x"}', headers={"content-type": kind})
+    assert reply.status_code == 415
+    assert reply.json()["error"]["message"] == "The content type must be application/json."
+
+
+def test_a_body_that_is_too_large(served: Served) -> None:
+    def parts() -> Iterator[bytes]:
+        for _ in range(20):
+            yield b" " * (1 << 20)
+
+    for content in (b" " * ((16 << 20) + 1), parts()):
+        with httpx.Client(base_url=served.api.url) as client:
+            reply = client.post(COMPLETIONS, content=content, headers={"content-type": "application/json"})
+        assert reply.status_code == 413
+        assert reply.json()["error"]["code"] == "body_too_large"
+
+
+def test_unknown_models(served: Served) -> None:
+    for path, body in ((CHAT, chat(model="gpt-4")), (COMPLETIONS, {"prompt": "x", "model": "gpt-4"})):
+        error = served.error(body, status=404, path=path)
+        assert error["message"] == "The model 'gpt-4' does not exist here; the served model is 'tiny'."
+        assert (error["param"], error["code"]) == ("model", "model_not_found")
+    with pytest.raises(openai.NotFoundError):
+        served.openai.models.retrieve("gpt-4")
+    assert served.error({"prompt": "x", "model": ""}, status=404)["code"] == "model_not_found"
+
+
+def test_names_of_the_served_model(shared: Served) -> None:
+    assert [model.id for model in shared.openai.models.list()] == ["tiny"]
+    assert shared.openai.models.retrieve("tiny").owned_by == "macrame"
+    configured = json.loads(shared.api.config_path.read_text())["model"]
+    assert configured.startswith("/")
+    for name in ("tiny", configured):
+        assert shared.complete(model=name)["model"] == "tiny"
+    assert shared.http.get("/v1/models").json()["data"][0]["max_model_len"] == CONTEXT
+
+
+def test_paths_and_methods(served: Served) -> None:
+    for method, path, status, code in (
+        ("GET", "/", 404, "not_found"),
+        ("GET", "/v1", 404, "not_found"),
+        ("POST", "/v1/embeddings", 404, "not_found"),
+        ("GET", CHAT, 405, "method_not_allowed"),
+        ("DELETE", "/v1/models/tiny", 405, "method_not_allowed"),
+        ("PUT", COMPLETIONS, 405, "method_not_allowed"),
+    ):
+        reply = served.http.request(method, path)
+        assert reply.status_code == status, path
+        assert reply.json()["error"]["code"] == code
+    assert served.http.get(CHAT).headers["allow"] == "POST"
+    options = served.http.options(CHAT)
+    assert (options.status_code, options.headers["allow"], options.content) == (204, "POST", b"")
+    head = served.http.head("/health")
+    assert (head.status_code, head.content) == (200, b"")
+    assert not any(name.startswith("access-control") for name in served.http.get("/health").headers)
+
+
+def test_foreign_host_names_are_refused_without_keys(served: Served) -> None:
+    for host in ("evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80"):
+        reply = served.http.get("/v1/models", headers={"host": host})
+        assert reply.status_code == 403
+        assert reply.json()["error"]["code"] == "host_not_allowed"
+    for host in ("localhost:1", "LOCALHOST", "127.0.0.1:5", "[::1]:80", "mini.local", "192.168.1.5:8080"):
+        assert served.http.get("/v1/models", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("junk", [b"\x00\xff\x16\x03\x01" * 50, b"GET\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"])
+def test_junk_on_the_port_harms_nobody(served: Served, junk: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", served.api.port), timeout=5) as connection:
+        connection.sendall(junk)
+        assert b"200" not in connection.recv(1000)[:20]
+    assert served.http.get("/health").status_code == 200
