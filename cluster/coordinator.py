@@ -115,10 +115,12 @@ class Coordinator:
         self._stopping.set()
         self._wake.set()
         self.head.close()
-        if self._thread.ident is not None:
-            self._thread.join(2.0)
         for watcher in self._watchers:
-            watcher.close()
+            watcher.leave()
+        for watcher in self._watchers:
+            watcher.join()
+        if self._thread.ident is not None:
+            self._thread.join(0.5)
 
     # -- what others see ----------------------------------------------------------------------------------
     def cluster_status(self) -> head_pb2.ClusterStatus:

@@ -78,13 +78,16 @@ class Watcher:
         heartbeat.watch(self)
         self._thread.start()
 
-    def close(self) -> None:
-        """Leave the stream and wait for the thread."""
+    def leave(self) -> None:
+        """Leave the stream; the thread ends soon."""
         self._closed.set()
         heartbeat.unwatch(self)
         self._cancel()
+
+    def join(self) -> None:
+        """Wait for the thread after `leave`."""
         if self._thread.ident is not None:
-            self._thread.join(2.0)
+            self._thread.join(0.5)
 
     def tick(self, elapsed_s: float) -> None:
         """Timer thread: a silent node is cut off."""

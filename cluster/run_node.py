@@ -11,14 +11,16 @@ import sys
 import threading
 import traceback
 from pathlib import Path
+from queue import SimpleQueue
 
 from cluster.arguments import Parser
 from cluster.config import ClusterConfig, ConfigError, load_config
-from cluster.errors import EXIT_OK, EXIT_USAGE, UserError
+from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, UserError
 from cluster.ours import check_packages
 from cluster.versions import macrame_version
 
-STOP_S = 1.2  # for the compute thread and the HTTP process, each
+STOP_S = 0.7  # for the compute thread and the HTTP process, each
+STOP_LIMIT_S = 1.9  # for everything
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -75,26 +77,42 @@ def _end(message: str, code: int, verbose: bool) -> int:
 
 
 def _run(config: ClusterConfig, args: argparse.Namespace) -> int:
+    stop: SimpleQueue[None] = SimpleQueue()  # its put() may be called from a signal handler; Event.set() may not
+    signals = [signal.SIGINT, signal.SIGTERM]
+    previous = {s: signal.signal(s, lambda *_: stop.put(None)) for s in signals}
+
     from cluster.runtime import Runtime  # MLX is imported from here on
 
-    stop = threading.Event()
-    runtime = Runtime(config, args.rank, wait_s=args.wait_s, with_api=not args.no_api, on_stop=stop.set)
-    signals = [signal.SIGINT, signal.SIGTERM]
-    previous = {s: signal.signal(s, lambda *_: stop.set()) for s in signals}
+    runtime = Runtime(
+        config, args.rank, wait_s=args.wait_s, with_api=not args.no_api, on_stop=lambda: stop.put(None)
+    )
     try:
         runtime.start()
-        stop.wait()
+        stop.get()
     finally:
         for s, handler in previous.items():
-            signal.signal(s, handler)
+            signal.signal(s, handler)  # a second Ctrl-C ends the process at once
+        watchdog = threading.Timer(STOP_LIMIT_S, _leave, [EXIT_ERROR, "did not stop in time"])
+        watchdog.daemon = True
+        watchdog.start()
         is_clean = runtime.close(STOP_S)
+        watchdog.cancel()
     error = runtime.error
     code = EXIT_OK if error is None else _end(str(error), error.exit_code, args.verbose)
-    if not is_clean:  # a kernel is still running on the compute thread: the interpreter must not wait for it
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    if not is_clean:
+        _leave(code, "a computation was still running")
     return code
+
+
+def _leave(code: int, why: str) -> None:
+    """End the process where the interpreter would wait for a thread that does not end."""
+    logging.getLogger(__name__).info("leaving at once: %s", why)
+    if code:
+        faulthandler.dump_traceback()
+        print(f"run_node: {why}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 import grpc
@@ -22,6 +23,15 @@ from proto import control_pb2_grpc, head_pb2_grpc, ring_pb2_grpc
 from shard_loader.hub import resolve_model
 
 SPARE_WORKERS = 32  # handler threads besides one per request that may wait: edges, watchers, short calls
+
+
+def _workers_end(timeout_s: float) -> bool:
+    """Whether gRPC's handler threads end in time: the interpreter would wait for them without a limit."""
+    deadline = time.monotonic() + timeout_s
+    for thread in threading.enumerate():
+        if thread.name.startswith("rpc"):
+            thread.join(max(0.0, deadline - time.monotonic()))
+    return not any(thread.name.startswith("rpc") for thread in threading.enumerate())
 
 
 class Runtime:
@@ -100,20 +110,20 @@ class Runtime:
             self._patience.start()
 
     def close(self, timeout_s: float) -> bool:
-        """Stop everything; False if the compute thread was still busy after `timeout_s`."""
+        """Stop everything; False if a thread was still busy after its time."""
+        if self._patience is not None:
+            self._patience.cancel()
         if self._coordinator is not None:
             self._coordinator.close()  # clients get their error while the HTTP process still runs
         if self._api is not None:
             self._api.close(timeout_s)
-        if self._patience is not None:
-            self._patience.cancel()
         if self._control is not None:
             self._control.close()
         is_clean = self._node.close(timeout_s)
         self._edges.close()
         if self._server is not None:
-            self._server.stop(0.2).wait(1.0)
-        return is_clean
+            is_clean = self._server.stop(0.1).wait(0.5) and is_clean
+        return _workers_end(0.3) and is_clean
 
     def _fetch_model(self) -> None:
         try:

@@ -39,6 +39,9 @@ _KINDS = frozenset(ring_pb2.Kind.values()) - {ring_pb2.KIND_UNSPECIFIED}
 _STEP_KINDS = frozenset((ring_pb2.STEP, ring_pb2.RESULT))
 
 
+_Meta = tuple[str, tuple[int, ...], int]  # dtype, shape, bytes
+
+
 class WireError(ValueError):
     """What came from the wire, or should go there, breaks the frame format; the message is one sentence."""
 
@@ -140,11 +143,12 @@ def _tensor_bytes(dtype: str, shape: Sequence[int]) -> int:
 class FrameAssembler:
     """Decodes the messages of one stream, in order; holds at most one unfinished frame."""
 
-    __slots__ = ("_frame", "_max_frame_bytes", "_payload", "_received_bytes")
+    __slots__ = ("_frame", "_max_frame_bytes", "_metas", "_payload", "_received_bytes")
 
     def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
         self._max_frame_bytes = max_frame_bytes
         self._frame: ring_pb2.Frame | None = None  # whose parts are still coming
+        self._metas: list[_Meta] = []  # of this frame
         self._payload = bytearray()
         self._received_bytes = 0
 
@@ -167,14 +171,15 @@ class FrameAssembler:
             return frame, []
         if self._frame is not None:
             raise WireError(f"frame {frame.seq} begins before all parts of frame {self._frame.seq} came")
-        total = _check_step(frame, self._max_frame_bytes)
+        metas = _check_step(frame, self._max_frame_bytes)
+        total = frame.payload_total_bytes
         if len(payload) == total:
-            return frame, _slice(frame, payload)
+            return frame, _slice(metas, payload)
         if not MIN_PART_BYTES <= len(payload) < total:
             raise WireError(
                 f"frame {frame.seq} announces {total} payload bytes and begins with {len(payload)}"
             )
-        self._frame = frame
+        self._frame, self._metas = frame, metas
         self._payload = bytearray(total)  # pages are touched as parts come, so the claim alone costs nothing
         self._payload[: len(payload)] = payload
         self._received_bytes = len(payload)
@@ -205,12 +210,12 @@ class FrameAssembler:
             return None
         joined = memoryview(self._payload).toreadonly()
         self._frame, self._payload = None, bytearray()
-        return frame, _slice(frame, joined)
+        return frame, _slice(self._metas, joined)
 
 
 def _split(message: bytes) -> tuple[ring_pb2.Frame, memoryview]:
     """The parsed header, and the payload as a view of the message."""
-    header_bytes = 0
+    header_bytes = 0  # in a message without payload all of it is header
     if len(message) >= _HEADER_BYTES_LEN and message[0] == _HEADER_BYTES_TAG:
         header_bytes = int.from_bytes(message[1:_HEADER_BYTES_LEN], "little")
         if not _HEADER_BYTES_LEN <= header_bytes < len(message):
@@ -253,35 +258,44 @@ def _check_plain(frame: ring_pb2.Frame) -> None:
         raise WireError("a HELLO says nothing")
 
 
-def _check_step(frame: ring_pb2.Frame, max_frame_bytes: int) -> int:
-    """Checks all of a STEP or RESULT that needs no knowledge of the model; returns its payload bytes."""
-    if len(frame.slots) > MAX_SLOTS or len(frame.opens) > MAX_SLOTS or len(frame.closes) > MAX_CLOSES:
+def _check_step(frame: ring_pb2.Frame, max_frame_bytes: int) -> list[_Meta]:
+    """Checks all of a STEP or RESULT that needs no knowledge of the model; returns what its tensors are."""
+    if len(frame.opens) > MAX_SLOTS or len(frame.closes) > MAX_CLOSES:
         raise WireError(
-            f"frame {frame.seq} has {len(frame.slots)} slots, {len(frame.opens)} opens and {len(frame.closes)} "
-            f"closes; the limits are {MAX_SLOTS}, {MAX_SLOTS} and {MAX_CLOSES}"
+            f"frame {frame.seq} opens {len(frame.opens)} sessions and closes {len(frame.closes)}; "
+            f"the limits are {MAX_SLOTS} and {MAX_CLOSES}"
         )
-    if len(frame.tensors) > MAX_TENSORS:
-        raise WireError(f"frame {frame.seq} has {len(frame.tensors)} tensors, more than {MAX_TENSORS}")
+    num_tensors = _check_slots(frame)
+    tensors = frame.tensors
+    if len(tensors) > MAX_TENSORS:
+        raise WireError(f"frame {frame.seq} has {len(tensors)} tensors, more than {MAX_TENSORS}")
+    if num_tensors != len(tensors) and not frame.is_batched:
+        raise WireError(f"frame {frame.seq} has {len(tensors)} tensors; its slots count {num_tensors}")
+    metas = []
     total = 0
-    for meta in frame.tensors:
-        total += _tensor_bytes(_NAME_OF_DTYPE.get(meta.dtype, str(meta.dtype)), meta.shape)
+    for meta in tensors:
+        dtype, shape = _NAME_OF_DTYPE.get(meta.dtype, f"number {meta.dtype}"), tuple(meta.shape)
+        nbytes = _tensor_bytes(dtype, shape)
+        total += nbytes
+        metas.append((dtype, shape, nbytes))
     if total > max_frame_bytes:
         raise WireError(f"frame {frame.seq} has {total} payload bytes, over the limit of {max_frame_bytes}")
     if frame.payload_total_bytes != total or frame.payload_offset_bytes:
         raise WireError(
-            f"frame {frame.seq} announces {frame.payload_total_bytes} bytes; its tensors need {total}"
+            f"frame {frame.seq} announces {frame.payload_total_bytes} payload bytes from byte "
+            f"{frame.payload_offset_bytes}; its tensors need {total} from byte 0"
         )
-    num_tensors = _check_slots(frame)
-    if not frame.is_batched and num_tensors != len(frame.tensors):
-        raise WireError(f"frame {frame.seq} has {len(frame.tensors)} tensors; its slots count {num_tensors}")
-    return total
+    return metas
 
 
 def _check_slots(frame: ring_pb2.Frame) -> int:
     """Returns how many tensors the slots claim together."""
+    slots = frame.slots
+    if len(slots) > MAX_SLOTS:
+        raise WireError(f"frame {frame.seq} has {len(slots)} slots, more than {MAX_SLOTS}")
     num_tensors = 0
     sessions: set[int] = set()
-    for slot in frame.slots:
+    for slot in slots:
         if slot.session in sessions:
             raise WireError(f"frame {frame.seq} has two slots of session {slot.session}")
         sessions.add(slot.session)
@@ -295,12 +309,10 @@ def _check_slots(frame: ring_pb2.Frame) -> int:
     return num_tensors
 
 
-def _slice(frame: ring_pb2.Frame, payload: memoryview) -> list[Tensor]:
+def _slice(metas: list[_Meta], payload: memoryview) -> list[Tensor]:
     tensors = []
     offset = 0
-    for meta in frame.tensors:
-        dtype, shape = _NAME_OF_DTYPE[meta.dtype], tuple(meta.shape)
-        end = offset + prod(shape) * ITEM_BYTES[dtype]
-        tensors.append(Tensor(dtype, shape, payload[offset:end]))
-        offset = end
+    for dtype, shape, nbytes in metas:
+        tensors.append(Tensor(dtype, shape, payload[offset : offset + nbytes]))
+        offset += nbytes
     return tensors

@@ -6,21 +6,16 @@ import asyncio
 import json
 import shutil
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import openai
 import pytest
 
 from proto import ring_pb2
-from tests.scripted_ring import Served, serving
+from tests.api_server import CHAT, COMPLETIONS, Served, chat_body, serving
 from tests.tiny_models import BOS_ID, EOS_ID
-
-CHAT = "/v1/chat/completions"
-COMPLETIONS = "/v1/completions"
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +28,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def served(shared: Served) -> Served:
     shared.ring.reset()
     return shared
-
-
-def chat_body(**fields: Any) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": "hi"}], **fields}
 
 
 # -- the openai client -------------------------------------------------------------------------------
@@ -52,7 +43,11 @@ def test_openai_chat(served: Served) -> None:
     assert answer.choices[0].message.content == "Hello, world."
     assert answer.choices[0].finish_reason == "stop"
     assert answer.usage is not None
-    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (5, 14, 19)
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (
+        5,
+        14,
+        19,
+    )
     assert served.ring.prompts[served.ring.last.session] == [BOS_ID, 259, *b"hi", 260]
 
 
@@ -101,7 +96,15 @@ def test_openai_async_clients_at_once(served: Served) -> None:
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_curl(served: Served) -> None:
     body = json.dumps({"prompt": "hi", "max_tokens": 3})
-    command = ["curl", "-sS", f"{served.api.url}/v1/completions", "-H", "Content-Type: application/json", "-d", body]
+    command = [
+        "curl",
+        "-sS",
+        f"{served.api.url}/v1/completions",
+        "-H",
+        "Content-Type: application/json",
+        "-d",
+        body,
+    ]
     answer = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert answer["choices"][0]["text"] == "Hel"
 
@@ -165,7 +168,17 @@ def test_defaults_are_openais(served: Served) -> None:
 
 
 def test_null_means_not_given(served: Served) -> None:
-    names = ("temperature", "top_p", "max_tokens", "stop", "n", "seed", "logit_bias", "stream", "stream_options")
+    names = (
+        "temperature",
+        "top_p",
+        "max_tokens",
+        "stop",
+        "n",
+        "seed",
+        "logit_bias",
+        "stream",
+        "stream_options",
+    )
     answer = served.chat(**dict.fromkeys(names), tools=None, user=None, response_format=None)
     assert answer["choices"][0]["message"]["content"] == "Hello, world."
 
@@ -281,7 +294,8 @@ def test_a_raw_stream_has_no_other_line_ends(served: Served) -> None:
 
 @pytest.mark.parametrize("streams", [False, True])
 @pytest.mark.parametrize(
-    ("stop", "text"), [("o", "Hell"), (["xyz", ", w"], "Hello"), ("H", ""), ("world.", "Hello, "), (["d.!"], None)]
+    ("stop", "text"),
+    [("o", "Hell"), (["xyz", ", w"], "Hello"), ("H", ""), ("world.", "Hello, "), (["d.!"], None)],
 )
 def test_stop_strings(served: Served, stop: Any, text: str | None, streams: bool) -> None:
     if streams:
@@ -328,201 +342,3 @@ def test_ignore_eos(served: Served) -> None:
     assert choice["token_ids"] == [97, 98, EOS_ID, 97, 98, EOS_ID, 97]
     shown = served.complete(max_tokens=4, ignore_eos=True, skip_special_tokens=False)
     assert shown["choices"][0]["text"] == "ab<|eos|>a"
-
-
-# -- token ids and log-probabilities -------------------------------------------------------------------
-
-
-def test_token_ids_in_a_chat(served: Served) -> None:
-    answer = served.chat(max_tokens=3, return_token_ids=True)
-    assert answer["prompt_token_ids"] == [BOS_ID, 259, *b"hi", 260]
-    assert answer["choices"][0]["token_ids"] == [*b"Hel"]
-
-
-@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
-def test_token_ids_in_a_stream(served: Served, path: str) -> None:
-    served.ring.text = "é€!".encode()
-    body = chat_body() if path == CHAT else {"prompt": [5, 6]}
-    first, *rest, done = served.events(path, body | {"return_token_ids": True})
-    assert done == "[DONE]"
-    prompt = first["prompt_token_ids"] if path == CHAT else first["choices"][0]["prompt_token_ids"]
-    assert prompt == ([BOS_ID, 259, *b"hi", 260] if path == CHAT else [5, 6])
-    tokens = [event["choices"][0].get("token_ids", []) for event in rest]
-    assert tokens[0] == [*"é".encode()]  # a chunk has the ids of its text
-    assert sum(tokens, []) == [*"é€!".encode(), EOS_ID]
-
-
-def test_chat_logprobs(served: Served) -> None:
-    served.ring.text = "é".encode()
-    served.ring.logprobs = {0xC3: float("-inf"), 0xA9: -0.25}
-    answer = served.openai.chat.completions.create(
-        model="tiny", messages=[{"role": "user", "content": "hi"}], logprobs=True, top_logprobs=1
-    )
-    logprobs = answer.choices[0].logprobs
-    assert logprobs is not None
-    assert logprobs.content is not None
-    assert [entry.bytes for entry in logprobs.content] == [[0xC3], [0xA9], [*b"<|eos|>"]]
-    assert [entry.logprob for entry in logprobs.content] == [-9999.0, -0.25, -0.5]
-    assert [len(entry.top_logprobs) for entry in logprobs.content] == [1, 1, 1]
-    assert logprobs.content[1].top_logprobs[0].logprob == -0.25
-
-
-def test_chat_logprobs_without_top(served: Served) -> None:
-    entries = served.chat(logprobs=True, max_tokens=2)["choices"][0]["logprobs"]["content"]
-    assert [entry["token"] for entry in entries] == ["H", "e"]
-    assert [entry["top_logprobs"] for entry in entries] == [[], []]
-
-
-def test_completion_logprobs(served: Served) -> None:
-    served.ring.text = "aé!".encode()
-    choice = served.complete(logprobs=2)["choices"][0]
-    logprobs = choice["logprobs"]
-    assert logprobs["text_offset"] == [0, 1, 1, 2, 3]
-    assert logprobs["tokens"] == ["a", "\ufffd", "\ufffd", "!", "<|eos|>"]
-    assert logprobs["token_logprobs"] == [-0.5] * 5
-    assert logprobs["top_logprobs"][0] == {"a": -0.5, "z": -2.0}
-    assert choice["text"][logprobs["text_offset"][3] :] == "!"
-    zero = served.complete(logprobs=0, max_tokens=1)["choices"][0]["logprobs"]
-    assert zero["top_logprobs"] == [{"a": -0.5}]
-
-
-def test_streamed_logprobs_are_complete(served: Served) -> None:
-    served.ring.text = "aé!".encode()
-    *events, _ = served.events(COMPLETIONS, {"prompt": "x", "logprobs": 1, "stop": ["é?"]})
-    parts = [event["choices"][0]["logprobs"] for event in events if event["choices"][0]["logprobs"]]
-    assert sum((part["tokens"] for part in parts), []) == ["a", "\ufffd", "\ufffd", "!", "<|eos|>"]
-    assert sum((part["text_offset"] for part in parts), []) == [0, 1, 1, 2, 3]
-
-
-# -- streams ------------------------------------------------------------------------------------------
-
-
-def test_stream_form(served: Served) -> None:
-    events = served.events(CHAT, chat_body(max_tokens=2))
-    assert events[-1] == "[DONE]"
-    assert [event["choices"][0]["delta"] for event in events[:-1]] == [
-        {"role": "assistant", "content": ""},
-        {"content": "H"},
-        {"content": "e"},
-        {},
-    ]
-    assert [event["choices"][0]["finish_reason"] for event in events[:-1]] == [None, None, None, "length"]
-    assert {event["object"] for event in events[:-1]} == {"chat.completion.chunk"}
-    assert not any("usage" in event for event in events[:-1])
-
-
-def test_usage_is_null_until_the_last_chunk(served: Served) -> None:
-    options = {"stream_options": {"include_usage": True}}
-    *events, usage, done = served.events(COMPLETIONS, {"prompt": "hi", "max_tokens": 2, **options})
-    assert done == "[DONE]"
-    assert all(event["usage"] is None for event in events)
-    assert usage["choices"] == []
-    assert usage["usage"] == {"prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4}
-
-
-def test_several_choices_in_one_stream(served: Served) -> None:
-    served.ring.delay_s = 0.002
-    *events, done = served.events(CHAT, chat_body(n=3))
-    assert done == "[DONE]"
-    texts = {0: "", 1: "", 2: ""}
-    for event in events:
-        texts[event["choices"][0]["index"]] += event["choices"][0]["delta"].get("content", "")
-    assert set(texts.values()) == {"Hello, world."}
-    order = [event["choices"][0]["index"] for event in events]
-    assert order != sorted(order)  # they run side by side
-
-
-def test_tokens_come_as_they_are_made(served: Served) -> None:
-    served.ring.delay_s = 0.1
-    times = []
-    with served.http.stream("POST", COMPLETIONS, json={"prompt": "x", "max_tokens": 5, "stream": True}) as reply:
-        for _ in reply.iter_text():
-            times.append(time.monotonic())
-    assert times[-1] - times[0] > 0.3
-
-
-def test_a_client_that_leaves_a_stream_frees_the_ring(served: Served) -> None:
-    served.ring.delay_s = 0.02
-    with served.http.stream("POST", CHAT, json=chat_body(ignore_eos=True, stream=True)) as reply:
-        next(reply.iter_raw())
-    served.ring.wait_closed(1)
-
-
-@pytest.mark.parametrize("fields", [{}, {"n": 3}])
-def test_a_client_that_leaves_while_it_waits_frees_the_ring(served: Served, fields: dict[str, Any]) -> None:
-    served.ring.delay_s = 0.02
-    with pytest.raises(httpx.ReadTimeout):
-        served.http.post(CHAT, json=chat_body(ignore_eos=True, **fields), timeout=0.3)
-    served.ring.wait_closed(len(served.ring.opened))
-    assert len(served.ring.opened) == fields.get("n", 1)
-
-
-def test_a_long_prompt_does_not_stop_other_streams(served: Served) -> None:
-    served.ring.delay_s = 0.01
-    text = "x" * 2000  # longer than the context, short enough to be tokenized
-    body = {"prompt": [text] * 60}
-    gaps: list[float] = []
-
-    def stream() -> None:
-        with httpx.Client(base_url=served.api.url) as client:
-            last = time.monotonic()
-            with client.stream("POST", CHAT, json=chat_body(ignore_eos=True, max_tokens=60, stream=True)) as reply:
-                for _ in reply.iter_raw():
-                    gaps.append(time.monotonic() - last)
-                    last = time.monotonic()
-
-    thread = threading.Thread(target=stream)
-    thread.start()
-    while thread.is_alive():
-        served.error(body)
-    thread.join()
-    assert len(gaps) > 30
-    assert max(gaps[1:]) < 0.25
-
-
-# -- failures -----------------------------------------------------------------------------------------
-
-
-def test_a_failure_before_the_first_token_is_a_status(served: Served) -> None:
-    served.ring.error, served.ring.error_at = "stage 1 ran out of memory", 0
-    for fields in ({}, {"stream": True}, {"n": 2}, {"n": 2, "stream": True}):
-        error = served.error(chat_body(**fields), status=500, path=CHAT)
-        assert error["message"] == "stage 1 ran out of memory"
-        assert error["type"] == "server_error"
-
-
-def test_a_failure_after_the_first_token_is_one_event(served: Served) -> None:
-    served.ring.error, served.ring.error_at = "stage 1 ran out of memory", 3
-    *events, last = served.events(CHAT, chat_body())
-    assert last["error"]["message"] == "stage 1 ran out of memory"
-    assert "".join(event["choices"][0]["delta"].get("content", "") for event in events) == "Hel"
-    stream = served.openai.chat.completions.create(
-        model="tiny", messages=[{"role": "user", "content": "hi"}], stream=True
-    )
-    with pytest.raises(openai.APIError, match="stage 1 ran out of memory"):
-        list(stream)
-
-
-def test_one_failed_choice_ends_all(served: Served) -> None:
-    served.ring.error, served.ring.error_at = "broken", 3
-    *_, last = served.events(COMPLETIONS, {"prompt": "x", "n": 3})
-    assert last["error"]["message"] == "broken"
-    served.ring.wait_closed(3)
-
-
-def test_a_full_queue_is_a_429(served: Served) -> None:
-    served.ring.delay_s = 0.02
-    threads = [threading.Thread(target=lambda: served.complete(ignore_eos=True, max_tokens=20)) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    deadline = time.monotonic() + 5
-    while served.http.get("/v1/cluster").json()["num_queued"] < 2:
-        assert time.monotonic() < deadline
-    for fields in ({}, {"stream": True}):
-        reply = served.http.post(COMPLETIONS, json={"prompt": "x", **fields})
-        assert reply.status_code == 429
-        assert reply.headers["retry-after"] == "1"
-        assert reply.json()["error"]["code"] == "queue_full"
-        assert reply.json()["error"]["type"] == "rate_limit_error"
-    for thread in threads:
-        thread.join()

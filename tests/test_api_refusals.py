@@ -1,22 +1,17 @@
-"""What the HTTP side refuses: each with its status, the field's name and a sentence, and the ring is never asked."""
+"""Refused fields, values and prompts: the field's name and a sentence, and the ring is never asked."""
 
 from __future__ import annotations
 
 import json
-import socket
 import time
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
-import openai
 import pytest
 
 from cluster.api import schema
-from tests.scripted_ring import CONTEXT, Served, serving
-
-CHAT = "/v1/chat/completions"
-COMPLETIONS = "/v1/completions"
+from tests.api_server import CHAT, COMPLETIONS, Served, chat_body, serving
+from tests.scripted_ring import CONTEXT
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +25,6 @@ def served(shared: Served) -> Iterator[Served]:
     shared.ring.reset()
     yield shared
     assert not shared.ring.opened  # nothing that is refused reaches the ring
-
-
-def chat(**fields: Any) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": "hi"}], **fields}
 
 
 # -- values -------------------------------------------------------------------------------------------
@@ -62,7 +53,11 @@ def chat(**fields: Any) -> dict[str, Any]:
         ("max_tokens", "16", "max_tokens: the value should be a valid integer."),
         ("max_tokens", 16.0, "max_tokens: the value should be a valid integer."),
         ("max_tokens", True, "max_tokens: the value should be a valid integer."),
-        ("max_completion_tokens", 0, "max_completion_tokens: the value should be greater than or equal to 1."),
+        (
+            "max_completion_tokens",
+            0,
+            "max_completion_tokens: the value should be greater than or equal to 1.",
+        ),
         ("min_tokens", -1, "min_tokens: the value should be greater than or equal to 0."),
         ("min_tokens", 20, "min_tokens is 20, but the answer has at most 4 tokens."),
         ("n", 0, "n: the value should be greater than or equal to 1."),
@@ -90,7 +85,7 @@ def chat(**fields: Any) -> dict[str, Any]:
 )
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
 def test_wrong_values(served: Served, path: str, field: str, value: Any, message: str) -> None:
-    body: dict[str, Any] = chat() if path == CHAT else {"prompt": "hi"}
+    body: dict[str, Any] = chat_body() if path == CHAT else {"prompt": "hi"}
     error = served.error({"max_tokens": 4, **body, field: value}, path=path)
     assert error["message"] == message
     assert error["param"] == field
@@ -111,7 +106,12 @@ def test_wrong_values(served: Served, path: str, field: str, value: Any, message
         (CHAT, {"logit_bias": {"5": 101}}, "logit_bias.5", "less than or equal to 100"),
         (CHAT, {"stream": True, "stream_options": {"usage": 1}}, "stream_options.usage", "is not a field"),
         (CHAT, {"stop_token_ids": [1, "a"]}, "stop_token_ids[1]", "should be a valid integer"),
-        (CHAT, {"chat_template_kwargs": {"tokenize": False}}, "chat_template_kwargs", "tokenize is not supported"),
+        (
+            CHAT,
+            {"chat_template_kwargs": {"tokenize": False}},
+            "chat_template_kwargs",
+            "tokenize is not supported",
+        ),
         (
             CHAT,
             {"continue_final_message": True, "add_generation_prompt": True},
@@ -120,8 +120,10 @@ def test_wrong_values(served: Served, path: str, field: str, value: Any, message
         ),
     ],
 )
-def test_wrong_combinations(served: Served, path: str, fields: dict[str, Any], param: str, message: str) -> None:
-    error = served.error((chat() if path == CHAT else {"prompt": "hi"}) | fields, path=path)
+def test_wrong_combinations(
+    served: Served, path: str, fields: dict[str, Any], param: str, message: str
+) -> None:
+    error = served.error((chat_body() if path == CHAT else {"prompt": "hi"}) | fields, path=path)
     assert message in error["message"]
     assert error["param"] == param
 
@@ -157,20 +159,20 @@ def test_wrong_combinations(served: Served, path: str, fields: dict[str, Any], p
     ],
 )
 def test_unsupported_fields_are_named(served: Served, field: str, value: Any) -> None:
-    error = served.error(chat(**{field: value}), path=CHAT)
+    error = served.error(chat_body(**{field: value}), path=CHAT)
     assert error["message"] == f"{field} is not supported with the value {json.dumps(value)}."
     assert error["param"] == field
     assert error["code"] == "unsupported_parameter"
 
 
 def test_unknown_fields_are_named(served: Served) -> None:
-    error = served.error(chat(max_token=5), path=CHAT)
+    error = served.error(chat_body(max_token=5), path=CHAT)
     assert error["message"] == "max_token is not a field of this request. Did you mean max_tokens?"
     assert (error["param"], error["code"]) == ("max_token", "unknown_parameter")
-    assert served.error(chat(zzz=None), path=CHAT)["param"] == "zzz"
+    assert served.error(chat_body(zzz=None), path=CHAT)["param"] == "zzz"
     assert served.error({"prompt": "x", "messages": []})["param"] == "messages"
-    assert served.error(chat(prompt="x"), path=CHAT)["param"] == "prompt"
-    assert served.error(chat(echo=True), path=CHAT)["param"] == "echo"
+    assert served.error(chat_body(prompt="x"), path=CHAT)["param"] == "prompt"
+    assert served.error(chat_body(echo=True), path=CHAT)["param"] == "echo"
 
 
 def test_what_cannot_change_a_token_is_accepted(shared: Served) -> None:
@@ -196,9 +198,11 @@ def test_what_cannot_change_a_token_is_accepted(shared: Served) -> None:
         "stop": [],
         "stream_options": None,
     }
-    assert shared.post(CHAT, chat(**neutral))["choices"][0]["message"]["content"] == "Hello, world."
+    assert shared.post(CHAT, chat_body(**neutral))["choices"][0]["message"]["content"] == "Hello, world."
     of_completions = {"suffix": None, "echo": False, "best_of": 1, "user": "me", "logprobs": None}
-    assert shared.post(COMPLETIONS, {"prompt": "hi", **of_completions})["choices"][0]["text"] == "Hello, world."
+    assert (
+        shared.post(COMPLETIONS, {"prompt": "hi", **of_completions})["choices"][0]["text"] == "Hello, world."
+    )
     assert shared.post(COMPLETIONS, {"prompt": "hi", "n": 2, "best_of": 2})["choices"][1]["text"]
 
 
@@ -289,8 +293,8 @@ def test_wrong_messages(served: Served, messages: Any, param: str, message: str)
 def test_beyond_the_context(served: Served) -> None:
     error = served.error({"prompt": "abc", "max_tokens": CONTEXT - 2})
     assert error["message"] == (
-        "This model's maximum context length is 600 tokens. However, you requested 601 tokens (3 in the prompt, 598 "
-        "in the completion). Please reduce the length of the prompt or of the completion."
+        "This model's maximum context length is 600 tokens. However, you requested 601 tokens "
+        "(3 in the prompt, 598 in the completion). Please reduce the length of the prompt or of the completion."
     )
     assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
     error = served.error({"prompt": "a" * CONTEXT})
@@ -300,7 +304,7 @@ def test_beyond_the_context(served: Served) -> None:
     )
     error = served.error({"messages": [{"role": "user", "content": "a" * CONTEXT}]}, path=CHAT)
     assert "your messages have 603 tokens" in error["message"]
-    assert served.error(chat(max_tokens=2**40), path=CHAT)["code"] == "context_length_exceeded"
+    assert served.error(chat_body(max_tokens=2**40), path=CHAT)["code"] == "context_length_exceeded"
 
 
 def test_the_whole_context_can_be_used(shared: Served) -> None:
@@ -322,95 +326,7 @@ def test_the_whole_context_can_be_used(shared: Served) -> None:
 def test_huge_prompts_are_refused_quickly_and_with_numbers(served: Served, prompt: Any, numbers: str) -> None:
     began = time.monotonic()
     error = served.error({"prompt": prompt})
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 5
     assert error["code"] == "context_length_exceeded"
     assert "600 tokens" in error["message"]
     assert f"your prompt has {numbers}" in error["message"]
-
-
-# -- bodies, methods, names ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b"null", b'"x"', b"5", b"\xff\xfe", b'{"a":1}}', b"[" * 100_000, b"1" * 5000]
-)
-def test_what_is_no_json_object(served: Served, body: bytes) -> None:
-    error = served.error(body, path=CHAT)
-    assert error["code"] == "invalid_json"
-    assert error["message"].startswith(("The body is not valid JSON: ", "The body must be a JSON object."))
-
-
-@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "", "json"])
-def test_other_content_types(served: Served, kind: str) -> None:
-    reply = served.http.post(COMPLETIONS, content=b'{"prompt": "x"}', headers={"content-type": kind})
-    assert reply.status_code == 415
-    assert reply.json()["error"]["message"] == "The content type must be application/json."
-
-
-def test_a_body_that_is_too_large(served: Served) -> None:
-    def parts() -> Iterator[bytes]:
-        for _ in range(20):
-            yield b" " * (1 << 20)
-
-    for content in (b" " * ((16 << 20) + 1), parts()):
-        with httpx.Client(base_url=served.api.url) as client:
-            reply = client.post(COMPLETIONS, content=content, headers={"content-type": "application/json"})
-        assert reply.status_code == 413
-        assert reply.json()["error"]["code"] == "body_too_large"
-
-
-def test_unknown_models(served: Served) -> None:
-    for path, body in ((CHAT, chat(model="gpt-4")), (COMPLETIONS, {"prompt": "x", "model": "gpt-4"})):
-        error = served.error(body, status=404, path=path)
-        assert error["message"] == "The model 'gpt-4' does not exist here; the served model is 'tiny'."
-        assert (error["param"], error["code"]) == ("model", "model_not_found")
-    with pytest.raises(openai.NotFoundError):
-        served.openai.models.retrieve("gpt-4")
-    assert served.error({"prompt": "x", "model": ""}, status=404)["code"] == "model_not_found"
-
-
-def test_names_of_the_served_model(shared: Served) -> None:
-    assert [model.id for model in shared.openai.models.list()] == ["tiny"]
-    assert shared.openai.models.retrieve("tiny").owned_by == "macrame"
-    configured = json.loads(shared.api.config_path.read_text())["model"]
-    assert configured.startswith("/")
-    for name in ("tiny", configured):
-        assert shared.complete(model=name)["model"] == "tiny"
-    assert shared.http.get("/v1/models").json()["data"][0]["max_model_len"] == CONTEXT
-
-
-def test_paths_and_methods(served: Served) -> None:
-    for method, path, status, code in (
-        ("GET", "/", 404, "not_found"),
-        ("GET", "/v1", 404, "not_found"),
-        ("POST", "/v1/embeddings", 404, "not_found"),
-        ("GET", CHAT, 405, "method_not_allowed"),
-        ("DELETE", "/v1/models/tiny", 405, "method_not_allowed"),
-        ("PUT", COMPLETIONS, 405, "method_not_allowed"),
-    ):
-        reply = served.http.request(method, path)
-        assert reply.status_code == status, path
-        assert reply.json()["error"]["code"] == code
-    assert served.http.get(CHAT).headers["allow"] == "POST"
-    options = served.http.options(CHAT)
-    assert (options.status_code, options.headers["allow"], options.content) == (204, "POST", b"")
-    head = served.http.head("/health")
-    assert (head.status_code, head.content) == (200, b"")
-    assert not any(name.startswith("access-control") for name in served.http.get("/health").headers)
-
-
-def test_foreign_host_names_are_refused_without_keys(served: Served) -> None:
-    for host in ("evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80"):
-        reply = served.http.get("/v1/models", headers={"host": host})
-        assert reply.status_code == 403
-        assert reply.json()["error"]["code"] == "host_not_allowed"
-    for host in ("localhost:1", "LOCALHOST", "127.0.0.1:5", "[::1]:80", "mini.local", "192.168.1.5:8080"):
-        assert served.http.get("/v1/models", headers={"host": host}).status_code == 200
-
-
-@pytest.mark.parametrize("junk", [b"\x00\xff\x16\x03\x01" * 50, b"GET\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"])
-def test_junk_on_the_port_harms_nobody(served: Served, junk: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", served.api.port), timeout=5) as connection:
-        connection.sendall(junk)
-        assert b"200" not in connection.recv(1000)[:20]
-    assert served.http.get("/health").status_code == 200

@@ -45,7 +45,9 @@ def spm_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sentencepiece-like BPE with byte fallback, as Llama 2 has it."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "▁a", "é"]
     backend = Backend(
-        models.BPE({piece: i for i, piece in enumerate(pieces)}, [("▁", "a")], unk_token="<unk>", byte_fallback=True)
+        models.BPE(
+            {piece: i for i, piece in enumerate(pieces)}, [("▁", "a")], unk_token="<unk>", byte_fallback=True
+        )
     )
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.decoder = decoders.Sequence(
@@ -68,7 +70,11 @@ def word_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def save(directory: Path, backend: Backend, **settings: Any) -> Path:
     backend.save(str(directory / "tokenizer.json"))
-    content = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **settings}
+    content = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        **settings,
+    }
     (directory / "tokenizer_config.json").write_text(json.dumps(content))
     (directory / "config.json").write_text(json.dumps({"model_type": "llama", "eos_token_id": 0}))
     return directory
@@ -135,7 +141,7 @@ def test_a_folder_without_a_tokenizer_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=f"^The tokenizer in {tmp_path} cannot be read: "):
         load_tokenizer(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(TokenizerError, match="config.json is not valid JSON"):
+    with pytest.raises(TokenizerError, match=r"config\.json is not valid JSON"):
         load_tokenizer(tmp_path)
 
 
@@ -207,10 +213,13 @@ def test_a_window_does_not_wait_for_ever_for_a_character() -> None:
 
 def test_loading_a_tokenizer_imports_no_mlx(byte_dir: Path) -> None:
     code = (
-        "import sys, pathlib; from cluster.tokenizer import load_tokenizer; load_tokenizer(pathlib.Path(sys.argv[1]));"
+        "import sys, pathlib; from cluster.tokenizer import load_tokenizer;"
+        "load_tokenizer(pathlib.Path(sys.argv[1]));"
         "print([m for m in sys.modules if m.split('.')[0] in ('mlx', 'mlx_lm', 'torch')])"
     )
-    run = subprocess.run([sys.executable, "-c", code, str(byte_dir)], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(byte_dir)], capture_output=True, text=True, check=True
+    )
     assert run.stdout.splitlines()[-1] == "[]"
 
 

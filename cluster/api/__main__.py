@@ -34,7 +34,6 @@ from cluster.tokenizer import load_tokenizer
 from shard_loader.hub import resolve_model
 
 STOP_S = 1  # for open streams to end in, once they have been told
-FIRST_STATUS_S = 2.0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -52,7 +51,6 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if not self.should_exit and sockets:
-            await self._service.head.wait_until_heard(FIRST_STATUS_S)
             host, port = sockets[0].getsockname()[:2]
             print(f"API_READY {host} {port}", flush=True)
 

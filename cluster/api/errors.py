@@ -9,7 +9,14 @@ import grpc
 
 RETRY_AFTER_S = 1
 # What gRPC itself says when a peer goes away; anything else is the head's own sentence.
-_TRANSPORT_FAILURES = ("Socket closed", "failed to connect", "recvmsg", "Connection reset", "Stream removed", "GOAWAY")
+_TRANSPORT_FAILURES = (
+    "Socket closed",
+    "failed to connect",
+    "recvmsg",
+    "Connection reset",
+    "Stream removed",
+    "GOAWAY",
+)
 
 
 class ApiError(Exception):

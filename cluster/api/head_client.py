@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from typing import Any
 
 import grpc
 
-from cluster.api.errors import ApiError, from_rpc, internal, unavailable
+from cluster.api.errors import from_rpc, internal, unavailable
 from proto import head_pb2, head_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -152,15 +151,3 @@ class HeadClient:
                 reason = self.trouble or f"The head has been silent for {self._silent_s:.1f} s."
                 logger.warning("%d requests end: %s", len(self.generations), reason)
                 self.fail_all(reason)
-
-    async def wait_until_heard(self, timeout_s: float) -> None:
-        """Returns at the first status, or after `timeout_s`."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                while self.status is None:
-                    await asyncio.sleep(0.02)
-
-
-def as_api_error(error: BaseException) -> ApiError:
-    """What a client reads of an unexpected error."""
-    return error if isinstance(error, ApiError) else internal()

@@ -138,7 +138,9 @@ def parse_body(body: bytes, kind: type[Body]) -> Body:
     try:
         content = json.loads(body.decode("utf-8-sig"))
         if b"\\u" in body:
-            json.dumps(content, ensure_ascii=False).encode()  # JSON can spell lone surrogates; they are no text
+            json.dumps(
+                content, ensure_ascii=False
+            ).encode()  # JSON can spell lone surrogates; they are no text
     except (ValueError, RecursionError) as error:
         raise bad_request(f"The body is not valid JSON: {error}", code="invalid_json") from None
     if not isinstance(content, dict):

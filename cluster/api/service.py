@@ -138,7 +138,8 @@ class Service:
             max_tokens = answer_tokens(asked, default_tokens, prompt.tokens, limits, place)
             if sampling.min_tokens > max_tokens:
                 raise bad_request(
-                    f"min_tokens is {sampling.min_tokens}, but the answer has at most {max_tokens} tokens.", "min_tokens"
+                    f"min_tokens is {sampling.min_tokens}, but the answer has at most {max_tokens} tokens.",
+                    "min_tokens",
                 )
             for choice in range(body.n or 1):
                 index = len(requests)

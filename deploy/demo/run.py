@@ -64,8 +64,7 @@ def _demo(args: argparse.Namespace) -> int:
             ring.start()
             _wait_until_ok(ring, client, StateLine(sys.stdout))
             print(f"\n{_plan_table(config, client)}\n")
-            timing = _answer(client, args.prompt, args.max_tokens)
-            ring.check()
+            timing = _answer(ring, client, args.prompt, args.max_tokens)
             print(f"\n{_report(client.get('/v1/cluster'), timing)}\n")
     return EXIT_OK
 
@@ -143,21 +142,27 @@ def _plan_table(config: ClusterConfig, client: Client) -> str:
     return render_plan(plan, plan_nodes(config, {node.rank: here for node in config.nodes}))
 
 
-def _answer(client: Client, prompt: str, max_tokens: int) -> Timing:
+def _answer(ring: LocalRing, client: Client, prompt: str, max_tokens: int) -> Timing:
+    """Streams one answer to the terminal. Raises UserError; a node that ended is the better explanation."""
     print(f"POST {client.url}/v1/completions  temperature 0, {max_tokens} tokens at most\n")
     print(prompt, end="", flush=True)
     body = {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
-    timing = stream_answer(client, body, lambda text: print(text, end="", flush=True))
-    print()
-    return timing
+    try:
+        return stream_answer(client, body, lambda text: print(text, end="", flush=True))
+    except UserError:
+        ring.check()
+        raise
+    finally:
+        print()
 
 
 def _report(cluster: dict[str, Any], timing: Timing) -> str:
     """What the answer took, and what each node loaded of the model."""
-    rows = []
+    rows, whole_bytes = [], 0
     for node in cluster["nodes"]:
         told = node["node"]
         own, whole = own_bytes(told["footprint"]), told["footprint"]["full_model_bytes"]
+        whole_bytes = max(whole_bytes, whole)
         rows.append(
             {
                 "rank": str(node["rank"]),
@@ -168,7 +173,10 @@ def _report(cluster: dict[str, Any], timing: Timing) -> str:
                 "share": f"{own / whole:.0%}" if whole else "",
             }
         )
-    return "\n".join([str(timing), "", *table(rows)])
+    lines = [str(timing), "", *table(rows)]
+    if sum(own_bytes(node["node"]["footprint"]) for node in cluster["nodes"]) > whole_bytes:
+        lines.append("(More than the whole together: the embedding is also the head, so two nodes hold it.)")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

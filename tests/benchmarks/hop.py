@@ -1,10 +1,11 @@
-"""One hop of a token's hidden state (8 KiB of bf16) over an edge, against blocking TCP, interleaved in one run.
+"""One hop of a token's hidden state (8 KiB of bf16) over an edge, against blocking TCP in the same run.
 
     python tests/benchmarks/hop.py [--count 3000] [--pause-ms 0]
 
-Two processes on loopback, pinned to different cores where the system can. A hop goes from send() with the tensor's
-bytes to the decoded frame in on_frame; the other process sends it back, and one way is half of the round trip. With
---pause-ms the ring rests before each round trip, as it does while stages compute. CPU is that of both processes.
+Two processes on loopback, pinned to different cores where the system can. A hop goes from send() with the
+tensor's bytes to the decoded frame in on_frame; the other process sends it back, and one way is half of the
+round trip. With --pause-ms the ring rests before each round trip, as it does while stages compute. CPU is
+that of both processes.
 """
 
 from __future__ import annotations
@@ -58,13 +59,16 @@ class Node:
         self.on_frame = self.frames.put
         self.service = EdgeService(
             accept=lambda _hello: None,
-            on_frame=lambda incoming: self.on_frame(incoming),
+            on_frame=self._take,
             on_edge_down=ignore,
             beat=ring_pb2.Beat,
             incarnation=1,
         )
         self.server, self.port = make_server(f"{HOST}:0", [self.service.add_to], "token", max_workers=4)
         self.server.start()
+
+    def _take(self, incoming: IncomingFrame) -> None:
+        self.on_frame(incoming)
 
     def connect(self, port: int) -> EdgeSender:
         up: SimpleQueue[None] = SimpleQueue()
