@@ -28,7 +28,16 @@ class ApiProcess:
         on_failed: Callable[[str, int], None],
         say: Callable[[str], None],
     ) -> None:
-        self._command = [sys.executable, "-m", "cluster.api", "--config", str(config), "--head", head, "--parent-pipe"]
+        self._command = [
+            sys.executable,
+            "-m",
+            "cluster.api",
+            "--config",
+            str(config),
+            "--head",
+            head,
+            "--parent-pipe",
+        ]
         self._on_ready, self._on_failed, self._say = on_ready, on_failed, say
         self._stopping = threading.Event()
         self._was_ready = False
@@ -76,7 +85,7 @@ class ApiProcess:
 
     def _read(self, stdout: IO[str]) -> None:
         for line in stdout:
-            word, *rest = line.split()  or [""]
+            word, *rest = line.split() or [""]
             if word == READY and len(rest) == 2:
                 self._was_ready = True
                 self._on_ready(rest[0], int(rest[1]))

@@ -6,6 +6,7 @@ process are the users; nothing here touches MLX or gRPC.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import random
@@ -74,18 +75,20 @@ class Endpoint:
         kind = http.client.HTTPSConnection if self._is_tls else http.client.HTTPConnection
         return kind(self._host, self._port, timeout=REQUEST_TIMEOUT_S)
 
-    def _send(self, connection: http.client.HTTPConnection, method: str, path: str, body: Any) -> http.client.HTTPResponse:
+    def _send(
+        self, connection: http.client.HTTPConnection, method: str, path: str, body: Any
+    ) -> http.client.HTTPResponse:
         try:
             connection.request(method, path, None if body is None else json.dumps(body), self._headers)
             response = connection.getresponse()
         except OSError as error:
-            raise UserError(f"{self.url} does not answer ({error}); is the ring running?", EXIT_UNREACHABLE) from error
+            raise UserError(
+                f"{self.url} does not answer ({error}); is the ring running?", EXIT_UNREACHABLE
+            ) from error
         if response.status != 200:
             text = response.read().decode(errors="replace")
-            try:
+            with contextlib.suppress(ValueError, KeyError, TypeError):
                 text = json.loads(text)["error"]["message"]
-            except (ValueError, KeyError, TypeError):
-                pass
             raise UserError(f"{self.url}{path} answers {response.status}: {text[:300]}", EXIT_ERROR)
         return response
 
@@ -140,16 +143,20 @@ def measure(
     cpu_s: Callable[[], float] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The object that `macrame bench --json` prints. `cpu_s()` is the CPU time of all the ring's processes so far;
-    without it, of its nodes as they report it."""
+    """The object that `macrame bench --json` prints.
+
+    `cpu_s()` is the CPU time of all the ring's processes so far; without it, of its nodes as they report it.
+    """
     cluster = endpoint.get("/v1/cluster")
     if cluster.get("plan") is None:
-        raise UserError(f"the ring at {endpoint.url} has no plan yet: {cluster.get('reason')}", EXIT_UNREACHABLE)
+        raise UserError(
+            f"the ring at {endpoint.url} has no plan yet: {cluster.get('reason')}", EXIT_UNREACHABLE
+        )
     context = cluster["plan"]["context"]
     if prompt_tokens + answer_tokens > context:
         raise UserError(
-            f"a prompt of {prompt_tokens} and an answer of {answer_tokens} tokens exceed the plan's context of "
-            f"{context}; ask for less",
+            f"a prompt of {prompt_tokens} and an answer of {answer_tokens} tokens exceed the plan's context "
+            f"of {context}; ask for less",
             EXIT_ERROR,
         )
     cpu = cpu_s or (lambda: sum(n["node"]["cpu_s"] for n in endpoint.get("/v1/cluster")["nodes"]))
@@ -160,13 +167,13 @@ def measure(
         return [draw.randrange(1, vocabulary) for _ in range(prompt_tokens)]
 
     endpoint.complete(prompt(), min(8, answer_tokens))  # warm
-    runs = []
-    for users in concurrencies:
-        runs.append(_run(endpoint, [prompt() for _ in range(users)], answer_tokens, cpu))
+    runs = [_run(endpoint, [prompt() for _ in range(users)], answer_tokens, cpu) for users in concurrencies]
     return {"runs": [asdict(run) for run in runs], "nodes": _nodes(endpoint.get("/v1/cluster"))}
 
 
-def _run(endpoint: Endpoint, prompts: Sequence[list[int]], answer_tokens: int, cpu: Callable[[], float]) -> Run:
+def _run(
+    endpoint: Endpoint, prompts: Sequence[list[int]], answer_tokens: int, cpu: Callable[[], float]
+) -> Run:
     before, cpu_before, started = _stages(endpoint), cpu(), time.perf_counter()
     with ThreadPoolExecutor(len(prompts)) as users:
         answers = list(users.map(lambda p: endpoint.complete(p, answer_tokens), prompts))
@@ -222,19 +229,22 @@ def _nodes(cluster: dict[str, Any]) -> list[dict[str, Any]]:
 
 def table(result: dict[str, Any]) -> str:
     """The same for people."""
-    lines = ["users  decode tok/s  prefill tok/s   TTFT s  aggregate tok/s  hop p50 ms  CPU ms/token  stage busy"]
+    lines = [
+        "users  decode tok/s  prefill tok/s   TTFT s  aggregate tok/s  hop p50 ms  CPU ms/token  stage busy"
+    ]
     for run in result["runs"]:
         hop = "-" if run["hop_ms"]["p50"] is None else f"{run['hop_ms']['p50']:.3f}"
         busy = " ".join(f"{share:.0%}" for share in run["stage_busy"])
         lines.append(
-            f"{run['concurrency']:5d}  {run['decode_tok_s']:12.1f}  {run['prefill_tok_s']:13.1f}  {run['ttft_s']:7.3f}"
-            f"  {run['aggregate_tok_s']:15.1f}  {hop:>10}  {run['cpu_ms_per_token']:12.2f}  {busy}"
+            f"{run['concurrency']:5d}  {run['decode_tok_s']:12.1f}  {run['prefill_tok_s']:13.1f}"
+            f"  {run['ttft_s']:7.3f}  {run['aggregate_tok_s']:15.1f}  {hop:>10}"
+            f"  {run['cpu_ms_per_token']:12.2f}  {busy}"
         )
     lines.append("")
     lines.append("rank  weights GB  in use GB  saved GB  peak RSS GB")
-    for node in result["nodes"]:
-        lines.append(
-            f"{node['rank']:4d}  {node['weight_bytes'] / 1e9:10.3f}  {node['actual_memory_usage_gb']:9.3f}"
-            f"  {node['memory_saved_gb']:8.3f}  {node['peak_rss_bytes'] / 1e9:11.3f}"
-        )
+    lines.extend(
+        f"{node['rank']:4d}  {node['weight_bytes'] / 1e9:10.3f}  {node['actual_memory_usage_gb']:9.3f}"
+        f"  {node['memory_saved_gb']:8.3f}  {node['peak_rss_bytes'] / 1e9:11.3f}"
+        for node in result["nodes"]
+    )
     return "\n".join(lines)

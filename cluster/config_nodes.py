@@ -78,10 +78,11 @@ def read_nodes(table: Table) -> tuple[NodeConfig, ...]:
     )
     names: dict[str, int] = {}
     places: dict[tuple[str, int], int] = {}
-    for node, entry in zip(nodes, entries, strict=True):
+    for node in nodes:
         if node.name in names:
-            raise entry.error(
-                "name", f"is the name {show(node.name)} of nodes[{names[node.name]}]: names must differ"
+            raise ConfigError(
+                f"{table.file}: nodes[{names[node.name]}] and nodes[{node.rank}] are both named "
+                f"{show(node.name)}: give each node a name of its own"
             )
         place = ("localhost" if is_loopback(node.host) else node.host.lower(), node.port)
         if place in places:

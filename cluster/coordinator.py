@@ -90,7 +90,9 @@ class Coordinator:
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._watchers = [
-            Watcher(n, config.digest, node.incarnation, node.token, self._wake.set) for n in config.nodes if n.use
+            Watcher(n, config.digest, node.incarnation, node.token, self._wake.set)
+            for n in config.nodes
+            if n.use
         ]
         self._thread = threading.Thread(target=self._run, name="coordinator", daemon=True)
         self._plan: Plan | None = None

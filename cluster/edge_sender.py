@@ -27,6 +27,7 @@ PROTOCOL = 1
 CREDIT_BATCH_BYTES = 64 << 10  # a receiver owes at most so much before it sends a credit
 MAX_WAITING_BYTES = 512 << 20  # of frames that wait for credit
 CONNECT_LIMIT_S = 2.0  # for connection and WELCOME, then the attempt begins anew
+CLOSE_LIMIT_S = 0.8
 RETRY_S, MAX_RETRY_S = 0.05, 0.5
 NUM_ROUND_TRIPS = 64
 _FINAL_CODES = frozenset(
@@ -137,7 +138,7 @@ class EdgeSender:
         with self._lock:
             self._give_up("closed")
         if threading.current_thread() is not self._thread:
-            self._thread.join(1.0)
+            self._thread.join(CLOSE_LIMIT_S)
 
     def tick(self, elapsed_s: float) -> None:
         """Timer thread: send a beat when one is due, and give up a peer that is silent."""
@@ -183,10 +184,10 @@ class EdgeSender:
                 if outcome is None:
                     self._closing.wait(pause_s)
                     pause_s = min(2 * pause_s, MAX_RETRY_S)
+            if outcome is not None and not self._closing.is_set():
+                outcome()
         finally:
-            channel.close()
-        if outcome is not None and not self._closing.is_set():
-            outcome()
+            channel.close()  # takes up to the ping timeout where a frozen peer has left a full pipe
 
     def _attempt(self, channel: grpc.Channel) -> Callable[[], None] | None:
         """One stream from HELLO to its end; the callback that is due then, or None to try again."""

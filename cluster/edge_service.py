@@ -171,7 +171,7 @@ class _Stream:
     # -- reader thread -----------------------------------------------------------------------------------
     def _read(self) -> None:
         peer = f"rank {self.hello.from_rank}"
-        reason = f"{peer} closed the edge"
+        reason = f"the connection from {peer} ended"
         try:
             for message in self._requests:
                 self._silent_s = 0.0
@@ -180,11 +180,11 @@ class _Stream:
             reason = f"{peer} sent a bad frame: {error}"
             self._finish(grpc.StatusCode.INVALID_ARGUMENT, reason)
         except grpc.RpcError:
-            reason = f"the connection from {peer} broke"
+            reason = f"the connection from {peer} ended"
         except Exception as error:  # the border: the stream fails, and its sender hears of it
             logger.exception("a frame of %s could not be taken", peer)
             reason = f"a frame of {peer} could not be taken: {error}"
-            self._finish(grpc.StatusCode.INTERNAL, reason)
+            self._finish(grpc.StatusCode.ABORTED, reason)
         self._replies.put(None)
         if not self._service.is_closing:
             self._service.on_edge_down(self.hello, self.end[1] or reason)

@@ -92,7 +92,9 @@ class Engine:
                     logger.exception("session %d failed at position %d", slot.session, slot.position)
                     error = f"layers {shard.start}:{shard.stop} failed: {type(failure).__name__}: {failure}"
                     self.sessions.pop(slot.session, None)
-            out.slots.add(session=slot.session, position=slot.position, is_sampled=slot.is_sampled, error=error)
+            out.slots.add(
+                session=slot.session, position=slot.position, is_sampled=slot.is_sampled, error=error
+            )
         if frame.slots:
             self._count(frame, (time.perf_counter() - started) * 1e3)
         return out, out_tensors

@@ -1,4 +1,4 @@
-"""Faults that tests inject into real processes through MACRAME_FAULT, e.g. `load_delay_s=60,step_delay_ms=20`."""
+"""Faults that tests inject into real processes: MACRAME_FAULT=load_delay_s=60,step_delay_ms=20."""
 
 from __future__ import annotations
 

@@ -94,7 +94,9 @@ class Watcher:
         member = self.member
         self._silent_s += elapsed_s
         if member.reach is Reach.CONNECTED and self._silent_s >= SILENCE_LIMIT_S:
-            self._set(Reach.FROZEN, f"{member.label} has been silent for {SILENCE_LIMIT_S:.1f} s; is it frozen?")
+            self._set(
+                Reach.FROZEN, f"{member.label} has been silent for {SILENCE_LIMIT_S:.1f} s; is it frozen?"
+            )
             self._cancel()
 
     def _cancel(self) -> None:

@@ -1,4 +1,4 @@
-"""One node: its compute thread, its edges, its present epoch. RPC threads call in; one lock guards the epoch."""
+"""One node: its compute thread, edges and present epoch. RPC threads call in; one lock guards the epoch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ class Epoch:
 class Node:
     """Everything of a node but its gRPC server. `on_result` gets the RESULT frames on rank 0."""
 
-    def __init__(self, config: ClusterConfig, rank: int, *, token: str | None, import_base_rss_bytes: int) -> None:
+    def __init__(
+        self, config: ClusterConfig, rank: int, *, token: str | None, import_base_rss_bytes: int
+    ) -> None:
         self.config, self.rank, self.token = config, rank, token
         self.name = config.nodes[rank].name
         self.incarnation = time.time_ns()
@@ -94,8 +96,8 @@ class Node:
             return f"{self.name} is still fetching the model"
         if request.model_digest != self.model_digest:
             return (
-                f"{self.name} has other files for {self.config.model} (digest {self.model_digest}, the head's is "
-                f"{request.model_digest}); give every node the same revision"
+                f"{self.name} has other files for {self.config.model} (digest {self.model_digest}, the head's "
+                f"is {request.model_digest}); give every node the same revision"
             )
         plan = Plan.from_json(request.plan_json)
         with self._lock:

@@ -20,7 +20,7 @@ def check_packages() -> None:
         folder = Path(spec.origin).resolve().parent
         if folder.parent != root or not (folder / mark).exists():
             raise UserError(
-                f"another package named {name!r} in {folder} hides macrame's; install macrame in an environment "
-                "of its own",
+                f"another package named {name!r} in {folder} hides macrame's; install macrame in an "
+                "environment of its own",
                 EXIT_ERROR,
             )

@@ -20,7 +20,15 @@ def prove(model_dir: Path, plan: Plan) -> None:
     cuts = [a.start for a in plan.assignments[1:]]
     if not cuts:
         return
-    command = [sys.executable, "-m", "shard_loader.cuts", str(model_dir), "--json", "--cuts", ",".join(map(str, cuts))]
+    command = [
+        sys.executable,
+        "-m",
+        "shard_loader.cuts",
+        str(model_dir),
+        "--json",
+        "--cuts",
+        ",".join(map(str, cuts)),
+    ]
     try:
         done = subprocess.run(
             command,
@@ -32,7 +40,8 @@ def prove(model_dir: Path, plan: Plan) -> None:
         )
     except subprocess.TimeoutExpired as error:
         raise UserError(
-            f"the cuts {cuts} could not be proven within {PROOF_TIMEOUT_S:.0f} s; plan other layers", EXIT_ERROR
+            f"the cuts {cuts} could not be proven within {PROOF_TIMEOUT_S:.0f} s; plan other layers",
+            EXIT_ERROR,
         ) from error
     try:
         proofs = json.loads(done.stdout)["cuts"]
@@ -42,4 +51,6 @@ def prove(model_dir: Path, plan: Plan) -> None:
     bad = [proof for proof in proofs if not proof["exact"]]
     if bad:
         reasons = "; ".join(f"before layer {proof['cut']}: {proof['reason']}" for proof in bad)
-        raise UserError(f"this plan cuts the model where it is not exact ({reasons}); plan other layers", EXIT_ERROR)
+        raise UserError(
+            f"this plan cuts the model where it is not exact ({reasons}); plan other layers", EXIT_ERROR
+        )

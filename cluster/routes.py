@@ -82,12 +82,14 @@ def hello(
     )
 
 
-def refusal(got: ring_pb2.Hello, mine: Route, *, config_digest: str, plan_digest: str, epoch: int) -> str | None:
+def refusal(
+    got: ring_pb2.Hello, mine: Route, *, config_digest: str, plan_digest: str, epoch: int
+) -> str | None:
     """Why this HELLO does not belong to the present epoch of this rank, in one sentence; None if it does."""
     if got.config_digest != config_digest:
         return (
-            f"rank {got.from_rank} runs with another config (digest {got.config_digest}, here {config_digest}); "
-            "copy one config to every node"
+            f"rank {got.from_rank} runs with another config (digest {got.config_digest}, here "
+            f"{config_digest}); copy one config to every node"
         )
     if got.epoch != epoch:
         return f"rank {got.from_rank} is in epoch {got.epoch}, this node in epoch {epoch}"
@@ -95,7 +97,6 @@ def refusal(got: ring_pb2.Hello, mine: Route, *, config_digest: str, plan_digest
         return f"rank {got.from_rank} has plan {got.plan_digest}, this node {plan_digest}"
     edge = Edge(got.from_rank, got.to_rank, got.start, got.stop)
     if edge not in mine.incoming:
-        return (
-            f"rank {got.from_rank} with layers {got.start}:{got.stop} does not send to rank {mine.rank} in this plan"
-        )
+        layers = f"{got.start}:{got.stop}"
+        return f"rank {got.from_rank} with layers {layers} does not send to rank {mine.rank} in this plan"
     return None

@@ -1,4 +1,4 @@
-"""`run_node --rank N --config cluster.json`: one node of the ring, and on rank 0 the head and the HTTP process."""
+"""`run_node --rank N --config cluster.json`: one node of the ring; rank 0 is the head and serves HTTP."""
 
 from __future__ import annotations
 
@@ -27,8 +27,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="run_node", description="Run one node of the ring. Rank 0 is the head and serves the HTTP API."
     )
-    parser.add_argument("--rank", type=int, required=True, help="this node's place in the config's nodes, from 0")
-    parser.add_argument("--config", type=Path, required=True, help="the cluster's JSON or YAML file, the same everywhere")
+    parser.add_argument(
+        "--rank", type=int, required=True, help="this node's place in the config's nodes, from 0"
+    )
+    parser.add_argument(
+        "--config", type=Path, required=True, help="the cluster's JSON or YAML file, the same everywhere"
+    )
     parser.add_argument(
         "--wait-s",
         type=float,
@@ -55,10 +59,13 @@ def main(argv: list[str] | None = None) -> int:
         config = load_config(args.config)
         if not 0 <= args.rank < len(config.nodes):
             raise UserError(
-                f"--rank {args.rank} is not in {args.config}, which has ranks 0 to {len(config.nodes) - 1}", EXIT_USAGE
+                f"--rank {args.rank} is not in {args.config}, which has ranks 0 to {len(config.nodes) - 1}",
+                EXIT_USAGE,
             )
         if not config.nodes[args.rank].use:
-            raise UserError(f"rank {args.rank} has use: false in {args.config}; set it to true to run it", EXIT_USAGE)
+            raise UserError(
+                f"rank {args.rank} has use: false in {args.config}; set it to true to run it", EXIT_USAGE
+            )
         config.check_credentials()
         return _run(config, args)
     except ConfigError as error:
@@ -77,7 +84,9 @@ def _end(message: str, code: int, verbose: bool) -> int:
 
 
 def _run(config: ClusterConfig, args: argparse.Namespace) -> int:
-    stop: SimpleQueue[None] = SimpleQueue()  # its put() may be called from a signal handler; Event.set() may not
+    stop: SimpleQueue[None] = (
+        SimpleQueue()
+    )  # its put() may be called from a signal handler; Event.set() may not
     signals = [signal.SIGINT, signal.SIGTERM]
     previous = {s: signal.signal(s, lambda *_: stop.put(None)) for s in signals}
 

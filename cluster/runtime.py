@@ -19,7 +19,7 @@ from cluster.probe import this_machine
 from cluster.ring import EdgeService
 from cluster.routes import HEAD_RANK
 from cluster.rpc import BindError, make_server
-from proto import control_pb2_grpc, head_pb2_grpc, ring_pb2_grpc
+from proto import control_pb2_grpc, head_pb2_grpc
 from shard_loader.hub import resolve_model
 
 SPARE_WORKERS = 32  # handler threads besides one per request that may wait: edges, watchers, short calls
@@ -136,7 +136,8 @@ class Runtime:
             head = self.config.nodes[HEAD_RANK]
             self._fatal(
                 UserError(
-                    f"the head at {head.address} did not call within {self._wait_s:.0f} s (--wait-s); start rank 0 there",
+                    f"the head at {head.address} did not call within {self._wait_s:.0f} s (--wait-s); "
+                    "start rank 0 there",
                     EXIT_UNREACHABLE,
                 )
             )

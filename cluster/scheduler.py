@@ -161,7 +161,14 @@ class Scheduler:
             Fail(request.request_id, FailureKind.UNAVAILABLE, reason) for request in self._by_id.values()
         ]
         self.counters.num_failed += len(failed)
-        for state in (self._queued, self._active, self._by_id, self._by_session, self._in_flight, self._closes):
+        for state in (
+            self._queued,
+            self._active,
+            self._by_id,
+            self._by_session,
+            self._in_flight,
+            self._closes,
+        ):
             state.clear()
         return failed
 
@@ -217,7 +224,9 @@ class Scheduler:
         if limits is None:
             return refuse(FailureKind.UNAVAILABLE, self._down_reason)
         if request_id in self._by_id:
-            return refuse(FailureKind.INVALID, f"request id {request_id!r} is already running; choose another")
+            return refuse(
+                FailureKind.INVALID, f"request id {request_id!r} is already running; choose another"
+            )
         if not prompt:
             return refuse(FailureKind.INVALID, "the prompt is empty; send at least one token")
         if max_tokens < 1:
@@ -225,8 +234,8 @@ class Scheduler:
         if len(prompt) + max_tokens > limits.context:
             return refuse(
                 FailureKind.INVALID,
-                f"the context is {limits.context} tokens, but the prompt has {len(prompt)} and max_tokens asks "
-                f"for {max_tokens} more; shorten the prompt or lower max_tokens",
+                f"the context is {limits.context} tokens, but the prompt has {len(prompt)} and max_tokens "
+                f"asks for {max_tokens} more; shorten the prompt or lower max_tokens",
             )
         if limits.vocab_size and max(prompt) >= limits.vocab_size:
             return refuse(
@@ -236,8 +245,8 @@ class Scheduler:
         if len(self._active) >= limits.max_active and len(self._queued) >= self.max_queued:
             return refuse(
                 FailureKind.BUSY,
-                f"{len(self._active)} requests are running and {len(self._queued)} are waiting, which is all this "
-                "plan and queue hold; try again later",
+                f"{len(self._active)} requests are running and {len(self._queued)} are waiting, which is all "
+                "that this plan and queue hold; try again later",
             )
         return None
 
@@ -254,7 +263,11 @@ class Scheduler:
         else:
             request.next_token = token.id
         return Emit(
-            request.request_id, token, finish, num_prompt=len(request.prompt), num_completion=request.num_completion
+            request.request_id,
+            token,
+            finish,
+            num_prompt=len(request.prompt),
+            num_completion=request.num_completion,
         )
 
     def _end(self, request: _Request) -> None:
@@ -278,14 +291,14 @@ class Scheduler:
             self._by_session[request.session] = request
         sends: list[Instruction] = []
         while len(self._in_flight) < limits.max_in_flight:
-            request = next((r for r in self._active if r.can_send), None)
-            if request is None:
+            ready = next((r for r in self._active if r.can_send), None)
+            if ready is None:
                 break
-            self._active.remove(request)
-            self._active.append(request)
-            if not request.is_open:
-                sends.append(Start(request.request_id))
-            sends.append(Send(self._frame(request, limits)))
+            self._active.remove(ready)
+            self._active.append(ready)
+            if not ready.is_open:
+                sends.append(Start(ready.request_id))
+            sends.append(Send(self._frame(ready, limits)))
         if self._closes:  # nothing to ride on: memory is freed now, not with the next request
             sends.append(Send(self._header(())))
         return sends

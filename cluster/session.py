@@ -1,4 +1,4 @@
-"""One request's state on one stage: its caches, and on the last stage what sampling needs. Compute thread only."""
+"""One request's state on one stage: its caches, and on the last one its sampler. Compute thread only."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from cluster.sampler import Sampler
 from proto import ring_pb2
-from shard_loader.shard import Shard, ShardState
+from shard_loader.shard import Shard
+from shard_loader.state import ShardState
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import logging
 import os
@@ -64,9 +65,17 @@ class Tokenizer:
         if not self.has_chat_template:
             raise ChatError("The model has no chat template; use /v1/completions.")
         args = dict(template_args or {})
+        reserved = args.keys() & inspect.signature(self._hf.apply_chat_template).parameters.keys()
+        if reserved:
+            raise ChatError(f"chat_template_kwargs: {min(reserved)} is not supported.")
         try:
             if self._render is not None:
-                text = self._render(list(messages), add_generation_prompt=add_generation_prompt, **args)
+                text = self._render(
+                    list(messages),
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=continue_final_message,
+                    **args,
+                )
                 return self.encode(text, add_special_tokens=False)
             ids = self._hf.apply_chat_template(
                 list(messages),

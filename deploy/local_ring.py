@@ -52,6 +52,15 @@ class LocalRing:
         """Rank to process id."""
         return {rank: process.pid for rank, process in self._processes.items()}
 
+    def cpu_s(self) -> float:
+        """User and system time of all processes so far, the HTTP process included."""
+        total_s = 0.0
+        for member in self._family():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = member.cpu_times()
+                total_s += times.user + times.system
+        return total_s
+
     def check(self) -> None:
         """Raises UserError, with the end of its log, if a node has ended; its own exit code goes on."""
         for rank, process in self._processes.items():

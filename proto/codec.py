@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
 from google.protobuf.message import DecodeError
 
 from proto import ring_pb2
@@ -149,7 +150,7 @@ class FrameAssembler:
         self._max_frame_bytes = max_frame_bytes
         self._frame: ring_pb2.Frame | None = None  # whose parts are still coming
         self._metas: list[_Meta] = []  # of this frame
-        self._payload = bytearray()
+        self._payload = memoryview(b"")
         self._received_bytes = 0
 
     @property
@@ -180,7 +181,8 @@ class FrameAssembler:
                 f"frame {frame.seq} announces {total} payload bytes and begins with {len(payload)}"
             )
         self._frame, self._metas = frame, metas
-        self._payload = bytearray(total)  # pages are touched as parts come, so the claim alone costs nothing
+        # Not a bytearray, which writes zeros: a claim must cost no memory before its bytes come.
+        self._payload = memoryview(np.empty(total, np.uint8))
         self._payload[: len(payload)] = payload
         self._received_bytes = len(payload)
         return None
@@ -208,8 +210,8 @@ class FrameAssembler:
         self._received_bytes = end
         if end < total:
             return None
-        joined = memoryview(self._payload).toreadonly()
-        self._frame, self._payload = None, bytearray()
+        joined = self._payload.toreadonly()
+        self._frame, self._payload = None, memoryview(b"")
         return frame, _slice(self._metas, joined)
 
 

@@ -29,7 +29,9 @@ def _listening() -> set[int]:
 
 
 def _threads() -> set[threading.Thread]:
-    return {t for t in threading.enumerate() if not t.name.startswith(("ThreadPoolExecutor", "asyncio_", "AnyIO"))}
+    return {
+        t for t in threading.enumerate() if not t.name.startswith(("ThreadPoolExecutor", "asyncio_", "AnyIO"))
+    }
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Checkpoints that have headers but only zeros behind them, and model profiles made up for the solver. No MLX."""
+"""Checkpoints with headers but only zeros behind them, and made-up profiles for the solver. No MLX."""
 
 from __future__ import annotations
 

@@ -98,7 +98,15 @@ class RingProcesses:
         environment = {key: value for key, value in wanted.items() if value is not None}
         if rank in self.faults:
             environment["MACRAME_FAULT"] = self.faults[rank]
-        command = [sys.executable, "-m", "cluster.run_node", "--rank", str(rank), "--config", str(self.config_path)]
+        command = [
+            sys.executable,
+            "-m",
+            "cluster.run_node",
+            "--rank",
+            str(rank),
+            "--config",
+            str(self.config_path),
+        ]
         if not self.with_api:
             command.append("--no-api")
         with (self.directory / f"node{rank}.log").open("a") as log:
@@ -174,7 +182,9 @@ class RingProcesses:
         self.wait_listening(0)
         last = None
         with self.channel() as channel:
-            call = head_pb2_grpc.HeadStub(channel).WatchCluster(head_pb2.ClusterRequest(), wait_for_ready=True)
+            call = head_pb2_grpc.HeadStub(channel).WatchCluster(
+                head_pb2.ClusterRequest(), wait_for_ready=True
+            )
             for last in call:
                 if test(last):
                     call.cancel()

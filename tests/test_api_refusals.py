@@ -109,9 +109,16 @@ def test_wrong_values(served: Served, path: str, field: str, value: Any, message
         (
             CHAT,
             {"chat_template_kwargs": {"tokenize": False}},
-            "chat_template_kwargs",
-            "tokenize is not supported",
+            "messages",
+            "kwargs: tokenize is not supported.",
         ),
+        (
+            CHAT,
+            {"chat_template_kwargs": {"chat_template": "x"}},
+            "messages",
+            "chat_template is not supported.",
+        ),
+        (CHAT, {"chat_template_kwargs": {"messages": []}}, "messages", "refuses these messages"),
         (
             CHAT,
             {"continue_final_message": True, "add_generation_prompt": True},
@@ -294,7 +301,8 @@ def test_beyond_the_context(served: Served) -> None:
     error = served.error({"prompt": "abc", "max_tokens": CONTEXT - 2})
     assert error["message"] == (
         "This model's maximum context length is 600 tokens. However, you requested 601 tokens "
-        "(3 in the prompt, 598 in the completion). Please reduce the length of the prompt or of the completion."
+        "(3 in the prompt, 598 in the completion). "
+        "Please reduce the length of the prompt or of the completion."
     )
     assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
     error = served.error({"prompt": "a" * CONTEXT})

@@ -96,6 +96,11 @@ def test_every_command_has_a_main_and_help(command: str, capsys: pytest.CaptureF
             ["generate", "x", "--max-tokens", "few"],
             "macrame generate: argument --max-tokens: invalid int value",
         ),
+        (["bench"], "macrame bench: one of the arguments --config --url is required"),
+        (
+            ["bench", "--url", "http://x", "--concurrency", "1,0"],
+            "macrame bench: argument --concurrency: '0' must",
+        ),
         (["status", "--url", "ftp://x"], "macrame status: --url ftp://x is not of the form http://"),
         (
             ["status", "--url", "http://x:abc"],
@@ -115,7 +120,8 @@ def test_usage_errors_are_one_line_and_exit_code_3(arguments: Sequence[str], mes
 
 
 def test_the_version_and_a_light_start() -> None:
-    code = "import sys; from deploy import cli; cli.main(['--version']); print({'mlx', 'grpc'} & set(sys.modules))"
+    loaded = "print({'mlx', 'grpc'} & set(sys.modules))"
+    code = f"import sys; from deploy import cli; cli.main(['--version']); {loaded}"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert re.fullmatch(r"macrame \d+\.\d+\.\d+\nset\(\)\n", result.stdout)
 

@@ -127,7 +127,7 @@ def test_taken_ports_are_replaced_and_named(tmp_path: Path) -> None:
             output, _ = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0, output
     for port in (config.api.port, config.nodes[1].port):
-        assert f"Port {port} is taken here, so the demo uses " in output
+        assert f"Port {port} is taken here: using " in output
     assert f"Port {config.nodes[0].port} " not in output
 
 
@@ -173,7 +173,7 @@ def test_a_config_of_other_machines_is_refused(tmp_path: Path) -> None:
     with demo(path) as process:
         output, _ = process.communicate(timeout=WAIT_S)
     assert process.returncode == 1
-    assert f"{path} names other machines; the demo runs on this one alone" in output
+    assert f"{path} names other machines, and this command runs all nodes on this one" in output
 
 
 def test_what_ignores_sigterm_is_killed_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,3 +203,34 @@ def test_free_ports_are_different_and_free() -> None:
         listener.listen()
         assert not is_free("127.0.0.1", ports[0])
     assert is_free("127.0.0.1", ports[1])
+
+
+def test_bench_starts_the_ring_and_prints_one_object(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    command = [
+        sys.executable,
+        "-m",
+        "deploy.bench",
+        "--config",
+        str(config),
+        "--json",
+        "--concurrency",
+        "1,2",
+    ]
+    result = subprocess.run(
+        [*command, "--prompt-tokens", "40", "--max-tokens", "16"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    measured = json.loads(result.stdout)
+    assert [run["concurrency"] for run in measured["runs"]] == [1, 2]
+    for run in measured["runs"]:
+        assert set(run) == {
+            *("concurrency", "decode_tok_s", "prefill_tok_s", "ttft_s", "aggregate_tok_s"),
+            *("hop_ms", "stage_ms", "stage_busy", "cpu_ms_per_token", "acceptance"),
+        }
+        assert len(run["stage_ms"]) == len(run["stage_busy"]) == 3
+        assert run["decode_tok_s"] > 0
+        assert run["cpu_ms_per_token"] > 0
+    assert [node["rank"] for node in measured["nodes"]] == [0, 1, 2]
+    assert "The ring is ready after" in result.stderr
+    assert left_over(config) == []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stages(model: Path, cuts: Sequence[int]) -> list[Engine]:
     bounds = [0, *cuts, LAYERS]
-    return [Engine(load_shard(model, a, b)) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [Engine(load_shard(model, a, b)) for a, b in itertools.pairwise(bounds)]
 
 
 def trip(ring: Sequence[Engine], frame: ring_pb2.Frame) -> ring_pb2.Frame | None:

@@ -47,7 +47,13 @@ def test_a_single_stage_on_the_head_needs_no_stream() -> None:
 
 def test_a_rank_without_layers_has_no_part() -> None:
     mine = route(plan(1, 2), 3)
-    assert (mine.assignment, mine.output, mine.feed, mine.outgoing, mine.layers) == (None, None, None, (), (0, 0))
+    assert (mine.assignment, mine.output, mine.feed, mine.outgoing, mine.layers) == (
+        None,
+        None,
+        None,
+        (),
+        (0, 0),
+    )
 
 
 def test_a_head_without_layers_still_feeds() -> None:

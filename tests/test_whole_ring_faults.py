@@ -1,4 +1,4 @@
-"""Real processes that are killed, frozen, restarted, or slow: requests end in time, and service comes back."""
+"""Real processes killed, frozen, restarted or slowed: requests end in time, and service comes back."""
 
 from __future__ import annotations
 

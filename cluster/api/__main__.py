@@ -20,7 +20,6 @@ import traceback
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
 import uvicorn
 
@@ -28,17 +27,13 @@ from cluster.api.app import make_app
 from cluster.api.head_client import HeadClient
 from cluster.api.sampling import SamplingDefaults
 from cluster.api.service import Service
+from cluster.arguments import Parser
 from cluster.config import ClusterConfig, is_loopback, load_config
 from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, UserError
 from cluster.tokenizer import load_tokenizer
 from shard_loader.hub import resolve_model
 
 STOP_S = 1  # for open streams to end in, once they have been told
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 class _Server(uvicorn.Server):
@@ -86,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = _Parser(prog="cluster.api", description="Serve OpenAI's endpoints in front of a head.")
+    parser = Parser(prog="cluster.api", description="Serve OpenAI's endpoints in front of a head.")
     parser.add_argument("--config", type=Path, required=True, help="the cluster's JSON or YAML file")
     parser.add_argument("--head", required=True, metavar="HOST:PORT", help="where rank 0 listens")
     parser.add_argument("--host", help="listen here instead of api.host")

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 0.1
 SILENT_S = 1.0  # then nothing new is sent to the head
-LOST_S = 1.5  # then what runs is ended: a frozen process never breaks a stream by itself
+LOST_S = 1.4  # then what runs is ended: a frozen process never breaks a stream by itself
 RETRY_S = (0.1, 0.2, 0.4, 0.8, 1.0)
 MAX_MESSAGE_BYTES = 64 << 20
 
@@ -74,7 +74,7 @@ class HeadClient:
         self.generations: set[Generation] = set()
         self.status: head_pb2.ClusterStatus | None = None
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
-        self._silent_s = 0.0  # counted in ticks of this loop: a loop that was busy is no silence of the head
+        self._silent_s = 0.0  # a tick counts at most double: this loop being busy is no silence of the head
         self._broken = "it has not answered yet"
         self._closing = ""
         self._tasks: list[asyncio.Task[None]] = []
@@ -144,9 +144,13 @@ class HeadClient:
             await asyncio.sleep(RETRY_S[min(num_failures, len(RETRY_S)) - 1])
 
     async def _count_silence(self) -> None:
+        loop = asyncio.get_running_loop()
+        then_s = loop.time()
         while True:
             await asyncio.sleep(TICK_S)
-            self._silent_s += TICK_S
+            now_s = loop.time()
+            self._silent_s += min(now_s - then_s, 2 * TICK_S)
+            then_s = now_s
             if self._silent_s >= LOST_S and self.generations:
                 reason = self.trouble or f"The head has been silent for {self._silent_s:.1f} s."
                 logger.warning("%d requests end: %s", len(self.generations), reason)

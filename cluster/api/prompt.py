@@ -71,24 +71,12 @@ def read_chat(body: ChatBody, tokenizer: Tokenizer, limits: Limits) -> Prompt:
         sum(len(message.get("content", "")) for message in messages), tokenizer, limits, "messages"
     )
     is_continued = bool(body.continue_final_message)
-    args = body.chat_template_kwargs or {}
-    for name in (
-        "chat_template",
-        "tokenize",
-        "return_dict",
-        "messages",
-        "conversation",
-        "tools",
-        "documents",
-    ):
-        if name in args:
-            raise bad_request(f"chat_template_kwargs: {name} is not supported.", "chat_template_kwargs")
     try:
         tokens = tokenizer.encode_chat(
             messages,
             add_generation_prompt=not is_continued and body.add_generation_prompt is not False,
             continue_final_message=is_continued,
-            template_args=args,
+            template_args=body.chat_template_kwargs,
         )
     except ChatError as error:
         raise bad_request(str(error), "messages", "chat_template_error") from None

@@ -27,7 +27,7 @@ SKIPPED_PREFIXES = ("_sysconfigdata", "lib2to3/tests/data/", "config-")
 
 # A newline is always a token of its own and so is a line's indentation: a prompt may then end before, at or
 # after either and still be cut as the training text was. Digits stay single, identifiers keep underscores.
-PIECES = r"\n|(?<=\n)[ \t]+| ?[\p{L}_]+| ?\p{N}| ?[^\s\p{L}\p{N}_]+|[^\S\n]+(?!\S)|[^\S\n]+"  # one token never spans two
+PIECES = r"\n|(?<=\n)[ \t]+| ?[\p{L}_]+| ?\p{N}| ?[^\s\p{L}\p{N}_]+|[^\S\n]+(?!\S)|[^\S\n]+"
 
 Tokens = npt.NDArray[np.uint16]
 
@@ -142,7 +142,7 @@ def _documents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tokens]:
 
 
 def build_corpus(vocab_size: int, root: Path | None = None, seed: int = 0) -> tuple[Corpus, Tokenizer]:
-    """Read the library below `root` (default: the running Python's), train a tokenizer on it and encode it."""
+    """Read the library below `root` (default: the running Python's), train a tokenizer and encode it."""
     root = root or Path(sysconfig.get_paths()["stdlib"])
     sources = read_sources(root)
     held_out = {name: text for name, text in sources.items() if is_held_out(name)}

@@ -28,9 +28,9 @@ from mlx_lm.models import qwen3_moe
 from tokenizers import Tokenizer
 
 from deploy.demo.corpus import Corpus, build_corpus
-from deploy.demo.export import write_float32, write_model
+from deploy.demo.export import held_out_loss, write_float32, write_model
 
-# Every linear that gets quantised has dimensions that are multiples of 128; the router (8 outputs) stays float32.
+# Every linear that gets quantised has dimensions that are multiples of 128; the router stays float32.
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen3MoeForCausalLM"],
     "model_type": "qwen3_moe",
@@ -74,7 +74,7 @@ class TrainingMoE(qwen3_moe.Qwen3MoeSparseMoeBlock):  # type: ignore[misc]
         chosen = gates >= least
         scores = mx.where(chosen, gates, 0.0)
         scores = scores / scores.sum(axis=-1, keepdims=True)
-        # Switch Transformer's balance term (arXiv 2101.03961, equation 4): 1.0 when all experts are used alike.
+        # Switch Transformer's balance term (arXiv 2101.03961, equation 4); 1.0 when all are used alike.
         used = chosen.astype(mx.float32).mean(axis=(0, 1)) / self.top_k
         self._balance = self.num_experts * (used * gates.astype(mx.float32).mean(axis=(0, 1))).sum()
 
@@ -84,7 +84,8 @@ class TrainingMoE(qwen3_moe.Qwen3MoeSparseMoeBlock):  # type: ignore[misc]
         down = experts.down_proj.weight.swapaxes(1, 2).flatten(0, 1)  # (E * I, hidden)
         inner = nn.silu(x @ gate.T) * (x @ up.T)  # (B, T, E * I)
         inner = mx.unflatten(inner, -1, (self.num_experts, -1)) * scores[..., None].astype(x.dtype)
-        return inner.flatten(-2) @ down
+        y: mx.array = inner.flatten(-2) @ down
+        return y
 
 
 class TrainingLayer(qwen3_moe.Qwen3MoeDecoderLayer):  # type: ignore[misc]
@@ -97,7 +98,8 @@ class TrainingLayer(qwen3_moe.Qwen3MoeDecoderLayer):  # type: ignore[misc]
 
     def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
         x = x + self.dropout(self.self_attn(self.input_layernorm(x), mask, cache))
-        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
+        y: mx.array = x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
+        return y
 
 
 def build_model(config: dict[str, Any], dropout: float) -> nn.Module:
@@ -138,24 +140,12 @@ def make_loss(model: nn.Module, dtype: mx.Dtype, balance: float) -> Callable[...
     return loss
 
 
-def held_out_loss(model: nn.Module, tokens: npt.NDArray[np.uint16], context: int, batch: int) -> float:
-    """Mean nats per token over disjoint windows of `context` predictions; the last, shorter one is dropped."""
-    count = (len(tokens) - 1) // context
-    offsets = np.arange(count)[:, None] * context + np.arange(context + 1)
-    total = 0.0
-    for first in range(0, count, batch):
-        windows = mx.array(tokens[offsets[first : first + batch]].astype(np.int32))
-        logits = model(windows[:, :-1]).astype(mx.float32)
-        total += nn.losses.cross_entropy(logits, windows[:, 1:], reduction="sum").item()
-    return total / (count * context)
-
-
 def train(model: nn.Module, corpus: Corpus, args: argparse.Namespace) -> dict[str, Any]:
     """Train `model`, write its best weights to `args.work`/best.safetensors at each improvement.
 
     Ends after `args.steps` or once `args.minutes` are over. Returns what the README says about the run.
+    The forward pass is in `args.dtype`, weights and optimizer are in float32.
     """
-    dtype = getattr(mx, args.dtype)
     warm_up = max(1, min(500, args.steps // 20))
     schedule = join_schedules(
         [
@@ -167,7 +157,7 @@ def train(model: nn.Module, corpus: Corpus, args: argparse.Namespace) -> dict[st
     optimizer = AdamW(schedule, betas=[0.9, 0.95], weight_decay=args.weight_decay, bias_correction=True)
     parameters = model.trainable_parameters()
     optimizer.init(parameters)
-    gradient = mx.value_and_grad(make_loss(model, dtype, args.balance))
+    gradient = mx.value_and_grad(make_loss(model, getattr(mx, args.dtype), args.balance))
     state = [parameters, optimizer.state, mx.random.state]
 
     @partial(mx.compile, inputs=state, outputs=state)
@@ -179,7 +169,7 @@ def train(model: nn.Module, corpus: Corpus, args: argparse.Namespace) -> dict[st
 
     started, best, recent = time.monotonic(), math.inf, []
     windows = batches(corpus, args.batch, args.context, args.seed)
-    facts: dict[str, Any] = {}
+    best_step = 0
     for number in range(1, args.steps + 1):
         recent.append(step(mx.array(next(windows).astype(np.int32))))
         mx.async_eval(state, recent[-1])
@@ -199,12 +189,11 @@ def train(model: nn.Module, corpus: Corpus, args: argparse.Namespace) -> dict[st
         )
         recent = []
         if loss < best:
-            best = loss
+            best, best_step = loss, number
             mx.save_safetensors(str(args.work / "best.safetensors"), dict(tree_flatten(state[0])))
-            facts = {"steps": number, "train_s": round(elapsed), "tokens": number * args.batch * args.context}
         if is_over:
             break
-    return facts
+    return {"best_step": best_step, "train_s": round(elapsed), "tokens": number * args.batch * args.context}
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -253,10 +242,12 @@ def main(arguments: list[str] | None = None) -> None:
     mx.random.seed(args.seed)
     config = CONFIG | {"num_hidden_layers": args.layers}
     facts = train(build_model(config, args.dropout), corpus, args)
-    facts |= {"device": mx.device_info().get("device_name", str(mx.default_device())), "arguments": " ".join(arguments or sys.argv[1:])}
+    facts["device"] = mx.device_info().get("device_name", str(mx.default_device()))
+    facts["arguments"] = " ".join(sys.argv[1:] if arguments is None else arguments)
     (args.work / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
     float32 = args.float32 or args.work / "float32"
-    write_float32(float32, mx.load(str(args.work / "best.safetensors")), config, tokenizer)
+    best: dict[str, mx.array] = mx.load(str(args.work / "best.safetensors"))  # type: ignore[assignment]
+    write_float32(float32, best, config, tokenizer)
     if args.out:
         write_model(args.out, float32, args.work)
 

@@ -18,7 +18,7 @@ def _lookup(keys: Keys, values: npt.NDArray[np.int64], wanted: Keys) -> Floats:
 
 
 class Trigram:
-    """Interpolated Kneser-Ney (Kneser and Ney, 1995; Chen and Goodman, 1999, section 2.7), one fixed discount.
+    """Interpolated Kneser-Ney with one fixed discount (Chen and Goodman, 1999, section 2.7).
 
     Trigrams are counted, bigrams and unigrams are counts of distinct left contexts, and the unigram is mixed
     with the uniform distribution, so that every token has a probability above 0.
@@ -57,7 +57,8 @@ class Trigram:
         left_kinds = _lookup(self.left, self.left_kinds, pair)
         tri_count = _lookup(self.tri, self.tri_count, pair * size + w)
         high = (np.maximum(tri_count - DISCOUNT, 0) + DISCOUNT * left_kinds * low) / np.maximum(left_count, 1)
-        return np.where(left_count > 0, high, low)
+        answer: Floats = np.where(left_count > 0, high, low)
+        return answer
 
     def perplexity(self, tokens: npt.NDArray[np.uint16]) -> float:
         """Per token, over all of `tokens` but the first two."""

@@ -9,6 +9,7 @@ processes burn when idle (heartbeats) is measured first and reported apart.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -65,7 +66,9 @@ def random_model(directory: Path) -> Path:
         "head_dim": 64,
         "vocab_size": 16384,
     }
-    return write_checkpoint("llama", directory / "random-200m", num_layers=13, dtype=mx.bfloat16, overrides=sizes)
+    return write_checkpoint(
+        "llama", directory / "random-200m", num_layers=13, dtype=mx.bfloat16, overrides=sizes
+    )
 
 
 def ring_cpu_s(ring: RingProcesses) -> float:
@@ -83,13 +86,18 @@ def measure(model: Path, cuts: list[int], num_tokens: int, num_rounds: int) -> d
     """CPU ms per token of both sides, medians over the rounds."""
     num_layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
     bounds = [0, *cuts, num_layers]
-    layers = list(zip(bounds, bounds[1:], strict=False))
+    layers = list(itertools.pairwise(bounds))
     environment = os.environ | ONE_THREAD
     environment.pop("MLX_DISABLE_COMPILE", None)
     with (
         tempfile.TemporaryDirectory() as directory,
         RingProcesses(
-            Path(directory), model, layers, with_api=True, env=ONE_THREAD | {"MLX_DISABLE_COMPILE": None}, context=len(PROMPT) + num_tokens
+            Path(directory),
+            model,
+            layers,
+            with_api=True,
+            env=ONE_THREAD | {"MLX_DISABLE_COMPILE": None},
+            context=len(PROMPT) + num_tokens,
         ) as ring,
         subprocess.Popen(
             [sys.executable, "-c", BASELINE, str(model), json.dumps(PROMPT)],

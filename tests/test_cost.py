@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from planner.cost import (
+    DECODE_EFFICIENCY,
+    LAYER_OVERHEAD_MS,
+    LOCAL_LATENCY_MS,
+    REMOTE_LATENCY_MS,
+    STAGE_OVERHEAD_MS,
+    CostModel,
+    Link,
+    Stage,
+    Workload,
+)
+from planner.node_profile import GB, NodeProfile, make_node
+from tests.fake_models import made_up_model
+
+
+def nodes(*hosts: str, chip: str = "Apple M4") -> list[NodeProfile]:
+    return [make_node(i, f"n{i}", host, memory_bytes=64 * GB, chip=chip) for i, host in enumerate(hosts)]
+
+
+def test_a_path_is_the_sum_of_its_stages_and_hops() -> None:
+    """47 + 1 layers of 1 ms and 0.5 ms a hop are 48 ms and two hops, not the slowest stage."""
+    layer_bytes = int((1 - LAYER_OVERHEAD_MS) * 120e6 * DECODE_EFFICIENCY)
+    model = made_up_model([layer_bytes] * 48)
+    link = Link(frozenset((0, 1)), latency_ms=0.5, bandwidth_gbit_s=1e9)
+    cost = CostModel(model, nodes("a", "b"), [link], Workload(2, 1))
+    path_ms = cost.path_ms([Stage(0, 0, 47), Stage(1, 47, 48)])
+    assert path_ms == pytest.approx(48 + 2 * STAGE_OVERHEAD_MS + 2 * 0.5, rel=1e-3)
+
+
+def test_hops_to_and_from_the_head_count() -> None:
+    model = made_up_model([GB] * 2)
+    cost = CostModel(model, nodes("a", "b", "c"), (), Workload(256, 1))
+    own = cost.hops_ms([Stage(0, 0, 2)], 1)
+    other = cost.hops_ms([Stage(1, 0, 2)], 1)
+    both = cost.hops_ms([Stage(1, 0, 1), Stage(2, 1, 2)], 1)
+    assert own == 0
+    assert other == pytest.approx(2 * REMOTE_LATENCY_MS, rel=1e-2)
+    assert both == pytest.approx(3 * REMOTE_LATENCY_MS, rel=1e-2)
+
+
+def test_links_by_default_depend_on_the_hosts() -> None:
+    cost = CostModel(made_up_model([GB]), nodes("a", "a", "b"), (), Workload(256, 1))
+    assert cost.hop_ms(0, 1, 0) == pytest.approx(LOCAL_LATENCY_MS, rel=1e-2)
+    assert cost.hop_ms(1, 2, 0) == pytest.approx(REMOTE_LATENCY_MS, rel=1e-2)
+    assert cost.hop_ms(1, 1, 9) == 0
+    slow = Link(frozenset((1, 2)), bandwidth_gbit_s=0.1)
+    cost = CostModel(made_up_model([GB]), nodes("a", "a", "b"), [slow], Workload(256, 1))
+    nbytes = 512 * 64 * 2 + 256
+    assert cost.hop_ms(2, 1, 512) == pytest.approx(REMOTE_LATENCY_MS + nbytes * 8 / 0.1e6)
+
+
+def test_decode_reads_weights_and_cache_once() -> None:
+    model = made_up_model([GB] * 2, kv_token_bytes=100_000)
+    short = CostModel(model, nodes("a"), (), Workload(2, 1)).decode_ms(0, 0, 2)
+    long = CostModel(model, nodes("a"), (), Workload(20_002, 1)).decode_ms(0, 0, 2)
+    rate = 120e6 * DECODE_EFFICIENCY
+    assert short == pytest.approx(2 * GB / rate + 2 * LAYER_OVERHEAD_MS + STAGE_OVERHEAD_MS, rel=1e-3)
+    assert long - short == pytest.approx(10_000 * 2 * 100_000 / rate, rel=1e-3)
+
+
+def test_a_faster_chip_is_faster() -> None:
+    model = made_up_model([GB] * 4)
+    slow, fast = (
+        CostModel(model, nodes("a", chip=chip), (), Workload(4096, 1))
+        for chip in ("Apple M1", "Apple M3 Ultra")
+    )
+    assert slow.decode_ms(0, 0, 4) > 5 * fast.decode_ms(0, 0, 4)
+    assert slow.prefill_ms(0, 0, 4) > 5 * fast.prefill_ms(0, 0, 4)
+
+
+def test_the_head_is_read_where_it_is_owned_and_a_tied_one_too() -> None:
+    plain = made_up_model([GB] * 2, embed_bytes=GB, head_bytes=GB)
+    tied = made_up_model([GB] * 2, embed_bytes=GB, is_tied=True)
+    for model in (plain, tied):
+        cost = CostModel(model, nodes("a"), (), Workload(256, 1))
+        assert cost.decode_ms(0, 1, 2) > 1.9 * cost.decode_ms(0, 0, 1)
+        assert cost.weight_bytes(0, 1) == cost.weight_bytes(1, 2) == 2 * GB
+    assert CostModel(plain, nodes("a"), (), Workload(256, 1)).weight_bytes(0, 2) == 4 * GB
+    assert CostModel(tied, nodes("a"), (), Workload(256, 1)).weight_bytes(0, 2) == 3 * GB
+
+
+def test_throughput_is_bound_by_users_then_by_the_slowest_stage() -> None:
+    model = made_up_model([GB] * 4)
+    stages = [Stage(0, 0, 3), Stage(1, 3, 4)]
+    one, two, many = (CostModel(model, nodes("a", "b"), (), Workload(256, k)) for k in (1, 2, 50))
+    assert one.throughput_tok_s(stages) == pytest.approx(1e3 / one.path_ms(stages))
+    assert two.throughput_tok_s(stages) == pytest.approx(1e3 / two.decode_ms(0, 0, 3))
+    assert many.throughput_tok_s(stages) == pytest.approx(1e3 / many.decode_ms(0, 0, 3))
+
+
+def test_scratch_counts_attention_scores_where_they_are_written_to_memory() -> None:
+    model = replace(made_up_model([GB] * 2, kv_token_bytes=64), num_heads=8, head_dim=128)
+    metal = CostModel(model, nodes("a"), (), Workload(8192, 1)).activation_bytes(0, 0, 1)
+    cpu = CostModel(model, nodes("a", chip="AMD EPYC"), (), Workload(8192, 1)).activation_bytes(0, 0, 1)
+    assert cpu - metal == 2 * 8 * 512 * 8192 * 2
+
+
+def test_the_last_stage_has_room_for_logits() -> None:
+    model = made_up_model([GB] * 2, vocab_size=100_000)
+    cost = CostModel(model, nodes("a"), (), Workload(8192, 1))
+    more = cost.activation_bytes(0, 1, 2) - cost.activation_bytes(0, 0, 1)
+    assert more == 512 * 100_000 * 2 + 4 * 4 * 100_000
+
+
+def test_cache_is_for_all_requests_at_full_context() -> None:
+    cost = CostModel(made_up_model([GB] * 2, kv_token_bytes=10), nodes("a"), (), Workload(1000, 3))
+    assert cost.kv_bytes(0, 2) == 2 * 10 * 1024 * 3
+
+
+def test_workloads_are_checked() -> None:
+    assert (
+        Workload(8192, 1).prompt_tokens,
+        Workload(100, 1).prompt_tokens,
+        Workload(1, 1).prompt_tokens,
+    ) == (
+        2048,
+        50,
+        1,
+    )
+    with pytest.raises(ValueError, match="context = 0 must be at least 1"):
+        Workload(0, 1)

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from planner.node_profile import GB, make_node, share_machine
+from planner.plan import Plan, Refusal
+from planner.refusal import gb
+from planner.render import render_plan, render_refusal, table
+from planner.solver import PlanOptions, make_plan
+from tests.fake_models import made_up_model
+
+NODES = [
+    make_node(0, "mini", "a", memory_bytes=16 * GB, chip="Apple M4", gpu_cores=10),
+    make_node(1, "box", "b", memory_bytes=32 * GB, chip="AMD EPYC"),
+    make_node(2, "spare", "c", memory_bytes=8 * GB, chip="Apple M1", use=False),
+]
+
+
+def test_sizes_are_in_units_that_show_them() -> None:
+    assert [gb(n) for n in (0, 2_300_000, 150_000_000, 9_990_000_000, 24 * GB)] == [
+        *("0.0 MB", "2.3 MB", "0.15 GB", "9.99 GB", "24.0 GB"),
+    ]
+
+
+def test_columns_are_aligned() -> None:
+    lines = table([{"node": "a", "weights": "1.0 GB"}, {"node": "long", "weights": "10.0 GB"}])
+    assert lines == ["node  weights", "----  -------", "a      1.0 GB", "long  10.0 GB"]
+    assert table([]) == []
+
+
+def test_a_plan_is_a_table_with_its_promises_and_notes() -> None:
+    plan = make_plan(made_up_model([GB] * 6), NODES, (), PlanOptions(4096, 2, "uniform"))
+    assert isinstance(plan, Plan)
+    text = render_plan(plan, NODES)
+    assert text.startswith(
+        "made-up: 6 layers, 2 requests of 4096 tokens, strategy uniform, objective latency, plan "
+    )
+    assert plan.digest in text
+    rows = [line.split() for line in text.splitlines() if line.startswith(("0 ", "1 "))]
+    assert [row[:3] for row in rows] == [["0", "0", "mini"], ["1", "1", "box"]]
+    assert "0:3 (3)  embed" in text
+    assert "3:6 (3)  head" in text
+    assert f"predicted: {plan.predicted.decode_tok_s:.1f} tok/s for one user" in text
+    assert "note: no speed is known for AMD EPYC: a low one is assumed" in text
+    assert "note: spare excluded by the config" in text
+    assert "note: the memory limit of mini is a guess from the memory size" in text
+
+
+def test_idle_nodes_and_shared_machines_are_noted() -> None:
+    nodes = [share_machine(node, 2) for node in NODES[:2]]
+    plan = make_plan(made_up_model([GB]), nodes, (), PlanOptions(256))
+    assert isinstance(plan, Plan)
+    text = render_plan(plan, nodes)
+    assert "note: box would own no layers: a part there is slower, or does not fit" in text
+    assert "note: mini, box share one machine's memory evenly" in text
+
+
+def test_a_refusal_shows_the_budgets_and_what_would_help() -> None:
+    refusal = make_plan(made_up_model([40 * GB]), NODES, (), PlanOptions(256))
+    assert isinstance(refusal, Refusal)
+    text = render_refusal(refusal, "made-up", NODES)
+    assert text.startswith(
+        "made-up does not fit: made-up needs 40.0 GB for its weights and 0.0 MB for one request"
+    )
+    assert "spare" not in text.split("note:")[0]
+    assert refusal.advice in text
+
+
+def test_advice_names_a_concurrency_or_context_that_fits() -> None:
+    model = made_up_model([GB] * 2, kv_token_bytes=100_000)
+    node = replace(NODES[1], reserve_bytes=0)
+    crowded = make_plan(model, [node], (), PlanOptions(8192, 64))
+    assert isinstance(crowded, Refusal)
+    most = int(crowded.advice.split("--concurrency to ")[1].split(",")[0])
+    assert isinstance(make_plan(model, [node], (), PlanOptions(8192, most)), Plan)
+    assert isinstance(make_plan(model, [node], (), PlanOptions(8192, most + 1)), Refusal)
+    long = make_plan(model, [node], (), PlanOptions(1_000_000, 1))
+    assert isinstance(long, Refusal)
+    most = int(long.advice.split("--context to ")[1].split(",")[0])
+    assert isinstance(make_plan(model, [node], (), PlanOptions(most, 1)), Plan)
+    assert isinstance(make_plan(model, [node], (), PlanOptions(most + 256, 1)), Refusal)
