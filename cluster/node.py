@@ -96,8 +96,8 @@ class Node:
             return f"{self.name} is still fetching the model"
         if request.model_digest != self.model_digest:
             return (
-                f"{self.name} has other files for {self.config.model} (digest {self.model_digest}, the head's "
-                f"is {request.model_digest}); give every node the same revision"
+                f"{self.name} has other files for {self.config.model} (digest {self.model_digest}, the "
+                f"head's is {request.model_digest}); give every node the same revision"
             )
         plan = Plan.from_json(request.plan_json)
         with self._lock:
