@@ -12,10 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any, NoReturn
 
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # a peer that leaves is our business, not the terminal's
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-
-import grpc  # the settings above are read on import
+import grpc
 
 MAX_MESSAGE_BYTES = 4 << 20
 _SIZES = (

@@ -45,7 +45,7 @@ weights are under the licence of this repository, MIT.
 | float32 | {ppl_float32:.3f} | {bpb_float32:.3f} |
 | trigram | {ppl_trigram:.3f} | {bpb_trigram:.3f} |
 
-Over all held-out tokens; for the model in disjoint windows of 1024 (in windows of {context} the 8-bit form has
+Over all held-out tokens; for the model in disjoint windows of 1024 (the 8-bit form in windows of {context}:
 {ppl_long:.3f}), measured on the device of the training. The trigram model (`deploy/demo/trigram.py`,
 interpolated Kneser-Ney) has counted the same files in the same tokens. The command below prints all of it.
 
