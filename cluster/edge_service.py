@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
+from typing import Any
 
 import grpc
 
@@ -23,6 +24,7 @@ from proto.codec import MAX_FRAME_BYTES, FrameAssembler, Tensor, WireError
 logger = logging.getLogger(__name__)
 
 WINDOW_BYTES = 16 << 20
+CLOSING = "it is closing"
 NOT_ASSIGNED = "not assigned to this epoch yet"
 
 
@@ -66,11 +68,7 @@ class EdgeService:
 
     def add_to(self, server: grpc.Server) -> None:
         """Serve edges there. Each holds one of the server's workers for its life."""
-        service, method = EDGE_METHOD.removeprefix("/").split("/")
-        handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(
-            self._serve  # no serialisers: raw bytes
-        )
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
+        server.add_generic_rpc_handlers((_EdgeHandler(self),))
 
     def abort(self, reason: str, *, before_epoch: int | None = None) -> None:
         """End all edges, or those of older epochs; the senders are told the reason."""
@@ -86,55 +84,85 @@ class EdgeService:
             self.is_closing = True
             streams = tuple(self._streams)
         for stream in streams:
-            stream.abort("it is closing")
+            stream.abort(CLOSING)
         for stream in streams:
             stream.join()
 
-    def _serve(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        stream = _Stream(self, requests, context)
-        heartbeat.watch(stream)
-        try:
-            code, reason = stream.greet()
-            if code is not None:
-                context.abort(code, reason)
-            with self._lock:
-                is_late = self.is_closing
-                self._streams.add(stream)
-            if is_late:
-                context.abort(grpc.StatusCode.UNAVAILABLE, "it is closing")
-            yield from stream.replies()
-            code, reason = stream.end
-            if code is not None:
-                context.abort(code, reason)
-        finally:
-            heartbeat.unwatch(stream)
-            with self._lock:
-                self._streams.discard(stream)
+    def enter(self, stream: _Stream) -> bool:
+        """The stream was accepted; False if the service has closed meanwhile."""
+        with self._lock:
+            self._streams.add(stream)
+            return not self.is_closing
+
+    def leave(self, stream: _Stream) -> None:
+        """The stream is over."""
+        with self._lock:
+            self._streams.discard(stream)
+
+
+class _EdgeHandler(grpc.GenericRpcHandler):
+    """Makes a handler for each call, so that messages reach their stream where gRPC deserialises them."""
+
+    def __init__(self, service: EdgeService) -> None:
+        self._service = service
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        if handler_call_details.method != EDGE_METHOD:
+            return None
+        stream = _Stream(self._service)
+        return grpc.stream_stream_rpc_method_handler(stream.serve, request_deserializer=stream.deserialize)
 
 
 class _Stream:
     """One incoming edge."""
 
-    def __init__(
-        self, service: EdgeService, requests: Iterator[bytes], context: grpc.ServicerContext
-    ) -> None:
-        self._service, self._requests, self._context = service, requests, context
+    def __init__(self, service: EdgeService) -> None:
+        self._service = service
         self._assembler = FrameAssembler(service.max_frame_bytes)
         self._frame_bytes = 0  # of the messages of the frame that is coming
         self._replies: SimpleQueue[bytes | None] = SimpleQueue()
+        self._context: grpc.ServicerContext | None = None
         self._reader: threading.Thread | None = None
+        self._is_greeted = False
         self.hello = ring_pb2.Hello()
         self._lock = threading.Lock()  # guards what follows
         self._uncredited_bytes = 0  # of frames received
         self._due_bytes = 0  # of these, consumed
         self._silent_s = 0.0
-        self.end: tuple[grpc.StatusCode | None, str] = (None, "")
+        self._end: tuple[grpc.StatusCode | None, str] = (None, "")
 
     # -- handler thread ----------------------------------------------------------------------------------
-    def greet(self) -> tuple[grpc.StatusCode | None, str]:
+    def serve(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[bytes]:
+        """The RPC: greeting, then the replies that other threads put, until the reader ends."""
+        self._context = context
+        heartbeat.watch(self)
+        try:
+            code, reason = self._greet(requests)
+            if code is not None:
+                context.abort(code, reason)
+            if not self._service.enter(self):
+                context.abort(grpc.StatusCode.UNAVAILABLE, CLOSING)
+            name = f"edge from rank {self.hello.from_rank}"
+            self._reader = threading.Thread(target=self._read, args=(requests,), name=name, daemon=True)
+            self._reader.start()
+            welcome = ring_pb2.Welcome(
+                incarnation=self._service.incarnation, window_bytes=self._service.window_bytes
+            )
+            yield ring_pb2.EdgeReply(welcome=welcome).SerializeToString()
+            yield from iter(self._replies.get, None)
+            code, reason = self._end
+            if code is not None:
+                context.abort(code, reason)
+        finally:
+            heartbeat.unwatch(self)
+            self._service.leave(self)
+
+    def _greet(self, requests: Iterator[Any]) -> tuple[grpc.StatusCode | None, str]:
         """Read HELLO and ask accept(); a code and a sentence if the edge is not wanted."""
         try:
-            message = next(self._requests, None)
+            message = next(requests, None)
             greeting = None if message is None else self._assembler.feed(message)
         except WireError as error:
             return grpc.StatusCode.INVALID_ARGUMENT, str(error)
@@ -151,43 +179,42 @@ class _Stream:
             )
         refusal = self._service.accept(self.hello)
         if refusal is None:
+            self._is_greeted = True
             return None, ""
         if refusal == NOT_ASSIGNED:
             return grpc.StatusCode.UNAVAILABLE, refusal
         return grpc.StatusCode.FAILED_PRECONDITION, refusal
 
-    def replies(self) -> Iterator[bytes]:
-        """WELCOME, and what the other threads put, until the reader ends."""
-        self._reader = threading.Thread(
-            target=self._read, name=f"edge from rank {self.hello.from_rank}", daemon=True
-        )
-        self._reader.start()
-        welcome = ring_pb2.Welcome(
-            incarnation=self._service.incarnation, window_bytes=self._service.window_bytes
-        )
-        yield ring_pb2.EdgeReply(welcome=welcome).SerializeToString()
-        yield from iter(self._replies.get, None)
-
     # -- reader thread -----------------------------------------------------------------------------------
-    def _read(self) -> None:
-        peer = f"rank {self.hello.from_rank}"
-        reason = f"the connection from {peer} ended"
+    def _read(self, requests: Iterator[Any]) -> None:
+        """Asks gRPC for one message after another; deserialize() has taken each when it comes."""
         try:
-            for message in self._requests:
-                self._silent_s = 0.0
-                self._take(message)
-        except WireError as error:
-            reason = f"{peer} sent a bad frame: {error}"
-            self._finish(grpc.StatusCode.INVALID_ARGUMENT, reason)
+            for _ in requests:
+                if self._end[1]:
+                    break
         except grpc.RpcError:
-            reason = f"the connection from {peer} ended"
-        except Exception as error:  # the border: the stream fails, and its sender hears of it
-            logger.exception("a frame of %s could not be taken", peer)
-            reason = f"a frame of {peer} could not be taken: {error}"
-            self._finish(grpc.StatusCode.ABORTED, reason)
+            pass  # cancelled by the peer, by its death or by us
+        self._finish(None, f"the connection from rank {self.hello.from_rank} ended")
         self._replies.put(None)
         if not self._service.is_closing:
-            self._service.on_edge_down(self.hello, self.end[1] or reason)
+            self._service.on_edge_down(self.hello, self._end[1])
+
+    # -- gRPC's thread -----------------------------------------------------------------------------------
+    def deserialize(self, message: bytes) -> bytes:
+        """Takes a frame right where it came in: another thread's wakeup would be a good part of a hop."""
+        self._silent_s = 0.0
+        if not self._is_greeted:
+            return message
+        peer = f"rank {self.hello.from_rank}"
+        try:
+            if not self._end[1]:
+                self._take(message)
+        except WireError as error:
+            self._finish(grpc.StatusCode.INVALID_ARGUMENT, f"{peer} sent a bad frame: {error}")
+        except Exception as error:  # the border: the stream fails, and its sender hears of it
+            logger.exception("a frame of %s could not be taken", peer)
+            self._finish(grpc.StatusCode.ABORTED, f"a frame of {peer} could not be taken: {error}")
+        return b""
 
     def _take(self, message: bytes) -> None:
         whole = self._assembler.feed(message)
@@ -251,5 +278,5 @@ class _Stream:
     def _finish(self, code: grpc.StatusCode | None, reason: str) -> None:
         """The first reason is the one that counts."""
         with self._lock:
-            if not self.end[1]:
-                self.end = code, reason
+            if not self._end[1]:
+                self._end = code, reason

@@ -15,6 +15,7 @@ import psutil
 
 from cluster.compute import ComputeThread, LoadWork, StepWork
 from cluster.config import ClusterConfig
+from cluster.resident import peak_rss_bytes
 from cluster.ring import NOT_ASSIGNED, EdgeSender, IncomingFrame
 from cluster.routes import Edge, Route, hello, refusal, route
 from planner.headers import model_digest
@@ -143,7 +144,6 @@ class Node:
             hops = [ms for sender in self._senders.values() for ms in sender.recent_hop_ms()]
         compute, engine = self._compute, self._compute.engine
         start, stop = (0, 0) if epoch is None else epoch.route.layers
-        memory = self._process.memory_info()
         cpu = self._process.cpu_times()
         status = control_pb2.NodeStatus(
             rank=self.rank,
@@ -159,7 +159,7 @@ class Node:
             load_total_bytes=compute.load.total_bytes,
             active_bytes=mx.get_active_memory(),
             peak_bytes=mx.get_peak_memory(),
-            peak_rss_bytes=max(peak_rss_bytes(), memory.rss),
+            peak_rss_bytes=peak_rss_bytes(),
             import_base_rss_bytes=self._import_base_rss_bytes,
             cpu_s=cpu.user + cpu.system,
             pid=os.getpid(),
@@ -313,12 +313,3 @@ class Node:
 
 def _nothing() -> None:
     """The credit of a frame that never crossed the wire."""
-
-
-def peak_rss_bytes() -> int:
-    """The process's largest resident set so far (getrusage: KiB on Linux, bytes on macOS)."""
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

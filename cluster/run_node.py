@@ -11,7 +11,7 @@ import sys
 import threading
 import traceback
 from pathlib import Path
-from queue import SimpleQueue
+from typing import NoReturn
 
 from cluster.arguments import Parser
 from cluster.config import ClusterConfig, ConfigError, load_config
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"rank {args.rank} has use: false in {args.config}; set it to true to run it", EXIT_USAGE
             )
         config.check_credentials()
-        return _run(config, args)
+        _run(config, args)
     except ConfigError as error:
         return _end(str(error), EXIT_USAGE, args.verbose)
     except UserError as error:
@@ -83,21 +83,22 @@ def _end(message: str, code: int, verbose: bool) -> int:
     return code
 
 
-def _run(config: ClusterConfig, args: argparse.Namespace) -> int:
-    stop: SimpleQueue[None] = (
-        SimpleQueue()
-    )  # its put() may be called from a signal handler; Event.set() may not
+def _run(config: ClusterConfig, args: argparse.Namespace) -> NoReturn:
+    wake, stop = os.pipe()
+    os.set_blocking(stop, False)
+    # The kernel may give a signal to any thread: only this descriptor surely wakes the main one.
+    signal.set_wakeup_fd(stop, warn_on_full_buffer=False)
     signals = [signal.SIGINT, signal.SIGTERM]
-    previous = {s: signal.signal(s, lambda *_: stop.put(None)) for s in signals}
+    previous = {s: signal.signal(s, lambda *_: None) for s in signals}
 
     from cluster.runtime import Runtime  # MLX is imported from here on
 
     runtime = Runtime(
-        config, args.rank, wait_s=args.wait_s, with_api=not args.no_api, on_stop=lambda: stop.put(None)
+        config, args.rank, wait_s=args.wait_s, with_api=not args.no_api, on_stop=lambda: os.write(stop, b"\0")
     )
     try:
         runtime.start()
-        stop.get()
+        os.read(wake, 1)
     finally:
         for s, handler in previous.items():
             signal.signal(s, handler)  # a second Ctrl-C ends the process at once
@@ -109,14 +110,17 @@ def _run(config: ClusterConfig, args: argparse.Namespace) -> int:
     error = runtime.error
     code = EXIT_OK if error is None else _end(str(error), error.exit_code, args.verbose)
     if not is_clean:
-        _leave(code, "a computation was still running")
-    return code
+        logging.getLogger(__name__).info("a thread was still busy after its time to stop")
+    _leave(code)
 
 
-def _leave(code: int, why: str) -> None:
-    """End the process where the interpreter would wait for a thread that does not end."""
-    logging.getLogger(__name__).info("leaving at once: %s", why)
-    if code:
+def _leave(code: int, why: str = "") -> NoReturn:
+    """End the process without the interpreter's own teardown.
+
+    All that had to be closed is closed. A daemon thread that comes back from C++ (gRPC's pollers, MLX) while
+    the interpreter goes down would unwind through frames that may not throw, and abort the process.
+    """
+    if why:
         faulthandler.dump_traceback()
         print(f"run_node: {why}", file=sys.stderr)
     sys.stdout.flush()

@@ -14,8 +14,9 @@ from cluster.config import ClusterConfig
 from cluster.control import ControlService
 from cluster.coordinator import Coordinator
 from cluster.errors import EXIT_ERROR, EXIT_UNREACHABLE, UserError
-from cluster.node import Node, peak_rss_bytes
+from cluster.node import Node
 from cluster.probe import this_machine
+from cluster.resident import peak_rss_bytes
 from cluster.ring import EdgeService
 from cluster.routes import HEAD_RANK
 from cluster.rpc import BindError, make_server
@@ -47,7 +48,7 @@ class Runtime:
         *,
         wait_s: float | None,
         with_api: bool,
-        on_stop: Callable[[], None],
+        on_stop: Callable[[], object],
     ) -> None:
         self.config, self.rank = config, rank
         self.error: UserError | None = None

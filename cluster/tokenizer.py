@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import json
@@ -89,6 +90,16 @@ class Tokenizer:
             logger.info("the chat template refused a request", exc_info=True)
             raise ChatError(f"The model's chat template refuses these messages: {error}") from error
         return list(ids)
+
+    def warm_up(self) -> None:
+        """Compiles the template, and settles what the tokenizer changes in itself at its first use.
+
+        After that no call changes it, so that threads may share it.
+        """
+        self.encode("warm up")
+        if self.has_chat_template:
+            with contextlib.suppress(ChatError):
+                self.encode_chat([{"role": "user", "content": "warm up"}])
 
     def template_mentions(self, word: str) -> bool:
         """Whether the chat template names `word` (a role, a key): if not, it cannot act on it."""

@@ -116,7 +116,8 @@ def _stopping(ring: LocalRing, out: TextIO) -> Iterator[None]:
         begin = time.monotonic()
         left = ring.stop(STOP_LIMIT_S)
         if left:
-            print(f"Killed after {STOP_LIMIT_S:.0f} s, by force: {'; '.join(left)}", file=out, flush=True)
+            told = "\n".join(left)
+            print(f"These did not stop within {STOP_LIMIT_S:.0f} s and were killed:\n{told}", file=out)
         else:
             print(f"All nodes stopped in {time.monotonic() - begin:.1f} s.", file=out, flush=True)
     if left:

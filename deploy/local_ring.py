@@ -17,7 +17,8 @@ import psutil
 from cluster.errors import EXIT_ERROR, UserError
 
 POLL_S = 0.05
-TAIL_LINES = 20
+TAIL_LINES = 40
+TRACE_S = 0.3
 
 
 class LocalRing:
@@ -91,17 +92,19 @@ class LocalRing:
             for process in self._processes.values():
                 process.poll()  # reaps it
             time.sleep(POLL_S)
-        left = []
-        for process in self._processes.values():
-            process.poll()
-        for member in family:
+        left = [member for member in family if _lives(member)]
+        told = [f"process {member.pid} ({' '.join(member.cmdline()[1:5])})" for member in left]
+        for rank, process in self._processes.items():
+            if process.poll() is None:
+                process.send_signal(signal.SIGUSR1)  # run_node writes where its threads are
+                time.sleep(TRACE_S)
+                told.append(f"the end of the log of node {rank}:\n{self.tail(rank)}")
+        for member in left:
             with contextlib.suppress(psutil.NoSuchProcess):
-                if member.is_running() and member.status() != psutil.STATUS_ZOMBIE:
-                    left.append(f"process {member.pid} ({' '.join(member.cmdline()[1:5])})")
-                    member.kill()
+                member.kill()
         for process in self._processes.values():
             process.wait()
-        return left
+        return told
 
     def _family(self) -> list[psutil.Process]:
         """Our processes and their children: the HTTP process belongs to rank 0."""
@@ -111,6 +114,13 @@ class LocalRing:
                 node = psutil.Process(process.pid)
                 family += [node, *node.children(recursive=True)]
         return family
+
+
+def _lives(member: psutil.Process) -> bool:
+    try:
+        return member.is_running() and member.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def is_free(host: str, port: int) -> bool:

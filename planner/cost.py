@@ -226,9 +226,9 @@ class CostModel:
     def _layer_scratch_bytes(self, i: int, is_fused: bool) -> int:
         model, layer, context = self.model, self.model.layers[i], self.work.context
         elements = self.chunk_tokens * (layer.output_width + 4 * model.hidden_size)
-        if layer.cache.token_bytes and not is_fused:
+        if not is_fused:
             seen = min(context, (layer.cache.window or context) + PREFILL_CHUNK_TOKENS)
-            elements += 2 * model.num_heads * self.chunk_tokens * seen
+            elements += layer.score_copies * model.num_heads * self.chunk_tokens * seen
         return elements * model.dtype_bytes + layer.cache.nbytes(context)
 
 

@@ -44,6 +44,7 @@ class LayerProfile:
     active_bytes: int  # read for one token: of routed experts only the chosen ones
     active_params: int  # multiplied with one token
     output_width: int  # elements that all its linears give for one token
+    score_copies: int  # of the attention scores that one step holds where they are written to memory
     cache: CacheProfile
 
 
@@ -181,8 +182,14 @@ def _profile_layer(
             rows = header.shape[-2] * (header.shape[0] if len(header.shape) == 3 else 1)
             width += round(rows * share)
     shapes = {rest: header.shape for rest, header in layer.items()}
+    cache = cache_profile(flat, index, shapes, dtype_bytes)
     return LayerProfile(
-        weight_bytes, active_bytes, active_params, width, cache_profile(flat, index, shapes, dtype_bytes)
+        weight_bytes=weight_bytes,
+        active_bytes=active_bytes,
+        active_params=active_params,
+        output_width=width,
+        score_copies=(2 + any("sinks" in rest for rest in layer)) if cache.token_bytes else 0,
+        cache=cache,
     )
 
 

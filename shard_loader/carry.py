@@ -16,6 +16,7 @@ from typing import Any
 import ml_dtypes
 import mlx.core as mx
 import numpy as np
+
 from proto.codec import Tensor
 
 MAX_STRUCTURE_CHARS = 16_384

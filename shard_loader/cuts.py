@@ -58,6 +58,8 @@ def prove_cuts(config: dict[str, Any], boundaries: Sequence[int]) -> list[CutPro
     together = _prove(rehearsal, cuts, cuts[0]) if cuts else None
     if together is None or together.exact:
         return [CutProof(cut, True, 0.0, "") for cut in cuts]
+    if len(cuts) == 1:
+        return [together]
     alone = [_prove(rehearsal, [cut], cut) for cut in cuts]
     if all(proof.exact for proof in alone):
         reason = f"exact alone, but not together with the other cuts: {together.reason}"

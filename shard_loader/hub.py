@@ -77,25 +77,26 @@ def _from_cache(model: str, cache_dir: Path | None) -> Path | None:
         )
     except LocalEntryNotFoundError:
         return None
-    return folder if _is_complete(folder) else None
+    return folder if _first_missing(folder) is None else None
 
 
-def _is_complete(folder: Path) -> bool:
+def _first_missing(folder: Path) -> str | None:
+    """The first file that the model in `folder` needs and does not have."""
     if not (folder / "config.json").is_file():
-        return False
+        return "config.json"
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
-        return any(folder.glob("model*.safetensors"))
+        return None if any(folder.glob("model*.safetensors")) else "model.safetensors"
     try:
-        files = set(json.loads(index.read_text())["weight_map"].values())
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError):
-        return False
-    return all((folder / file).is_file() for file in files)
+        return f"a readable {index.name}"
+    return next((file for file in files if not (folder / file).is_file()), None)
 
 
 def _download(model: str, cache_dir: Path | None) -> Path:
     try:
-        return Path(snapshot_download(model, cache_dir=cache_dir, allow_patterns=PATTERNS))
+        folder = Path(snapshot_download(model, cache_dir=cache_dir, allow_patterns=PATTERNS))
     except GatedRepoError as error:
         raise HubError(
             f"{model} asks you to accept its licence: do so on https://huggingface.co/{model}, "
@@ -105,9 +106,16 @@ def _download(model: str, cache_dir: Path | None) -> Path:
         raise HubError(f"{model} is neither a folder here nor a model on the Hugging Face hub") from error
     except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
         raise HubError(
-            f"{model} is not complete in the local cache and the Hugging Face hub cannot be reached: "
-            f"download it with `hf download {model}` or name a folder"
+            f"{model} is not in the local cache and the Hugging Face hub cannot be reached: "
+            f"fetch it with `hf download {model}` or name a folder"
         ) from error
     except (HfHubHTTPError, OSError, ValueError) as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise HubError(f"{model} cannot be downloaded: {first_line}") from error
+    missing = _first_missing(folder)
+    if missing is not None:  # offline, the hub's client settles for what is there
+        raise HubError(
+            f"{model} lacks {missing}, here and after asking the Hugging Face hub: "
+            f"fetch it with `hf download {model}` or name a folder"
+        )
+    return folder

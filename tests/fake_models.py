@@ -117,6 +117,7 @@ def made_up_model(
                 active_bytes=nbytes,
                 active_params=nbytes // 2,
                 output_width=1,
+                score_copies=2,
                 cache=CacheProfile(token_bytes=kv_token_bytes),
             )
             for nbytes in layer_bytes

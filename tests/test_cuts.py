@@ -19,6 +19,7 @@ from tests.real_configs import REAL_CONFIGS
 from tests.tiny_models import tiny_config
 
 PARTLY_CUTTABLE = ("gemma3n", "gemma4_text")  # later layers share the keys and values of earlier ones
+RARER = ("gemma3", "qwen3_next", "jamba", "rwkv7", "cohere2", "llama4_text", "glm4_moe")
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +31,14 @@ def num_layers(config: dict[str, Any]) -> int:
     return int(config.get("num_hidden_layers") or config["text_config"]["num_hidden_layers"])
 
 
-@pytest.mark.parametrize("arch", [arch for arch in REAL_CONFIGS if arch not in PARTLY_CUTTABLE])
+@pytest.mark.parametrize(
+    "arch",
+    [
+        pytest.param(arch, marks=[pytest.mark.long] if arch in RARER else [])
+        for arch in REAL_CONFIGS
+        if arch not in PARTLY_CUTTABLE
+    ],
+)
 def test_uneven_cuts_of_a_published_config_are_exact(arch: str) -> None:
     config = REAL_CONFIGS[arch]
     n = num_layers(config)
@@ -44,16 +52,36 @@ def test_sixty_one_layers_take_seconds() -> None:
     assert time.process_time() - started < 30
 
 
-@pytest.mark.parametrize(("arch", "first_shared"), [("gemma3n", 20), ("gemma4_text", 15)])
-def test_cuts_behind_shared_keys_and_values_are_found(arch: str, first_shared: int) -> None:
-    """Layers from `first_shared` on read the keys and values of the two layers before it."""
-    config = REAL_CONFIGS[arch]
-    legal, illegal = first_shared - 2, first_shared + 3
-    assert [proof.exact for proof in prove_cuts(config, [4, legal])] == [True, True]
-    first, second = prove_cuts(config, [4, illegal])
-    assert first == CutProof(4, True, 0.0, "")
-    assert (second.cut, second.exact) == (illegal, False)
+GEMMA4 = REAL_CONFIGS["gemma4_text"] | {"num_hidden_layers": 10, "num_kv_shared_layers": 4}
+GEMMA3N = {
+    "model_type": "gemma3n",
+    "text_config": REAL_CONFIGS["gemma3n"]["text_config"]
+    | {
+        "num_hidden_layers": 10,
+        "num_kv_shared_layers": 4,
+        "intermediate_size": [8192] * 10,
+        "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 2,
+        "activation_sparsity_pattern": [0.95] * 4 + [0.0] * 6,
+    },
+}
+
+
+@pytest.mark.parametrize("config", [GEMMA3N, GEMMA4], ids=["gemma3n", "gemma4_text"])
+def test_cuts_behind_shared_keys_and_values_are_found(config: dict[str, Any]) -> None:
+    """Layers from 6 on read the keys and values of layers 4 (full attention) and 5 (sliding)."""
+    assert Rehearsal(config).error_of([2, 4]) == 0.0
+    first, second = prove_cuts(config, [3, 8])
+    assert first == CutProof(3, True, 0.0, "")
+    assert (second.cut, second.exact) == (8, False)
     assert second.reason.startswith(("the logits differ by", "the cut model fails with"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("arch", "first_shared"), [("gemma3n", 20), ("gemma4_text", 15)])
+def test_published_configs_with_shared_keys_and_values(arch: str, first_shared: int) -> None:
+    config = REAL_CONFIGS[arch]
+    assert Rehearsal(config).error_of([4, first_shared - 2]) == 0.0
+    assert not prove_cuts(config, [first_shared + 3])[0].exact
 
 
 def test_each_cut_alone() -> None:
@@ -173,15 +201,18 @@ def write_config(folder: Path, config: dict[str, Any]) -> Path:
 
 
 def test_the_command_prints_one_json_object(tmp_path: Path) -> None:
-    folder = write_config(tmp_path, REAL_CONFIGS["gemma4_text"] | {"num_hidden_layers": 35})
-    code, out, _ = run_cli(folder, "--cuts", "5,18", "--json")
+    folder = write_config(tmp_path, GEMMA4)
+    code, out, _ = run_cli(folder, "--cuts", "3,8", "--json")
     printed = json.loads(out)
     assert code == 1
     assert printed["model"] == str(folder)
-    assert printed["cuts"][0] == {"cut": 5, "exact": True, "max_error": 0.0, "reason": ""}
+    assert printed["cuts"][0] == {"cut": 3, "exact": True, "max_error": 0.0, "reason": ""}
     assert printed["cuts"][1]["exact"] is False
-    code, out, _ = run_cli(folder, "--cuts", "5,9")
-    assert (code, out) == (0, "before layer 5: exact\nbefore layer 9: exact\n")
+
+
+def test_the_command_prints_a_line_per_cut(tmp_path: Path) -> None:
+    code, out, _ = run_cli(write_config(tmp_path, tiny_config("llama", 7)), "--cuts", "5,2")
+    assert (code, out) == (0, "before layer 2: exact\nbefore layer 5: exact\n")
 
 
 @pytest.mark.parametrize("args", [["--cuts", "three"], ["--cut", "3", "--cots"], []])

@@ -104,10 +104,12 @@ def test_the_demo_answers_and_stops(tmp_path: Path) -> None:
     assert process.returncode == 0, output
     assert output.index("The ring is ready after") < output.index("stage  rank  node")
     assert "strategy memory_proportional" in output
-    answer = output.split("60 tokens at most\n\n")[1].split("\n60 tokens, ")[0]
+    answer, _, timing = output.partition("60 tokens at most\n\n")[2].partition("\n\n")
     assert answer.startswith("def fibonacci(n):\n    "), answer
-    assert len(answer.split()) > 8
-    assert re.search(r"60 tokens, [1-9]\d*\.\d tokens/s, first token after [1-9]\d* ms", output)
+    assert len(answer.split()) > 4, answer
+    found = re.search(r"^(\d+) tokens, [1-9]\d*\.\d tokens/s, first token after [1-9]\d* ms$", timing, re.M)
+    assert found is not None, timing
+    assert 10 <= int(found[1]) <= 60
     shares = re.findall(r"^\d  +\w+ +\d+:\d+ +[\d.]+ [kM]B +[\d.]+ MB +(\d+)%$", output, flags=re.M)
     assert len(shares) == 3
     assert all(0 < int(share) < 90 for share in shares)
@@ -191,7 +193,8 @@ def test_what_ignores_sigterm_is_killed_and_named(tmp_path: Path, monkeypatch: p
     while "deaf" not in ring.tail(4) and time.monotonic() < deadline:
         ring.check()
     left = ring.stop(0.3)
-    assert left == [f"process {ring.pids()[4]} (-m cluster.run_node --rank 4)"]
+    assert left[0] == f"process {ring.pids()[4]} (-m cluster.run_node --rank 4)"
+    assert left[1].startswith("the end of the log of node 4:\n    deaf")
     assert not psutil.pid_exists(ring.pids()[4])
 
 

@@ -232,8 +232,8 @@ def test_neither_mlx_nor_grpc_is_imported(tmp_path: Path) -> None:
     code = (
         "import sys; from cluster.dry_run import main; "
         f"code = main(['--config', {str(path)!r}]); "
-        "heavy = [name for name in ('mlx', 'mlx_lm', 'grpc', 'transformers', 'numpy') if name in sys.modules]; "
-        "print(code, heavy)"
+        "names = ('mlx', 'mlx_lm', 'grpc', 'transformers', 'numpy'); "
+        "print(code, [name for name in names if name in sys.modules])"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,20 @@ def test_a_special_token_in_a_text_is_that_token(byte_dir: Path) -> None:
     assert tokenizer.encode("<|im_end|>") == [1]
     assert tokenizer.decode([1]) == "<|im_end|>"
     assert tokenizer.decode([1], skip_special=True) == ""
+
+
+def test_threads_may_share_a_tokenizer(byte_dir: Path, tmp_path: Path) -> None:
+    content = json.loads((byte_dir / "tokenizer.json").read_text())
+    content["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    for name in ("tokenizer_config.json", "config.json"):
+        (tmp_path / name).write_text((byte_dir / name).read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = load_tokenizer(tmp_path)
+    tokenizer.warm_up()
+    wanted = tokenizer.encode(TEXT)
+    assert len(wanted) > 4
+    with ThreadPoolExecutor(8) as pool:
+        assert all(tokens == wanted for tokens in pool.map(lambda _: tokenizer.encode(TEXT), range(64)))
 
 
 def test_end_of_text_ids_come_from_all_places(byte_dir: Path, tmp_path: Path) -> None:

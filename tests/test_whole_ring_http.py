@@ -123,7 +123,8 @@ def test_logprobs_of_greedy_tokens(ring: RingProcesses, http: httpx.Client) -> N
 def test_clients_that_leave_free_every_stage(ring: RingProcesses, http: httpx.Client) -> None:
     body = {"prompt": "x", "max_tokens": 400, "ignore_eos": True}
     with http.stream("POST", COMPLETIONS, json=body | {"stream": True}) as reply:
-        print(next(reply.iter_raw()), [ring.node_status(r) for r in range(3)])
+        parts = reply.iter_raw()
+        next(parts)
         assert num_sessions(ring) == len(LAYERS)
     wait_for(lambda: num_sessions(ring) == 0, 2.0)
     with pytest.raises(httpx.ReadTimeout):
@@ -148,9 +149,9 @@ def test_what_dies_ends_in_an_error_and_comes_back(tmp_path: Path) -> None:
         killed_at = time.monotonic()
         error = stream.error()
         assert stream.ended_at - killed_at < 2.0
-        assert "n1" in error["message"]
+        assert "rank 1" in error["message"]
         wait_for(lambda: http.get("/health").json()["status"] == "degraded", 2.0)
-        assert http.get("/health").json()["nodes"][1]["state"] == "unreachable"
+        wait_for(lambda: http.get("/health").json()["nodes"][1]["state"] == "unreachable", 2.0)
         assert http.post(COMPLETIONS, json={"prompt": "x"}).status_code == 503
         ring.start(1)
         wait_for(lambda: is_healthy(http), 30.0)

@@ -124,7 +124,9 @@ def _serve(config: ClusterConfig, head_address: str, has_parent_pipe: bool) -> i
     def load() -> None:
         try:
             model_dir = resolve_model(config.model, config.model_dir_base)
-            service.use(load_tokenizer(model_dir), SamplingDefaults.read(model_dir))
+            tokenizer = load_tokenizer(model_dir)
+            tokenizer.warm_up()
+            service.use(tokenizer, SamplingDefaults.read(model_dir))
             gc.collect()
             gc.freeze()  # a full collection over all that was imported stops every stream for tens of ms
         except Exception as error:  # the thread's border: the process ends with it
@@ -151,9 +153,9 @@ def _serve(config: ClusterConfig, head_address: str, has_parent_pipe: bool) -> i
 def _listen(host: str, port: int) -> socket.socket:
     """A bound socket; raises UserError where the address is taken or not ours."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        # localhost is both ::1 and 127.0.0.1; clients that do not say which mean the latter
+        family, kind, protocol, _, address = min(places, key=lambda place: place[0] != socket.AF_INET)
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)

@@ -142,7 +142,7 @@ async def _on_http_error(request: Request, error: HTTPException) -> Response:
     headers = dict(error.headers or {})
     if error.status_code == 405 and request.method == "OPTIONS":
         return Response(status_code=204, headers=headers)
-    where = f"{request.method} {request.url.path}"
+    where = f"{request.method} {request.scope['path']}"
     if error.status_code == 404:
         return error_response(ApiError(404, f"There is no {where}.", code="not_found"))
     if error.status_code == 405:
@@ -157,5 +157,5 @@ async def _on_disconnect(request: Request, error: ClientDisconnect) -> Response:
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
-    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    logger.error("%s %s failed", request.method, request.scope["path"], exc_info=error)
     return error_response(internal())

@@ -19,9 +19,9 @@ _TEMPLATE_MESSAGE_FIELDS = ("name", "reasoning", "reasoning_content")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the ring serves; 0 where the head has no plan yet."""
+    """What the ring serves."""
 
-    context: int  # tokens of prompt and answer together
+    context: int  # tokens of prompt and answer together; 0: the head has no plan yet
     vocab_size: int
 
 
@@ -54,7 +54,7 @@ def read_prompts(body: CompletionBody, tokenizer: Tokenizer, limits: Limits) -> 
         if isinstance(item, str):
             tokens = _encode(item, tokenizer, limits, add_special_tokens)
         elif isinstance(item, list):
-            tokens = _check_ids(item, tokenizer, limits)
+            tokens = _check_ids(item, limits)
         else:
             raise bad_request(
                 "prompt must be a text, a list of texts, or token ids.", "prompt", "invalid_value"
@@ -143,12 +143,12 @@ def _encode(text: str, tokenizer: Tokenizer, limits: Limits, add_special_tokens:
     return tokens
 
 
-def _check_ids(tokens: list[Any], tokenizer: Tokenizer, limits: Limits) -> list[int]:
+def _check_ids(tokens: list[Any], limits: Limits) -> list[int]:
     if not tokens:
         raise bad_request("prompt is empty.", "prompt", "empty_prompt")
     if limits.context and len(tokens) >= limits.context:
         raise too_long(limits.context, len(tokens), None, "prompt")
-    size = limits.vocab_size or tokenizer.size
+    size = limits.vocab_size
     for i, token in enumerate(tokens):
         if not _is_id(token):
             raise bad_request(

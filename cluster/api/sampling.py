@@ -35,6 +35,8 @@ class SamplingDefaults:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return cls()
+        if not isinstance(content, dict):
+            return cls()
         return cls(
             **{name: value for name in _DEFAULTED if (value := _valid(name, content.get(name))) is not None}
         )
@@ -90,7 +92,7 @@ def _logprobs(body: GenerateBody) -> tuple[bool, int]:
 
 
 def _token_id(name: str, vocab_size: int) -> int:
-    if not (name.isascii() and name.isdigit() and len(name) <= 10):
+    if not (name.isascii() and name.isdigit() and len(name) <= 10 and name == str(int(name))):
         raise bad_request(
             f"logit_bias: {json.dumps(name)[:40]} is not a token id.", "logit_bias", "invalid_value"
         )

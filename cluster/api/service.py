@@ -102,7 +102,8 @@ class Service:
 
     def _limits(self) -> Limits:
         status = self.head.status
-        return Limits(0, 0) if status is None else Limits(status.context, status.vocab_size)
+        size = 0 if self._tokenizer is None else self._tokenizer.size
+        return Limits(0, size) if status is None else Limits(status.context, status.vocab_size or size)
 
     def _options(self, body: GenerateBody, has_logprobs: bool, num_top: int) -> AnswerOptions:
         return AnswerOptions(
