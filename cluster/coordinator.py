@@ -215,7 +215,7 @@ class Coordinator:
             return False
         self._say(planning.table)
         self._show(Phase.STARTING, "proving the plan's cuts on a tiny model of the same architecture")
-        prove(self._node.model_dir, planning.plan)
+        prove(self._node.model_dir, planning.plan, self._stopping)
         self._plan, self._plan_json = planning.plan, planning.plan.to_json()
         self._vocab_size = planning.model.vocab_size
         self._epoch_at = now

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from cluster.arguments import Parser
 from cluster.config import OBJECTIVES, STRATEGIES, ClusterConfig, load_config
 from cluster.config_nodes import parse_layers
 from cluster.config_read import ConfigError, nearest, show
-from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_OK, UserError
+from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_ERROR, EXIT_OK, UserError
 from cluster.plan_inputs import plan_links, plan_nodes, plan_options, read_model
 from cluster.probe import is_this_machine, this_machine
 from planner.cost import CostModel, Workload
@@ -41,6 +42,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"plan-dry-run: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # the reader had enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
+    except Exception as error:
+        if args.verbose:
+            traceback.print_exc()
+        print(
+            f"plan-dry-run: {type(error).__name__}: {error}; --verbose shows where, please report it",
+            file=sys.stderr,
+        )
+        return EXIT_ERROR
 
 
 def _parser() -> Parser:

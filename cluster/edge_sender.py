@@ -1,7 +1,6 @@
 """The sending end of an edge.
 
-`send` never blocks, on any thread. An edge thread connects, greets, reads replies and makes all callbacks;
-gRPC's own thread takes messages from the outbox.
+`send` never blocks, on any thread. An edge thread connects, greets, reads replies and makes all callbacks.
 """
 
 from __future__ import annotations
@@ -10,15 +9,14 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from queue import SimpleQueue
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from cluster.heartbeat import BEAT_INTERVAL_S, SILENCE_LIMIT_S, TICK_S, heartbeat
 from cluster.rpc import connect, token_metadata
+from cluster.stream import Stream, StreamEnded, open_stream
 from proto import ring_pb2
 from proto.codec import Tensor, encode
 
@@ -80,8 +78,8 @@ class EdgeSender:
         self._closing = threading.Event()
         self._waiting_for = f"{self._peer}: connecting"
         self._lock = threading.Lock()  # guards what follows
-        self._call: Any = None
-        self._outbox: SimpleQueue[bytes | None] | None = None  # there while the edge is up
+        self._stream: Stream | None = None
+        self._outbox: Stream | None = None  # the stream, while the edge is up
         self._waiting: deque[tuple[list[bytes], int]] = deque()  # frames without credit yet
         self._waiting_bytes = 0
         self._window_bytes = 0
@@ -170,60 +168,57 @@ class EdgeSender:
     def _give_up(self, reason: str) -> None:
         if not self._broken:
             self._broken = reason
-        if self._call is not None:
-            self._call.cancel()
+        if self._stream is not None:
+            self._stream.cancel()
 
     # -- edge thread -------------------------------------------------------------------------------------
     def _run(self) -> None:
         channel = connect(self._address, None)
-        outcome: Callable[[], None] | None = None
         pause_s = RETRY_S
         try:
-            while outcome is None and not self._closing.is_set():
-                outcome = self._attempt(channel)
-                if outcome is None:
-                    self._closing.wait(pause_s)
-                    pause_s = min(2 * pause_s, MAX_RETRY_S)
-            if outcome is not None and not self._closing.is_set():
-                outcome()
+            while not self._closing.is_set():
+                stream = open_stream(channel, EDGE_METHOD, self._metadata)
+                try:
+                    outcome = self._attempt(stream)
+                    if outcome is not None:
+                        if not self._closing.is_set():
+                            outcome()
+                        return
+                finally:
+                    stream.drain()  # takes up to the ping timeout where a frozen peer has left a full pipe
+                self._closing.wait(pause_s)
+                pause_s = min(2 * pause_s, MAX_RETRY_S)
         finally:
-            channel.close()  # takes up to the ping timeout where a frozen peer has left a full pipe
+            channel.close()
 
-    def _attempt(self, channel: grpc.Channel) -> Callable[[], None] | None:
-        """One stream from HELLO to its end; the callback that is due then, or None to try again."""
-        outbox: SimpleQueue[bytes | None] = SimpleQueue()
-        outbox.put(ring_pb2.Frame(kind=ring_pb2.HELLO, hello=self._hello).SerializeToString())
-        requests: Iterator[Any] = iter(outbox.get, None)
-        call: Any = channel.stream_stream(EDGE_METHOD)(requests, metadata=self._metadata)
+    def _attempt(self, stream: Stream) -> Callable[[], None] | None:
+        """From HELLO to the stream's end; the callback that is due then, or None to try again."""
+        stream.put(ring_pb2.Frame(kind=ring_pb2.HELLO, hello=self._hello).SerializeToString())
         with self._lock:
-            self._call, self._silent_s = call, 0.0
+            self._stream, self._silent_s = stream, 0.0
             self._broken = "closed" if self._closing.is_set() else ""
             if self._broken:
-                call.cancel()
+                stream.cancel()
         heartbeat.watch(self)
-        error: grpc.RpcError | None = None
         was_up = False
         try:
-            for message in call:
+            for message in stream:
                 if was_up:
                     self._take(message)
                 else:
-                    self._welcome(message, outbox)
+                    self._welcome(message, stream)
                     was_up = True
-        except grpc.RpcError as caught:
-            error = caught
+            raise AssertionError("a stream ends with StreamEnded")
+        except StreamEnded as ended:
+            return self._outcome(ended.code, ended.details, was_up)
         finally:
             heartbeat.unwatch(self)
             with self._lock:
-                self._outbox = self._call = None
+                self._stream = self._outbox = None
                 self._waiting.clear()
-            outbox.put(None)  # lets gRPC's thread go
-            call.cancel()
-        return self._outcome(error, was_up)
+            stream.cancel()
 
-    def _outcome(self, error: Any, was_up: bool) -> Callable[[], None] | None:
-        code = grpc.StatusCode.OK if error is None else error.code()
-        details = "" if error is None else error.details()
+    def _outcome(self, code: grpc.StatusCode, details: str, was_up: bool) -> Callable[[], None] | None:
         if was_up:
             if self._broken:
                 reason = self._broken
@@ -238,7 +233,7 @@ class EdgeSender:
         self._waiting_for = f"{self._peer}: {self._broken or details or 'no answer'}"
         return None
 
-    def _welcome(self, message: bytes, outbox: SimpleQueue[bytes | None]) -> None:
+    def _welcome(self, message: bytes, stream: Stream) -> None:
         reply = _parse(message)
         with self._lock:
             if not reply.HasField("welcome"):
@@ -247,7 +242,7 @@ class EdgeSender:
             self._window_bytes = reply.welcome.window_bytes
             self._outstanding_bytes = self._waiting_bytes = 0
             self._silent_s = self._since_beat_s = 0.0
-            self._outbox = outbox
+            self._outbox = stream
         self._on_up()
 
     def _take(self, message: bytes) -> None:

@@ -89,7 +89,7 @@ def _plan_node(
         chip=found.chip if is_found_chip and found is not None else node.chip,
         gpu_cores=node.gpu_cores or (found.gpu_cores if is_found_chip and found is not None else None),
         memory_bytes=memory_bytes,
-        ceiling_bytes=found.ceiling_bytes if is_same and found is not None else None,
+        ceiling_bytes=min(found.ceiling_bytes, memory_bytes) if is_same and found is not None else None,
         cap_bytes=None if node.max_memory_gb is None else int(node.max_memory_gb * GB),
         reserve_bytes=None if node.reserve_gb is None else int(node.reserve_gb * GB),
         layers=node.layers,

@@ -30,14 +30,18 @@ class Planning:
 def plan_cluster(
     config: ClusterConfig, model_dir: Path, told: Mapping[int, control_pb2.NodeProfile | None]
 ) -> Planning:
-    """Plan as soon as every used node's memory is known: from the config, else as the node told it.
+    """Plan as soon as every used node is known: its memory and chip from the config, else what the node told.
 
     Raises ConfigError for model files that cannot be read, ForcedLayersError (a ValueError) for ranges that
     do not tile the model.
     """
     model = read_model(config, model_dir)
     measured = {rank: _measured(rank, profile) for rank, profile in told.items() if profile is not None}
-    missing = tuple(n.rank for n in config.nodes if n.use and n.memory_gb is None and n.rank not in measured)
+    missing = tuple(
+        n.rank
+        for n in config.nodes
+        if n.use and n.rank not in measured and (n.memory_gb is None or n.chip is None)
+    )
     if missing:
         return Planning(model, missing_ranks=missing)
     nodes = plan_nodes(config, measured)

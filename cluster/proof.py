@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 from cluster.errors import EXIT_ERROR, UserError
@@ -15,38 +17,35 @@ from planner.plan import Plan
 PROOF_TIMEOUT_S = 300.0
 
 
-def prove(model_dir: Path, plan: Plan) -> None:
-    """Return if each cut of the plan gives exactly the whole model's numbers; else raise UserError."""
-    cuts = [a.start for a in plan.assignments[1:]]
+def prove(model_dir: Path, plan: Plan, stopping: threading.Event) -> None:
+    """Return if each cut of the plan gives exactly the whole model's numbers; else raise UserError.
+
+    Returns early, with the process ended, once `stopping` is set.
+    """
+    cuts = list(plan.cuts)
     if not cuts:
         return
-    command = [
-        sys.executable,
-        "-m",
-        "shard_loader.cuts",
-        str(model_dir),
-        "--json",
-        "--cuts",
-        ",".join(map(str, cuts)),
-    ]
-    try:
-        done = subprocess.run(
-            command,
-            env=os.environ | {"MLX_DISABLE_COMPILE": "1"},
-            capture_output=True,
-            text=True,
-            timeout=PROOF_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
+    command = [sys.executable, "-m", "shard_loader.cuts", str(model_dir), "--json"]
+    with subprocess.Popen(
+        [*command, "--cuts", ",".join(map(str, cuts))],
+        env=os.environ | {"MLX_DISABLE_COMPILE": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        output = _output(process, stopping)
+    if output is None:
+        if stopping.is_set():
+            return
         raise UserError(
             f"the cuts {cuts} could not be proven within {PROOF_TIMEOUT_S:.0f} s; plan other layers",
             EXIT_ERROR,
-        ) from error
+        )
     try:
-        proofs = json.loads(done.stdout)["cuts"]
+        proofs = json.loads(output[0])["cuts"]
     except (ValueError, KeyError, TypeError) as error:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        last = (output[1].strip().splitlines() or ["no output"])[-1]
         raise UserError(f"the cuts {cuts} could not be proven: {last}", EXIT_ERROR) from error
     bad = [proof for proof in proofs if not proof["exact"]]
     if bad:
@@ -54,3 +53,15 @@ def prove(model_dir: Path, plan: Plan) -> None:
         raise UserError(
             f"this plan cuts the model where it is not exact ({reasons}); plan other layers", EXIT_ERROR
         )
+
+
+def _output(process: subprocess.Popen[str], stopping: threading.Event) -> tuple[str, str] | None:
+    """Its standard output and error; None, and it is ended, where it takes too long or is not waited for."""
+    deadline = time.monotonic() + PROOF_TIMEOUT_S
+    while not stopping.is_set() and time.monotonic() < deadline:
+        try:
+            return process.communicate(timeout=0.1)
+        except subprocess.TimeoutExpired:
+            continue
+    process.kill()
+    return None

@@ -89,13 +89,15 @@ def _run(config: ClusterConfig, args: argparse.Namespace) -> NoReturn:
     # The kernel may give a signal to any thread: only this descriptor surely wakes the main one.
     signal.set_wakeup_fd(stop, warn_on_full_buffer=False)
     signals = [signal.SIGINT, signal.SIGTERM]
-    previous = {s: signal.signal(s, lambda *_: None) for s in signals}
+    previous = {s: signal.signal(s, lambda *_: _leave(EXIT_OK)) for s in signals}  # nothing runs yet
 
     from cluster.runtime import Runtime  # MLX is imported from here on
 
     runtime = Runtime(
         config, args.rank, wait_s=args.wait_s, with_api=not args.no_api, on_stop=lambda: os.write(stop, b"\0")
     )
+    for s in signals:
+        signal.signal(s, lambda *_: None)
     try:
         runtime.start()
         os.read(wake, 1)

@@ -88,12 +88,12 @@ class LocalRing:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline and any(p.is_running() for p in family):
+        while time.monotonic() < deadline and any(map(_lives, family)):
             for process in self._processes.values():
                 process.poll()  # reaps it
             time.sleep(POLL_S)
         left = [member for member in family if _lives(member)]
-        told = [f"process {member.pid} ({' '.join(member.cmdline()[1:5])})" for member in left]
+        told = list(map(_named, left))
         for rank, process in self._processes.items():
             if process.poll() is None:
                 process.send_signal(signal.SIGUSR1)  # run_node writes where its threads are
@@ -121,6 +121,13 @@ def _lives(member: psutil.Process) -> bool:
         return member.is_running() and member.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def _named(member: psutil.Process) -> str:
+    try:
+        return f"process {member.pid} ({' '.join(member.cmdline()[1:5])})"
+    except psutil.NoSuchProcess:
+        return f"process {member.pid}"
 
 
 def is_free(host: str, port: int) -> bool:

@@ -111,9 +111,9 @@ class CostModel:
         """Scratch of a stage for one prefill chunk of 512 tokens: an upper bound.
 
         The fullest layer counts the outputs of all its linears, four hidden states, the attention scores
-        where they are written to memory, and a second copy of one session's cache (it is copied when it
-        grows). The last stage adds the logits of the chunk, and four rows of them in float32 for the
-        sampler.
+        where they are written to memory, the scan of a recurrent layer, and a second copy of one session's
+        cache (it is copied when it grows). The last stage adds the logits of the chunk, and four rows of
+        them in float32 for the sampler.
         """
         node, model = self.nodes[index], self.model
         is_fused = node.device != "cpu" and model.head_dim in FUSED_HEAD_DIMS
@@ -229,7 +229,7 @@ class CostModel:
         if not is_fused:
             seen = min(context, (layer.cache.window or context) + PREFILL_CHUNK_TOKENS)
             elements += layer.score_copies * model.num_heads * self.chunk_tokens * seen
-        return elements * model.dtype_bytes + layer.cache.nbytes(context)
+        return elements * model.dtype_bytes + layer.scan_bytes + layer.cache.nbytes(context)
 
 
 def _sums(values: Iterable[int]) -> list[int]:

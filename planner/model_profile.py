@@ -13,8 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from planner.headers import DTYPE_BITS, TensorHeader, digest_of, read_config, read_headers
-from planner.kv_profile import HEADS_KEYS, HIDDEN_KEYS, CacheProfile, cache_profile, first_int, head_dim
+from planner.kv_profile import (
+    HEADS_KEYS,
+    HIDDEN_KEYS,
+    STATE_DTYPE_BYTES,
+    CacheProfile,
+    cache_profile,
+    first_int,
+    head_dim,
+)
 from planner.parts import split_parts
+from planner.states import scratch_elements
 
 NUM_LAYERS_KEYS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers", "num_transformer_layers")
 CONTEXT_KEYS = (
@@ -45,6 +54,7 @@ class LayerProfile:
     active_params: int  # multiplied with one token
     output_width: int  # elements that all its linears give for one token
     score_copies: int  # of the attention scores that one step holds where they are written to memory
+    scan_bytes: int  # scratch of a recurrent layer's prefill
     cache: CacheProfile
 
 
@@ -188,6 +198,7 @@ def _profile_layer(
         active_bytes=active_bytes,
         active_params=active_params,
         output_width=width,
+        scan_bytes=STATE_DTYPE_BYTES * scratch_elements(shapes, cache.state_bytes // STATE_DTYPE_BYTES),
         score_copies=(2 + any("sinks" in rest for rest in layer)) if cache.token_bytes else 0,
         cache=cache,
     )

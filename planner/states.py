@@ -12,6 +12,8 @@ from typing import Any
 
 Shapes = Mapping[str, tuple[int, ...]]  # of one layer's tensors, by the name after the layer's index
 
+SCAN_TOKENS = 256
+
 _STATE_KEYS = ("state_size", "ssm_state_size", "mamba_d_state", "d_state")
 _DELTA_KEYS = ("linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim")
 
@@ -42,6 +44,20 @@ def state_elements(config: Mapping[str, Any], shapes: Shapes) -> int:
         return 2 * hidden + hidden * _int(config, "head_dim")
     kept = sum(channels * (width - 1) for channels, width in _convolutions(shapes))
     return kept + _matrix_elements(config, shapes)
+
+
+def scratch_elements(shapes: Shapes, state: int) -> int:
+    """float32 elements that a prefill chunk takes beside the outputs of the layer's linears; an upper
+    bound.
+
+    mamba2's scan (mlx_lm/models/ssm.py) works on 256 tokens at a time: it multiplies the state with each
+    of them, which copies it, and builds about a dozen matrices of 256 x 256 a head. The others hold some
+    states at once.
+    """
+    decay = _find(shapes, "A_log")
+    if decay is not None and len(decay) == 1 and _find(shapes, "in_proj.weight"):
+        return SCAN_TOKENS * state + 12 * decay[0] * SCAN_TOKENS**2
+    return 16 * state
 
 
 def _matrix_elements(config: Mapping[str, Any], shapes: Shapes) -> int:

@@ -125,6 +125,7 @@ _WIDTH_RULES = _table(
         (("d_ff", "ffn_dim", "n_inner", "block_ff_dim", "share_expert_dim"), _at_most(128)),
     ]
 )
+_FIXED_VOCAB = ("phi3small",)  # writes to fixed rows of the logits, unchecked
 _UNTOUCHED = (
     "rope",
     "vision",
@@ -138,6 +139,9 @@ _UNTOUCHED = (
 def recipes(config: Config) -> Iterator[tuple[str, Config]]:
     """(name, smaller config), from the tiniest to the least changed; the layers stay as they are."""
     plain = {k: v for k, v in copy.deepcopy(config).items() if not k.startswith(("quantiz", "compression"))}
+    if plain.get("model_type") in _FIXED_VOCAB:
+        yield "tiny", _tiny(plain) | {"vocab_size": plain["vocab_size"]}
+        return
     yield "tiny", _tiny(plain)
     yield "scaled", _scaled(plain)
     yield "few experts", _apply(plain, _WINDOW_RULES | _COUNT_RULES)

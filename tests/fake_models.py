@@ -118,6 +118,7 @@ def made_up_model(
                 active_params=nbytes // 2,
                 output_width=1,
                 score_copies=2,
+                scan_bytes=0,
                 cache=CacheProfile(token_bytes=kv_token_bytes),
             )
             for nbytes in layer_bytes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 
 from cluster.api.choice import Choice, Delta, TextOptions, finite

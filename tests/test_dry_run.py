@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from cluster.dry_run import main
-from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_OK, EXIT_USAGE
+from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_ERROR, EXIT_OK, EXIT_USAGE
 from planner.node_profile import GB
 from planner.plan import Plan
 from tests.fake_models import llama_config, llama_tensors, write_model
@@ -225,6 +226,32 @@ def test_broken_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_verbose_shows_where_it_happened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--config", str(tmp_path / "no.json"), "--verbose"]) == EXIT_USAGE
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_what_nobody_thought_of_is_one_sentence_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr("cluster.dry_run.make_plan", fail)
+    code, data, said = run(tmp_path, capsys)
+    assert (code, data) == (EXIT_ERROR, None)
+    assert said == "plan-dry-run: ZeroDivisionError: oh; --verbose shows where, please report it\n"
+
+
+def test_a_reader_that_leaves_early_is_no_traceback(tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    code = (
+        f"import sys; from cluster.dry_run import main; sys.exit(main(['--config', {str(path)!r}, '--json']))"
+    )
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    result = subprocess.run(
+        [sys.executable, "-u", "-c", code], cwd=ROOT, stdout=write_end, stderr=subprocess.PIPE, check=False
+    )
+    os.close(write_end)
+    assert (result.returncode, result.stderr) == (EXIT_ERROR, b"")
 
 
 def test_neither_mlx_nor_grpc_is_imported(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,10 @@ def test_a_measured_ceiling_is_that_of_the_memory_it_was_measured_with(tmp_path:
     measured = make_node(0, "", "", memory_bytes=16 << 30, chip="Apple M4", ceiling_bytes=12 * GB)
     (made,) = plan_nodes(config(tmp_path, local(1, memory_gb=16, chip="Apple M4")), {0: measured})
     assert (made.memory_bytes, made.ceiling_bytes, made.ceiling_source) == (16 * GB, 12 * GB, "measured")
+    (made,) = plan_nodes(
+        config(tmp_path, local(1, memory_gb=23)), {0: replace(MEASURED, ceiling_bytes=24 * GB)}
+    )
+    assert made.ceiling_bytes == 23 * GB
 
 
 def test_what_the_file_leaves_open_is_measured(tmp_path: Path) -> None:

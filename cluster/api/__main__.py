@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
-# gRPC's own poller, instead of the event engine's threads, wakes this process once less per token
-# (0.12 instead of 0.17 ms of CPU at 300 tokens/s). It is read when grpc is imported.
-os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client")
-
 import argparse
 import contextlib
 import gc
 import importlib.util
 import logging
+import os
 import socket
 import sys
 import threading
