@@ -1,7 +1,8 @@
 """The receiving end of edges.
 
-Per stream one gRPC handler thread sends replies, and one reader thread decodes frames and calls on_frame;
-consume() may be called from any thread.
+The server's one polling thread decodes frames and calls on_frame, where gRPC would otherwise deserialise. Per
+stream a handler thread sends replies, and a reader thread asks gRPC for the next message. consume() may be
+called from any thread.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ class EdgeService:
     """Accepts edges and hands their frames on.
 
     accept(hello) runs on an RPC thread and gives None, NOT_ASSIGNED (the sender tries again) or the
-    sentence that refuses. on_frame and on_edge_down(hello, reason) run on the edge's reader thread and must
-    be quick; no frame of an edge comes after its on_edge_down, and neither comes after close(). `beat` is
-    asked on the reader thread.
+    sentence that refuses. on_frame, `beat` and on_beat run on the thread that polls for the whole server, so
+    they must be quick and may never wait for another RPC. on_edge_down(hello, reason) runs on the edge's
+    reader thread; no frame of the edge comes after it, and neither comes after close().
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class _Stream:
         self._assembler = FrameAssembler(service.max_frame_bytes)
         self._frame_bytes = 0  # of the messages of the frame that is coming
         self._replies: SimpleQueue[bytes | None] = SimpleQueue()
-        self._context: grpc.ServicerContext | None = None
+        self._cancel: Callable[[], object] = bool  # the RPC, once it runs
         self._reader: threading.Thread | None = None
         self._is_greeted = False
         self.hello = ring_pb2.Hello()
@@ -136,7 +137,7 @@ class _Stream:
     # -- handler thread ----------------------------------------------------------------------------------
     def serve(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[bytes]:
         """The RPC: greeting, then the replies that other threads put, until the reader ends."""
-        self._context = context
+        self._cancel = context.cancel
         heartbeat.watch(self)
         try:
             code, reason = self._greet(requests)
@@ -265,7 +266,7 @@ class _Stream:
             return
         reader.join(0.3)
         if reader.is_alive():
-            self._context.cancel()
+            self._cancel()
             reader.join(0.5)
 
     def tick(self, elapsed_s: float) -> None:
@@ -273,7 +274,7 @@ class _Stream:
         self._silent_s += elapsed_s
         if self._silent_s >= SILENCE_LIMIT_S:
             self._finish(None, f"rank {self.hello.from_rank} has been silent for {SILENCE_LIMIT_S:.1f} s")
-            self._context.cancel()
+            self._cancel()
 
     def _finish(self, code: grpc.StatusCode | None, reason: str) -> None:
         """The first reason is the one that counts."""

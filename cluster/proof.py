@@ -45,7 +45,7 @@ def prove(model_dir: Path, plan: Plan, stopping: threading.Event) -> None:
     try:
         proofs = json.loads(output[0])["cuts"]
     except (ValueError, KeyError, TypeError) as error:
-        last = (output[1].strip().splitlines() or ["no output"])[-1]
+        last = (output[1].strip().splitlines() or [f"the proof ended with code {process.returncode}"])[-1]
         raise UserError(f"the cuts {cuts} could not be proven: {last}", EXIT_ERROR) from error
     bad = [proof for proof in proofs if not proof["exact"]]
     if bad:

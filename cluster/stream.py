@@ -80,7 +80,7 @@ class DirectStream:
     """The stream over grpcio's internal segregated call."""
 
     def __init__(self, channel: grpc.Channel, method: str, metadata: tuple[tuple[str, str], ...]) -> None:
-        from grpc._cython import cygrpc
+        from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
         inner: Any = channel._channel  # type: ignore[attr-defined]
         self._cygrpc: Any = cygrpc

@@ -182,7 +182,7 @@ class FrameAssembler:
             )
         self._frame, self._metas = frame, metas
         # Not a bytearray, which writes zeros: a claim must cost no memory before its bytes come.
-        self._payload = memoryview(np.empty(total, np.uint8))
+        self._payload = np.empty(total, np.uint8).data
         self._payload[: len(payload)] = payload
         self._received_bytes = len(payload)
         return None

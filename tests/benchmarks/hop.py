@@ -103,7 +103,7 @@ def receive_exactly(stream: socket.socket, buffer: memoryview) -> bool:
 
 
 def run_peer(port: int, tcp_port: int) -> None:
-    """The other process: echoes frames on its reader thread and TCP on its main thread."""
+    """The other process: echoes frames where they come in, and TCP on its main thread."""
     pin(1)
     node = Node(1)
     print(node.port, flush=True)
@@ -174,7 +174,7 @@ class Bench:
         return times
 
     def edge(self, count: int) -> list[float]:
-        """One way seconds of each round trip; without pauses the reader thread itself begins the next one."""
+        """One way seconds of each round trip; without pauses on_frame itself begins the next one."""
         times: list[float] = []
         done: SimpleQueue[None] = SimpleQueue()
         begin = 0.0
