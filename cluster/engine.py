@@ -118,7 +118,7 @@ class Engine:
             )
         incoming = None if self.shard.is_first else unflatten([from_wire(t) for t in carry], slot.structure)
         if max(slot.tokens, default=0) >= self.shard.vocab_size:
-            raise ValueError(f"token id {max(slot.tokens)} is not in the vocabulary of {self.shard.vocab_size}")
+            raise ValueError(f"token id {max(slot.tokens)} is not below {self.shard.vocab_size}")
         if self._error_at and slot.position >= self._error_at:
             raise RuntimeError(f"injected at position {slot.position}")
         tokens = mx.array([list(slot.tokens)])  # (1, T)
