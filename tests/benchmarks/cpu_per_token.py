@@ -3,7 +3,8 @@
     python -m tests.benchmarks.cpu_per_token [--model DIR | --random] [--cuts 2,5] [--tokens 300] [--rounds 5]
 
 Rounds alternate: mlx-lm in one process, then the ring. One BLAS thread on both sides. What the ring's
-processes burn when idle (heartbeats) is measured first and reported apart.
+processes burn when idle (heartbeats) is measured first and reported apart. Linux pins each process to one
+processor.
 """
 
 from __future__ import annotations
@@ -71,18 +72,29 @@ def random_model(directory: Path) -> Path:
     )
 
 
+def pin(processes: list[psutil.Process]) -> None:
+    """Each process on one processor, all its threads: otherwise MLX's two threads wake each other across
+    processors for every operation, which doubles the CPU time of either side and hides the difference."""
+    for index, process in enumerate(processes):
+        for thread in process.threads():
+            os.sched_setaffinity(thread.id, {index % (os.cpu_count() or 1)})
+
+
+def ring_processes(ring: RingProcesses) -> list[psutil.Process]:
+    """All processes of the ring, the HTTP process last."""
+    nodes = [psutil.Process(process.pid) for process in ring.processes.values()]
+    return nodes + [child for node in nodes for child in node.children(recursive=True)]
+
+
 def ring_cpu_s(ring: RingProcesses) -> float:
     """User and system time of all processes of the ring, the HTTP process included."""
-    total = 0.0
-    for process in ring.processes.values():
-        root = psutil.Process(process.pid)
-        for one in [root, *root.children(recursive=True)]:
-            times = one.cpu_times()
-            total += times.user + times.system
-    return total
+    times = [process.cpu_times() for process in ring_processes(ring)]
+    return sum(one.user + one.system for one in times)
 
 
-def measure(model: Path, cuts: list[int], num_tokens: int, num_rounds: int) -> dict[str, Any]:
+def measure(
+    model: Path, cuts: list[int], num_tokens: int, num_rounds: int, *, is_pinned: bool
+) -> dict[str, Any]:
     """CPU ms per token of both sides, medians over the rounds."""
     num_layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
     bounds = [0, *cuts, num_layers]
@@ -112,6 +124,12 @@ def measure(model: Path, cuts: list[int], num_tokens: int, num_rounds: int) -> d
         ring.wait_api()
         endpoint = Endpoint(f"http://127.0.0.1:{ring.api_port}")
         endpoint.complete(PROMPT, 8)
+        baseline.stdin.write("8\n")
+        baseline.stdin.flush()
+        baseline.stdout.readline()
+        if is_pinned:
+            pin([psutil.Process(baseline.pid)])
+            pin(ring_processes(ring))
         before = ring_cpu_s(ring)
         threading.Event().wait(IDLE_S)
         idle_ms_per_s = (ring_cpu_s(ring) - before) / IDLE_S * 1e3
@@ -133,6 +151,7 @@ def measure(model: Path, cuts: list[int], num_tokens: int, num_rounds: int) -> d
         "stages": len(layers),
         "tokens": num_tokens,
         "rounds": num_rounds,
+        "pinned": is_pinned,
         "mlx_lm_cpu_ms_per_token": statistics.median(theirs),
         "ring_cpu_ms_per_token": statistics.median(ours),
         "ring_without_idle_cpu_ms_per_token": statistics.median(active),
@@ -152,11 +171,13 @@ def main() -> None:
     parser.add_argument("--cuts", default="2,5")
     parser.add_argument("--tokens", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-pin", action="store_true", help="let processes wander over the processors")
     args = parser.parse_args()
     cuts = [int(cut) for cut in args.cuts.split(",") if cut]
     with tempfile.TemporaryDirectory() as directory:
         model = random_model(Path(directory)) if args.random else args.model
-        print(json.dumps(measure(model, cuts, args.tokens, args.rounds), indent=2))
+        result = measure(model, cuts, args.tokens, args.rounds, is_pinned=not args.no_pin)
+        print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":
