@@ -268,14 +268,6 @@ class Coordinator:
 
     def _assign_all(self, members: Mapping[int, Member], now: float) -> None:
         assert self._plan is not None
-        request = control_pb2.AssignRequest(
-            epoch=self._epoch,
-            config_digest=self._config.digest,
-            plan_json=self._plan_json,
-            plan_digest=self._plan.digest,
-            model_digest=self._node.model_digest,
-            head_incarnation=self._node.incarnation,
-        )
         due: list[Member] = []
         for rank, member in members.items():
             joined, status = self._joined.get(rank), member.status
@@ -284,6 +276,16 @@ class Coordinator:
             is_there = status.epoch == self._epoch and joined is not None and joined.is_accepted
             if not is_there and (joined is None or now - joined.assigned_at > ASSIGN_AGAIN_S):
                 due.append(member)
+        if not due:
+            return
+        request = control_pb2.AssignRequest(
+            epoch=self._epoch,
+            config_digest=self._config.digest,
+            plan_json=self._plan_json,
+            plan_digest=self._plan.digest,
+            model_digest=self._node.model_digest,
+            head_incarnation=self._node.incarnation,
+        )
         channels = [connect(member.address, self._node.token) for member in due]
         calls = [
             control_pb2_grpc.ControlStub(channel).Assign.future(request, timeout=ASSIGN_TIMEOUT_S)

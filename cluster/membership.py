@@ -18,7 +18,7 @@ from cluster.heartbeat import SILENCE_LIMIT_S, heartbeat
 from cluster.rpc import connect
 from proto import control_pb2, control_pb2_grpc
 
-BEAT_INTERVAL_MS = 200
+BEAT_INTERVAL_MS = 250
 RETRY_S = 0.3
 
 

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
-import psutil
 
 from cluster.compute import ComputeThread, LoadWork, StepWork
 from cluster.config import ClusterConfig
-from cluster.resident import peak_rss_bytes
 from cluster.ring import NOT_ASSIGNED, EdgeSender, IncomingFrame
 from cluster.routes import Edge, Route, hello, refusal, route
+from cluster.usage import Usage
 from planner.headers import model_digest
 from planner.plan import Plan
 from proto import control_pb2, ring_pb2
@@ -53,7 +52,7 @@ class Node:
         self.is_closing = False
         self.was_assigned = False
         self._import_base_rss_bytes = import_base_rss_bytes
-        self._process = psutil.Process()
+        self._usage = Usage()
         self._lock = threading.RLock()
         self._epoch: Epoch | None = None
         self._senders: dict[Edge, EdgeSender] = {}
@@ -144,7 +143,6 @@ class Node:
             hops = [ms for sender in self._senders.values() for ms in sender.recent_hop_ms()]
         compute, engine = self._compute, self._compute.engine
         start, stop = (0, 0) if epoch is None else epoch.route.layers
-        cpu = self._process.cpu_times()
         status = control_pb2.NodeStatus(
             rank=self.rank,
             name=self.name,
@@ -159,9 +157,9 @@ class Node:
             load_total_bytes=compute.load.total_bytes,
             active_bytes=mx.get_active_memory(),
             peak_bytes=mx.get_peak_memory(),
-            peak_rss_bytes=peak_rss_bytes(),
+            peak_rss_bytes=self._usage.peak_rss_bytes,
             import_base_rss_bytes=self._import_base_rss_bytes,
-            cpu_s=cpu.user + cpu.system,
+            cpu_s=self._usage.cpu_s,
             pid=os.getpid(),
             lost_edge=lost_edge,
             start=start,

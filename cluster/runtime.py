@@ -16,10 +16,10 @@ from cluster.coordinator import Coordinator
 from cluster.errors import EXIT_ERROR, EXIT_UNREACHABLE, UserError
 from cluster.node import Node
 from cluster.probe import this_machine
-from cluster.resident import peak_rss_bytes
 from cluster.ring import EdgeService
 from cluster.routes import HEAD_RANK
 from cluster.rpc import BindError, make_server
+from cluster.usage import peak_rss_bytes
 from proto import control_pb2_grpc, head_pb2_grpc
 from shard_loader.hub import resolve_model
 

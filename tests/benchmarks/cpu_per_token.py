@@ -18,6 +18,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -92,15 +95,48 @@ def ring_cpu_s(ring: RingProcesses) -> float:
     return sum(one.user + one.system for one in times)
 
 
+class Baselines:
+    """Plain mlx-lm in `count` processes that work at the same time, one on each processor."""
+
+    def __init__(self, model: Path, count: int) -> None:
+        environment = os.environ | ONE_THREAD
+        environment.pop("MLX_DISABLE_COMPILE", None)
+        command = [sys.executable, "-c", BASELINE, str(model), json.dumps(PROMPT)]
+        self.processes = [
+            subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            )
+            for _ in range(count)
+        ]
+
+    def cpu_s_per_token(self, num_tokens: int) -> float:
+        """CPU time of a token; all copies run."""
+        for process in self.processes:
+            assert process.stdin is not None
+            process.stdin.write(f"{num_tokens}\n")
+            process.stdin.flush()
+        total = 0.0
+        for process in self.processes:
+            assert process.stdout is not None
+            total += float(process.stdout.readline())
+        return total / num_tokens / len(self.processes)
+
+    def close(self) -> None:
+        """End them."""
+        for process in self.processes:
+            process.communicate()
+
+
 def measure(
-    model: Path, cuts: list[int], num_tokens: int, num_rounds: int, *, is_pinned: bool
+    model: Path, cuts: list[int], num_tokens: int, num_rounds: int, *, num_users: int, is_pinned: bool
 ) -> dict[str, Any]:
-    """CPU ms per token of both sides, medians over the rounds."""
+    """CPU ms per token of both sides, medians over the rounds.
+
+    With several users all processors are busy on both sides: mlx-lm runs once on each processor.
+    """
     num_layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
     bounds = [0, *cuts, num_layers]
     layers = list(itertools.pairwise(bounds))
-    environment = os.environ | ONE_THREAD
-    environment.pop("MLX_DISABLE_COMPILE", None)
     with (
         tempfile.TemporaryDirectory() as directory,
         RingProcesses(
@@ -110,40 +146,29 @@ def measure(
             with_api=True,
             env=ONE_THREAD | {"MLX_DISABLE_COMPILE": None},
             context=len(PROMPT) + num_tokens,
+            concurrency=max(4, num_users),
         ) as ring,
-        subprocess.Popen(
-            [sys.executable, "-c", BASELINE, str(model), json.dumps(PROMPT)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        ) as baseline,
+        closing(Baselines(model, 1 if num_users == 1 else os.cpu_count() or 1)) as baselines,
+        ThreadPoolExecutor(num_users) as users,
     ):
-        assert baseline.stdin is not None
-        assert baseline.stdout is not None
         ring.wait_api()
         endpoint = Endpoint(f"http://127.0.0.1:{ring.api_port}")
         endpoint.complete(PROMPT, 8)
-        baseline.stdin.write("8\n")
-        baseline.stdin.flush()
-        baseline.stdout.readline()
+        baselines.cpu_s_per_token(8)
         if is_pinned:
-            pin([psutil.Process(baseline.pid)])
+            pin([psutil.Process(process.pid) for process in baselines.processes])
             pin(ring_processes(ring))
         before = ring_cpu_s(ring)
         threading.Event().wait(IDLE_S)
         idle_ms_per_s = (ring_cpu_s(ring) - before) / IDLE_S * 1e3
         ours, theirs, active = [], [], []
         for _ in range(num_rounds):
-            baseline.stdin.write(f"{num_tokens}\n")
-            baseline.stdin.flush()
-            theirs.append(float(baseline.stdout.readline()) / num_tokens * 1e3)
-            before = ring_cpu_s(ring)
-            answer = endpoint.complete(PROMPT, num_tokens)
-            used_ms = (ring_cpu_s(ring) - before) * 1e3
-            ours.append(used_ms / num_tokens)
-            active.append((used_ms - idle_ms_per_s * answer.total_s) / num_tokens)
-        baseline.stdin.close()
+            theirs.append(baselines.cpu_s_per_token(num_tokens) * 1e3)
+            before, started = ring_cpu_s(ring), time.perf_counter()
+            list(users.map(lambda _: endpoint.complete(PROMPT, num_tokens), range(num_users)))
+            wall_s, used_ms = time.perf_counter() - started, (ring_cpu_s(ring) - before) * 1e3
+            ours.append(used_ms / num_tokens / num_users)
+            active.append((used_ms - idle_ms_per_s * wall_s) / num_tokens / num_users)
     num_hops = len(layers) if len(layers) > 1 else 0
     added = statistics.median(a - t for a, t in zip(active, theirs, strict=True))
     return {
@@ -151,6 +176,7 @@ def measure(
         "stages": len(layers),
         "tokens": num_tokens,
         "rounds": num_rounds,
+        "users": num_users,
         "pinned": is_pinned,
         "mlx_lm_cpu_ms_per_token": statistics.median(theirs),
         "ring_cpu_ms_per_token": statistics.median(ours),
@@ -171,12 +197,17 @@ def main() -> None:
     parser.add_argument("--cuts", default="2,5")
     parser.add_argument("--tokens", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--users", type=int, default=1, help="answers at once; more than 1: all processors busy"
+    )
     parser.add_argument("--no-pin", action="store_true", help="let processes wander over the processors")
     args = parser.parse_args()
     cuts = [int(cut) for cut in args.cuts.split(",") if cut]
     with tempfile.TemporaryDirectory() as directory:
         model = random_model(Path(directory)) if args.random else args.model
-        result = measure(model, cuts, args.tokens, args.rounds, is_pinned=not args.no_pin)
+        result = measure(
+            model, cuts, args.tokens, args.rounds, num_users=args.users, is_pinned=not args.no_pin
+        )
         print(json.dumps(result, indent=2))
 
 
