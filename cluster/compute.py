@@ -18,6 +18,7 @@ import mlx.core as mx
 
 from cluster.engine import Engine
 from cluster.fault import Fault, injected
+from cluster.memory_limits import MemoryNeed, apply_limits
 from proto import ring_pb2
 from proto.codec import Tensor
 from shard_loader.weights import load_shard
@@ -43,6 +44,7 @@ class LoadWork:
     model_digest: str
     start: int
     stop: int
+    need: MemoryNeed | None = None
 
 
 @dataclass(slots=True)
@@ -57,7 +59,7 @@ class ComputeThread:
     """Runs work in order and reports through callbacks, which it calls from its own thread.
 
     `on_output(frame, tensors)`: a frame for the next hop. `on_loaded(epoch)`, `on_failed(epoch, reason)`:
-    how a load ended.
+    how a load ended. `on_load_progress(loaded_bytes, total_bytes)`: how far it is.
     """
 
     def __init__(
@@ -65,8 +67,10 @@ class ComputeThread:
         on_output: Callable[[ring_pb2.Frame, list[Tensor]], None],
         on_loaded: Callable[[int], None],
         on_failed: Callable[[int, str], None],
+        on_load_progress: Callable[[int, int], None],
     ) -> None:
         self._on_output, self._on_loaded, self._on_failed = on_output, on_loaded, on_failed
+        self._on_load_progress = on_load_progress
         self._inbox: SimpleQueue[StepWork | LoadWork | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
         self._epoch = -1
@@ -135,6 +139,8 @@ class ComputeThread:
         self._epoch = work.epoch
         wanted = (work.model_digest, work.start, work.stop)
         try:
+            if work.need is not None:
+                apply_limits(work.need)
             if self.engine is not None:
                 self.engine.drop_sessions()
             if self._loaded != wanted:
@@ -158,6 +164,7 @@ class ComputeThread:
 
         def on_progress(loaded_bytes: int, total_bytes: int) -> None:
             self.load.loaded_bytes, self.load.total_bytes = loaded_bytes, total_bytes
+            self._on_load_progress(loaded_bytes, total_bytes)
             self._tick()
 
         mx.reset_peak_memory()

@@ -14,6 +14,8 @@ import mlx.core as mx
 
 from cluster.compute import ComputeThread, LoadWork, StepWork
 from cluster.config import ClusterConfig
+from cluster.load_bar import LoadBar
+from cluster.memory_limits import MemoryNeed
 from cluster.ring import NOT_ASSIGNED, EdgeSender, IncomingFrame
 from cluster.routes import Edge, Route, hello, refusal, route
 from cluster.usage import Usage
@@ -61,7 +63,9 @@ class Node:
         self._reason = ""
         self._lost_edge = ""
         self._ready_at = time.monotonic()
-        self._compute = ComputeThread(self._on_output, self._on_loaded, self._on_failed)
+        self._compute = ComputeThread(
+            self._on_output, self._on_loaded, self._on_failed, LoadBar(self.name).update
+        )
 
     # -- life ---------------------------------------------------------------------------------------------
     def start(self) -> None:
@@ -113,7 +117,11 @@ class Node:
             self._epoch = Epoch(request.epoch, request.head_incarnation, plan, request.plan_digest, mine)
             self._state, self._reason, self._lost_edge = control_pb2.LOADING, "", ""
             start, stop = mine.layers
-            self._compute.post(LoadWork(request.epoch, self.model_dir, self.model_digest, start, stop))
+            part = mine.assignment
+            need = None
+            if part is not None:
+                need = MemoryNeed(part.need_bytes, part.budget_bytes, part.reserve_bytes)
+            self._compute.post(LoadWork(request.epoch, self.model_dir, self.model_digest, start, stop, need))
             for edge in mine.outgoing:
                 self._senders[edge] = self._new_sender(edge, self._epoch)
         self._notify()

@@ -1,0 +1,67 @@
+"""The progress bar of a load on standard error. Compute thread only."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+MIN_SECONDS = 1.0  # what takes less shows nothing
+
+
+class LoadBar:
+    """Shows loads that take longer than MIN_SECONDS: a bar on a terminal, else a line at each tenth."""
+
+    def __init__(self, name: str, stream: TextIO | None = None) -> None:
+        self._name, self._stream = name, stream or sys.stderr
+        self._started = 0.0
+        self._tenths = 0
+        self._progress: Progress | None = None
+
+    def update(self, loaded_bytes: int, total_bytes: int) -> None:
+        """Called with (0, total) first, and with (total, total) last."""
+        if loaded_bytes == 0:
+            self._started, self._tenths = time.monotonic(), 0
+        is_done = loaded_bytes >= total_bytes
+        if time.monotonic() - self._started >= MIN_SECONDS or self._progress is not None:
+            if self._stream.isatty():
+                self._draw(loaded_bytes, total_bytes)
+            else:
+                self._print(loaded_bytes, total_bytes)
+        if is_done and self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _draw(self, loaded_bytes: int, total_bytes: int) -> None:
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn(f"[{self._name}] loading", markup=False),
+                BarColumn(),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+                console=Console(file=self._stream),
+            )
+            self._progress.add_task("load", total=total_bytes)
+            self._progress.start()
+        self._progress.update(self._progress.task_ids[0], completed=loaded_bytes, total=total_bytes)
+
+    def _print(self, loaded_bytes: int, total_bytes: int) -> None:
+        tenths = 10 * loaded_bytes // max(1, total_bytes)
+        if tenths > self._tenths:
+            self._tenths = tenths
+            print(
+                f"[{self._name}] loaded {loaded_bytes / 1e9:.2f} of {total_bytes / 1e9:.2f} GB",
+                file=self._stream,
+                flush=True,
+            )
