@@ -12,7 +12,7 @@ import pytest
 from cluster import edge_sender, stream
 from cluster.rpc import connect, make_server
 from cluster.stream import DirectStream, PlainStream, Stream, StreamEnded, open_stream
-from tests.test_ring import WAIT_S, free_port, raw, receiving, sending, step
+from tests.edges import WAIT_S, free_port, raw, receiving, sending, step
 
 METHOD = "/test.Echo/Stream"
 KINDS = [DirectStream, PlainStream]
