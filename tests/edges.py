@@ -1,4 +1,4 @@
-"""Ends of edges over real gRPC on loopback for tests: each with queues of what it reports, or written by hand.
+"""Ends of edges over real gRPC for tests: each with queues of what it reports, or written by hand.
 
 Callers' threads; a Receiver's and a Sender's callbacks only put into queues.
 """

@@ -1,4 +1,4 @@
-"""The receiving end of edges: whom it takes, what it refuses from the wire, how one edge's end spares others."""
+"""The receiving end of edges: whom it takes, what it refuses, and how one edge's end spares others."""
 
 from __future__ import annotations
 
