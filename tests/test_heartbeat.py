@@ -1,4 +1,4 @@
-"""Heartbeats: they go both ways, prove an idle or computing peer alive, and excuse a stop of our own process."""
+"""The one timer of a process: it beats, and does not blame peers for a stop of its own process."""
 
 from __future__ import annotations
 
