@@ -67,7 +67,11 @@ class ApiProcess:
         num_restarts = 0
         while not self._stopping.is_set():
             with subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                process_group=0,  # a terminal's Ctrl-C is the node's to answer
             ) as process:
                 self._process = process
                 assert process.stdout is not None

@@ -21,7 +21,8 @@ from cluster.fault import Fault, injected
 from cluster.memory_limits import MemoryNeed, apply_limits
 from proto import ring_pb2
 from proto.codec import Tensor
-from shard_loader.weights import load_shard
+from shard_loader.shard import ShardError
+from shard_loader.weights import WeightsError, load_shard
 
 logger = logging.getLogger(__name__)
 
@@ -153,6 +154,9 @@ class ComputeThread:
             elif self.engine is not None:
                 self.engine = Engine(self.engine.shard)
             self._on_loaded(work.epoch)
+        except (ShardError, WeightsError) as error:  # about the files: the sentence says it all
+            logger.info("loading layers %d:%d failed", work.start, work.stop, exc_info=True)
+            self._on_failed(work.epoch, f"loading layers {work.start}:{work.stop} failed: {error}")
         except Exception as error:  # border: the head learns why, and the node lives on
             logger.exception("loading layers %d:%d failed", work.start, work.stop)
             self._on_failed(work.epoch, f"loading layers {work.start}:{work.stop} failed: {error}")

@@ -318,6 +318,8 @@ class Coordinator:
                 waiting.append(joined.reason)
                 is_loading = False
             elif status.epoch == self._epoch and status.state == control_pb2.FAILED:
+                if rank == self._node.rank and not self._has_served:
+                    raise UserError(status.reason, EXIT_ERROR)  # no other node's restart can mend it
                 waiting.append(f"{member.label} failed: {status.reason}")
                 is_loading = False
             elif status.epoch != self._epoch or status.state != control_pb2.READY:

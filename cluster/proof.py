@@ -33,6 +33,7 @@ def prove(model_dir: Path, plan: Plan, stopping: threading.Event) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        process_group=0,  # a terminal's Ctrl-C is the node's to answer
     ) as process:
         output = _output(process, stopping)
     if output is None:

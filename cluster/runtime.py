@@ -52,6 +52,7 @@ class Runtime:
     ) -> None:
         self.config, self.rank = config, rank
         self.error: UserError | None = None
+        self._is_closing = False
         self._on_stop = on_stop
         self._wait_s = wait_s
         self._node = Node(config, rank, token=config.token(), import_base_rss_bytes=peak_rss_bytes())
@@ -101,7 +102,9 @@ class Runtime:
                     self.config.path,
                     f"{mine.address}",
                     on_ready=lambda host, port: self._say(f"HTTP API at http://{host}:{port}/v1"),
-                    on_failed=lambda reason, code: self._fatal(UserError(reason, code or EXIT_ERROR)),
+                    on_failed=lambda reason, code: self._fatal(
+                        UserError(reason, code if code > 0 else EXIT_ERROR)
+                    ),
                     say=self._say,
                 )
                 self._api.start()
@@ -112,6 +115,7 @@ class Runtime:
 
     def close(self, timeout_s: float) -> bool:
         """Stop everything; False if a thread was still busy after its time."""
+        self._is_closing = True
         if self._patience is not None:
             self._patience.cancel()
         if self._coordinator is not None:
@@ -144,7 +148,7 @@ class Runtime:
             )
 
     def _fatal(self, error: UserError) -> None:
-        if self.error is None:
+        if self.error is None and not self._is_closing:
             self.error = error
         self._on_stop()
 

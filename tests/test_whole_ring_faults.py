@@ -113,6 +113,15 @@ def test_a_slow_load_is_not_death(tmp_path: Path, model: Path) -> None:
         assert ring.wait_ok().epoch == epoch
 
 
+@pytest.mark.long
+@pytest.mark.timeout(200)
+def test_a_load_of_a_minute_is_not_death(tmp_path: Path, model: Path) -> None:
+    with RingProcesses(tmp_path, model, LAYERS, faults={1: "load_delay_s=60"}) as ring:
+        epoch = ring.wait_status(lambda s: s.status == "loading").epoch
+        assert ring.wait_ok(120.0).epoch == epoch
+        assert ring.tokens(PROMPT, 5) == greedy(model, PROMPT, 5)[0]
+
+
 def test_a_stalled_compute_thread_is_found(tmp_path: Path, model: Path) -> None:
     with RingProcesses(tmp_path, model, LAYERS, faults={1: "load_delay_s=6"}, stall_timeout_s=2) as ring:
         status = ring.wait_status(lambda s: "without progress" in s.reason)

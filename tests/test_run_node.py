@@ -1,0 +1,223 @@
+"""run_node as its user sees it: what it refuses, with which exit code and sentence. Real processes."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.node_process import Ended, node, run_node, write_cluster
+from tests.ring_processes import free_ports
+from tests.tiny_models import write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five layers of which each has its own file."""
+    directory = tmp_path_factory.mktemp("model") / "tiny"
+    return write_checkpoint("llama", directory, num_layers=5, max_shard_bytes=200_000)
+
+
+@contextmanager
+def listener() -> Iterator[int]:
+    """A port that is in use."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        yield taken.getsockname()[1]
+
+
+# -- arguments and the cluster file ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--rank", "2"], "--rank 2 is not in {config}, which has ranks 0 to 1"),
+        (["--rank", "-1"], "--rank -1 is not in {config}, which has ranks 0 to 1"),
+        (["--rank", "1"], "rank 1 has use: false in {config}; set it to true to run it"),
+        (["--rank", "one"], "argument --rank: invalid int value: 'one'; see run_node --help"),
+        ([], "the following arguments are required: --rank; see run_node --help"),
+        *(
+            (["--rank", "0", "--wait-s", value], f"argument --wait-s: {value!r} is no number of seconds; ")
+            for value in ("soon", "-1", "nan", "inf")
+        ),
+    ],
+)
+def test_wrong_arguments(arguments: list[str], sentence: str, tmp_path: Path) -> None:
+    config = write_cluster(tmp_path, "m", node(), node(use=False))
+    ended = run_node("--config", config, *arguments)
+    assert ended.code == 3
+    assert ended.sentence.startswith("run_node: " + sentence.format(config=config))
+
+
+def test_no_config_and_one_that_is_not_there(tmp_path: Path) -> None:
+    required = "run_node: the following arguments are required: --config; see run_node --help"
+    assert run_node("--rank", 0) == Ended(3, required)
+    missing = tmp_path / "none.json"
+    assert run_node("--rank", 0, "--config", missing) == Ended(
+        3, f"run_node: {missing} does not exist: give --config the path of a cluster file"
+    )
+
+
+def test_two_nodes_in_one_place(tmp_path: Path) -> None:
+    first = node()
+    config = write_cluster(tmp_path, "m", first, {**first, "host": "localhost"})
+    assert run_node("--rank", 0, "--config", config) == Ended(
+        3,
+        f'run_node: {config}: nodes[1] has the host "localhost" and port {first["port"]} of nodes[0]: '
+        "give each node a port of its own",
+    )
+
+
+def test_beyond_loopback_needs_a_token(tmp_path: Path) -> None:
+    config = write_cluster(tmp_path, "m", node(host="0.0.0.0"))
+    assert run_node("--rank", 0, "--config", config) == Ended(
+        3,
+        f'run_node: {config}: nodes[0].host = "0.0.0.0" is reachable from other machines, which needs a '
+        "cluster token: set security.token_file or MACRAME_TOKEN",
+    )
+
+
+@pytest.mark.parametrize("name", ["planner", "proto", "shard_loader"])
+def test_a_package_that_hides_ours(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").touch()
+    config = write_cluster(tmp_path, "m", node())
+    command = ["--rank", 0, "--config", config]
+    ended = run_node(*command, cwd=tmp_path)
+    assert ended == Ended(
+        1,
+        f"run_node: another package named {name!r} in {tmp_path / name} hides macrame's; install macrame in "
+        "an environment of its own",
+    )
+
+
+# -- plans ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layers", "sentence"),
+    [
+        (("0:3", "2:5"), "layers 2:5 of node1 overlap those of node0, which end at 3"),
+        (("0:2", "3:5"), "layers 2:3 are forced onto no node: "),
+        (("0:2", "2:4"), "layers 4:5 are forced onto no node: "),
+        (("0:2", "2:6"), "layers 2:6 of node1 exceed the model, which has the layers 0:5"),
+    ],
+)
+def test_layers_that_do_not_tile_the_model(
+    layers: tuple[str, str], sentence: str, tmp_path: Path, model: Path
+) -> None:
+    config = write_cluster(tmp_path, model, *(node(layers=part) for part in layers))
+    ended = run_node("--rank", 0, "--config", config)
+    assert ended.code == 3
+    assert ended.sentence.startswith(f"run_node: {sentence}")
+
+
+def test_a_model_that_does_not_fit(tmp_path: Path, model: Path) -> None:
+    config = write_cluster(tmp_path, model, node(memory_gb=0.0005))
+    ended = run_node("--rank", 0, "--config", config)
+    assert ended.code == 2
+    assert ended.sentence.startswith(f"run_node: {model} needs 0.9 MB for its weights and ")
+    assert "and 1.4 MB are missing" in ended.sentence
+
+
+# -- ports ----------------------------------------------------------------------------------------------
+
+
+def test_a_busy_port_of_the_node(tmp_path: Path, model: Path) -> None:
+    with listener() as port:
+        config = write_cluster(tmp_path, model, node(port=port))
+        ended = run_node("--rank", 0, "--config", config)
+    assert ended == Ended(
+        1,
+        f"run_node: port {port} of 127.0.0.1 is in use by another process; stop it, or choose another port "
+        "in the config",
+    )
+
+
+def test_a_busy_http_port_ends_the_node(tmp_path: Path, model: Path) -> None:
+    with listener() as port:
+        config = write_cluster(tmp_path, model, node(), api={"port": port})
+        ended = run_node("--rank", 0, "--config", config)
+    assert ended.code == 1
+    assert ended.sentence == "run_node: the HTTP process ended with code 1 before it listened"
+    assert f"cluster.api: cannot listen on 127.0.0.1:{port}: " in ended.text
+
+
+# -- model files ----------------------------------------------------------------------------------------
+
+
+def broken(model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(model, tmp_path / "broken"))
+
+
+def run_alone(tmp_path: Path, model: Path) -> Ended:
+    return run_node("--rank", 0, "--config", write_cluster(tmp_path, model, node()), "--no-api")
+
+
+def test_no_model_folder(tmp_path: Path) -> None:
+    model = tmp_path / "nowhere"
+    assert run_alone(tmp_path, model) == Ended(
+        1, f"run_node: there is no model folder {model}, and {str(model)!r} is no hub id"
+    )
+
+
+def test_a_truncated_file(tmp_path: Path, model: Path) -> None:
+    file = broken(model, tmp_path) / "model-00003-of-00005.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    ended = run_alone(tmp_path, file.parent)
+    assert ended.code == 1
+    assert str(file) in ended.sentence
+    assert "download" in ended.sentence
+
+
+def test_a_missing_file_of_the_index(tmp_path: Path, model: Path) -> None:
+    file = broken(model, tmp_path) / "model-00003-of-00005.safetensors"
+    file.unlink()
+    ended = run_alone(tmp_path, file.parent)
+    assert ended.code == 1
+    assert f"{file} is missing: model.safetensors.index.json names it" in ended.sentence
+
+
+def test_a_missing_tensor(tmp_path: Path, model: Path) -> None:
+    index = broken(model, tmp_path) / "model.safetensors.index.json"
+    name = "model.layers.2.mlp.up_proj.weight"
+    rename(index.parent, name, "model.layers.2.mlp.up_prof.weight")
+    ended = run_alone(tmp_path, index.parent)
+    assert ended == Ended(1, f"run_node: loading layers 0:5 failed: the checkpoint lacks tensor {name!r}")
+
+
+def rename(model: Path, old: str, new: str) -> None:
+    """Gives a tensor another name of the same length in every file that knows it."""
+    assert len(old) == len(new)
+    for file in model.iterdir():
+        file.write_bytes(file.read_bytes().replace(old.encode(), new.encode()))
+
+
+# -- waiting --------------------------------------------------------------------------------------------
+
+
+def test_the_head_gives_up_on_a_missing_node(tmp_path: Path, model: Path) -> None:
+    absent = node(layers="2:5")
+    config = write_cluster(tmp_path, model, node(layers="0:2"), absent)
+    started = time.monotonic()
+    ended = run_node("--rank", 0, "--config", config, "--no-api", "--wait-s", 2)
+    assert 2.0 < time.monotonic() - started < 8.0
+    assert ended.code == 4
+    assert ended.sentence.startswith("run_node: waited long enough (--wait-s): ")
+    assert ended.sentence.endswith(f"rank 1 (node1, 127.0.0.1:{absent['port']}) is not there yet")
+
+
+def test_a_worker_gives_up_on_its_head(tmp_path: Path, model: Path) -> None:
+    (port,) = free_ports(1)
+    config = write_cluster(tmp_path, model, node(port=port), node())
+    assert run_node("--rank", 1, "--config", config, "--wait-s", 2) == Ended(
+        4,
+        f"run_node: the head at 127.0.0.1:{port} did not call within 2 s (--wait-s); start rank 0 there",
+    )

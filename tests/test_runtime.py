@@ -1,0 +1,76 @@
+"""One ring of real processes that has to bear strangers on its ports and the death of its HTTP process."""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.api_server import COMPLETIONS, wait_for
+from tests.reference import greedy
+from tests.ring_processes import RingProcesses
+from tests.tiny_models import write_checkpoint
+
+PROMPT = list(b"def f")
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # an empty HTTP/2 frame
+
+
+@pytest.fixture(scope="module")
+def ring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RingProcesses]:
+    directory = tmp_path_factory.mktemp("ring")
+    model = write_checkpoint("llama", directory / "tiny", num_layers=5)
+    with RingProcesses(directory, model, [(0, 3), (3, 5)], with_api=True) as processes:
+        processes.wait_api()
+        yield processes
+
+
+def serves(ring: RingProcesses) -> bool:
+    return ring.tokens(PROMPT, 8) == greedy(Path(ring.config["model"]), PROMPT, 8)[0]
+
+
+def send(port: int, data: bytes) -> None:
+    """Sends the bytes and reads until the node is done with them, or half a second has passed."""
+    with socket.create_connection(("127.0.0.1", port), timeout=0.5) as stranger:
+        try:
+            stranger.sendall(data)
+            while stranger.recv(4096):
+                pass
+        except (TimeoutError, ConnectionError):
+            pass
+
+
+def test_strangers_on_a_node_s_port_harm_nothing(ring: RingProcesses) -> None:
+    epoch = ring.wait_ok().epoch
+    noise = random.Random(7)
+    request = f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{ring.ports[0]}\r\n\r\n".encode()
+    for port in ring.ports:
+        for data in (request, noise.randbytes(100_000), PREFACE + noise.randbytes(1000), PREFACE + SETTINGS):
+            send(port, data)
+    # a stream of frames that is not gRPC: a HEADERS frame that promises a gigabyte
+    send(ring.ports[1], PREFACE + SETTINGS + bytes([0xFF, 0xFF, 0xFF, 1, 4, 0, 0, 0, 1]) + b"x" * 1000)
+    assert serves(ring)
+    status = ring.wait_ok()
+    assert status.epoch == epoch
+    assert all(rank.node.num_sessions == 0 for rank in status.ranks)
+
+
+def test_a_killed_http_process_comes_back(ring: RingProcesses) -> None:
+    epoch = ring.wait_ok().epoch
+    (child,) = psutil.Process(ring.processes[0].pid).children(recursive=True)
+    child.kill()
+    child.wait(5.0)
+    assert serves(ring)  # the head does without
+    wait_for(lambda: "the HTTP process ended with code -9; starting it again in 0.5 s" in ring.log(0), 5.0)
+    url = ring.wait_api()
+    (again,) = psutil.Process(ring.processes[0].pid).children(recursive=True)
+    assert again.pid != child.pid
+    body = {"prompt": PROMPT, "max_tokens": 8, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+    answer = httpx.post(url + COMPLETIONS, json=body, timeout=20.0)
+    assert answer.json()["choices"][0]["token_ids"] == greedy(Path(ring.config["model"]), PROMPT, 8)[0]
+    assert ring.wait_ok().epoch == epoch
