@@ -77,7 +77,9 @@ class ControlService(control_pb2_grpc.ControlServicer):
         is_head = request.head_incarnation != 0
         if is_head:
             self._head_came()
-            context.add_callback(self._head_left)
+            if not context.add_callback(self._head_left):
+                self._head_left()  # the call was over before it began
+                return
         node = self._node
         while context.is_active():
             yield node.status()

@@ -32,6 +32,7 @@ TICK_S = 0.1
 ASSIGN_AGAIN_S = 1.0
 ASSIGN_TIMEOUT_S = 3.0
 MIN_EPOCH_S = 0.5  # between two epochs while the ring is not serving
+STOP_S = 0.5  # for the loop and the watchers to end
 
 
 class Phase(Enum):
@@ -97,8 +98,10 @@ class Coordinator:
         self._thread = threading.Thread(target=self._run, name="coordinator", daemon=True)
         self._plan: Plan | None = None
         self._plan_json = ""
+        self._num_known = -1  # profiles, when the last plan lacked some
+        self._missing_ranks: tuple[int, ...] = ()
         self._vocab_size = 0
-        self._epoch = int(time.time())  # later than that of any earlier head
+        self._epoch = int(time.time() * 1e3)  # later than any of an earlier head: none makes one each ms
         self._epoch_at = 0.0
         self._joined: dict[int, _Joined] = {}
         self._is_serving = False
@@ -119,10 +122,11 @@ class Coordinator:
         self.head.close()
         for watcher in self._watchers:
             watcher.leave()
+        deadline = time.monotonic() + STOP_S  # for all of them together: frozen nodes answer none
         for watcher in self._watchers:
-            watcher.join()
+            watcher.join(max(0.0, deadline - time.monotonic()))
         if self._thread.ident is not None:
-            self._thread.join(0.5)
+            self._thread.join(max(0.0, deadline - time.monotonic()))
 
     # -- what others see ----------------------------------------------------------------------------------
     def cluster_status(self) -> head_pb2.ClusterStatus:
@@ -194,7 +198,7 @@ class Coordinator:
         if self._plan is None and not self._try_plan(members, now):
             return
         broken = self._what_broke(members)
-        if broken is not None and (self._is_serving or now - self._epoch_at > MIN_EPOCH_S):
+        if broken is not None and (self._is_serving or self._may_mend(now)):
             self._next_epoch(broken, now)
         self._assign_all(members, now)
         self._settle(members, now)
@@ -204,6 +208,10 @@ class Coordinator:
             self._show(Phase.STARTING, f"fetching {self._config.model}")
             return False
         measured = {rank: member.profile for rank, member in members.items()}
+        num_known = sum(profile is not None for profile in measured.values())
+        if num_known == self._num_known:  # the model's files need not be read ten times a second
+            self._wait_for([members[rank] for rank in self._missing_ranks], now)
+            return False
         try:
             planning = plan_cluster(self._config, self._node.model_dir, measured)
         except ValueError as error:
@@ -211,11 +219,14 @@ class Coordinator:
         if planning.refusal:
             raise UserError(planning.refusal, EXIT_DOES_NOT_FIT)
         if planning.plan is None:
+            self._num_known, self._missing_ranks = num_known, planning.missing_ranks
             self._wait_for([members[rank] for rank in planning.missing_ranks], now)
             return False
         self._say(planning.table)
         self._show(Phase.STARTING, "proving the plan's cuts on a tiny model of the same architecture")
         prove(self._node.model_dir, planning.plan, self._stopping)
+        if self._stopping.is_set():
+            return False
         self._plan, self._plan_json = planning.plan, planning.plan.to_json()
         self._vocab_size = planning.model.vocab_size
         self._epoch_at = now
@@ -236,6 +247,14 @@ class Coordinator:
         assert self._plan is not None
         return {self._node.rank} | {a.rank for a in self._plan.assignments}
 
+    def _may_mend(self, now: float) -> bool:
+        """A new epoch can only help once all that it needs have joined this one."""
+        return now - self._epoch_at > MIN_EPOCH_S and all(map(self._has_joined, self._needed))
+
+    def _has_joined(self, rank: int) -> bool:
+        joined = self._joined.get(rank)
+        return joined is not None and joined.is_accepted
+
     def _what_broke(self, members: Mapping[int, Member]) -> str | None:
         for rank, joined in self._joined.items():
             if rank not in self._needed or not joined.is_accepted:
@@ -248,14 +267,23 @@ class Coordinator:
             if status.incarnation != joined.incarnation:
                 return f"{member.label} was restarted"
             if status.epoch != self._epoch:
+                if self._is_serving:  # it was seen in this epoch
+                    return f"{member.label} left the ring{status.reason and ': '}{status.reason}"
                 continue  # an older status is still on its way
             if status.lost_edge:
                 return f"{member.label} lost an edge: {status.lost_edge}"
             if self._is_serving and status.state == control_pb2.FAILED:
                 return f"{member.label} failed: {status.reason}"
-            if status.busy_s > self._config.stall_timeout_s:
-                return f"{member.label} has been {status.activity} for {status.busy_s:.0f} s without progress"
+            if self._is_serving and (stall := self._stall(member)):
+                return stall
         return None
+
+    def _stall(self, member: Member) -> str:
+        """What keeps the node's compute thread for too long, or an empty string."""
+        status = member.status
+        if status is None or status.busy_s <= self._config.stall_timeout_s:
+            return ""
+        return f"{member.label} has been {status.activity} for {status.busy_s:.0f} s without progress"
 
     def _next_epoch(self, reason: str, now: float) -> None:
         was_serving, self._is_serving = self._is_serving, False
@@ -322,7 +350,16 @@ class Coordinator:
                     raise UserError(status.reason, EXIT_ERROR)  # no other node's restart can mend it
                 waiting.append(f"{member.label} failed: {status.reason}")
                 is_loading = False
-            elif status.epoch != self._epoch or status.state != control_pb2.READY:
+            elif status.epoch == self._epoch and (stall := self._stall(member)):
+                waiting.append(stall)
+            elif status.epoch == self._epoch and status.lost_edge:
+                waiting.append(f"{member.label} lost an edge: {status.lost_edge}")
+            elif (
+                not self._has_joined(rank)
+                or status.epoch != self._epoch
+                or status.state != control_pb2.READY
+                or status.incarnation != self._joined[rank].incarnation
+            ):
                 waiting.append(f"{member.label} is {_state_word(status)}")
         if not waiting:
             if not self._is_serving:

@@ -20,6 +20,7 @@ from shard_loader.shard import Shard
 logger = logging.getLogger(__name__)
 
 RECENT_STEPS = 64
+MAX_ERROR_CHARS = 4000  # of a failure's text in a frame
 KV_MEASURE_STEPS = 32  # decode steps between two sums over all caches
 
 
@@ -91,6 +92,7 @@ class Engine:
                 except Exception as failure:  # border: a request's error travels to its client
                     logger.exception("session %d failed at position %d", slot.session, slot.position)
                     error = f"layers {shard.start}:{shard.stop} failed: {type(failure).__name__}: {failure}"
+                    error = error[:MAX_ERROR_CHARS]
                     self.sessions.pop(slot.session, None)
             out.slots.add(
                 session=slot.session, position=slot.position, is_sampled=slot.is_sampled, error=error

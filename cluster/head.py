@@ -15,10 +15,14 @@ import grpc
 from cluster.sampler import validate
 from cluster.scheduler import Emit, Fail, FailureKind, Instruction, Limits, Scheduler, Send, Start
 from proto import head_pb2, head_pb2_grpc, ring_pb2
+from proto.codec import MAX_HEADER_BYTES
 
 logger = logging.getLogger(__name__)
 
 STATUS_INTERVAL_S = 0.2
+# A frame's header holds what a request says and what it is told, besides ids and positions.
+MAX_SAMPLING_BYTES = MAX_HEADER_BYTES - (64 << 10)
+MAX_TOP_LOGPROBS = 1024
 
 _STATUS_CODES = {
     FailureKind.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
@@ -65,6 +69,8 @@ class Head(head_pb2_grpc.HeadServicer):
     def ring_up(self, epoch: int, limits: Limits) -> None:
         """The ring of this epoch is ready."""
         with self._lock:
+            if self._is_closing:
+                return
             self._limits = limits
             self._scheduler.ring_up(epoch, limits)
 
@@ -158,6 +164,7 @@ class Head(head_pb2_grpc.HeadServicer):
                 return
             if self._limits is not None:
                 try:
+                    _check_size(request.sampling)
                     validate(request.sampling, self._limits.vocab_size)
                 except ValueError as error:
                     client.inbox.put(Fail(request_id, FailureKind.INVALID, str(error)))
@@ -195,3 +202,17 @@ class Head(head_pb2_grpc.HeadServicer):
             client.inbox.put(instruction)
             if isinstance(instruction, Fail) or instruction.finish_reason:
                 del self._clients[instruction.request_id]
+
+
+def _check_size(sampling: ring_pb2.Sampling) -> None:
+    """Raises ValueError for what no frame could carry: it would break the ring for all."""
+    if sampling.top_logprobs > MAX_TOP_LOGPROBS:
+        raise ValueError(
+            f"top_logprobs: {sampling.top_logprobs} is not allowed, it must be from 0 to {MAX_TOP_LOGPROBS}"
+        )
+    nbytes = sampling.ByteSize()
+    if nbytes > MAX_SAMPLING_BYTES:
+        raise ValueError(
+            f"logit_bias and stop_ids: together they take {nbytes} bytes, more than {MAX_SAMPLING_BYTES}; "
+            "name fewer tokens"
+        )

@@ -84,10 +84,10 @@ class Watcher:
         heartbeat.unwatch(self)
         self._cancel()
 
-    def join(self) -> None:
+    def join(self, timeout_s: float = 0.5) -> None:
         """Wait for the thread after `leave`."""
         if self._thread.ident is not None:
-            self._thread.join(0.5)
+            self._thread.join(timeout_s)
 
     def tick(self, elapsed_s: float) -> None:
         """Timer thread: a silent node is cut off."""

@@ -105,6 +105,8 @@ class Node:
             )
         plan = Plan.from_json(request.plan_json)
         with self._lock:
+            if self.is_closing:
+                return f"{self.name} is stopping"
             present = self._epoch
             if present is not None and present.head_incarnation == request.head_incarnation:
                 if request.epoch == present.number:

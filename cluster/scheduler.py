@@ -200,21 +200,24 @@ class Scheduler:
 
     def on_result(self, epoch: int, seq: int, slots: Iterable[ring_pb2.Slot]) -> list[Instruction]:
         """A frame came back from the last stage."""
-        if epoch != self._epoch or self._limits is None or self._in_flight.pop(seq, None) is None:
+        if epoch != self._epoch or self._limits is None or seq not in self._in_flight:
             return []
+        # Those missing here were cancelled while their frame was in the ring.
+        due = {s: self._by_session[s] for s in self._in_flight.pop(seq) if s in self._by_session}
         instructions: list[Instruction] = []
         for slot in slots:
-            request = self._by_session.get(slot.session)
+            request = due.pop(slot.session, None)
             if request is None:
-                continue  # cancelled while its frame was in the ring
+                continue
             request.num_in_flight -= 1
             if slot.error:
-                self.counters.num_failed += 1
-                self._end(request)
-                instructions.append(Fail(request.request_id, FailureKind.FAILED, slot.error))
+                instructions.append(self._fail(request, slot.error))
             elif slot.is_sampled:
                 instructions.append(self._take(request, slot.result))
-        return instructions + self._advance()
+            elif not request.num_in_flight and not request.can_send:
+                instructions.append(self._fail(request, "the last stage drew no token"))
+        left_out = [self._fail(r, "the last stage left it out of a frame's result") for r in due.values()]
+        return instructions + left_out + self._advance()
 
     def _refusal(self, request_id: str, prompt: Sequence[int], max_tokens: int) -> Fail | None:
         def refuse(kind: FailureKind, message: str) -> Fail:
@@ -269,6 +272,11 @@ class Scheduler:
             num_prompt=len(request.prompt),
             num_completion=request.num_completion,
         )
+
+    def _fail(self, request: _Request, message: str) -> Fail:
+        self.counters.num_failed += 1
+        self._end(request)
+        return Fail(request.request_id, FailureKind.FAILED, message)
 
     def _end(self, request: _Request) -> None:
         del self._by_id[request.request_id]

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import psutil
-import pytest
 
 from tests.api_server import COMPLETIONS, wait_for
 from tests.reference import greedy
@@ -19,15 +17,6 @@ from tests.tiny_models import write_checkpoint
 PROMPT = list(b"def f")
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # an empty HTTP/2 frame
-
-
-@pytest.fixture(scope="module")
-def ring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RingProcesses]:
-    directory = tmp_path_factory.mktemp("ring")
-    model = write_checkpoint("llama", directory / "tiny", num_layers=5)
-    with RingProcesses(directory, model, [(0, 3), (3, 5)], with_api=True) as processes:
-        processes.wait_api()
-        yield processes
 
 
 def serves(ring: RingProcesses) -> bool:
@@ -45,7 +34,15 @@ def send(port: int, data: bytes) -> None:
             pass
 
 
-def test_strangers_on_a_node_s_port_harm_nothing(ring: RingProcesses) -> None:
+def test_a_ring_bears_strangers_and_the_death_of_its_http_process(tmp_path: Path) -> None:
+    model = write_checkpoint("llama", tmp_path / "tiny", num_layers=5)
+    with RingProcesses(tmp_path, model, [(0, 3), (3, 5)], with_api=True) as ring:
+        ring.wait_api()
+        strangers_on_its_ports_harm_nothing(ring)
+        a_killed_http_process_comes_back(ring)
+
+
+def strangers_on_its_ports_harm_nothing(ring: RingProcesses) -> None:
     epoch = ring.wait_ok().epoch
     noise = random.Random(7)
     request = f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{ring.ports[0]}\r\n\r\n".encode()
@@ -60,7 +57,7 @@ def test_strangers_on_a_node_s_port_harm_nothing(ring: RingProcesses) -> None:
     assert all(rank.node.num_sessions == 0 for rank in status.ranks)
 
 
-def test_a_killed_http_process_comes_back(ring: RingProcesses) -> None:
+def a_killed_http_process_comes_back(ring: RingProcesses) -> None:
     epoch = ring.wait_ok().epoch
     (child,) = psutil.Process(ring.processes[0].pid).children(recursive=True)
     child.kill()

@@ -1,0 +1,111 @@
+"""The compute thread alone: it reports how loads end, gives every credit back, and says when it is busy."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from queue import SimpleQueue
+
+import pytest
+
+from cluster.compute import ComputeThread, LoadWork, StepWork
+from proto import ring_pb2
+from proto.codec import Tensor
+from tests.tiny_models import write_checkpoint
+
+WAIT_S = 10.0
+
+
+class Watched:
+    """A compute thread and what it reported."""
+
+    def __init__(self) -> None:
+        self.events: SimpleQueue[tuple[object, ...]] = SimpleQueue()
+        self.thread = ComputeThread(
+            lambda frame, _tensors: self.events.put(("output", frame)),
+            lambda epoch: self.events.put(("loaded", epoch)),
+            lambda epoch, reason: self.events.put(("failed", epoch, reason)),
+            lambda loaded, total: None,
+        )
+        self.thread.start()
+
+    def next(self) -> tuple[object, ...]:
+        return self.events.get(timeout=WAIT_S)
+
+    def step(self, frame: ring_pb2.Frame, *tensors: Tensor) -> None:
+        self.thread.post(StepWork(frame, tensors, lambda: self.events.put(("released", frame.seq))))
+
+
+@pytest.fixture
+def compute() -> Iterator[Watched]:
+    watched = Watched()
+    yield watched
+    assert watched.thread.stop(WAIT_S)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_checkpoint("llama", tmp_path / "tiny", num_layers=3)
+
+
+def test_layers_are_loaded_once_for_many_epochs(compute: Watched, model: Path) -> None:
+    shards = []
+    for epoch, (start, stop) in enumerate([(0, 2), (0, 2), (2, 3)], 1):
+        compute.thread.post(LoadWork(epoch, model, "digest", start, stop))
+        assert compute.next() == ("loaded", epoch)
+        assert compute.thread.engine is not None
+        shards.append(compute.thread.engine.shard)
+    assert shards[0] is shards[1]
+    assert (shards[2].start, shards[2].stop) == (2, 3)
+    compute.thread.post(LoadWork(4, model, "digest", 0, 0))
+    assert compute.next() == ("loaded", 4)
+    assert compute.thread.engine is None  # no layers: the weights are gone
+
+
+def test_a_load_that_fails_says_why_without_a_traceback_and_may_be_repeated(
+    compute: Watched, model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    file = model / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole.replace(b"layers.1.mlp.up_proj", b"layers.1.mlp.up_prof"))
+    compute.thread.post(LoadWork(1, model, "digest", 0, 2))
+    reason = "the checkpoint lacks tensor 'model.layers.1.mlp.up_proj.weight'"
+    assert compute.next() == ("failed", 1, f"loading layers 0:2 failed: {reason}")
+    assert caplog.records == []
+    file.write_bytes(whole)
+    compute.thread.post(LoadWork(2, model, "digest", 0, 2))
+    assert compute.next() == ("loaded", 2)
+
+
+def test_every_credit_comes_back(compute: Watched, model: Path) -> None:
+    compute.step(ring_pb2.Frame(epoch=1, seq=1, kind=ring_pb2.STEP))  # before there is an epoch
+    assert compute.next() == ("released", 1)
+    compute.thread.post(LoadWork(1, model, "digest", 2, 3))
+    assert compute.next() == ("loaded", 1)
+    compute.step(ring_pb2.Frame(epoch=7, seq=2, kind=ring_pb2.STEP))  # of another epoch
+    assert compute.next() == ("released", 2)
+    bad = ring_pb2.Frame(epoch=1, seq=3, kind=ring_pb2.STEP)
+    bad.opens.add(session=9)
+    bad.slots.add(session=9, tokens=[1], is_sampled=True)
+    compute.step(bad)  # without the carry that this stage needs
+    kind, answer = compute.next()
+    assert kind == "output"
+    assert isinstance(answer, ring_pb2.Frame)
+    assert (answer.kind, answer.seq) == (ring_pb2.RESULT, 3)
+    (slot,) = answer.slots
+    wanted = "layers 2:3 failed: CarryError: a carry without structure is one array, not 0"
+    assert (slot.session, slot.error) == (9, wanted)
+    assert compute.next() == ("released", 3)
+
+
+def test_a_thread_at_work_is_not_stopped_in_time(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MACRAME_FAULT", "load_delay_s=0.6")
+    watched = Watched()
+    watched.thread.post(LoadWork(1, model, "digest", 0, 3))
+    assert not watched.thread.stop(0.2)
+    assert watched.thread.activity == "loading"
+    assert watched.thread.busy_s > 0.1
+    assert watched.thread.stop(WAIT_S)
+    assert (watched.thread.activity, watched.thread.busy_s) == ("idle", 0.0)

@@ -1,0 +1,167 @@
+"""The head service over gRPC, in front of a ring that answers from a script."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+
+from proto import head_pb2, head_pb2_grpc, ring_pb2
+from tests.api_server import wait_for
+from tests.scripted_ring import CONTEXT, ScriptedRing
+from tests.tiny_models import VOCAB_SIZE
+
+
+@pytest.fixture
+def ring() -> Iterator[ScriptedRing]:
+    scripted = ScriptedRing(b"abc", max_active=1)
+    yield scripted
+    scripted.close()
+
+
+@pytest.fixture
+def head(ring: ScriptedRing) -> Iterator[head_pb2_grpc.HeadStub]:
+    with grpc.insecure_channel(f"127.0.0.1:{ring.port}") as channel:
+        yield head_pb2_grpc.HeadStub(channel)
+
+
+def request(max_tokens: int = 3, request_id: str = "", **sampling: object) -> head_pb2.GenerateRequest:
+    return head_pb2.GenerateRequest(
+        request_id=request_id,
+        prompt=[1, 2],
+        max_tokens=max_tokens,
+        sampling=ring_pb2.Sampling(**sampling),
+    )
+
+
+def failure(call: Iterator[head_pb2.GenerateReply]) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.RpcError) as raised:
+        list(call)
+    return raised.value.code(), str(raised.value.details())
+
+
+def status(head: head_pb2_grpc.HeadStub) -> head_pb2.ClusterStatus:
+    return head.GetCluster(head_pb2.ClusterRequest(), timeout=5.0)
+
+
+def test_an_answer_and_its_figures(head: head_pb2_grpc.HeadStub) -> None:
+    replies = list(head.Generate(request(3), timeout=5.0))
+    assert [token.id for reply in replies for token in reply.tokens] == list(b"abc")
+    assert [reply.finish_reason for reply in replies] == ["", "", "length"]
+    assert [reply.completion_tokens for reply in replies] == [1, 0, 3]
+    assert (replies[0].prompt_tokens, replies[-1].prompt_tokens) == (2, 2)
+    assert replies[-1].prefill_ms == replies[0].prefill_ms > 0
+    assert replies[0].queue_ms >= 0
+    now = status(head)
+    assert (now.num_requests, now.num_prompt_tokens, now.num_completion_tokens) == (1, 2, 3)
+    assert (now.num_active, now.num_queued, now.num_failed) == (0, 0, 0)
+    assert (now.max_active, now.context, now.vocab_size) == (1, CONTEXT, VOCAB_SIZE)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        (request(temperature=-1.0), "temperature"),
+        (request(temperature=float("nan")), "temperature"),
+        (request(max_tokens=CONTEXT + 1), str(CONTEXT)),
+        (head_pb2.GenerateRequest(max_tokens=3), "prompt"),
+        (head_pb2.GenerateRequest(prompt=[VOCAB_SIZE], max_tokens=3), str(VOCAB_SIZE)),
+        (request(max_tokens=0), "max_tokens"),
+    ],
+)
+def test_what_can_never_run_is_an_invalid_argument(
+    wrong: head_pb2.GenerateRequest, word: str, ring: ScriptedRing, head: head_pb2_grpc.HeadStub
+) -> None:
+    code, message = failure(head.Generate(wrong, timeout=5.0))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert word in message
+    assert ring.opened == []
+
+
+def test_an_id_that_is_running_is_refused_and_the_first_goes_on(
+    ring: ScriptedRing, head: head_pb2_grpc.HeadStub
+) -> None:
+    ring.delay_s = 0.02
+    first = head.Generate(request(30, "mine"), timeout=20.0)
+    next(first)
+    assert failure(head.Generate(request(3, "mine"), timeout=5.0)) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "request id 'mine' is already running; choose another",
+    )
+    assert sum(len(reply.tokens) for reply in first) == 29
+    assert len(list(head.Generate(request(3, "mine"), timeout=5.0))) == 3  # free again
+
+
+def test_cancel_ends_the_call_and_frees_the_session(ring: ScriptedRing, head: head_pb2_grpc.HeadStub) -> None:
+    ring.delay_s = 0.02
+    call = head.Generate(request(500, "mine"), timeout=20.0)
+    next(call)
+    assert head.Cancel(head_pb2.CancelRequest(request_id="mine"), timeout=5.0).found
+    assert len(list(call)) < 100
+    ring.wait_closed(1)
+    assert not head.Cancel(head_pb2.CancelRequest(request_id="mine"), timeout=5.0).found
+    assert status(head).num_active == 0
+
+
+def test_a_client_that_leaves_the_queue_leaves_no_trace(
+    ring: ScriptedRing, head: head_pb2_grpc.HeadStub
+) -> None:
+    ring.delay_s = 0.02
+    first = head.Generate(request(40), timeout=20.0)
+    next(first)
+    second = head.Generate(request(3), timeout=20.0)
+    wait_for(lambda: status(head).num_queued == 1, 5.0)
+    second.cancel()
+    wait_for(lambda: status(head).num_queued == 0, 5.0)
+    assert sum(len(reply.tokens) for reply in first) == 39
+    assert len(ring.opened) == 1
+
+
+def test_a_full_queue_is_said_to_be_full(ring: ScriptedRing, head: head_pb2_grpc.HeadStub) -> None:
+    ring.delay_s = 0.02
+    running = head.Generate(request(60), timeout=20.0)
+    next(running)
+    waiting = [head.Generate(request(3), timeout=20.0) for _ in range(2)]
+    wait_for(lambda: status(head).num_queued == 2, 5.0)
+    assert failure(head.Generate(request(3), timeout=5.0)) == (
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "1 requests are running and 2 are waiting, which is all that this plan and queue hold; try again later",
+    )
+    running.cancel()
+    assert [len(list(call)) for call in waiting] == [3, 3]
+
+
+def test_a_failing_stage_fails_its_request_alone(ring: ScriptedRing, head: head_pb2_grpc.HeadStub) -> None:
+    ring.error, ring.error_at = "layers 2:4 failed: boom", 1
+    assert failure(head.Generate(request(3), timeout=5.0)) == (
+        grpc.StatusCode.INTERNAL,
+        "layers 2:4 failed: boom",
+    )
+    ring.error = ""
+    assert len(list(head.Generate(request(3), timeout=5.0))) == 3
+    assert status(head).num_failed == 1
+
+
+def test_a_broken_ring_ends_what_runs_and_what_waits(
+    ring: ScriptedRing, head: head_pb2_grpc.HeadStub
+) -> None:
+    ring.delay_s = 0.02
+    calls = [head.Generate(request(400), timeout=20.0) for _ in range(2)]
+    wait_for(lambda: (status(head).num_active, status(head).num_queued) == (1, 1), 5.0)
+    ring.head.ring_down("the ring broke: rank 1 is gone")
+    with ThreadPoolExecutor(2) as pool:
+        ends = list(pool.map(failure, calls))
+    assert ends == [(grpc.StatusCode.UNAVAILABLE, "the ring broke: rank 1 is gone")] * 2
+    code, _ = failure(head.Generate(request(3), timeout=5.0))
+    assert code is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_watcher_hears_of_changes_and_of_the_end(ring: ScriptedRing, head: head_pb2_grpc.HeadStub) -> None:
+    watch = head.WatchCluster(head_pb2.ClusterRequest(), timeout=20.0)
+    assert next(watch).status == "ok"
+    ring.set_state("degraded", "rank 1 is gone")
+    assert next(s for s in watch if s.status != "ok").reason == "rank 1 is gone"
+    ring.head.close()
+    list(watch)  # ends by itself

@@ -1,0 +1,97 @@
+"""The head's plan from its config and from what nodes told. Headers only; no MLX, no process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.config import ClusterConfig, ConfigError, load_config
+from cluster.planning import Planning, plan_cluster
+from planner.forced import ForcedLayersError
+from proto import control_pb2
+from tests.fake_models import llama_config, llama_tensors, write_model
+from tests.node_process import write_cluster
+
+MB = 10**6
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "llama", llama_config(5), llama_tensors(5))
+
+
+def config_of(tmp_path: Path, model: Path, *nodes: dict[str, Any], **values: Any) -> ClusterConfig:
+    places = [{"host": "127.0.0.1", "port": 5000 + i, **node} for i, node in enumerate(nodes)]
+    return load_config(write_cluster(tmp_path, model, *places, **values))
+
+
+def told(memory_gb: float, **values: Any) -> control_pb2.NodeProfile:
+    nbytes = int(memory_gb * 10**9)
+    return control_pb2.NodeProfile(name="told", memory_bytes=nbytes, ceiling_bytes=nbytes, **values)
+
+
+def ranges(planning: Planning) -> list[tuple[int, int, int]]:
+    assert planning.plan is not None
+    return [(part.rank, part.start, part.stop) for part in planning.plan.assignments]
+
+
+KNOWN = {"memory_gb": 16, "chip": "Apple M4"}
+
+
+def test_nodes_that_the_file_describes_are_not_waited_for(tmp_path: Path, model: Path) -> None:
+    config = config_of(tmp_path, model, {**KNOWN, "layers": "0:4"}, {**KNOWN, "layers": "4:5"})
+    planning = plan_cluster(config, model, {0: None, 1: None})
+    assert ranges(planning) == [(0, 0, 4), (1, 4, 5)]
+    assert planning.missing_ranks == ()
+    assert "4:5" in planning.table
+
+
+@pytest.mark.parametrize("open_node", [{}, {"memory_gb": 16}, {"chip": "Apple M4"}])
+def test_a_node_with_open_values_is_waited_for(
+    open_node: dict[str, Any], tmp_path: Path, model: Path
+) -> None:
+    config = config_of(tmp_path, model, KNOWN, open_node, {"use": False})
+    planning = plan_cluster(config, model, {0: None, 1: None})
+    assert planning.plan is None
+    assert planning.missing_ranks == (1,)
+    assert planning.refusal == ""
+    assert plan_cluster(config, model, {0: None, 1: told(16, chip="Apple M4")}).plan is not None
+
+
+def test_what_a_node_told_sets_its_budget(tmp_path: Path, model: Path) -> None:
+    config = config_of(tmp_path, model, {}, {"host": "10.0.0.2"}, strategy="memory_proportional", security={})
+    planning = plan_cluster(config, model, {0: told(64), 1: told(16)})
+    assert planning.plan is not None
+    budgets = {part.rank: part.budget_bytes for part in planning.plan.assignments}
+    assert budgets == {0: 57_600 * MB, 1: 14_000 * MB}  # less a tenth, at least 2 GB
+    stages = {rank: stop - start for rank, start, stop in ranges(planning)}
+    assert stages == {0: 4, 1: 1}
+
+
+def test_the_same_values_give_the_same_plan(tmp_path: Path, model: Path) -> None:
+    config = config_of(tmp_path, model, {}, {"host": "10.0.0.2"})
+    first, second = (plan_cluster(config, model, {0: told(64), 1: told(16)}) for _ in range(2))
+    assert first.plan is not None
+    assert first.plan == second.plan
+
+
+def test_too_little_memory_is_a_refusal_with_numbers(tmp_path: Path, model: Path) -> None:
+    planning = plan_cluster(config_of(tmp_path, model, {}), model, {0: told(0.0002)})
+    assert planning.plan is None
+    assert planning.missing_ranks == ()
+    assert "MB are missing" in planning.refusal
+    assert "Add a node" in planning.refusal
+
+
+def test_layers_that_leave_a_gap_raise(tmp_path: Path, model: Path) -> None:
+    config = config_of(tmp_path, model, {**KNOWN, "layers": "0:2"}, {**KNOWN, "layers": "3:5"})
+    with pytest.raises(ForcedLayersError, match=r"layers 2:3 are forced onto no node"):
+        plan_cluster(config, model, {})
+
+
+def test_broken_files_raise_with_their_name(tmp_path: Path, model: Path) -> None:
+    (model / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0nonsense")
+    with pytest.raises(ConfigError, match=r"model\.safetensors is no safetensors file"):
+        plan_cluster(config_of(tmp_path, model, KNOWN), model, {})
