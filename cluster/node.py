@@ -104,6 +104,11 @@ class Node:
                 f"head's is {request.model_digest}); give every node the same revision"
             )
         plan = Plan.from_json(request.plan_json)
+        if plan.digest != request.plan_digest:
+            return f"the plan has digest {plan.digest}, but was announced as {request.plan_digest}"
+        strangers = [a.rank for a in plan.assignments if a.rank >= len(self.config.nodes)]
+        if strangers:
+            return f"the plan gives layers to rank {strangers[0]}, which is not in the config"
         with self._lock:
             if self.is_closing:
                 return f"{self.name} is stopping"

@@ -88,9 +88,12 @@ class LocalRing:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline and any(map(_lives, family)):
-            for process in self._processes.values():
-                process.poll()  # reaps it
+        while time.monotonic() < deadline:
+            # A process whose first thread has ended looks like a zombie while its other threads still end:
+            # only its exit code says that it is gone. Every one is asked, which reaps it.
+            codes = [process.poll() for process in self._processes.values()]
+            if None not in codes and not any(map(_lives, family)):
+                break
             time.sleep(POLL_S)
         left = [member for member in family if _lives(member)]
         told = list(map(_named, left))

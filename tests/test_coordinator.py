@@ -1,4 +1,4 @@
-"""When the ring serves and when it counts a new epoch, decided tick by tick over nodes that only say they are."""
+"""When the ring serves and when it counts a new epoch, decided tick by tick over nodes that only talk."""
 
 from __future__ import annotations
 

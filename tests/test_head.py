@@ -127,7 +127,8 @@ def test_a_full_queue_is_said_to_be_full(ring: ScriptedRing, head: head_pb2_grpc
     wait_for(lambda: status(head).num_queued == 2, 5.0)
     assert failure(head.Generate(request(3), timeout=5.0)) == (
         grpc.StatusCode.RESOURCE_EXHAUSTED,
-        "1 requests are running and 2 are waiting, which is all that this plan and queue hold; try again later",
+        "1 requests are running and 2 are waiting, which is all that this plan and queue "
+        "hold; try again later",
     )
     running.cancel()
     assert [len(list(call)) for call in waiting] == [3, 3]

@@ -71,7 +71,7 @@ class GenerateBody(BaseModel):
     model: str | None = None
     max_tokens: Annotated[int | None, Field(ge=1)] = None
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
-    min_tokens: Annotated[int | None, Field(ge=0)] = None
+    min_tokens: Annotated[int | None, Field(ge=0, lt=2**31)] = None
     temperature: Annotated[float | None, Field(ge=0, le=100)] = None
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     top_k: Annotated[int | None, Field(ge=-1, lt=2**31)] = None
