@@ -179,9 +179,9 @@ def test_the_cluster_token_goes_to_the_head(tmp_path: Path) -> None:
         with started(tmp_path / "a", f"127.0.0.1:{port}", MACRAME_TOKEN="secret-token") as (_, http):
             wait_healthy(http)
         with started(tmp_path / "b", f"127.0.0.1:{port}", MACRAME_TOKEN="other") as (_, http):
-            reply = http.get("/health")
-            assert reply.status_code == 503
-            assert "cannot be reached: the token is wrong." in reply.json()["reason"]
+            words = "cannot be reached: the token is wrong."
+            wait_for(lambda: words in http.get("/health").json().get("reason", ""))  # once it has asked
+            assert http.get("/health").status_code == 503
     finally:
         server.stop(0).wait()
 
