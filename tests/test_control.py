@@ -163,3 +163,21 @@ def test_a_node_leaves_its_epoch_when_its_head_is_gone(
     wait_for(lambda: served.status().state == control_pb2.IDLE, 3.0)
     assert served.status().reason == "the head is gone"
     onlooker.cancel()
+
+
+def test_a_stopping_node_takes_no_plan(served: Served) -> None:
+    served.node.set_model(served.model)
+    assert served.node.close(5.0)
+    assert served.assign().reason == "n0 is stopping"
+
+
+def test_a_head_that_left_before_its_watch_began_is_not_counted(served: Served) -> None:
+    class Over:
+        """The context of a call that is over."""
+
+        def add_callback(self, callback: Callable[[], None]) -> bool:
+            return False
+
+    watch = served.service.Watch(control_pb2.WatchRequest(head_incarnation=HEAD), Over())  # type: ignore[arg-type]
+    assert list(watch) == []
+    assert served.service._num_watchers == 0

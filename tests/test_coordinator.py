@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -179,7 +180,8 @@ def test_a_later_head_has_later_epochs(told: Told, tmp_path: Path, model: Path) 
     for _ in range(20):  # more than a ring that breaks again and again counts in the time of a restart
         told.coordinator._next_epoch("broken", told.now)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module.time, "time", lambda real=module.time.time: real() + 1.0)
+        soon = time.time() + 1.0
+        patch.setattr(time, "time", lambda: soon)
         later = Told(tmp_path, model, patch)
     assert later.epoch > told.epoch
 

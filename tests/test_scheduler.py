@@ -185,3 +185,33 @@ def test_a_running_id_is_refused() -> None:
 def test_limits_are_checked() -> None:
     with pytest.raises(ValueError, match="max_active is 0"):
         Limits(8, 0, 0, 2)
+
+
+def test_a_request_that_a_result_leaves_out_ends() -> None:
+    scheduler = up()
+    (frame,) = frames(scheduler.submit("a", [3], 2, greedy()))
+    fail, close = scheduler.on_result(frame.epoch, frame.seq, [])
+    assert isinstance(fail, Fail)
+    assert "left it out of a frame's result" in fail.message
+    assert list(frames([close])[0].closes) == [1]
+    assert (scheduler.num_active, scheduler.num_in_flight) == (0, 0)
+
+
+def test_a_request_whose_token_was_not_drawn_ends() -> None:
+    scheduler = up()
+    chunk, last = frames(scheduler.submit("a", [3, 4], 2, greedy()))
+    assert answer(scheduler, chunk) == []
+    fail, _ = scheduler.on_result(last.epoch, last.seq, [ring_pb2.Slot(session=1, position=1)])
+    assert isinstance(fail, Fail)
+    assert "drew no token" in fail.message
+
+
+def test_a_result_for_another_session_is_not_taken() -> None:
+    scheduler = up()
+    (a,) = frames(scheduler.submit("a", [3], 2, greedy()))
+    (b,) = frames(scheduler.submit("b", [3], 2, greedy()))
+    b_slot = ring_pb2.Slot(session=b.slots[0].session, is_sampled=True, result=ring_pb2.SampledToken(id=5))
+    instructions = scheduler.on_result(a.epoch, a.seq, [b_slot])
+    assert [i.request_id for i in instructions if isinstance(i, Fail)] == ["a"]
+    assert not [i for i in instructions if isinstance(i, Emit)]
+    assert [i for i in answer(scheduler, b) if isinstance(i, Emit)]
