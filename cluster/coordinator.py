@@ -380,7 +380,6 @@ class Coordinator:
             Limits(
                 context=plan.context,
                 max_active=plan.concurrency,
-                max_queued=self._config.api.queue,
                 max_in_flight=len(plan.assignments) + 1,
                 vocab_size=self._vocab_size,
             ),

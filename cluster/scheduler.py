@@ -27,11 +27,10 @@ class FailureKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the plan allows. Units: tokens, sessions, requests, frames."""
+    """What the plan allows. Units: tokens, sessions, frames."""
 
     context: int
     max_active: int
-    max_queued: int
     max_in_flight: int  # frames in the ring at once: stages + 1
     prefill_chunk: int = DEFAULT_PREFILL_CHUNK
     vocab_size: int = 0  # 0: not checked

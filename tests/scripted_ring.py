@@ -35,9 +35,7 @@ class ScriptedRing:
         self.prompts: dict[int, list[int]] = {}
         self.closed: set[int] = set()
         self.state, self.reason = "ok", ""
-        self._limits = Limits(
-            context=CONTEXT, max_active=max_active, max_queued=0, max_in_flight=4, vocab_size=VOCAB_SIZE
-        )
+        self._limits = Limits(context=CONTEXT, max_active=max_active, max_in_flight=4, vocab_size=VOCAB_SIZE)
         self._changed = threading.Condition()
         self._frames: queue.SimpleQueue[ring_pb2.Frame | None] = queue.SimpleQueue()
         self._drawn: dict[int, int] = {}

@@ -43,7 +43,7 @@ def head(frames: SimpleQueue[ring_pb2.Frame]) -> Head:
         frames.put(frame)
 
     made = Head(max_queued=0, feed=feed, cluster_status=head_pb2.ClusterStatus, changed=threading.Condition())
-    made.ring_up(1, Limits(2 * PREFILL_CHUNK, 1, 0, 2, PREFILL_CHUNK, VOCAB_SIZE))
+    made.ring_up(1, Limits(2 * PREFILL_CHUNK, 1, 2, PREFILL_CHUNK, VOCAB_SIZE))
     return made
 
 
@@ -97,6 +97,6 @@ def test_the_largest_request_and_its_first_chunk_fit_a_frame(
 
 def test_no_ring_comes_up_in_a_head_that_stops(head: Head) -> None:
     head.close()
-    head.ring_up(2, Limits(64, 1, 0, 2))
+    head.ring_up(2, Limits(64, 1, 2))
     with pytest.raises(Aborted, match="the head is stopping"):
         list(head.Generate(request(ring_pb2.Sampling()), Call()))  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ def up(
     *, context: int = 64, max_active: int = 2, max_in_flight: int = 4, chunk: int = 4, queue: int = 2
 ) -> Scheduler:
     scheduler = Scheduler(max_queued=queue)
-    scheduler.ring_up(7, Limits(context, max_active, queue, max_in_flight, chunk, vocab_size=100))
+    scheduler.ring_up(7, Limits(context, max_active, max_in_flight, chunk, vocab_size=100))
     return scheduler
 
 
@@ -152,7 +152,7 @@ def test_ring_down_ends_all_and_up_starts_clean() -> None:
     (refused,) = scheduler.submit("c", [3], 2, greedy())
     assert isinstance(refused, Fail)
     assert refused.message == "rank 1 is gone"
-    scheduler.ring_up(8, Limits(64, 1, 2, 4, 4))
+    scheduler.ring_up(8, Limits(64, 1, 4, 4))
     assert answer(scheduler, frame) == []  # a frame of the old epoch
     (sent,) = frames(scheduler.submit("d", [3], 2, greedy()))
     assert (sent.epoch, list(sent.closes)) == (8, [])
@@ -184,7 +184,7 @@ def test_a_running_id_is_refused() -> None:
 
 def test_limits_are_checked() -> None:
     with pytest.raises(ValueError, match="max_active is 0"):
-        Limits(8, 0, 0, 2)
+        Limits(8, 0, 2)
 
 
 def test_a_request_that_a_result_leaves_out_ends() -> None:
