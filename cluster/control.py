@@ -13,6 +13,7 @@ from cluster.versions import macrame_version, mlx_lm_version, mlx_version
 from planner.node_profile import NodeProfile
 from proto import control_pb2, control_pb2_grpc
 
+MAX_WATCHERS = 16  # heads, and as many others: each holds a worker, and edges need those
 HEAD_GONE_S = 2.0  # without a watching head for so long, a node frees its sessions
 
 
@@ -22,7 +23,8 @@ class ControlService(control_pb2_grpc.ControlServicer):
     def __init__(self, node: Node, profile: NodeProfile) -> None:
         self._node, self._profile = node, profile
         self._lock = threading.Lock()
-        self._num_watchers = 0
+        self._num_heads = 0
+        self._watchers = {is_head: threading.BoundedSemaphore(MAX_WATCHERS) for is_head in (True, False)}
         self._gone_timer: threading.Timer | None = None
         self._is_closed = False
 
@@ -58,10 +60,9 @@ class ControlService(control_pb2_grpc.ControlServicer):
     ) -> control_pb2.AssignReply:
         """Take a plan; returns at once."""
         try:
-            reason = self._node.assign(request)
+            return self._node.assign(request)
         except ValueError as error:
-            reason = f"the plan cannot be read: {error}"
-        return control_pb2.AssignReply(accepted=not reason, reason=reason)
+            return control_pb2.AssignReply(reason=f"the plan cannot be read: {error}")
 
     def Status(  # noqa: N802
         self, request: control_pb2.StatusRequest, context: grpc.ServicerContext
@@ -72,14 +73,27 @@ class ControlService(control_pb2_grpc.ControlServicer):
     def Watch(  # noqa: N802
         self, request: control_pb2.WatchRequest, context: grpc.ServicerContext
     ) -> Iterator[control_pb2.NodeStatus]:
-        """Statuses until the caller leaves or this node closes."""
-        interval_s = min(max(request.beat_interval_ms, 20), 1000) / 1e3
+        """Statuses until the caller leaves or this node closes; to MAX_WATCHERS at once."""
         is_head = request.head_incarnation != 0
-        if is_head:
-            self._head_came()
-            if not context.add_callback(self._head_left):
-                self._head_left()  # the call was over before it began
-                return
+        if not self._watchers[is_head].acquire(blocking=False):
+            context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{MAX_WATCHERS} streams watch this node already; close one, or ask with Status",
+            )
+        try:
+            if is_head:
+                self._head_came()
+                if not context.add_callback(self._head_left):
+                    self._head_left()  # the call was over before it began
+                    return
+            yield from self._statuses(request, context)
+        finally:
+            self._watchers[is_head].release()
+
+    def _statuses(
+        self, request: control_pb2.WatchRequest, context: grpc.ServicerContext
+    ) -> Iterator[control_pb2.NodeStatus]:
+        interval_s = min(max(request.beat_interval_ms, 20), 1000) / 1e3
         node = self._node
         while context.is_active():
             yield node.status()
@@ -97,15 +111,15 @@ class ControlService(control_pb2_grpc.ControlServicer):
 
     def _head_came(self) -> None:
         with self._lock:
-            self._num_watchers += 1
+            self._num_heads += 1
             if self._gone_timer is not None:
                 self._gone_timer.cancel()
                 self._gone_timer = None
 
     def _head_left(self) -> None:
         with self._lock:
-            self._num_watchers -= 1
-            if self._num_watchers or self._is_closed:
+            self._num_heads -= 1
+            if self._num_heads or self._is_closed:
                 return
             self._gone_timer = threading.Timer(HEAD_GONE_S, self._node.leave, ["the head is gone"])
             self._gone_timer.daemon = True

@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-import grpc
-
+from cluster.assigner import Assigner
 from cluster.config import ClusterConfig
 from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_ERROR, EXIT_UNREACHABLE, EXIT_USAGE, UserError
 from cluster.head import Head
@@ -21,16 +20,14 @@ from cluster.membership import Member, Reach, Watcher
 from cluster.node import Node
 from cluster.planning import plan_cluster
 from cluster.proof import prove
-from cluster.rpc import connect
+from cluster.roll_call import RollCall
 from cluster.scheduler import Limits
 from planner.plan import Plan
-from proto import control_pb2, control_pb2_grpc, head_pb2
+from proto import control_pb2, head_pb2
 
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.1
-ASSIGN_AGAIN_S = 1.0
-ASSIGN_TIMEOUT_S = 3.0
 MIN_EPOCH_S = 0.5  # between two epochs while the ring is not serving
 STOP_S = 0.5  # for the loop and the watchers to end
 
@@ -42,16 +39,6 @@ class Phase(Enum):
     LOADING = "loading"
     OK = "ok"
     DEGRADED = "degraded"
-
-
-@dataclass(slots=True)
-class _Joined:
-    """A rank that was given the present epoch."""
-
-    incarnation: int
-    assigned_at: float
-    is_accepted: bool = False
-    reason: str = ""
 
 
 @dataclass(slots=True)
@@ -103,7 +90,8 @@ class Coordinator:
         self._vocab_size = 0
         self._epoch = int(time.time() * 1e3)  # later than any of an earlier head: none makes one each ms
         self._epoch_at = 0.0
-        self._joined: dict[int, _Joined] = {}
+        self._incarnation = node.incarnation  # what the epochs are counted under
+        self._assigner = Assigner(node.token, self._wake.set)
         self._is_serving = False
         self._has_served = False
         self._view = _View()
@@ -127,6 +115,8 @@ class Coordinator:
             watcher.join(max(0.0, deadline - time.monotonic()))
         if self._thread.ident is not None:
             self._thread.join(max(0.0, deadline - time.monotonic()))
+        if not self._thread.is_alive():
+            self._assigner.begin()
 
     # -- what others see ----------------------------------------------------------------------------------
     def cluster_status(self) -> head_pb2.ClusterStatus:
@@ -158,7 +148,7 @@ class Coordinator:
             return "failed", member.reason
         if member.reach is not Reach.CONNECTED or member.status is None:
             return member.reach.value, member.reason
-        joined = self._joined.get(member.rank)
+        joined = self._assigner.joined.get(member.rank)
         if joined is not None and joined.reason:
             return "failed", joined.reason
         status = member.status
@@ -197,11 +187,22 @@ class Coordinator:
         members = {watcher.member.rank: watcher.member for watcher in self._watchers}
         if self._plan is None and not self._try_plan(members, now):
             return
-        broken = self._what_broke(members)
+        self._assigner.collect()
+        broken = self._roll_call(members).what_broke()
         if broken is not None and (self._is_serving or self._may_mend(now)):
             self._next_epoch(broken, now)
         self._assign_all(members, now)
-        self._settle(members, now)
+        self._settle(self._roll_call(members), now)
+
+    def _roll_call(self, members: Mapping[int, Member]) -> RollCall:
+        return RollCall(
+            epoch=self._epoch,
+            is_serving=self._is_serving,
+            needed=self._needed,
+            members=members,
+            joined=self._assigner.joined,
+            stall_timeout_s=self._config.stall_timeout_s,
+        )
 
     def _try_plan(self, members: Mapping[int, Member], now: float) -> bool:
         if self._node.model_dir is None:
@@ -242,68 +243,38 @@ class Coordinator:
             raise UserError(f"waited long enough (--wait-s): {reasons}", EXIT_UNREACHABLE)
 
     @property
-    def _needed(self) -> set[int]:
+    def _needed(self) -> frozenset[int]:
         """Ranks without which nothing can be served: the head and those that own layers."""
         assert self._plan is not None
-        return {self._node.rank} | {a.rank for a in self._plan.assignments}
+        return frozenset({self._node.rank} | {a.rank for a in self._plan.assignments})
 
     def _may_mend(self, now: float) -> bool:
         """A new epoch can only help once all that it needs have joined this one."""
-        return now - self._epoch_at > MIN_EPOCH_S and all(map(self._has_joined, self._needed))
-
-    def _has_joined(self, rank: int) -> bool:
-        joined = self._joined.get(rank)
-        return joined is not None and joined.is_accepted
-
-    def _what_broke(self, members: Mapping[int, Member]) -> str | None:
-        for rank, joined in self._joined.items():
-            if rank not in self._needed or not joined.is_accepted:
-                continue
-            member = members[rank]
-            if member.reach is not Reach.CONNECTED:
-                return member.reason
-            status = member.status
-            assert status is not None
-            if status.incarnation != joined.incarnation:
-                return f"{member.label} was restarted"
-            if status.epoch != self._epoch:
-                if self._is_serving:  # it was seen in this epoch
-                    return f"{member.label} left the ring{status.reason and ': '}{status.reason}"
-                continue  # an older status is still on its way
-            if status.lost_edge:
-                return f"{member.label} lost an edge: {status.lost_edge}"
-            if self._is_serving and status.state == control_pb2.FAILED:
-                return f"{member.label} failed: {status.reason}"
-            if self._is_serving and (stall := self._stall(member)):
-                return stall
-        return None
-
-    def _stall(self, member: Member) -> str:
-        """What keeps the node's compute thread for too long, or an empty string."""
-        status = member.status
-        if status is None or status.busy_s <= self._config.stall_timeout_s:
-            return ""
-        return f"{member.label} has been {status.activity} for {status.busy_s:.0f} s without progress"
+        return now - self._epoch_at > MIN_EPOCH_S and all(map(self._assigner.has_joined, self._needed))
 
     def _next_epoch(self, reason: str, now: float) -> None:
         was_serving, self._is_serving = self._is_serving, False
         self._epoch += 1
         self._epoch_at = now
-        self._joined.clear()
+        self._assigner.begin()
         if was_serving:
             self.head.ring_down(f"the ring broke: {reason}; send the request again when it serves")
         self._show(Phase.DEGRADED if self._has_served else Phase.LOADING, reason)
 
     def _assign_all(self, members: Mapping[int, Member], now: float) -> None:
         assert self._plan is not None
-        due: list[Member] = []
-        for rank, member in members.items():
-            joined, status = self._joined.get(rank), member.status
-            if member.reach is not Reach.CONNECTED or status is None:
-                continue
-            is_there = status.epoch == self._epoch and joined is not None and joined.is_accepted
-            if not is_there and (joined is None or now - joined.assigned_at > ASSIGN_AGAIN_S):
-                due.append(member)
+        assigner = self._assigner
+        if assigner.is_overtaken:  # no number of ours is sure to be later, but a new incarnation's are
+            self._incarnation = time.time_ns()
+            self._next_epoch("a node was given a later epoch than this head's", now)
+        due = [
+            member
+            for rank, member in members.items()
+            if member.reach is Reach.CONNECTED
+            and member.status is not None
+            and not (member.status.epoch == self._epoch and assigner.has_joined(rank))
+            and assigner.is_due(rank, now)
+        ]
         if not due:
             return
         request = control_pb2.AssignRequest(
@@ -312,64 +283,26 @@ class Coordinator:
             plan_json=self._plan_json,
             plan_digest=self._plan.digest,
             model_digest=self._node.model_digest,
-            head_incarnation=self._node.incarnation,
+            head_incarnation=self._incarnation,
         )
-        channels = [connect(member.address, self._node.token) for member in due]
-        calls = [
-            control_pb2_grpc.ControlStub(channel).Assign.future(request, timeout=ASSIGN_TIMEOUT_S)
-            for channel in channels
-        ]
-        for member, call, channel in zip(due, calls, channels, strict=True):
-            assert member.status is not None
-            joined = _Joined(member.status.incarnation, now)
-            try:
-                reply = call.result()
-                joined.is_accepted, joined.reason = reply.accepted, reply.reason
-            except grpc.RpcError:
-                joined.reason = ""  # the watcher says what is wrong with it
-            finally:
-                channel.close()
-            self._joined[member.rank] = joined
+        assigner.send(due, request, now)
 
-    def _settle(self, members: Mapping[int, Member], now: float) -> None:
+    def _settle(self, roll: RollCall, now: float) -> None:
         """Serve when every needed rank is ready in this epoch; else say what is waited for."""
-        assert self._plan is not None
-        waiting: list[str] = []
-        is_loading = True
-        for rank in sorted(self._needed):
-            member = members[rank]
-            joined, status = self._joined.get(rank), member.status
-            if member.reach is not Reach.CONNECTED or status is None:
-                waiting.append(member.reason or f"{member.label} is not there yet")
-                is_loading = False
-            elif joined is not None and joined.reason:
-                waiting.append(joined.reason)
-                is_loading = False
-            elif status.epoch == self._epoch and status.state == control_pb2.FAILED:
-                if rank == self._node.rank and not self._has_served:
-                    raise UserError(status.reason, EXIT_ERROR)  # no other node's restart can mend it
-                waiting.append(f"{member.label} failed: {status.reason}")
-                is_loading = False
-            elif status.epoch == self._epoch and (stall := self._stall(member)):
-                waiting.append(stall)
-            elif status.epoch == self._epoch and status.lost_edge:
-                waiting.append(f"{member.label} lost an edge: {status.lost_edge}")
-            elif (
-                not self._has_joined(rank)
-                or status.epoch != self._epoch
-                or status.state != control_pb2.READY
-                or status.incarnation != self._joined[rank].incarnation
-            ):
-                waiting.append(f"{member.label} is {_state_word(status)}")
-        if not waiting:
+        waiting = roll.waiting()
+        if waiting is None:
             if not self._is_serving:
                 self._serve()
             return
         if self._is_serving:
-            return  # a status of the present epoch that is not READY comes with a reason: _what_broke
-        phase = Phase.DEGRADED if self._has_served else (Phase.LOADING if is_loading else Phase.STARTING)
-        self._show(phase, "; ".join(waiting))
-        self._check_deadline(now, "; ".join(waiting))
+            return  # a status of the present epoch that is not READY comes with a reason: what_broke
+        if not self._has_served and (reason := roll.failure_of(self._node.rank)):
+            raise UserError(reason, EXIT_ERROR)  # no other node's restart can mend it
+        phase = (
+            Phase.DEGRADED if self._has_served else Phase.LOADING if waiting.is_loading else Phase.STARTING
+        )
+        self._show(phase, str(waiting))
+        self._check_deadline(now, str(waiting))
 
     def _serve(self) -> None:
         assert self._plan is not None
@@ -385,10 +318,3 @@ class Coordinator:
             ),
         )
         self._show(Phase.OK, "")
-
-
-def _state_word(status: control_pb2.NodeStatus) -> str:
-    word = control_pb2.NodeState.Name(status.state).lower()
-    if status.state == control_pb2.LOADING and status.load_total_bytes:
-        return f"loading ({status.loaded_bytes / 1e9:.2f} of {status.load_total_bytes / 1e9:.2f} GB)"
-    return word

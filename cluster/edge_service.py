@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 WINDOW_BYTES = 16 << 20
 CLOSING = "it is closing"
 NOT_ASSIGNED = "not assigned to this epoch yet"
+TAKEN = "another stream of the same edge is open"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +90,15 @@ class EdgeService:
         for stream in streams:
             stream.join()
 
-    def enter(self, stream: _Stream) -> bool:
-        """The stream was accepted; False if the service has closed meanwhile."""
+    def enter(self, stream: _Stream) -> str:
+        """The stream was accepted; a sentence if the service is closing or has this edge already."""
         with self._lock:
+            if self.is_closing:
+                return CLOSING
+            if any(other.edge == stream.edge for other in self._streams):
+                return TAKEN
             self._streams.add(stream)
-            return not self.is_closing
+            return ""
 
     def leave(self, stream: _Stream) -> None:
         """The stream is over."""
@@ -134,6 +139,12 @@ class _Stream:
         self._silent_s = 0.0
         self._end: tuple[grpc.StatusCode | None, str] = (None, "")
 
+    @property
+    def edge(self) -> tuple[int, int, int, int, int]:
+        """What two streams of one sender's edge have in common."""
+        hello = self.hello
+        return hello.epoch, hello.from_rank, hello.to_rank, hello.start, hello.stop
+
     # -- handler thread ----------------------------------------------------------------------------------
     def serve(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[bytes]:
         """The RPC: greeting, then the replies that other threads put, until the reader ends."""
@@ -143,8 +154,9 @@ class _Stream:
             code, reason = self._greet(requests)
             if code is not None:
                 context.abort(code, reason)
-            if not self._service.enter(self):
-                context.abort(grpc.StatusCode.UNAVAILABLE, CLOSING)
+            if refusal := self._service.enter(self):
+                context.abort(grpc.StatusCode.UNAVAILABLE, refusal)
+            self._is_greeted = True
             name = f"edge from rank {self.hello.from_rank}"
             self._reader = threading.Thread(target=self._read, args=(requests,), name=name, daemon=True)
             self._reader.start()
@@ -180,7 +192,6 @@ class _Stream:
             )
         refusal = self._service.accept(self.hello)
         if refusal is None:
-            self._is_greeted = True
             return None, ""
         if refusal == NOT_ASSIGNED:
             return grpc.StatusCode.UNAVAILABLE, refusal

@@ -23,12 +23,14 @@ STATUS_INTERVAL_S = 0.2
 # A frame's header holds what a request says and what it is told, besides ids and positions.
 MAX_SAMPLING_BYTES = MAX_HEADER_BYTES - (64 << 10)
 MAX_TOP_LOGPROBS = 1024
+MAX_WATCHERS = 16  # each holds a worker, and requests need those
 
 _STATUS_CODES = {
     FailureKind.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
     FailureKind.BUSY: grpc.StatusCode.RESOURCE_EXHAUSTED,
     FailureKind.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     FailureKind.FAILED: grpc.StatusCode.INTERNAL,
+    FailureKind.CANCELLED: grpc.StatusCode.CANCELLED,
 }
 
 
@@ -63,6 +65,7 @@ class Head(head_pb2_grpc.HeadServicer):
         self._lock = threading.Lock()
         self._clients: dict[str, _Client] = {}
         self._limits: Limits | None = None
+        self._watchers = threading.BoundedSemaphore(MAX_WATCHERS)
         self._is_closing = False
 
     # -- the ring's side ----------------------------------------------------------------------------------
@@ -139,9 +142,11 @@ class Head(head_pb2_grpc.HeadServicer):
         """End a request by its id."""
         with self._lock:
             client = self._clients.get(request.request_id)
-        if client is not None:
-            self._leave(request.request_id, client)
-        return head_pb2.CancelReply(found=client is not None)
+        if client is None:
+            return head_pb2.CancelReply(found=False)
+        client.inbox.put(Fail(request.request_id, FailureKind.CANCELLED, "the request was cancelled"))
+        self._leave(request.request_id, client)
+        return head_pb2.CancelReply(found=True)
 
     def GetCluster(  # noqa: N802
         self, request: head_pb2.ClusterRequest, context: grpc.ServicerContext
@@ -152,11 +157,19 @@ class Head(head_pb2_grpc.HeadServicer):
     def WatchCluster(  # noqa: N802
         self, request: head_pb2.ClusterRequest, context: grpc.ServicerContext
     ) -> Iterator[head_pb2.ClusterStatus]:
-        """The same, every STATUS_INTERVAL_S and at each change."""
-        while context.is_active() and not self._is_closing:
-            yield self._cluster_status()
-            with self._changed:
-                self._changed.wait(STATUS_INTERVAL_S)
+        """The same, every STATUS_INTERVAL_S and at each change; to MAX_WATCHERS at once."""
+        if not self._watchers.acquire(blocking=False):
+            context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{MAX_WATCHERS} streams watch this cluster already; close one, or ask with GetCluster",
+            )
+        try:
+            while context.is_active() and not self._is_closing:
+                yield self._cluster_status()
+                with self._changed:
+                    self._changed.wait(STATUS_INTERVAL_S)
+        finally:
+            self._watchers.release()
 
     def _submit(self, request_id: str, client: _Client, request: head_pb2.GenerateRequest) -> None:
         with self._lock:

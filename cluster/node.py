@@ -89,8 +89,32 @@ class Node:
         return self._compute.stop(timeout_s)
 
     # -- what the head asks -------------------------------------------------------------------------------
-    def assign(self, request: control_pb2.AssignRequest) -> str:
-        """Take a plan and an epoch; returns why not, or an empty string."""
+    def assign(self, request: control_pb2.AssignRequest) -> control_pb2.AssignReply:
+        """Take a plan and an epoch, or say why not. Raises ValueError for a plan that cannot be read."""
+        if reason := self._why_not_mine(request):
+            return control_pb2.AssignReply(reason=reason)
+        plan = Plan.from_json(request.plan_json)
+        if reason := self._why_no_plan(plan, request.plan_digest):
+            return control_pb2.AssignReply(reason=reason)
+        with self._lock:
+            if self.is_closing:
+                return control_pb2.AssignReply(reason=f"{self.name} is stopping")
+            present = self._epoch
+            if present is not None and present.head_incarnation == request.head_incarnation:
+                if request.epoch == present.number:
+                    return control_pb2.AssignReply(accepted=True)
+                if request.epoch < present.number:
+                    reason = f"epoch {request.epoch} is over; {self.name} is in epoch {present.number}"
+                    return control_pb2.AssignReply(reason=reason, is_overtaken=True)
+            old = self._take_senders()
+            self._enter(plan, request)
+        self._notify()
+        for sender in old:
+            sender.close()
+        return control_pb2.AssignReply(accepted=True)
+
+    def _why_not_mine(self, request: control_pb2.AssignRequest) -> str:
+        """Why a head with another config or model is none of ours, or an empty string."""
         if request.config_digest != self.config.digest:
             return (
                 f"{self.name} runs with another config (digest {self.config.digest}, the head's is "
@@ -103,38 +127,31 @@ class Node:
                 f"{self.name} has other files for {self.config.model} (digest {self.model_digest}, the "
                 f"head's is {request.model_digest}); give every node the same revision"
             )
-        plan = Plan.from_json(request.plan_json)
-        if plan.digest != request.plan_digest:
-            return f"the plan has digest {plan.digest}, but was announced as {request.plan_digest}"
+        return ""
+
+    def _why_no_plan(self, plan: Plan, announced_digest: str) -> str:
+        if plan.digest != announced_digest:
+            return f"the plan has digest {plan.digest}, but was announced as {announced_digest}"
         strangers = [a.rank for a in plan.assignments if a.rank >= len(self.config.nodes)]
         if strangers:
             return f"the plan gives layers to rank {strangers[0]}, which is not in the config"
-        with self._lock:
-            if self.is_closing:
-                return f"{self.name} is stopping"
-            present = self._epoch
-            if present is not None and present.head_incarnation == request.head_incarnation:
-                if request.epoch == present.number:
-                    return ""
-                if request.epoch < present.number:
-                    return f"epoch {request.epoch} is over; this node is in epoch {present.number}"
-            old = self._take_senders()
-            self.was_assigned = True
-            mine = route(plan, self.rank)
-            self._epoch = Epoch(request.epoch, request.head_incarnation, plan, request.plan_digest, mine)
-            self._state, self._reason, self._lost_edge = control_pb2.LOADING, "", ""
-            start, stop = mine.layers
-            part = mine.assignment
-            need = None
-            if part is not None:
-                need = MemoryNeed(part.need_bytes, part.budget_bytes, part.reserve_bytes)
-            self._compute.post(LoadWork(request.epoch, self.model_dir, self.model_digest, start, stop, need))
-            for edge in mine.outgoing:
-                self._senders[edge] = self._new_sender(edge, self._epoch)
-        self._notify()
-        for sender in old:
-            sender.close()
         return ""
+
+    def _enter(self, plan: Plan, request: control_pb2.AssignRequest) -> None:
+        """From now on this epoch: load, and open the edges. Called with the lock held."""
+        assert self.model_dir is not None
+        self.was_assigned = True
+        mine = route(plan, self.rank)
+        self._epoch = Epoch(request.epoch, request.head_incarnation, plan, request.plan_digest, mine)
+        self._state, self._reason, self._lost_edge = control_pb2.LOADING, "", ""
+        start, stop = mine.layers
+        part = mine.assignment
+        need = None
+        if part is not None:
+            need = MemoryNeed(part.need_bytes, part.budget_bytes, part.reserve_bytes)
+        self._compute.post(LoadWork(request.epoch, self.model_dir, self.model_digest, start, stop, need))
+        for edge in mine.outgoing:
+            self._senders[edge] = self._new_sender(edge, self._epoch)
 
     def leave(self, reason: str) -> None:
         """The head is gone: end every session and keep the weights."""
@@ -155,7 +172,10 @@ class Node:
         """The present state; safe from any thread."""
         with self._lock:
             epoch, state, reason, lost_edge = self._epoch, self._state, self._reason, self._lost_edge
-            hops = [ms for sender in self._senders.values() for ms in sender.recent_hop_ms()]
+            senders = tuple(self._senders.values())
+        hops = [ms for sender in senders for ms in sender.recent_hop_ms()]
+        if state == control_pb2.CONNECTING and not reason:
+            reason = "; ".join(sender.waiting_for for sender in senders if sender.waiting_for)
         compute, engine = self._compute, self._compute.engine
         start, stop = (0, 0) if epoch is None else epoch.route.layers
         status = control_pb2.NodeStatus(

@@ -23,7 +23,7 @@ from cluster.usage import peak_rss_bytes
 from proto import control_pb2_grpc, head_pb2_grpc
 from shard_loader.hub import resolve_model
 
-SPARE_WORKERS = 32  # handler threads besides one per request that may wait: edges, watchers, short calls
+SPARE_WORKERS = 64  # handler threads besides one per request that may wait: edges, watchers, short calls
 
 
 def _workers_end(timeout_s: float) -> bool:

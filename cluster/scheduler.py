@@ -23,6 +23,7 @@ class FailureKind(Enum):
     BUSY = "busy"  # the queue is full
     UNAVAILABLE = "unavailable"  # the ring is not serving, or it broke
     FAILED = "failed"  # a stage failed on this request alone
+    CANCELLED = "cancelled"  # by its id, by somebody else than the client that waits
 
 
 @dataclass(frozen=True, slots=True)

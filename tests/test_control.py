@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -95,11 +96,18 @@ def test_plans_that_are_not_taken(served: Served) -> None:
         "n0 runs with another config (digest ": {"config_digest": "0" * 16},
         f"n0 has other files for {served.model} (digest ": {"model_digest": "0" * 16},
         "the plan cannot be read: ": {"plan_json": "{"},
+        "the plan has digest ": {"plan_digest": "0" * 16},
     }
     for start, values in refusals.items():
         reply = served.assign(**values)
         assert not reply.accepted
         assert reply.reason.startswith(start)
+    plan = plan_cluster(served.config, served.model, {}).plan
+    assert plan is not None
+    elsewhere = dataclasses.replace(plan, assignments=(dataclasses.replace(plan.assignments[0], rank=7),))
+    reply = served.assign(plan_json=elsewhere.to_json(), plan_digest=elsewhere.digest)
+    assert not reply.accepted
+    assert reply.reason == "the plan gives layers to rank 7, which is not in the config"
     for text in ("[]", "{}", "null", '{"assignments": 3}', "[" * 100_000):
         reply = served.assign(plan_json=text)
         assert not reply.accepted
@@ -117,7 +125,8 @@ def test_a_plan_is_loaded_once_and_an_old_epoch_refused(served: Served) -> None:
     assert served.assign(5).accepted  # the head's second try of the same
     reply = served.assign(4)
     assert not reply.accepted
-    assert reply.reason == "epoch 4 is over; this node is in epoch 5"
+    assert reply.reason == "epoch 4 is over; n0 is in epoch 5"
+    assert reply.is_overtaken
     assert served.assign(4, head_incarnation=HEAD + 1).accepted  # another head counts for itself
     assert served.wait_state(control_pb2.READY).epoch == 4
 
@@ -180,4 +189,15 @@ def test_a_head_that_left_before_its_watch_began_is_not_counted(served: Served) 
 
     watch = served.service.Watch(control_pb2.WatchRequest(head_incarnation=HEAD), Over())  # type: ignore[arg-type]
     assert list(watch) == []
-    assert served.service._num_watchers == 0
+    assert served.service._num_heads == 0
+
+
+def test_watchers_leave_workers_to_edges(served: Served) -> None:
+    for semaphore in served.service._watchers.values():
+        while semaphore.acquire(blocking=False):
+            pass
+    for incarnation, whose in ((0, "an onlooker"), (HEAD, "a head")):
+        with pytest.raises(grpc.RpcError) as raised:
+            list(served.stub.Watch(control_pb2.WatchRequest(head_incarnation=incarnation), timeout=5.0))
+        assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED, whose
+        assert raised.value.details() == ("16 streams watch this node already; close one, or ask with Status")

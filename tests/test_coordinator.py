@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from cluster import coordinator as module
+from cluster.assigner import Joined
 from cluster.config import load_config
-from cluster.coordinator import MIN_EPOCH_S, Coordinator, _Joined
+from cluster.coordinator import MIN_EPOCH_S, Coordinator
 from cluster.membership import Member, Reach
 from cluster.node import Node
 from cluster.planning import Planning, plan_cluster
@@ -45,11 +46,11 @@ class Told:
         patch.setattr(self.coordinator, "_assign_all", self._assign_all)
 
     def _assign_all(self, members: Mapping[int, Member], now: float) -> None:
-        joined = self.coordinator._joined
+        joined = self.coordinator._assigner.joined
         for rank, member in members.items():
             if member.reach is Reach.CONNECTED and rank not in joined:
                 assert member.status is not None
-                joined[rank] = _Joined(member.status.incarnation, now, is_accepted=self.is_heard)
+                joined[rank] = Joined(member.status.incarnation, now, is_accepted=self.is_heard)
                 self.say(rank, epoch=self.epoch, state=control_pb2.READY, lost_edge="", reason="")
 
     @property
@@ -106,7 +107,7 @@ def test_no_service_before_an_assignment_is_known_to_be_taken(told: Told) -> Non
         told.say(rank)
     told.tick()
     assert told.status == "loading"
-    for joined in told.coordinator._joined.values():
+    for joined in told.coordinator._assigner.joined.values():
         joined.is_accepted = True
     told.tick()
     assert told.status == "ok"
@@ -173,7 +174,7 @@ def test_a_restarted_node_ends_the_epoch(told: Told) -> None:
     told.say(2, incarnation=99)
     told.tick()
     assert told.epoch == epoch + 1
-    assert told.coordinator._joined[2].incarnation == 99
+    assert told.coordinator._assigner.joined[2].incarnation == 99
 
 
 def test_a_later_head_has_later_epochs(told: Told, tmp_path: Path, model: Path) -> None:

@@ -71,7 +71,7 @@ def test_a_peer_that_is_not_there_yet_is_waited_for() -> None:
         with peer_process(port) as peer:
             begin = time.monotonic()
             assert sender.up().send(step(), [raw(100)])
-            assert time.monotonic() - begin < 2.0
+            assert time.monotonic() - begin < 5.0  # gRPC's own backoff would soon be longer
             assert peer.read() == "frame 1 100"
 
 

@@ -314,6 +314,18 @@ def test_a_closing_receiver_says_so() -> None:
             until(lambda: "it is closing" in late.edge.waiting_for, "a visible reason to wait")
 
 
+def test_a_second_stream_of_an_edge_waits_until_the_first_is_over() -> None:
+    with receiving() as receiver, sending(receiver.address) as first:
+        first.up()
+        with sending(receiver.address) as second:
+            until(lambda: "another stream of the same edge" in second.edge.waiting_for, "a visible reason")
+            assert receiver.downs.empty()
+            assert first.edge.send(step(epoch=3), [raw(10)])
+            assert receiver.frames.get(timeout=WAIT_S).frame.epoch == 3
+            first.edge.close()
+            second.up()
+
+
 def test_abort_ends_old_epochs_only_and_gives_the_reason() -> None:
     with (
         receiving() as receiver,

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
+from cluster.head import MAX_WATCHERS
 from proto import head_pb2, head_pb2_grpc, ring_pb2
 from tests.api_server import wait_for
 from tests.scripted_ring import CONTEXT, ScriptedRing
@@ -99,7 +100,7 @@ def test_cancel_ends_the_call_and_frees_the_session(ring: ScriptedRing, head: he
     call = head.Generate(request(500, "mine"), timeout=20.0)
     next(call)
     assert head.Cancel(head_pb2.CancelRequest(request_id="mine"), timeout=5.0).found
-    assert len(list(call)) < 100
+    assert failure(call) == (grpc.StatusCode.CANCELLED, "the request was cancelled")
     ring.wait_closed(1)
     assert not head.Cancel(head_pb2.CancelRequest(request_id="mine"), timeout=5.0).found
     assert status(head).num_active == 0
@@ -166,3 +167,15 @@ def test_a_watcher_hears_of_changes_and_of_the_end(ring: ScriptedRing, head: hea
     assert next(s for s in watch if s.status != "ok").reason == "rank 1 is gone"
     ring.head.close()
     list(watch)  # ends by itself
+
+
+def test_watchers_leave_workers_to_requests(head: head_pb2_grpc.HeadStub) -> None:
+    watches = [head.WatchCluster(head_pb2.ClusterRequest()) for _ in range(MAX_WATCHERS)]
+    for watch in watches:
+        assert next(watch).status == "ok"
+    code, details = failure(head.WatchCluster(head_pb2.ClusterRequest(), timeout=5.0))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert details == "16 streams watch this cluster already; close one, or ask with GetCluster"
+    assert len(list(head.Generate(request(3), timeout=5.0))) == 3
+    for watch in watches:
+        watch.cancel()

@@ -10,7 +10,10 @@ from pathlib import Path
 import grpc
 import pytest
 
-from proto import head_pb2, head_pb2_grpc, ring_pb2
+from cluster.config import load_config
+from planner.headers import model_digest
+from planner.plan import Plan
+from proto import control_pb2, control_pb2_grpc, head_pb2, head_pb2_grpc, ring_pb2
 from tests.reference import greedy
 from tests.ring_processes import RingProcesses
 from tests.tiny_models import write_checkpoint
@@ -104,6 +107,25 @@ def test_a_restarted_head_finds_its_nodes_again(tmp_path: Path, model: Path) -> 
         ring.kill(0)
         ring.start(0)
         ring.wait_ok()
+        assert ring.tokens(PROMPT, 10) == greedy(model, PROMPT, 10)[0]
+
+
+def test_a_stranger_who_assigns_a_far_epoch_cannot_keep_the_ring_down(tmp_path: Path, model: Path) -> None:
+    with RingProcesses(tmp_path, model, LAYERS) as ring:
+        status = ring.wait_ok()
+        plan = Plan.from_json(status.plan_json)
+        forged = control_pb2.AssignRequest(
+            epoch=2**63,
+            config_digest=load_config(ring.config_path).digest,
+            plan_json=status.plan_json,
+            plan_digest=plan.digest,
+            model_digest=model_digest(model),
+            head_incarnation=status.incarnation,
+        )
+        for rank in (1, 2):
+            with ring.channel(rank) as channel:
+                assert control_pb2_grpc.ControlStub(channel).Assign(forged, timeout=5.0).accepted
+        ring.wait_status(lambda s: s.status == "ok" and s.epoch > status.epoch)
         assert ring.tokens(PROMPT, 10) == greedy(model, PROMPT, 10)[0]
 
 
