@@ -51,6 +51,14 @@ def test_nothing_to_show_is_no_delta(tokenizer: Tokenizer) -> None:
     assert (delta.text, len(delta.tokens)) == ("é", 3)  # held-back tokens come with the next text
 
 
+def test_a_token_without_text_is_shown_to_who_counts_tokens(tokenizer: Tokenizer) -> None:
+    counting, reading = choice(tokenizer, keeps_tokens=True), choice(tokenizer)
+    delta = counting.feed(reply("é".encode()[:1]))
+    assert delta is not None
+    assert (delta.text, len(delta.tokens)) == ("", 1)
+    assert reading.feed(reply("é".encode()[:1])) is None
+
+
 def test_a_stop_string_in_the_middle_of_a_reply(tokenizer: Tokenizer) -> None:
     answer = choice(tokenizer, keeps_tokens=True, stops=("lo",))
     delta = answer.feed(reply(b"hello, world", "length"))

@@ -77,7 +77,8 @@ class Choice:
             if self._stop is not None:
                 text += self._stop.flush()
             return self._take(text)
-        return self._take(text) if text else None
+        # A token of no text is shown to a client that counts tokens, unless it may be part of a stop string.
+        return self._take(text) if text or (self._kept.tokens and self._stop is None) else None
 
     def _add(self, token: ring_pb2.SampledToken) -> str:
         options = self._options
