@@ -21,6 +21,8 @@ from urllib.parse import urlsplit
 from cluster.errors import EXIT_ERROR, EXIT_UNREACHABLE, UserError
 
 REQUEST_TIMEOUT_S = 600.0
+FRESH_LIMIT_S = 10.0  # for two statuses of every node; they come several times a second
+POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +161,7 @@ def measure(
             f"of {context}; ask for less",
             EXIT_ERROR,
         )
-    cpu = cpu_s or (lambda: sum(n["node"]["cpu_s"] for n in endpoint.get("/v1/cluster")["nodes"]))
+    cpu = cpu_s or (lambda: sum(node["node"]["cpu_s"] for node in endpoint.get("/v1/cluster")["nodes"]))
     draw = random.Random(seed)
     vocabulary = max(2, cluster["vocab_size"] or 256)
 
@@ -174,11 +176,11 @@ def measure(
 def _run(
     endpoint: Endpoint, prompts: Sequence[list[int]], answer_tokens: int, cpu: Callable[[], float]
 ) -> Run:
-    before, cpu_before, started = _stages(endpoint), cpu(), time.perf_counter()
+    before, cpu_before, started = _fresh_stages(endpoint), cpu(), time.perf_counter()
     with ThreadPoolExecutor(len(prompts)) as users:
         answers = list(users.map(lambda p: endpoint.complete(p, answer_tokens), prompts))
-    wall_s, cpu_used_s = time.perf_counter() - started, cpu() - cpu_before
-    after = _stages(endpoint)
+    wall_s = time.perf_counter() - started
+    after, cpu_used_s = _fresh_stages(endpoint), cpu() - cpu_before
     hops = sorted(ms for stats in after for ms in stats["recent_hop_ms"])
     return Run(
         concurrency=len(prompts),
@@ -207,6 +209,20 @@ def _stages(endpoint: Endpoint) -> list[dict[str, Any]]:
     cluster = endpoint.get("/v1/cluster")
     by_rank = {node["rank"]: node["node"] for node in cluster["nodes"]}
     return [by_rank[stage["rank"]]["stats"] for stage in cluster["plan"]["assignments"]]
+
+
+def _fresh_stages(endpoint: Endpoint) -> list[dict[str, Any]]:
+    """The same, measured after this call: the second new status of a node cannot be older."""
+    stages = [_stages(endpoint)]
+    deadline = time.monotonic() + FRESH_LIMIT_S
+    while any(len({s[i]["uptime_ms"] for s in stages}) < 3 for i in range(len(stages[0]))):
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"the nodes sent no status for {FRESH_LIMIT_S:.0f} s; see macrame status", EXIT_ERROR
+            )
+        time.sleep(POLL_S)
+        stages.append(_stages(endpoint))
+    return stages[-1]
 
 
 def _nodes(cluster: dict[str, Any]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 
-READ_AGAIN_S = 1.0  # statuses go out more often; asking the kernel each time would cost more than the rest
+READ_AGAIN_S = 1.0  # statuses go out more often; reading /proc each time would cost more than the rest
 
 
 def peak_rss_bytes() -> int:
@@ -25,28 +25,22 @@ def peak_rss_bytes() -> int:
 
 
 class Usage:
-    """CPU time and peak memory, read at most once in READ_AGAIN_S."""
+    """CPU time, and peak memory that is read at most once in READ_AGAIN_S."""
 
     def __init__(self) -> None:
         self._read_at = 0.0
         self._peak_rss_bytes = 0
-        self._cpu_s = 0.0
 
     @property
     def peak_rss_bytes(self) -> int:
         """As `peak_rss_bytes`."""
-        self._refresh()
+        now = time.monotonic()
+        if now - self._read_at >= READ_AGAIN_S:
+            self._read_at, self._peak_rss_bytes = now, peak_rss_bytes()
         return self._peak_rss_bytes
 
     @property
     def cpu_s(self) -> float:
         """User and system time of all threads so far."""
-        self._refresh()
-        return self._cpu_s
-
-    def _refresh(self) -> None:
-        now = time.monotonic()
-        if now - self._read_at >= READ_AGAIN_S:
-            times = os.times()
-            self._read_at, self._cpu_s = now, times.user + times.system
-            self._peak_rss_bytes = peak_rss_bytes()
+        times = os.times()
+        return times.user + times.system
