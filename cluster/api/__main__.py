@@ -19,6 +19,7 @@ from types import FrameType
 import uvicorn
 
 from cluster.api.app import make_app
+from cluster.api.connection import Connection
 from cluster.api.head_client import HeadClient
 from cluster.api.sampling import SamplingDefaults
 from cluster.api.service import Service
@@ -103,7 +104,7 @@ def _serve(config: ClusterConfig, head_address: str, has_parent_pipe: bool) -> i
     server = _Server(
         uvicorn.Config(
             make_app(service, keys),
-            http="httptools",
+            http=Connection,
             ws="none",
             loop="uvloop" if has_uvloop else "asyncio",
             lifespan="on",
