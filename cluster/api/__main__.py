@@ -99,7 +99,8 @@ def _serve(config: ClusterConfig, head_address: str, has_parent_pipe: bool) -> i
             EXIT_USAGE,
         )
     listener = _listen(config.api.host, config.api.port)
-    service = Service(config.model, config.model_dir_base, HeadClient(head_address, config.token()))
+    head = HeadClient(head_address, config.token())
+    service = Service(config.model, config.model_dir_base, head, config.api.queue)
     has_uvloop = importlib.util.find_spec("uvloop") is not None
     server = _Server(
         uvicorn.Config(
