@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import openai
 
-from tests.scripted_ring import ScriptedRing
+from tests.scripted_ring import MAX_QUEUED, ScriptedRing
 from tests.tiny_models import EOS_ID, write_tokenizer
 
 CHAT = "/v1/chat/completions"
@@ -75,7 +75,8 @@ def write_config(directory: Path, model: Path, **api: Any) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "cluster.json"
     nodes = [{"host": "127.0.0.1", "memory_gb": 16}]
-    path.write_text(json.dumps({"model": str(model), "nodes": nodes, "api": {"port": 0, **api}}))
+    api = {"port": 0, "queue": MAX_QUEUED, **api}
+    path.write_text(json.dumps({"model": str(model), "nodes": nodes, "api": api}))
     return path
 
 

@@ -20,6 +20,7 @@ from proto import control_pb2, head_pb2, head_pb2_grpc, ring_pb2
 from tests.tiny_models import EOS_ID, VOCAB_SIZE
 
 CONTEXT = 600
+MAX_QUEUED = 2
 
 
 class ScriptedRing:
@@ -40,7 +41,7 @@ class ScriptedRing:
         self._frames: queue.SimpleQueue[ring_pb2.Frame | None] = queue.SimpleQueue()
         self._drawn: dict[int, int] = {}
         self.head = Head(
-            max_queued=2, feed=self._frames.put, cluster_status=self._status, changed=self._changed
+            max_queued=MAX_QUEUED, feed=self._frames.put, cluster_status=self._status, changed=self._changed
         )
         self.head.ring_up(1, self._limits)
         self._thread = threading.Thread(target=self._compute, name="scripted-ring")

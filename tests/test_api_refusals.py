@@ -60,6 +60,9 @@ def served(shared: Served) -> Iterator[Served]:
         ),
         ("min_tokens", -1, "min_tokens: the value should be greater than or equal to 0."),
         ("min_tokens", 20, "min_tokens is 20, but the answer has at most 4 tokens."),
+        ("min_tokens", 2**40, "min_tokens: the value should be less than 2147483648."),
+        ("n", 7, "n is 7, but this ring runs 4 at once and queues 2: n can be 6 at most."),
+        ("n", 64, "n is 64, but this ring runs 4 at once and queues 2: n can be 6 at most."),
         ("n", 0, "n: the value should be greater than or equal to 1."),
         ("n", 65, "n: the value should be less than or equal to 64."),
         ("seed", 1.5, "seed: the value should be a valid integer."),
@@ -262,6 +265,52 @@ def test_lone_surrogates_are_no_text(served: Served) -> None:
         error = served.error(body)
         assert error["code"] == "invalid_json"
         assert "codec can't" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("num_prompts", "n", "param", "message"),
+    [
+        (
+            2,
+            4,
+            "n",
+            "2 prompts with n = 4 make 8 answers, but this ring runs 4 at once and queues 2: "
+            "n can be 3 at most.",
+        ),
+        (
+            6,
+            2,
+            "n",
+            "6 prompts with n = 2 make 12 answers, but this ring runs 4 at once and queues 2: "
+            "n can be 1 at most.",
+        ),
+        (
+            7,
+            1,
+            "prompt",
+            "prompt: 7 prompts with n = 1 make 7 answers, but this ring runs 4 at once and "
+            "queues 2; send several requests.",
+        ),
+        (
+            8,
+            2,
+            "prompt",
+            "prompt: 8 prompts with n = 2 make 16 answers, but this ring runs 4 at once and "
+            "queues 2; send several requests.",
+        ),
+    ],
+)
+def test_more_answers_than_can_ever_run(
+    served: Served, num_prompts: int, n: int, param: str, message: str
+) -> None:
+    error = served.error({"prompt": ["a"] * num_prompts, "n": n})
+    assert (error["message"], error["param"], error["code"]) == (message, param, "invalid_value")
+
+
+def test_as_many_answers_as_run_and_queue_are_served(shared: Served) -> None:
+    shared.ring.reset()
+    assert len(shared.chat(n=6)["choices"]) == 6
+    assert len(shared.complete(["a", "b"], n=3)["choices"]) == 6
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from types import FrameType
 import uvicorn
 
 from cluster.api.app import make_app
+from cluster.api.connection import Connection
 from cluster.api.head_client import HeadClient
 from cluster.api.sampling import SamplingDefaults
 from cluster.api.service import Service
@@ -98,12 +99,13 @@ def _serve(config: ClusterConfig, head_address: str, has_parent_pipe: bool) -> i
             EXIT_USAGE,
         )
     listener = _listen(config.api.host, config.api.port)
-    service = Service(config.model, config.model_dir_base, HeadClient(head_address, config.token()))
+    head = HeadClient(head_address, config.token())
+    service = Service(config.model, config.model_dir_base, head, config.api.queue)
     has_uvloop = importlib.util.find_spec("uvloop") is not None
     server = _Server(
         uvicorn.Config(
             make_app(service, keys),
-            http="httptools",
+            http=Connection,
             ws="none",
             loop="uvloop" if has_uvloop else "asyncio",
             lifespan="on",

@@ -23,6 +23,8 @@ class Limits:
 
     context: int  # tokens of prompt and answer together; 0: the head has no plan yet
     vocab_size: int
+    max_active: int = 0  # answers at once
+    max_queued: int = 0  # answers that may wait for these
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,20 @@ def read_prompts(body: CompletionBody, tokenizer: Tokenizer, limits: Limits) -> 
         echo = (item if isinstance(item, str) else tokenizer.decode(tokens)) if body.echo else ""
         prompts.append(Prompt(tokens, echo))
     return prompts
+
+
+def check_answers(num_prompts: int, n: int, limits: Limits) -> None:
+    """Raises ApiError for more answers than the ring runs and queues together: they would never all start."""
+    room = limits.max_active + limits.max_queued
+    if num_prompts * n <= room:
+        return
+    holds = f"this ring runs {limits.max_active} at once and queues {limits.max_queued}"
+    if num_prompts == 1:
+        raise bad_request(f"n is {n}, but {holds}: n can be {room} at most.", "n", "invalid_value")
+    asked = f"{num_prompts} prompts with n = {n} make {num_prompts * n} answers, but {holds}"
+    if n > 1 and num_prompts <= room:
+        raise bad_request(f"{asked}: n can be {room // num_prompts} at most.", "n", "invalid_value")
+    raise bad_request(f"prompt: {asked}; send several requests.", "prompt", "invalid_value")
 
 
 def read_chat(body: ChatBody, tokenizer: Tokenizer, limits: Limits) -> Prompt:

@@ -16,7 +16,7 @@ from cluster.api.completions import CompletionShape
 from cluster.api.errors import ApiError, bad_request, unavailable
 from cluster.api.head_client import HeadClient
 from cluster.api.metrics import Metrics
-from cluster.api.prompt import Limits, Prompt, answer_tokens, read_chat, read_prompts
+from cluster.api.prompt import Limits, Prompt, answer_tokens, check_answers, read_chat, read_prompts
 from cluster.api.sampling import SamplingDefaults, read_sampling, with_seed
 from cluster.api.schema import ChatBody, CompletionBody, GenerateBody, parse_body
 from cluster.api.shape import AnswerOptions
@@ -32,11 +32,12 @@ T = TypeVar("T")
 class Service:
     """What all requests share. The tokenizer comes later than the first request may."""
 
-    def __init__(self, model: str, base: Path, head: HeadClient) -> None:
+    def __init__(self, model: str, base: Path, head: HeadClient, max_queued: int) -> None:
         self.head = head
         self.metrics = Metrics()
         self.started_at_s = int(time.time())
         self.model_names = served_names(model, base)
+        self._max_queued = max_queued
         self._tokenizer: Tokenizer | None = None
         self._defaults = SamplingDefaults()
 
@@ -103,7 +104,9 @@ class Service:
     def _limits(self) -> Limits:
         status = self.head.status
         size = 0 if self._tokenizer is None else self._tokenizer.size
-        return Limits(0, size) if status is None else Limits(status.context, status.vocab_size or size)
+        if status is None:
+            return Limits(0, size)
+        return Limits(status.context, status.vocab_size or size, status.max_active, self._max_queued)
 
     def _options(self, body: GenerateBody, has_logprobs: bool, num_top: int) -> AnswerOptions:
         return AnswerOptions(
@@ -130,6 +133,7 @@ class Service:
             raise unavailable(
                 self.head.trouble or (status.reason if status else "") or "The ring is starting."
             )
+        check_answers(len(prompts), body.n or 1, limits)
         sampling = read_sampling(body, self._defaults, eos_ids, limits.vocab_size)
         answer_id = prefix + uuid.uuid4().hex
         requests: list[head_pb2.GenerateRequest] = []
