@@ -19,10 +19,11 @@ import mlx.core as mx
 from cluster.engine import Engine
 from cluster.fault import Fault, injected
 from cluster.memory_limits import MemoryNeed, apply_limits
+from planner.load_options import LoadOptions
 from proto import ring_pb2
 from proto.codec import Tensor
 from shard_loader.shard import ShardError
-from shard_loader.weights import WeightsError, load_shard
+from shard_loader.weights import AS_IT_IS, WeightsError, load_shard
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class LoadWork:
     start: int
     stop: int
     need: MemoryNeed | None = None
+    options: LoadOptions = AS_IT_IS
 
 
 @dataclass(slots=True)
@@ -75,7 +77,7 @@ class ComputeThread:
         self._inbox: SimpleQueue[StepWork | LoadWork | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
         self._epoch = -1
-        self._loaded: tuple[str, int, int] | None = None
+        self._loaded: tuple[str, int, int, LoadOptions] | None = None
         self._busy_since: float | None = None
         self.engine: Engine | None = None
         self.load = LoadProgress()
@@ -138,7 +140,7 @@ class ComputeThread:
 
     def _load(self, work: LoadWork) -> None:
         self._epoch = work.epoch
-        wanted = (work.model_digest, work.start, work.stop)
+        wanted = (work.model_digest, work.start, work.stop, work.options)
         try:
             if work.need is not None:
                 apply_limits(work.need)
@@ -172,4 +174,7 @@ class ComputeThread:
             self._tick()
 
         mx.reset_peak_memory()
-        self.engine = Engine(load_shard(work.model_dir, work.start, work.stop, on_progress=on_progress))
+        shard = load_shard(
+            work.model_dir, work.start, work.stop, options=work.options, on_progress=on_progress
+        )
+        self.engine = Engine(shard)

@@ -13,9 +13,9 @@ import os
 import stat
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from cluster.config_forms import own_form, refuse_missing_model
+from cluster.config_load import LOAD_KEYS, LoadConfig, read_load
 from cluster.config_nodes import LinkConfig, NodeConfig, is_loopback, read_host, read_links, read_nodes
 from cluster.config_read import ConfigError, Table, read_document, show
 
@@ -47,13 +47,6 @@ class SecurityConfig:
     tls_ca: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class LoadConfig:
-    quantize: Any = None
-    kv_bits: int | None = None
-    adapters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +177,7 @@ def load_config(path: Path, *, model: str | None = None) -> ClusterConfig:
         links=read_links(table, {node.name for node in nodes}),
         api=_read_api(table.take_table("api", ("host", "port", "keys_file", "queue"))),
         security=_read_security(table.take_table("security", ("token_file", "tls"))),
-        load=_read_load(table.take_table("load", ("quantize", "kv_bits", "adapters"))),
+        load=read_load(table.take_table("load", LOAD_KEYS)),
         stall_timeout_s=table.take_number("stall_timeout_s", 86400) or 120.0,
     )
 
@@ -205,15 +198,6 @@ def _read_security(table: Table) -> SecurityConfig:
                 key, "asks for TLS, which this version does not have: use a token and a trusted network"
             )
     return SecurityConfig(token_file=table.take_str("token_file"))
-
-
-def _read_load(table: Table) -> LoadConfig:
-    for key in ("quantize", "kv_bits"):
-        if key in table:
-            raise table.error(key, "is not supported by this version: use null")
-    if table.take_list("adapters"):
-        raise table.error("adapters", "is not supported by this version: use an empty list")
-    return LoadConfig()
 
 
 def _clean_secret(source: str, text: str | None) -> str | None:

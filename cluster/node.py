@@ -144,12 +144,11 @@ class Node:
         mine = route(plan, self.rank)
         self._epoch = Epoch(request.epoch, request.head_incarnation, plan, request.plan_digest, mine)
         self._state, self._reason, self._lost_edge = control_pb2.LOADING, "", ""
-        start, stop = mine.layers
         part = mine.assignment
         need = None
         if part is not None:
             need = MemoryNeed(part.need_bytes, part.budget_bytes, part.reserve_bytes)
-        self._compute.post(LoadWork(request.epoch, self.model_dir, self.model_digest, start, stop, need))
+        self._compute.post(self._load_work(request.epoch, self.model_dir, mine.layers, need))
         for edge in mine.outgoing:
             self._senders[edge] = self._new_sender(edge, self._epoch)
 
@@ -163,7 +162,7 @@ class Node:
             self._epoch = None
             self._state, self._reason = control_pb2.IDLE, reason
             start, stop = present.route.layers
-            self._compute.post(LoadWork(-1, self.model_dir, self.model_digest, start, stop))
+            self._compute.post(self._load_work(-1, self.model_dir, (start, stop), None))
         self._notify()
         for sender in old:
             sender.close()
@@ -263,6 +262,11 @@ class Node:
     def on_edge_lost(self, got: ring_pb2.Hello, reason: str) -> None:
         """An incoming edge broke."""
         self._lose(got.epoch, reason)
+
+    def _load_work(
+        self, epoch: int, model_dir: Path, layers: tuple[int, int], need: MemoryNeed | None
+    ) -> LoadWork:
+        return LoadWork(epoch, model_dir, self.model_digest, *layers, need, self.config.load.options)
 
     # -- callbacks ----------------------------------------------------------------------------------------
     def _new_sender(self, edge: Edge, epoch: Epoch) -> EdgeSender:

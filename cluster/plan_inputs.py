@@ -24,7 +24,7 @@ SAME_MEMORY_SHARE = 0.1  # a configured memory this close to the measured one is
 def read_model(config: ClusterConfig, model_dir: Path) -> ModelProfile:
     """The profile of the model in `model_dir`, under its configured name. Raises ConfigError."""
     try:
-        return read_model_profile(model_dir, config.model)
+        return read_model_profile(model_dir, config.model, config.load.options)
     except ModelFilesError as error:
         raise ConfigError(str(error)) from None
 

@@ -22,6 +22,8 @@ from planner.kv_profile import (
     first_int,
     head_dim,
 )
+from planner.load_options import LoadOptions
+from planner.loaded_bytes import LoadedBytes
 from planner.parts import split_parts
 from planner.states import scratch_elements
 
@@ -42,6 +44,7 @@ TOP_K_KEYS = (
     ),
     *("moe_k", "num_selected_experts"),
 )
+NO_OPTIONS = LoadOptions()
 NO_LIMIT_TOKENS = 1 << 20  # context of a model that names none, as recurrent ones do
 
 
@@ -91,19 +94,29 @@ class ModelProfile:
         return layers_bytes + self.embed_bytes + self.norm_bytes + self.head_bytes
 
 
-def read_model_profile(model_dir: Path, name: str | None = None) -> ModelProfile:
+def read_model_profile(
+    model_dir: Path, name: str | None = None, options: LoadOptions = NO_OPTIONS
+) -> ModelProfile:
     """The profile of the checkpoint in `model_dir`. Raises ModelFilesError naming the file."""
-    return profile_model(read_config(model_dir), read_headers(model_dir), name or model_dir.name)
+    return profile_model(read_config(model_dir), read_headers(model_dir), name or model_dir.name, options)
 
 
-def profile_model(config: dict[str, Any], headers: Mapping[str, TensorHeader], name: str) -> ModelProfile:
-    """The profile of values that were read before. Raises ModelFilesError where no layers can be told."""
+def profile_model(
+    config: dict[str, Any],
+    headers: Mapping[str, TensorHeader],
+    name: str,
+    options: LoadOptions = NO_OPTIONS,
+) -> ModelProfile:
+    """The profile of values that were read before, loaded with `options`.
+
+    Raises ModelFilesError where no layers can be told, or what is quantised is to be quantised again.
+    """
     flat = flat_config(config)
     parts = split_parts(headers, first_int(flat, NUM_LAYERS_KEYS) or None, name)
-    tensors = _Tensors(headers, _quantization(config))
+    tensors = LoadedBytes(headers, config, name, options)
     is_tied = not parts.head or flat.get("tie_word_embeddings", config.get("tie_word_embeddings")) is True
     keyed = (header for layer in parts.layers for header in layer.values() if _sets_dtype(header))
-    dtype_bytes = _dtype_bytes([*parts.embed, *keyed])
+    dtype_bytes = tensors.cast_bytes or _dtype_bytes([*parts.embed, *keyed])
     return ModelProfile(
         name=name,
         digest=digest_of(config, dict(headers)),
@@ -137,45 +150,11 @@ def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**ffn, **flat} if isinstance(ffn, dict) else flat
 
 
-class _Tensors:
-    """Bytes in memory, and numbers of weights, of tensors that may be quantised."""
-
-    def __init__(self, headers: Mapping[str, TensorHeader], quantization: Mapping[str, Any]) -> None:
-        self._headers, self._quantization = headers, quantization
-
-    def nbytes(self, headers: Iterable[TensorHeader]) -> int:
-        return sum(self.bytes_of(header) for header in headers)
-
-    def bytes_of(self, header: TensorHeader) -> int:
-        """fp8 weights with block scales are widened to bf16, their scales dropped."""
-        if header.name.endswith("_scale_inv"):
-            return 0
-        is_widened = header.dtype.startswith("F8_E4M3") and f"{header.name}_scale_inv" in self._headers
-        return header.nbytes * 2 if is_widened else header.nbytes
-
-    def params_of(self, header: TensorHeader) -> int:
-        """Weights of a matrix; 0 for scales, biases, norms and other vectors."""
-        if len(header.shape) < 2 or header.name.endswith((".scales", ".biases", "_scale_inv", ".scale")):
-            return 0
-        count = 1
-        for size in header.shape:
-            count *= size
-        if header.dtype != "U32":
-            return count
-        path = header.name.removesuffix(".weight")
-        scales = self._headers.get(f"{path}.scales")
-        if scales is None:
-            return count * 8  # 4 bits
-        own = self._quantization.get(path)
-        group = (own if isinstance(own, dict) else self._quantization).get("group_size", 64)
-        return count // header.shape[-1] * scales.shape[-1] * int(group)
-
-
 def _profile_layer(
     flat: Mapping[str, Any],
     index: int,
     layer: Mapping[str, TensorHeader],
-    tensors: _Tensors,
+    tensors: LoadedBytes,
     dtype_bytes: int,
 ) -> LayerProfile:
     num_experts = first_int(flat, EXPERTS_KEYS)
@@ -223,11 +202,6 @@ def _top_k(flat: Mapping[str, Any], index: int) -> int:
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
     return 1
-
-
-def _quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = config.get("quantization") or config.get("quantization_config")
-    return found if isinstance(found, dict) else {}
 
 
 def _sets_dtype(header: TensorHeader) -> bool:

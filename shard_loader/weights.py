@@ -1,7 +1,8 @@
 """From files to a shard in memory: mlx-lm builds the whole model lazily; only own ones are evaluated.
 
 mlx-lm does the class lookup, the sanitizing over the full dict of lazy tensors, and every form of
-quantisation; this module checks the names, keeps what the shard reads, and loads it layer by layer.
+quantisation; this module checks the names, keeps what the shard reads, and loads it layer by layer, quantised
+or cast on the way where that is asked for.
 Threads: everything here runs on the calling thread, which must be the compute thread.
 """
 
@@ -16,7 +17,10 @@ from mlx import nn
 from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes, load_model
 
-from planner.headers import TensorHeader, read_headers
+from planner.headers import read_headers
+from planner.load_options import LoadOptions
+from shard_loader.making import Making, Workshop
+from shard_loader.origins import Origins
 from shard_loader.shard import Shard
 
 # One evaluation loads at most this much at once (Metal ends command buffers of about 5 s), and never more
@@ -24,30 +28,43 @@ from shard_loader.shard import Shard
 MAX_GROUP_BYTES = 2 * 10**9
 
 Progress = Callable[[int, int], None]
+AS_IT_IS = LoadOptions()
 
 
 class WeightsError(ValueError):
     """A checkpoint that does not make this model; one sentence that names the tensor or file."""
 
 
-def load_shard(model_dir: Path, start: int, stop: int, *, on_progress: Progress | None = None) -> Shard:
+def load_shard(
+    model_dir: Path,
+    start: int,
+    stop: int,
+    *,
+    options: LoadOptions = AS_IT_IS,
+    on_progress: Progress | None = None,
+) -> Shard:
     """Loads layers [start, stop) of the checkpoint in `model_dir`, with embedding or head where the range
     needs them.
 
     on_progress(loaded_bytes, total_bytes) is called first with 0 and then after each piece. Raises
     planner.headers.ModelFilesError for a missing or truncated file, WeightsError for a missing, unexpected or
-    misshapen tensor or an unknown architecture, ShardError for a range that the model cannot be cut to.
+    misshapen tensor, an unknown architecture or options that do not suit the checkpoint, ShardError for a
+    range that the model cannot be cut to.
     """
-    headers = read_headers(model_dir)
-    shard = Shard(load_lazily(model_dir), start, stop)
+    model, workshop = build(model_dir, options)
+    shard = Shard(model, start, stop)
     total_bytes = shard.footprint.total_bytes
     report = on_progress or (lambda loaded, total: None)
     loaded_bytes = 0
     report(0, total_bytes)
     for group in shard.ownership.groups:
-        for arrays in _portions(group, headers):
-            mx.eval(arrays)
-            loaded_bytes += sum(array.nbytes for array in arrays)
+        for portion in _portions(group, workshop):
+            if isinstance(portion, Making):
+                portion.make()
+                loaded_bytes += sum(array.nbytes for array in portion.outputs)
+            else:
+                mx.eval(portion)
+                loaded_bytes += sum(array.nbytes for array in portion)
             report(loaded_bytes, total_bytes)
         mx.clear_cache()
     shard.warm_up()
@@ -55,33 +72,46 @@ def load_shard(model_dir: Path, start: int, stop: int, *, on_progress: Progress 
     return shard
 
 
-def load_lazily(model_dir: Path) -> nn.Module:
+def load_lazily(model_dir: Path, options: LoadOptions = AS_IT_IS) -> nn.Module:
     """The whole model with lazy parameters, exactly as mlx-lm builds it; nothing is read but headers.
 
     Raises WeightsError as `load_shard` does.
     """
+    return build(model_dir, options)[0]
+
+
+def build(model_dir: Path, options: LoadOptions) -> tuple[nn.Module, Workshop]:
+    """The whole lazy model with `options` applied, and how its parameters are made. As `load_lazily`."""
+    origins = Origins(model_dir, read_headers(model_dir))
 
     def checked_classes(config: dict[str, Any]) -> tuple[type, type]:
         model_class, args_class = _get_classes(config=config)
-        return type(
-            model_class.__name__, (_Checked, model_class), {"__module__": model_class.__module__}
-        ), args_class
+        attributes = {"__module__": model_class.__module__, "origins": origins}
+        return type(model_class.__name__, (_Checked, model_class), attributes), args_class
 
+    workshop = Workshop(origins)
     try:
-        model, _ = load_model(model_dir, lazy=True, strict=False, get_model_classes=checked_classes)
+        model, config = load_model(model_dir, lazy=True, strict=False, get_model_classes=checked_classes)
+        if isinstance(model, _Checked):
+            model.__class__ = type(model).__bases__[1]
+        workshop.prepare(model, config, options)
     except WeightsError:
         raise
     except KeyError as error:  # an architecture's sanitize asks for the tensors it rearranges
         raise WeightsError(f"{model_dir}: the checkpoint has no tensor {error.args[0]!r}") from error
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         raise WeightsError(f"{model_dir}: {' '.join(str(error).split())}") from error
-    if isinstance(model, _Checked):
-        model.__class__ = type(model).__bases__[1]
-    return model
+    return model, workshop
 
 
 class _Checked:
     """Mixed into a model's class while it is loaded: its parameters and the weights must match."""
+
+    origins: Origins
+
+    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        own = getattr(super(), "sanitize", dict)
+        return self.origins.watch(own, weights)
 
     def load_weights(self: Any, file_or_weights: list[tuple[str, mx.array]], strict: bool = True) -> Any:
         weights = dict(file_or_weights)
@@ -93,6 +123,7 @@ class _Checked:
                     f"tensor {name!r} has the shape {tuple(weights[name].shape)}; the config asks for "
                     f"{tuple(parameter.shape)}"
                 )
+        self.origins.keep(weights)
         return super().load_weights(file_or_weights, strict=False)  # type: ignore[misc]
 
 
@@ -104,19 +135,22 @@ def _check_names(missing: set[str], unexpected: set[str]) -> None:
             raise WeightsError(f"{what} tensor {first!r}{others}")
 
 
-def _portions(group: Mapping[str, mx.array], headers: Mapping[str, TensorHeader]) -> Iterator[list[mx.array]]:
+def _portions(group: Mapping[str, mx.array], workshop: Workshop) -> Iterator[list[mx.array] | Making]:
     """One layer's arrays in portions to evaluate together.
 
-    What lies in the files as it is goes together. What sanitize computes (stacked experts, dequantised
-    blocks) goes one by one, so that the pieces it is made of are never in memory for more than one array at a
-    time.
+    What lies in the files as it is goes together. What is computed (stacked experts, dequantised blocks,
+    quantised or cast weights) goes one by one, so that what it is made of is in memory for no more than one
+    at a time.
     """
     together: list[mx.array] = []
     together_bytes = 0
-    for name, array in group.items():
-        header = headers.get(name)
-        if header is None or header.nbytes != array.nbytes or header.shape != tuple(array.shape):
-            yield [array]
+    seen: set[int] = set()
+    for array in group.values():
+        making = workshop.making_of(array)
+        if making is not None:
+            if id(making) not in seen:
+                seen.add(id(making))
+                yield making
             continue
         if together and together_bytes + array.nbytes > MAX_GROUP_BYTES:
             yield together

@@ -192,8 +192,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"api": []}, r"api = \[\] must be a mapping"),
     ({"api": {"queue": -1}}, r"api\.queue = -1 must be a whole number from 0"),
     ({"load": {"kv_bits": 8}}, r"load\.kv_bits = 8 is not supported by this version"),
-    ({"load": {"quantize": 4}}, r"load\.quantize = 4 is not supported by this version"),
-    ({"load": {"adapters": ["a"]}}, r"load\.adapters = .* is not supported by this version"),
+    ({"load": {"kv_bits": 4}}, r"load\.kv_bits = 4 is not supported by this version"),
     ({"security": {"tls": {"cert": "c.pem"}}}, r'security\.tls\.cert = "c.pem" asks for TLS'),
 ]
 

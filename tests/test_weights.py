@@ -11,8 +11,10 @@ import mlx.core as mx
 import pytest
 
 from planner.headers import ModelFilesError, read_headers
+from planner.load_options import LoadOptions
+from shard_loader.making import Making
 from shard_loader.shard import ShardError
-from shard_loader.weights import WeightsError, _portions, load_lazily, load_shard
+from shard_loader.weights import WeightsError, _portions, build, load_lazily, load_shard
 from tests.tiny_models import write_checkpoint
 
 NUM_LAYERS = 7
@@ -148,19 +150,15 @@ def test_a_range_outside_the_model_is_refused(llama: Path) -> None:
         load_shard(llama, 5, 9)
 
 
-def test_computed_tensors_are_evaluated_one_by_one(tmp_path: Path) -> None:
-    folder = write_checkpoint("qwen3_moe", tmp_path, num_layers=3, unstack_experts=True)
-    model = load_lazily(folder)
-    group = {
-        f"model.layers.0.{name}": array
-        for name, array in (
-            ("mlp.switch_mlp.up_proj.weight", model.layers[0].mlp.switch_mlp.up_proj.weight),
-            ("mlp.gate.weight", model.layers[0].mlp.gate.weight),
-            ("mlp.switch_mlp.down_proj.weight", model.layers[0].mlp.switch_mlp.down_proj.weight),
-            ("input_layernorm.weight", model.layers[0].input_layernorm.weight),
-        )
-    }
-    assert [len(portion) for portion in _portions(group, read_headers(folder))] == [1, 1, 2]
+def test_computed_tensors_are_made_one_by_one(tmp_path: Path) -> None:
+    wide = {"hidden_size": 256, "moe_intermediate_size": 256}
+    folder = write_checkpoint("qwen3_moe", tmp_path, num_layers=3, unstack_experts=True, overrides=wide)
+    model, workshop = build(folder, LoadOptions())
+    layer = model.layers[0]
+    experts = layer.mlp.switch_mlp
+    arrays = (experts.up_proj.weight, layer.mlp.gate.weight, experts.down_proj.weight)
+    portions = list(_portions({str(i): array for i, array in enumerate(arrays)}, workshop))
+    assert [isinstance(portion, Making) for portion in portions] == [True, True, False]
 
 
 def test_the_loaded_model_has_its_own_class(llama: Path) -> None:

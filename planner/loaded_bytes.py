@@ -1,0 +1,103 @@
+"""Bytes of each tensor in memory once it is loaded: widened, cast or quantised. Pure, from headers.
+
+Which linears are quantised, and which of them with 8 bits, is decided by mlx-lm's models
+(`quant_predicate`); the names here say the same where it weighs anything.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from planner.headers import DTYPE_BITS, ModelFilesError, TensorHeader
+from planner.load_options import LoadOptions, Quantization, is_packed
+
+_CAST_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+_FLOATS = ("F16", "BF16", "F32", "F8_E4M3")
+_ROUTER = re.compile(r"(router(\.(gate|proj|layer))?|\.gate(\.gate_proj|\.proj)?|classifier)\.weight$")
+_NOT_LINEAR = re.compile(r"conv|norm|e_score|\.A_log|\.dt_bias|rotary|\.bias$|res_proj|position_ids")
+_EIGHT_BITS = Quantization(8, 64)
+# Architectures whose projections keep 8 bits whatever is asked for.
+_SENSITIVE = ("granite", "granitemoe", "granitemoehybrid")
+_SENSITIVE_NAMES = ("self_attn.o_proj.weight", "mlp.down_proj.weight", "lm_head.weight")
+
+
+class LoadedBytes:
+    """Bytes in memory, and numbers of weights, of a checkpoint's tensors under given options.
+
+    Raises ModelFilesError where the checkpoint is quantised already and the options ask for it again.
+    """
+
+    def __init__(
+        self,
+        headers: Mapping[str, TensorHeader],
+        config: Mapping[str, Any],
+        name: str,
+        options: LoadOptions,
+    ) -> None:
+        self._headers, self._quantize = headers, options.quantize
+        found = config.get("quantization") or config.get("quantization_config")
+        self._quantization: Mapping[str, Any] = found if isinstance(found, dict) else {}
+        self._cast_to = options.cast_to(config)
+        self._is_sensitive = config.get("model_type") in _SENSITIVE
+        if options.quantize is not None and (
+            is_packed(config) or any(tensor.endswith(".scales") for tensor in headers)
+        ):
+            raise ModelFilesError(
+                f"{name} is quantised already: remove load.quantize, or name the model it was made from"
+            )
+
+    @property
+    def cast_bytes(self) -> int | None:
+        """Bytes of one float that is not quantised; None: as in the files."""
+        return None if self._cast_to is None else _CAST_BYTES[self._cast_to]
+
+    def nbytes(self, headers: Iterable[TensorHeader]) -> int:
+        """Of several tensors together."""
+        return sum(self.bytes_of(header) for header in headers)
+
+    def bytes_of(self, header: TensorHeader) -> int:
+        """fp8 weights with block scales are widened to bf16, their scales dropped."""
+        if header.name.endswith("_scale_inv") or header.dtype not in _FLOATS:
+            return 0 if header.name.endswith("_scale_inv") else header.nbytes
+        is_widened = f"{header.name}_scale_inv" in self._headers
+        if header.dtype == "F8_E4M3" and not is_widened:
+            return header.nbytes
+        item_bytes = self.cast_bytes or (2 if is_widened else DTYPE_BITS[header.dtype] // 8)
+        count = math.prod(header.shape)
+        how = self._packing(header)
+        return count * item_bytes if how is None else how.packed_bytes(count, item_bytes)
+
+    def params_of(self, header: TensorHeader) -> int:
+        """Weights of a matrix; 0 for scales, biases, norms and other vectors."""
+        if len(header.shape) < 2 or header.name.endswith((".scales", ".biases", "_scale_inv", ".scale")):
+            return 0
+        count = math.prod(header.shape)
+        if header.dtype != "U32":
+            return count
+        path = header.name.removesuffix(".weight")
+        scales = self._headers.get(f"{path}.scales")
+        if scales is None:
+            return count * 8  # 4 bits
+        own = self._quantization.get(path)
+        group = (own if isinstance(own, dict) else self._quantization).get("group_size", 64)
+        return count // header.shape[-1] * scales.shape[-1] * int(group)
+
+    def _packing(self, header: TensorHeader) -> Quantization | None:
+        """How this tensor is quantised on load, or None."""
+        wanted, name = self._quantize, header.name
+        if wanted is None or len(header.shape) < 2 or _NOT_LINEAR.search(name):
+            return None
+        if not name.endswith(".weight") and "experts" not in name:
+            return None
+        if header.shape[-1] % wanted.group_size:
+            return None
+        if _ROUTER.search(name):
+            stem = name.removesuffix(".weight")
+            has_bias = any(f"{stem}.{key}" in self._headers for key in ("e_score_correction_bias",))
+            return None if has_bias else _EIGHT_BITS
+        if self._is_sensitive and name.endswith(_SENSITIVE_NAMES):
+            return _EIGHT_BITS
+        return wanted

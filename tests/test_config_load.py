@@ -1,0 +1,78 @@
+"""The `load` part of the cluster file: what is read, what is refused, what all nodes must agree on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.config import ClusterConfig, ConfigError, load_config
+from planner.load_options import LoadOptions, Quantization
+
+
+def load(folder: Path, part: Any) -> ClusterConfig:
+    path = folder / "cluster.json"
+    path.write_text(json.dumps({"model": "m", "nodes": [{"host": "localhost"}], "load": part}))
+    return load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        ({}, None),
+        ({"quantize": None}, None),
+        ({"quantize": {}}, Quantization(4, 64, "affine")),
+        ({"quantize": {"bits": 8}}, Quantization(8, 64, "affine")),
+        ({"quantize": {"bits": 3, "group_size": 128, "mode": "affine"}}, Quantization(3, 128, "affine")),
+        ({"quantize": {"mode": "mxfp4"}}, Quantization(4, 32, "mxfp4")),
+        ({"quantize": {"mode": "mxfp8"}}, Quantization(8, 32, "mxfp8")),
+        ({"quantize": {"mode": "nvfp4", "group_size": 16}}, Quantization(4, 16, "nvfp4")),
+    ],
+)
+def test_quantize(part: Any, expected: Quantization | None, tmp_path: Path) -> None:
+    assert load(tmp_path, part).load.options == LoadOptions(expected)
+
+
+def test_a_dtype_is_read(tmp_path: Path) -> None:
+    assert load(tmp_path, {"dtype": "bfloat16"}).load.options == LoadOptions(dtype="bfloat16")
+
+
+WRONG: list[tuple[Any, str]] = [
+    ({"quantize": 4}, r"load\.quantize = 4 must be a mapping"),
+    (
+        {"quantize": {"bits": 7}},
+        r"load\.quantize\.bits = 7 must be one of 2, 3, 4, 5, 6, 8 in the mode",
+    ),
+    ({"quantize": {"bits": 4.0}}, r"bits = 4\.0 must be one of"),
+    ({"quantize": {"bits": True}}, r"bits = true must be one of"),
+    ({"quantize": {"group_size": 16}}, r"group_size = 16 must be one of 32, 64, 128 in the mode affine"),
+    ({"quantize": {"mode": "mxfp4", "bits": 8}}, r"bits = 8 must be 4 in the mode mxfp4"),
+    ({"quantize": {"mode": "nvfp4", "group_size": 64}}, r"group_size = 64 must be 16 in the mode nvfp4"),
+    ({"quantize": {"mode": "mxfp5"}}, r'mode = "mxfp5" must be one of affine, mxfp4, mxfp8, nvfp4, the near'),
+    ({"quantize": {"bit": 4}}, r'load\.quantize: unknown key "bit" .* nearest known key is "bits"'),
+    ({"dtype": "fp16"}, r'load\.dtype = "fp16" must be one of bfloat16, float16, float32'),
+    ({"adapters": ["a"]}, r"load\.adapters = .* is not supported by this version"),
+]
+
+
+@pytest.mark.parametrize(("part", "message"), WRONG)
+def test_what_is_wrong_is_refused_with_key_and_value(part: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, part)
+
+
+def test_options_of_other_callers_are_checked_too() -> None:
+    with pytest.raises(ValueError, match=r"^mode = 'int4' must be one of affine, mxfp4, mxfp8, nvfp4$"):
+        Quantization.of("int4")
+    with pytest.raises(ValueError, match=r"^group_size = 64 must be 32 in the mode mxfp8$"):
+        Quantization(8, 64, "mxfp8")
+    with pytest.raises(ValueError, match=r"^dtype = 'int8' must be one of bfloat16, float16, float32$"):
+        LoadOptions(dtype="int8")
+
+
+def test_the_digest_covers_what_changes_tokens(tmp_path: Path) -> None:
+    plain = load(tmp_path, {}).digest
+    assert load(tmp_path, {"quantize": {}}).digest != plain
+    assert load(tmp_path, {"dtype": "float16"}).digest != plain
