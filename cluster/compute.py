@@ -18,7 +18,7 @@ import mlx.core as mx
 
 from cluster.engine import Engine
 from cluster.fault import Fault, injected
-from cluster.memory_limits import MemoryNeed, apply_limits
+from cluster.memory_limits import MemoryLimits, MemoryNeed, apply_limits
 from proto import ring_pb2
 from proto.codec import Tensor
 from shard_loader.shard import ShardError
@@ -48,6 +48,11 @@ class LoadWork:
     need: MemoryNeed | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class TrimWork:
+    """Memory is short: give back what MLX keeps of freed buffers."""
+
+
 @dataclass(slots=True)
 class LoadProgress:
     """Bytes of this node's own weights. Written by the compute thread."""
@@ -72,12 +77,13 @@ class ComputeThread:
     ) -> None:
         self._on_output, self._on_loaded, self._on_failed = on_output, on_loaded, on_failed
         self._on_load_progress = on_load_progress
-        self._inbox: SimpleQueue[StepWork | LoadWork | None] = SimpleQueue()
+        self._inbox: SimpleQueue[StepWork | LoadWork | TrimWork | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
         self._epoch = -1
         self._loaded: tuple[str, int, int] | None = None
         self._busy_since: float | None = None
         self.engine: Engine | None = None
+        self.limits = MemoryLimits()
         self.load = LoadProgress()
         self.progress = 0
         self.activity = "idle"
@@ -86,7 +92,7 @@ class ComputeThread:
         """Start the thread; call once."""
         self._thread.start()
 
-    def post(self, work: StepWork | LoadWork) -> None:
+    def post(self, work: StepWork | LoadWork | TrimWork) -> None:
         """Queue work; never blocks. The queue is bounded by credits and by the head's frames in flight."""
         self._inbox.put(work)
 
@@ -114,6 +120,8 @@ class ComputeThread:
             if isinstance(work, LoadWork):
                 self.activity = "loading"
                 self._load(work)
+            elif isinstance(work, TrimWork):
+                mx.clear_cache()
             else:
                 self.activity = "computing"
                 if step_delay_s:
@@ -141,7 +149,7 @@ class ComputeThread:
         wanted = (work.model_digest, work.start, work.stop)
         try:
             if work.need is not None:
-                apply_limits(work.need)
+                self.limits = apply_limits(work.need)
             if self.engine is not None:
                 self.engine.drop_sessions()
             if self._loaded != wanted:
