@@ -18,7 +18,7 @@ import mlx.core as mx
 
 from cluster.engine import Engine
 from cluster.fault import Fault, injected
-from cluster.memory_limits import MemoryNeed, apply_limits
+from cluster.memory_limits import MemoryLimits, MemoryNeed, apply_limits
 from planner.load_options import LoadOptions
 from proto import ring_pb2
 from proto.codec import Tensor
@@ -50,6 +50,11 @@ class LoadWork:
     options: LoadOptions = AS_IT_IS
 
 
+@dataclass(frozen=True, slots=True)
+class TrimWork:
+    """Memory is short: give back what MLX keeps of freed buffers."""
+
+
 @dataclass(slots=True)
 class LoadProgress:
     """Bytes of this node's own weights. Written by the compute thread."""
@@ -74,12 +79,13 @@ class ComputeThread:
     ) -> None:
         self._on_output, self._on_loaded, self._on_failed = on_output, on_loaded, on_failed
         self._on_load_progress = on_load_progress
-        self._inbox: SimpleQueue[StepWork | LoadWork | None] = SimpleQueue()
+        self._inbox: SimpleQueue[StepWork | LoadWork | TrimWork | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
         self._epoch = -1
         self._loaded: tuple[str, int, int, LoadOptions] | None = None
         self._busy_since: float | None = None
         self.engine: Engine | None = None
+        self.limits = MemoryLimits()
         self.load = LoadProgress()
         self.progress = 0
         self.activity = "idle"
@@ -88,7 +94,7 @@ class ComputeThread:
         """Start the thread; call once."""
         self._thread.start()
 
-    def post(self, work: StepWork | LoadWork) -> None:
+    def post(self, work: StepWork | LoadWork | TrimWork) -> None:
         """Queue work; never blocks. The queue is bounded by credits and by the head's frames in flight."""
         self._inbox.put(work)
 
@@ -116,6 +122,8 @@ class ComputeThread:
             if isinstance(work, LoadWork):
                 self.activity = "loading"
                 self._load(work)
+            elif isinstance(work, TrimWork):
+                mx.clear_cache()
             else:
                 self.activity = "computing"
                 if step_delay_s:
@@ -143,7 +151,7 @@ class ComputeThread:
         wanted = (work.model_digest, work.start, work.stop, work.options)
         try:
             if work.need is not None:
-                apply_limits(work.need)
+                self.limits = apply_limits(work.need)
             if self.engine is not None:
                 self.engine.drop_sessions()
             if self._loaded != wanted:

@@ -16,7 +16,7 @@ from cluster.assigner import Assigner
 from cluster.config import ClusterConfig
 from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_ERROR, EXIT_UNREACHABLE, EXIT_USAGE, UserError
 from cluster.head import Head
-from cluster.membership import Member, Reach, Watcher
+from cluster.membership import Member, Reach, Watcher, short_of_memory
 from cluster.node import Node
 from cluster.planning import plan_cluster
 from cluster.proof import prove
@@ -193,6 +193,7 @@ class Coordinator:
             self._next_epoch(broken, now)
         self._assign_all(members, now)
         self._settle(self._roll_call(members), now)
+        self.head.hold(short_of_memory(members[rank] for rank in self._needed))
 
     def _roll_call(self, members: Mapping[int, Member]) -> RollCall:
         return RollCall(
@@ -229,7 +230,7 @@ class Coordinator:
         if self._stopping.is_set():
             return False
         self._plan, self._plan_json = planning.plan, planning.plan.to_json()
-        self._vocab_size = planning.model.vocab_size
+        self._vocab_size, self.head.predicted = planning.model.vocab_size, planning.predicted
         self._epoch_at = now
         return True
 

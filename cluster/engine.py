@@ -12,6 +12,7 @@ import mlx.core as mx
 
 from cluster.fault import Fault, injected
 from cluster.session import Session
+from cluster.step_memory import StepMemory
 from proto import ring_pb2
 from proto.codec import Tensor
 from shard_loader.carry import flatten, from_wire, to_wire, unflatten
@@ -42,13 +43,13 @@ class Engine:
         self.sessions: dict[int, Session] = {}
         self.stats = StepStats()
         self._error_at = int(injected(Fault.STEP_ERROR_AT))
-        self.kv_bytes = 0  # what all sessions' caches hold; any thread may read it
+        self.memory = StepMemory()
 
     def drop_sessions(self) -> None:
         """A new epoch: every session of the old one ends, and its memory is given back."""
         if self.sessions:
             self.sessions.clear()
-            self.kv_bytes = 0
+            self.memory.measure(0)
             mx.clear_cache()
 
     def step(
@@ -171,4 +172,4 @@ class Engine:
             self._measure_kv()
 
     def _measure_kv(self) -> None:
-        self.kv_bytes = sum(session.state.nbytes for session in self.sessions.values())
+        self.memory.measure(sum(session.state.nbytes for session in self.sessions.values()))

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
@@ -20,6 +20,7 @@ from proto.codec import MAX_HEADER_BYTES
 logger = logging.getLogger(__name__)
 
 STATUS_INTERVAL_S = 0.2
+HOLD_LIMIT_S = 30.0  # requests that wait while none may start are refused after so long
 # A frame's header holds what a request says and what it is told, besides ids and positions.
 MAX_SAMPLING_BYTES = MAX_HEADER_BYTES - (64 << 10)
 MAX_TOP_LOGPROBS = 1024
@@ -67,6 +68,8 @@ class Head(head_pb2_grpc.HeadServicer):
         self._limits: Limits | None = None
         self._watchers = threading.BoundedSemaphore(MAX_WATCHERS)
         self._is_closing = False
+        self._held_since: float | None = None
+        self.predicted: Mapping[int, head_pb2.PredictedMemory] = {}  # by rank, once there is a plan
 
     # -- the ring's side ----------------------------------------------------------------------------------
     def ring_up(self, epoch: int, limits: Limits) -> None:
@@ -82,6 +85,17 @@ class Head(head_pb2_grpc.HeadServicer):
         with self._lock:
             self._carry_out(self._scheduler.ring_down(reason))
 
+    def hold(self, reason: str) -> None:
+        """Start no new request while there is a reason; what runs goes on. Called again and again."""
+        now = time.monotonic()
+        with self._lock:
+            if not reason and self._held_since is None:
+                return
+            self._carry_out(self._scheduler.hold(reason))
+            self._held_since = (self._held_since or now) if reason else None
+            if self._held_since is not None and now - self._held_since > HOLD_LIMIT_S:
+                self._carry_out(self._scheduler.refuse_queued())
+
     def on_result(self, frame: ring_pb2.Frame) -> None:
         """A RESULT frame, on whatever thread received it."""
         with self._lock:
@@ -95,7 +109,10 @@ class Head(head_pb2_grpc.HeadServicer):
             self._changed.notify_all()
 
     def fill(self, status: head_pb2.ClusterStatus) -> None:
-        """Add the scheduler's numbers to a cluster status."""
+        """Add the scheduler's numbers and the plan's predictions to a cluster status."""
+        for rank in status.ranks:
+            if rank.rank in self.predicted:
+                rank.predicted.CopyFrom(self.predicted[rank.rank])
         with self._lock:
             scheduler, counters = self._scheduler, self._scheduler.counters
             status.num_active, status.num_queued = scheduler.num_active, scheduler.num_queued

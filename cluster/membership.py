@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -168,6 +168,16 @@ class Watcher:
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return Reach.UNREACHABLE, f"{member.label} does not answer"
         return Reach.UNREACHABLE, f"{member.label} is gone"
+
+
+def short_of_memory(members: Iterable[Member]) -> str:
+    """Why the ring should start no new request now, in one sentence; empty where it may."""
+    for member in members:
+        status = member.status
+        if status is not None and status.HasField("memory") and not status.memory.is_admitting:
+            told = status.reason.removeprefix("memory: ")
+            return f"{member.label} is short of memory ({told}); no new request starts there, try again later"
+    return ""
 
 
 def _differs(a: control_pb2.NodeStatus, b: control_pb2.NodeStatus) -> bool:

@@ -1,4 +1,4 @@
-"""MLX's own memory limits, from the plan. Compute thread, before a load.
+"""MLX's own memory limits, from the plan. `limits_for` is pure; `apply_limits` is for the compute thread.
 
 By default MLX takes up to 1.5 times what Metal recommends, and wires nothing; a Mac then swaps or freezes
 before anything is refused (mlx.core.set_memory_limit, set_wired_limit, set_cache_limit).
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 WIRED_MARGIN = 1.05  # over weights, KV and activations: allocations are rounded up
-CACHE_SHARE = 0.1  # of the budget may stay in MLX's cache of freed buffers
+CACHE_SHARE = 0.1  # of the budget may stay in MLX's cache of freed buffers, where so much is left
 MIN_CACHE_BYTES = 32 << 20
 
 
@@ -20,26 +20,47 @@ class MemoryNeed:
     """A stage's bytes under its plan."""
 
     need_bytes: int  # weights, KV and activations
+    activation_bytes: int
     budget_bytes: int
     reserve_bytes: int
 
-    @property
-    def wired_bytes(self) -> int:
-        """What must not be swapped out: the stage with a margin, not the whole machine."""
-        return min(int(self.need_bytes * WIRED_MARGIN), self.budget_bytes + self.reserve_bytes)
 
-    @property
-    def cache_bytes(self) -> int:
-        """What MLX may keep of freed buffers."""
-        return max(MIN_CACHE_BYTES, int(self.budget_bytes * CACHE_SHARE))
+@dataclass(frozen=True, slots=True)
+class MemoryLimits:
+    """What MLX is told; 0: its own default holds."""
+
+    memory_bytes: int = 0
+    cache_bytes: int = 0
+    wired_bytes: int = 0
 
 
-def apply_limits(need: MemoryNeed) -> bool:
-    """Set the limits where memory belongs to Metal; elsewhere MLX's defaults hold, and False is returned."""
-    if not mx.metal.is_available():
-        return False
-    recommended = int(mx.device_info().get("max_recommended_working_set_size", 0))
-    mx.set_memory_limit(need.budget_bytes + need.reserve_bytes)
-    mx.set_cache_limit(need.cache_bytes)
-    mx.set_wired_limit(min(need.wired_bytes, recommended) if recommended else need.wired_bytes)
-    return True
+def limits_for(need: MemoryNeed, *, recommended_bytes: int, can_wire: bool) -> MemoryLimits:
+    """The limits of a device that recommends at most `recommended_bytes` (0: it does not say).
+
+    memory: budget and reserve together are the device's ceiling or the user's cap; beyond it MLX must not
+    grow. cache: what the plan leaves over, at most CACHE_SHARE of the budget, but always the activations of
+    one step, which the plan has counted: without them each step would ask the system for its buffers anew.
+    wired: the stage with a margin, not the whole machine, and never more than Metal accepts.
+    """
+    ceiling_bytes = need.budget_bytes + need.reserve_bytes
+    spare_bytes = min(int(need.budget_bytes * CACHE_SHARE), need.budget_bytes - need.need_bytes)
+    wired_bytes = min(int(need.need_bytes * WIRED_MARGIN), ceiling_bytes, recommended_bytes or ceiling_bytes)
+    return MemoryLimits(
+        memory_bytes=ceiling_bytes,
+        cache_bytes=max(MIN_CACHE_BYTES, need.activation_bytes, spare_bytes),
+        wired_bytes=wired_bytes if can_wire else 0,
+    )
+
+
+def apply_limits(need: MemoryNeed) -> MemoryLimits:
+    """Set them where memory belongs to a GPU; on a CPU MLX's defaults hold, and all are 0."""
+    can_wire = mx.metal.is_available()
+    if not can_wire and not mx.cuda.is_available():
+        return MemoryLimits()
+    recommended_bytes = int(mx.device_info().get("max_recommended_working_set_size", 0))
+    limits = limits_for(need, recommended_bytes=recommended_bytes, can_wire=can_wire)
+    mx.set_memory_limit(limits.memory_bytes)
+    mx.set_cache_limit(limits.cache_bytes)
+    if can_wire:
+        mx.set_wired_limit(limits.wired_bytes)
+    return limits

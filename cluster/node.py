@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import mlx.core as mx
-
-from cluster.compute import ComputeThread, LoadWork, StepWork
+from cluster.compute import ComputeThread, LoadWork, StepWork, TrimWork
 from cluster.config import ClusterConfig
 from cluster.load_bar import LoadBar
 from cluster.memory_limits import MemoryNeed
+from cluster.memory_status import fill_memory
+from cluster.memory_watch import MemoryWatch
 from cluster.ring import NOT_ASSIGNED, EdgeSender, IncomingFrame
 from cluster.routes import Edge, Route, hello, refusal, route
 from cluster.usage import Usage
@@ -66,11 +66,13 @@ class Node:
         self._compute = ComputeThread(
             self._on_output, self._on_loaded, self._on_failed, LoadBar(self.name).update
         )
+        self._memory = MemoryWatch(on_change=self._notify, trim=lambda: self._compute.post(TrimWork()))
 
     # -- life ---------------------------------------------------------------------------------------------
     def start(self) -> None:
-        """Start the compute thread."""
+        """Start the compute thread and the watch over memory."""
         self._compute.start()
+        self._memory.start()
 
     def set_model(self, model_dir: Path) -> None:
         """The model's files are here and whole; from now on plans are accepted."""
@@ -86,6 +88,7 @@ class Node:
         self._notify()
         for sender in senders:
             sender.close()
+        self._memory.close()
         return self._compute.stop(timeout_s)
 
     # -- what the head asks -------------------------------------------------------------------------------
@@ -147,7 +150,7 @@ class Node:
         part = mine.assignment
         need = None
         if part is not None:
-            need = MemoryNeed(part.need_bytes, part.budget_bytes, part.reserve_bytes)
+            need = MemoryNeed(part.need_bytes, part.activation_bytes, part.budget_bytes, part.reserve_bytes)
         self._compute.post(self._load_work(request.epoch, self.model_dir, mine.layers, need))
         for edge in mine.outgoing:
             self._senders[edge] = self._new_sender(edge, self._epoch)
@@ -189,9 +192,6 @@ class Node:
             activity=compute.activity,
             loaded_bytes=compute.load.loaded_bytes,
             load_total_bytes=compute.load.total_bytes,
-            active_bytes=mx.get_active_memory(),
-            peak_bytes=mx.get_peak_memory(),
-            peak_rss_bytes=self._usage.peak_rss_bytes,
             import_base_rss_bytes=self._import_base_rss_bytes,
             cpu_s=self._usage.cpu_s,
             pid=os.getpid(),
@@ -200,16 +200,10 @@ class Node:
             stop=stop,
             num_threads=threading.active_count(),
         )
+        fill_memory(status, engine=engine, limits=compute.limits, usage=self._usage, watch=self._memory)
         if engine is not None:
-            part, stats = engine.shard.footprint, engine.stats
-            status.footprint.layers_bytes = part.layers_bytes
-            status.footprint.embed_bytes = part.embed_bytes
-            status.footprint.norm_bytes = part.norm_bytes
-            status.footprint.head_bytes = part.head_bytes
-            status.footprint.other_bytes = part.other_bytes
-            status.footprint.full_model_bytes = part.full_model_bytes
+            stats = engine.stats
             status.num_sessions = len(engine.sessions)
-            status.kv_bytes = engine.kv_bytes
             status.stats.num_steps = stats.num_steps
             status.stats.num_tokens = stats.num_tokens
             status.stats.busy_ms = stats.busy_ms

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.config import ClusterConfig
 from cluster.plan_inputs import plan_links, plan_nodes, plan_options, read_model
+from planner.cost import CostModel, Workload
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile, make_node
 from planner.plan import Plan
 from planner.render import render_plan
 from planner.solver import make_plan
-from proto import control_pb2
+from proto import control_pb2, head_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class Planning:
     table: str = ""
     missing_ranks: tuple[int, ...] = ()
     refusal: str = ""
+    predicted: dict[int, head_pb2.PredictedMemory] = field(default_factory=dict)  # by rank, of those planned
 
 
 def plan_cluster(
@@ -47,8 +49,33 @@ def plan_cluster(
     nodes = plan_nodes(config, measured)
     result = make_plan(model, nodes, plan_links(config), plan_options(config, model))
     if isinstance(result, Plan):
-        return Planning(model, plan=result, table=render_plan(result, nodes))
+        table = render_plan(result, nodes)
+        return Planning(model, plan=result, table=table, predicted=predicted_memory(model, nodes, result))
     return Planning(model, refusal=f"{result.reason}; {result.advice}")
+
+
+def predicted_memory(
+    model: ModelProfile, nodes: Sequence[NodeProfile], plan: Plan
+) -> dict[int, head_pb2.PredictedMemory]:
+    """What each stage should take, part by part, by the rank of its node."""
+    cost = CostModel(model, nodes, (), Workload(plan.context, plan.concurrency))
+    found = {}
+    for part in plan.assignments:
+        weights = cost.weights(part.start, part.stop)
+        found[part.rank] = head_pb2.PredictedMemory(
+            weights=control_pb2.Footprint(
+                layers_bytes=weights.layers_bytes,
+                embed_bytes=weights.embed_bytes,
+                norm_bytes=weights.norm_bytes,
+                head_bytes=weights.head_bytes,
+                full_model_bytes=plan.memory.full_model_bytes,
+            ),
+            kv_bytes=part.kv_bytes,
+            activation_bytes=part.activation_bytes,
+            budget_bytes=part.budget_bytes,
+            reserve_bytes=part.reserve_bytes,
+        )
+    return found
 
 
 def _measured(rank: int, told: control_pb2.NodeProfile) -> NodeProfile:

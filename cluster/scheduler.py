@@ -125,6 +125,7 @@ class Scheduler:
     _limits: Limits | None = None
     _epoch: int = 0
     _down_reason: str = "the ring is starting"
+    _hold_reason: str = ""  # why no new request may start; empty: they may
     _next_session: int = 1
     _next_seq: int = 1
     _queued: deque[_Request] = field(default_factory=deque)
@@ -171,6 +172,15 @@ class Scheduler:
         ):
             state.clear()
         return failed
+
+    def hold(self, reason: str) -> list[Instruction]:
+        """Until it is called with an empty reason no request starts: new ones are refused, others wait."""
+        self._hold_reason = reason
+        return self._advance()
+
+    def refuse_queued(self) -> list[Instruction]:
+        """The hold lasts: those that wait are told so, as new ones are."""
+        return [self._fail(request, self._hold_reason, FailureKind.BUSY) for request in list(self._queued)]
 
     def submit(
         self, request_id: str, prompt: Sequence[int], max_tokens: int, sampling: ring_pb2.Sampling
@@ -245,6 +255,8 @@ class Scheduler:
                 FailureKind.INVALID,
                 f"token id {max(prompt)} is not in the vocabulary of {limits.vocab_size} tokens",
             )
+        if self._hold_reason:
+            return refuse(FailureKind.BUSY, self._hold_reason)
         if len(self._active) >= limits.max_active and len(self._queued) >= self.max_queued:
             return refuse(
                 FailureKind.BUSY,
@@ -273,10 +285,10 @@ class Scheduler:
             num_completion=request.num_completion,
         )
 
-    def _fail(self, request: _Request, message: str) -> Fail:
+    def _fail(self, request: _Request, message: str, kind: FailureKind = FailureKind.FAILED) -> Fail:
         self.counters.num_failed += 1
         self._end(request)
-        return Fail(request.request_id, FailureKind.FAILED, message)
+        return Fail(request.request_id, kind, message)
 
     def _end(self, request: _Request) -> None:
         del self._by_id[request.request_id]
@@ -292,7 +304,7 @@ class Scheduler:
         limits = self._limits
         if limits is None:
             return []
-        while self._queued and len(self._active) < limits.max_active:
+        while self._queued and not self._hold_reason and len(self._active) < limits.max_active:
             request = self._queued.popleft()
             self.counters.num_prompt_tokens += len(request.prompt)
             self._active.append(request)

@@ -11,6 +11,7 @@ from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_UNREACHABLE
 from deploy.client import Client
 from deploy.command import run_command
 from deploy.sizes import size
+from deploy.status_memory import render_memory
 from deploy.target import add_target, client_of
 from planner.render import table
 
@@ -54,6 +55,9 @@ def render(cluster: dict[str, Any]) -> str:
         for node in cluster["nodes"]
         if node["reason"]
     ]
+    memory = render_memory(cluster["nodes"])
+    if memory:
+        lines += ["", *memory]
     return "\n".join(lines)
 
 
@@ -69,6 +73,8 @@ def _row(node: dict[str, Any]) -> dict[str, str]:
         "weights": size(own_bytes(told["footprint"])) if has_layers else "",
         "KV": size(told["kv_bytes"]),
         "peak memory": size(told["peak_rss_bytes"]),
+        "free": f"{size(told['memory']['available_bytes'])} of {size(told['memory']['total_bytes'])}",
+        "pressure": told["memory_pressure"],
         "hop": f"{hops[len(hops) // 2]:.2f} ms" if hops else "",
     }
 

@@ -75,6 +75,20 @@ class Stage:
     stop: int
 
 
+@dataclass(frozen=True, slots=True)
+class StageWeights:
+    """A stage's weights by part. A head tied to the embedding counts as head, unless the stage has both."""
+
+    layers_bytes: int
+    embed_bytes: int
+    norm_bytes: int  # and what else stands outside the layers
+    head_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.layers_bytes + self.embed_bytes + self.norm_bytes + self.head_bytes
+
+
 class CostModel:
     """Bytes and times of any stage on any node, from sums prepared once. Layer ranges are half-open."""
 
@@ -97,11 +111,19 @@ class CostModel:
     # -- bytes --------------------------------------------------------------------------------------------
     def weight_bytes(self, start: int, stop: int) -> int:
         """Weights of a stage, with the embedding, norm and head that it owns; a tied copy counts."""
-        model, total = self.model, self._weight[stop] - self._weight[start]
-        is_last = stop == model.num_layers
-        if start == 0 or (is_last and model.is_tied):
-            total += model.embed_bytes
-        return total + (model.norm_bytes + model.head_bytes if is_last else 0)
+        return self.weights(start, stop).total_bytes
+
+    def weights(self, start: int, stop: int) -> StageWeights:
+        """The same by part."""
+        model = self.model
+        is_first, is_last = start == 0, stop == model.num_layers
+        tied_bytes = model.embed_bytes if model.is_tied and not is_first else 0
+        return StageWeights(
+            layers_bytes=self._weight[stop] - self._weight[start],
+            embed_bytes=model.embed_bytes if is_first else 0,
+            norm_bytes=model.norm_bytes if is_last else 0,
+            head_bytes=model.head_bytes + tied_bytes if is_last else 0,
+        )
 
     def kv_bytes(self, start: int, stop: int) -> int:
         """Caches of a stage for context x concurrency."""

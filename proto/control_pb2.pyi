@@ -140,8 +140,36 @@ class StageStats(_message.Message):
     recent_hop_ms: _containers.RepeatedScalarFieldContainer[float]
     def __init__(self, num_steps: _Optional[int] = ..., num_tokens: _Optional[int] = ..., busy_ms: _Optional[float] = ..., uptime_ms: _Optional[float] = ..., recent_step_ms: _Optional[_Iterable[float]] = ..., recent_hop_ms: _Optional[_Iterable[float]] = ...) -> None: ...
 
+class MemoryStatus(_message.Message):
+    __slots__ = ("rss_bytes", "cache_bytes", "activation_bytes", "peak_kv_bytes", "memory_limit_bytes", "cache_limit_bytes", "wired_limit_bytes", "total_bytes", "available_bytes", "swap_used_bytes", "is_admitting", "num_trims")
+    RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATION_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PEAK_KV_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CACHE_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WIRED_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    AVAILABLE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SWAP_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    IS_ADMITTING_FIELD_NUMBER: _ClassVar[int]
+    NUM_TRIMS_FIELD_NUMBER: _ClassVar[int]
+    rss_bytes: int
+    cache_bytes: int
+    activation_bytes: int
+    peak_kv_bytes: int
+    memory_limit_bytes: int
+    cache_limit_bytes: int
+    wired_limit_bytes: int
+    total_bytes: int
+    available_bytes: int
+    swap_used_bytes: int
+    is_admitting: bool
+    num_trims: int
+    def __init__(self, rss_bytes: _Optional[int] = ..., cache_bytes: _Optional[int] = ..., activation_bytes: _Optional[int] = ..., peak_kv_bytes: _Optional[int] = ..., memory_limit_bytes: _Optional[int] = ..., cache_limit_bytes: _Optional[int] = ..., wired_limit_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ..., swap_used_bytes: _Optional[int] = ..., is_admitting: _Optional[bool] = ..., num_trims: _Optional[int] = ...) -> None: ...
+
 class NodeStatus(_message.Message):
-    __slots__ = ("rank", "name", "incarnation", "epoch", "state", "reason", "progress", "busy_s", "activity", "loaded_bytes", "load_total_bytes", "footprint", "num_sessions", "kv_bytes", "active_bytes", "peak_bytes", "peak_rss_bytes", "import_base_rss_bytes", "stats", "cpu_s", "pid", "lost_edge", "start", "stop", "num_threads")
+    __slots__ = ("rank", "name", "incarnation", "epoch", "state", "reason", "progress", "busy_s", "activity", "loaded_bytes", "load_total_bytes", "footprint", "num_sessions", "kv_bytes", "active_bytes", "peak_bytes", "peak_rss_bytes", "import_base_rss_bytes", "stats", "cpu_s", "pid", "lost_edge", "start", "stop", "num_threads", "memory", "memory_pressure")
     RANK_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -167,6 +195,8 @@ class NodeStatus(_message.Message):
     START_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     NUM_THREADS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_PRESSURE_FIELD_NUMBER: _ClassVar[int]
     rank: int
     name: str
     incarnation: int
@@ -192,4 +222,6 @@ class NodeStatus(_message.Message):
     start: int
     stop: int
     num_threads: int
-    def __init__(self, rank: _Optional[int] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., state: _Optional[_Union[NodeState, str]] = ..., reason: _Optional[str] = ..., progress: _Optional[int] = ..., busy_s: _Optional[float] = ..., activity: _Optional[str] = ..., loaded_bytes: _Optional[int] = ..., load_total_bytes: _Optional[int] = ..., footprint: _Optional[_Union[Footprint, _Mapping]] = ..., num_sessions: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., active_bytes: _Optional[int] = ..., peak_bytes: _Optional[int] = ..., peak_rss_bytes: _Optional[int] = ..., import_base_rss_bytes: _Optional[int] = ..., stats: _Optional[_Union[StageStats, _Mapping]] = ..., cpu_s: _Optional[float] = ..., pid: _Optional[int] = ..., lost_edge: _Optional[str] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., num_threads: _Optional[int] = ...) -> None: ...
+    memory: MemoryStatus
+    memory_pressure: str
+    def __init__(self, rank: _Optional[int] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., state: _Optional[_Union[NodeState, str]] = ..., reason: _Optional[str] = ..., progress: _Optional[int] = ..., busy_s: _Optional[float] = ..., activity: _Optional[str] = ..., loaded_bytes: _Optional[int] = ..., load_total_bytes: _Optional[int] = ..., footprint: _Optional[_Union[Footprint, _Mapping]] = ..., num_sessions: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., active_bytes: _Optional[int] = ..., peak_bytes: _Optional[int] = ..., peak_rss_bytes: _Optional[int] = ..., import_base_rss_bytes: _Optional[int] = ..., stats: _Optional[_Union[StageStats, _Mapping]] = ..., cpu_s: _Optional[float] = ..., pid: _Optional[int] = ..., lost_edge: _Optional[str] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., num_threads: _Optional[int] = ..., memory: _Optional[_Union[MemoryStatus, _Mapping]] = ..., memory_pressure: _Optional[str] = ...) -> None: ...

@@ -86,18 +86,34 @@ class ClusterStatus(_message.Message):
     vocab_size: int
     def __init__(self, status: _Optional[str] = ..., epoch: _Optional[int] = ..., plan_json: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ..., num_active: _Optional[int] = ..., num_queued: _Optional[int] = ..., max_active: _Optional[int] = ..., context: _Optional[int] = ..., incarnation: _Optional[int] = ..., num_requests: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., num_completion_tokens: _Optional[int] = ..., num_failed: _Optional[int] = ..., reason: _Optional[str] = ..., vocab_size: _Optional[int] = ...) -> None: ...
 
+class PredictedMemory(_message.Message):
+    __slots__ = ("weights", "kv_bytes", "activation_bytes", "budget_bytes", "reserve_bytes")
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATION_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RESERVE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    weights: _control_pb2.Footprint
+    kv_bytes: int
+    activation_bytes: int
+    budget_bytes: int
+    reserve_bytes: int
+    def __init__(self, weights: _Optional[_Union[_control_pb2.Footprint, _Mapping]] = ..., kv_bytes: _Optional[int] = ..., activation_bytes: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., reserve_bytes: _Optional[int] = ...) -> None: ...
+
 class RankStatus(_message.Message):
-    __slots__ = ("rank", "name", "state", "reason", "node", "age_s")
+    __slots__ = ("rank", "name", "state", "reason", "node", "age_s", "predicted")
     RANK_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     AGE_S_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_FIELD_NUMBER: _ClassVar[int]
     rank: int
     name: str
     state: str
     reason: str
     node: _control_pb2.NodeStatus
     age_s: float
-    def __init__(self, rank: _Optional[int] = ..., name: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., node: _Optional[_Union[_control_pb2.NodeStatus, _Mapping]] = ..., age_s: _Optional[float] = ...) -> None: ...
+    predicted: PredictedMemory
+    def __init__(self, rank: _Optional[int] = ..., name: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., node: _Optional[_Union[_control_pb2.NodeStatus, _Mapping]] = ..., age_s: _Optional[float] = ..., predicted: _Optional[_Union[PredictedMemory, _Mapping]] = ...) -> None: ...

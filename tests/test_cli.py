@@ -202,10 +202,15 @@ def cluster_body(state: str) -> dict[str, Any]:
     told = control_pb2.NodeStatus(start=2, stop=5, kv_bytes=3_000_000)
     told.footprint.layers_bytes, told.footprint.head_bytes = 1_000_000, 500_000
     told.stats.recent_hop_ms.extend([0.3, 0.1, 0.2])
+    told.memory_pressure = "normal"
+    told.memory.total_bytes, told.memory.available_bytes = 16 * 10**9, 4 * 10**9
+    told.memory.peak_kv_bytes, told.memory.memory_limit_bytes = 3_500_000, 12 * 10**9
     status = head_pb2.ClusterStatus(context=512, max_active=4, num_active=1)
     status.ranks.add(
         rank=1, name="mini", state=state, reason="" if state == "ready" else "mini is gone", node=told
     )
+    status.ranks[0].predicted.weights.layers_bytes = 1_000_000
+    status.ranks[0].predicted.kv_bytes = 4_000_000
     content = to_plain(status)
     nodes = content.pop("ranks")
     is_ok = state == "ready"
@@ -221,13 +226,19 @@ def cluster_body(state: str) -> dict[str, Any]:
 def test_status_shows_each_node() -> None:
     lines = render(cluster_body("ready")).splitlines()
     assert lines[0] == "demo: ok"
-    assert lines[-1].split() == [
-        "1",
-        "mini",
-        "ready",
-        "2:5",
-        *("1.5", "MB", "3.0", "MB", "0", "B", "0.20", "ms"),
+    assert next(line for line in lines if "ready" in line).split() == [
+        *("1", "mini", "ready", "2:5", "1.5", "MB", "3.0", "MB", "0", "B"),
+        *("4.0", "GB", "of", "16.0", "GB", "normal", "0.20", "ms"),
     ]
+
+
+def test_status_shows_predicted_beside_measured_memory() -> None:
+    *_, predicted, measured, limits = render(cluster_body("ready")).splitlines()
+    assert predicted.split()[:5] == ["1", "mini", "predicted", "1.0", "MB"]
+    assert "4.0 MB" in predicted
+    assert measured.split()[:5] == ["measured", "1.0", "MB", "0", "B"]
+    assert "3.5 MB" in measured
+    assert limits.startswith("rank 1 (mini): MLX may take 12.0 GB, keep 0 B of freed buffers")
 
 
 @pytest.mark.parametrize(("state", "code"), [("ready", 0), ("unreachable", 4), ("frozen", 4), ("failed", 1)])

@@ -90,10 +90,10 @@ def test_sessions_do_not_see_each_other(model: Path) -> None:
 def test_close_frees_on_every_stage(model: Path) -> None:
     ring = stages(model, [2])
     answer(ring, 1, 2)
-    assert all(engine.kv_bytes > 0 for engine in ring)
+    assert all(engine.memory.kv_bytes > 0 for engine in ring)
     close = ring_pb2.Frame(kind=ring_pb2.STEP, epoch=1, seq=99, closes=[1])
     assert trip(ring, close) is None
-    assert all(not engine.sessions and engine.kv_bytes == 0 for engine in ring)
+    assert all(not engine.sessions and engine.memory.kv_bytes == 0 for engine in ring)
 
 
 def test_a_wrong_position_fails_that_slot_alone(model: Path) -> None:

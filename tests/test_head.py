@@ -179,3 +179,27 @@ def test_watchers_leave_workers_to_requests(head: head_pb2_grpc.HeadStub) -> Non
     assert len(list(head.Generate(request(3), timeout=5.0))) == 3
     for watch in watches:
         watch.cancel()
+
+
+def test_a_hold_refuses_new_requests_and_in_time_those_that_wait(
+    ring: ScriptedRing, head: head_pb2_grpc.HeadStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring.delay_s = 0.05
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(lambda: list(head.Generate(request(40), timeout=20.0)))
+        wait_for(lambda: status(head).num_active == 1)
+        waiting = pool.submit(failure, head.Generate(request(3), timeout=20.0))
+        wait_for(lambda: status(head).num_queued == 1)
+        ring.head.hold("n1 is short of memory")
+        assert failure(head.Generate(request(3), timeout=5.0)) == (
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "n1 is short of memory",
+        )
+        assert status(head).num_queued == 1
+        monkeypatch.setattr("cluster.head.HOLD_LIMIT_S", 0.0)
+        ring.head.hold("n1 is still short of memory")
+        code, sentence = waiting.result()
+        assert (code, sentence) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "n1 is still short of memory")
+        assert running.result()[-1].finish_reason == "length"
+    ring.head.hold("")
+    assert list(head.Generate(request(3), timeout=5.0))[-1].finish_reason == "length"

@@ -15,7 +15,8 @@ import grpc
 import pytest
 
 from cluster.config import load_config
-from cluster.membership import Reach, Watcher
+from cluster.config_nodes import NodeConfig
+from cluster.membership import Member, Reach, Watcher, short_of_memory
 from proto import control_pb2, control_pb2_grpc, head_pb2, head_pb2_grpc
 from tests.node_process import node, write_cluster
 from tests.ring_processes import RingProcesses
@@ -142,3 +143,20 @@ def test_a_server_that_does_not_belong_there(digest: str | None, reason: str, tm
             watcher.leave()
             watcher.join()
             server.stop(None).wait()
+
+
+def short_member(rank: int, *, is_admitting: bool) -> Member:
+    status = control_pb2.NodeStatus(rank=rank, reason="memory: 0.5 GB of 16.0 GB are available")
+    status.memory.is_admitting = is_admitting
+    return Member(rank, NodeConfig(rank, f"n{rank}", "127.0.0.1", 5000 + rank), status=status)
+
+
+def test_who_is_short_of_memory_is_named_with_numbers() -> None:
+    silent = Member(2, NodeConfig(2, "n2", "127.0.0.1"))
+    older = Member(3, NodeConfig(3, "n3", "127.0.0.1"), status=control_pb2.NodeStatus(rank=3))
+    fine = short_member(0, is_admitting=True)
+    assert short_of_memory([fine, silent, older]) == ""
+    assert short_of_memory([fine, short_member(1, is_admitting=False)]) == (
+        "rank 1 (n1, 127.0.0.1:5001) is short of memory (0.5 GB of 16.0 GB are available); "
+        "no new request starts there, try again later"
+    )

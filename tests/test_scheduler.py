@@ -215,3 +215,30 @@ def test_a_result_for_another_session_is_not_taken() -> None:
     assert [i.request_id for i in instructions if isinstance(i, Fail)] == ["a"]
     assert not [i for i in instructions if isinstance(i, Emit)]
     assert [i for i in answer(scheduler, b) if isinstance(i, Emit)]
+
+
+def test_a_hold_refuses_new_requests_keeps_the_queue_and_lets_running_ones_end() -> None:
+    scheduler = up(max_active=1)
+    (frame,) = frames(scheduler.submit("a", [3], 1, greedy()))
+    scheduler.submit("b", [4], 1, greedy())
+    assert scheduler.hold("n1 is short of memory") == []
+    (refusal,) = scheduler.submit("c", [5], 1, greedy())
+    assert isinstance(refusal, Fail)
+    assert (refusal.kind, refusal.message) == (FailureKind.BUSY, "n1 is short of memory")
+    after = answer(scheduler, frame)
+    assert any(isinstance(i, Emit) for i in after)
+    assert Start("b") not in after
+    assert scheduler.num_queued == 1
+    again = scheduler.hold("")
+    assert Start("b") in again
+    assert frames(again)[0].opens[0].session == 2
+
+
+def test_a_long_hold_refuses_the_queue_too() -> None:
+    scheduler = up(max_active=1)
+    scheduler.submit("a", [3], 1, greedy())
+    scheduler.submit("b", [4], 1, greedy())
+    scheduler.hold("n1 is short of memory")
+    assert scheduler.refuse_queued() == [Fail("b", FailureKind.BUSY, "n1 is short of memory")]
+    assert scheduler.num_queued == 0
+    assert scheduler.num_active == 1

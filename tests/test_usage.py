@@ -24,9 +24,10 @@ def test_the_peak_is_at_least_the_present_and_grows() -> None:
 
 def test_it_is_read_at_most_once_an_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
-    monkeypatch.setattr(usage, "peak_rss_bytes", lambda: reads.append(1) or len(reads))
+    monkeypatch.setattr(usage, "_rss_bytes", lambda: reads.append(1) or (7, len(reads)))
     used = Usage()
     assert [used.peak_rss_bytes for _ in range(5)] == [1] * 5
+    assert used.rss_bytes == 7
     monkeypatch.setattr(usage, "READ_AGAIN_S", 0.0)
     assert used.peak_rss_bytes == 2
 
