@@ -9,9 +9,9 @@ import grpc
 import pytest
 
 from proto import head_pb2, head_pb2_grpc, ring_pb2
-from tests.api_server import wait_for
 from tests.scripted_ring import CONTEXT, ScriptedRing
 from tests.tiny_models import VOCAB_SIZE
+from tests.waiting import wait_for
 
 
 @pytest.fixture
