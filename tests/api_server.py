@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ import openai
 
 from tests.scripted_ring import MAX_QUEUED, ScriptedRing
 from tests.tiny_models import EOS_ID, write_tokenizer
+from tests.waiting import wait_for
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -157,10 +158,7 @@ def serving(directory: Path, *, max_active: int = 4) -> Iterator[Served]:
 
 def wait_healthy(client: Any, timeout_s: float = 30.0) -> None:
     """Until /health is 200; `client` is an httpx.Client of the server."""
-    deadline = time.monotonic() + timeout_s
-    while (reply := client.get("/health")).status_code != 200:
-        assert time.monotonic() < deadline, reply.text
-        threading.Event().wait(0.02)
+    wait_for(lambda: client.get("/health").status_code == 200, timeout_s, "the server is healthy")
 
 
 @contextmanager
@@ -187,15 +185,6 @@ def head_process(port: int = 0, delay_s: float = 0.01) -> Iterator[tuple[subproc
         finally:
             process.send_signal(signal.SIGCONT)
             process.kill()
-
-
-def wait_for(test: Callable[[], bool], timeout_s: float = 5.0) -> float:
-    """Seconds until `test` holds."""
-    began = time.monotonic()
-    while not test():
-        assert time.monotonic() - began < timeout_s
-        threading.Event().wait(0.01)
-    return time.monotonic() - began
 
 
 ENDLESS = chat_body(ignore_eos=True)

@@ -1,4 +1,7 @@
-"""Before anything imports MLX: exactness is defined without compiled kernels, and no test reaches a hub."""
+"""Before anything imports MLX: exactness is defined without compiled kernels, and no test reaches a hub.
+
+Then the fixtures that several files share.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,13 @@ for secret in ("MACRAME_TOKEN", "MACRAME_API_KEYS", "MACRAME_FAULT"):
 import threading
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+
+if TYPE_CHECKING:
+    from tests.api_server import Served
 
 LEAK_WAIT_S = 3.0
 
@@ -47,3 +54,26 @@ def no_leaks() -> Iterator[None]:
         if time.monotonic() > deadline:
             pytest.fail(f"left behind: processes {left[0]}, listening ports {left[1]}, threads {left[2]}")
         threading.Event().wait(0.02)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The HTTP process in front of a scripted ring, once for the tests of a module."""
+    from tests.api_server import serving  # clients that few tests need
+
+    with serving(tmp_path_factory.mktemp("served")) as served:
+        yield served
+
+
+@pytest.fixture
+def served(shared: Served) -> Served:
+    """The same, with a ring as new."""
+    shared.ring.reset()
+    return shared
+
+
+@pytest.fixture
+def refusing(served: Served) -> Iterator[Served]:
+    """The same, for requests that must not reach the ring."""
+    yield served
+    assert not served.ring.opened

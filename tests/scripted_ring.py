@@ -18,6 +18,7 @@ from cluster.head import Head
 from cluster.scheduler import Limits
 from proto import control_pb2, head_pb2, head_pb2_grpc, ring_pb2
 from tests.tiny_models import EOS_ID, VOCAB_SIZE
+from tests.waiting import wait_for
 
 CONTEXT = 600
 MAX_QUEUED = 2
@@ -76,10 +77,7 @@ class ScriptedRing:
 
     def wait_closed(self, count: int, timeout_s: float = 2.0) -> None:
         """Until so many sessions were freed."""
-        deadline = time.monotonic() + timeout_s
-        while len(self.closed) < count:
-            assert time.monotonic() < deadline, f"{len(self.closed)} of {count} sessions were freed"
-            threading.Event().wait(0.01)
+        wait_for(lambda: len(self.closed) >= count, timeout_s, f"{count} sessions are freed")
 
     def _status(self) -> head_pb2.ClusterStatus:
         status = head_pb2.ClusterStatus(status=self.state, epoch=1, reason=self.reason)

@@ -7,28 +7,14 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 
 from proto import ring_pb2
-from tests.api_server import CHAT, COMPLETIONS, Served, chat_body, serving
+from tests.api_server import CHAT, COMPLETIONS, Served, chat_body
 from tests.tiny_models import BOS_ID, EOS_ID
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serving(tmp_path_factory.mktemp("served")) as served:
-        yield served
-
-
-@pytest.fixture
-def served(shared: Served) -> Served:
-    shared.ring.reset()
-    return shared
-
 
 # -- the openai client -------------------------------------------------------------------------------
 

@@ -16,21 +16,10 @@ from uvicorn.server import ServerState
 
 from cluster.api import connection as connection_module
 from cluster.api.connection import MAX_DRAIN_BYTES, MAX_HEAD_BYTES, Connection
-from tests.api_server import CHAT, COMPLETIONS, Served, chat_body, serving, wait_for
+from tests.api_server import CHAT, COMPLETIONS, Served, chat_body
+from tests.waiting import wait_for
 
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serving(tmp_path_factory.mktemp("served")) as served:
-        yield served
-
-
-@pytest.fixture
-def served(shared: Served) -> Served:
-    shared.ring.reset()
-    return shared
 
 
 @contextlib.contextmanager

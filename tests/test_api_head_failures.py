@@ -7,8 +7,9 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.api_server import CHAT, ENDLESS, Stream, head_process, started, wait_for, wait_healthy
+from tests.api_server import CHAT, ENDLESS, Stream, head_process, started, wait_healthy
 from tests.ring_processes import free_ports
+from tests.waiting import wait_for
 
 
 def test_the_head_may_come_later(tmp_path: Path) -> None:

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import chain
 
 import pytest
 
-from tests.api_server import CHAT, COMPLETIONS, Served, chat_body, serving
+from tests.api_server import CHAT, COMPLETIONS, Served, chat_body
 from tests.tiny_models import BOS_ID, EOS_ID
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serving(tmp_path_factory.mktemp("served")) as served:
-        yield served
-
-
-@pytest.fixture
-def served(shared: Served) -> Served:
-    shared.ring.reset()
-    return shared
 
 
 def test_token_ids_in_a_chat(served: Served) -> None:

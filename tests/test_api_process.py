@@ -31,12 +31,12 @@ from tests.api_server import (
     Stream,
     serving,
     started,
-    wait_for,
     wait_healthy,
     write_config,
     write_model,
 )
 from tests.scripted_ring import ScriptedRing
+from tests.waiting import wait_for
 
 
 def run_api(*arguments: str, env: dict[str, str] | None = None) -> tuple[int, str]:

@@ -4,28 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from cluster.api import schema
-from tests.api_server import CHAT, COMPLETIONS, Served, chat_body, serving
+from tests.api_server import CHAT, COMPLETIONS, Served, chat_body
 from tests.scripted_ring import CONTEXT
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serving(tmp_path_factory.mktemp("served")) as served:
-        yield served
-
-
-@pytest.fixture
-def served(shared: Served) -> Iterator[Served]:
-    shared.ring.reset()
-    yield shared
-    assert not shared.ring.opened  # nothing that is refused reaches the ring
-
 
 # -- values -------------------------------------------------------------------------------------------
 
@@ -87,9 +72,9 @@ def served(shared: Served) -> Iterator[Served]:
     ],
 )
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
-def test_wrong_values(served: Served, path: str, field: str, value: Any, message: str) -> None:
+def test_wrong_values(refusing: Served, path: str, field: str, value: Any, message: str) -> None:
     body: dict[str, Any] = chat_body() if path == CHAT else {"prompt": "hi"}
-    error = served.error({"max_tokens": 4, **body, field: value}, path=path)
+    error = refusing.error({"max_tokens": 4, **body, field: value}, path=path)
     assert error["message"] == message
     assert error["param"] == field
     assert error["type"] == "invalid_request_error"
@@ -131,9 +116,9 @@ def test_wrong_values(served: Served, path: str, field: str, value: Any, message
     ],
 )
 def test_wrong_combinations(
-    served: Served, path: str, fields: dict[str, Any], param: str, message: str
+    refusing: Served, path: str, fields: dict[str, Any], param: str, message: str
 ) -> None:
-    error = served.error((chat_body() if path == CHAT else {"prompt": "hi"}) | fields, path=path)
+    error = refusing.error((chat_body() if path == CHAT else {"prompt": "hi"}) | fields, path=path)
     assert message in error["message"]
     assert error["param"] == param
 
@@ -168,25 +153,24 @@ def test_wrong_combinations(
         ("xtc_probability", 0.5),
     ],
 )
-def test_unsupported_fields_are_named(served: Served, field: str, value: Any) -> None:
-    error = served.error(chat_body(**{field: value}), path=CHAT)
+def test_unsupported_fields_are_named(refusing: Served, field: str, value: Any) -> None:
+    error = refusing.error(chat_body(**{field: value}), path=CHAT)
     assert error["message"] == f"{field} is not supported with the value {json.dumps(value)}."
     assert error["param"] == field
     assert error["code"] == "unsupported_parameter"
 
 
-def test_unknown_fields_are_named(served: Served) -> None:
-    error = served.error(chat_body(max_token=5), path=CHAT)
+def test_unknown_fields_are_named(refusing: Served) -> None:
+    error = refusing.error(chat_body(max_token=5), path=CHAT)
     assert error["message"] == "max_token is not a field of this request. Did you mean max_tokens?"
     assert (error["param"], error["code"]) == ("max_token", "unknown_parameter")
-    assert served.error(chat_body(zzz=None), path=CHAT)["param"] == "zzz"
-    assert served.error({"prompt": "x", "messages": []})["param"] == "messages"
-    assert served.error(chat_body(prompt="x"), path=CHAT)["param"] == "prompt"
-    assert served.error(chat_body(echo=True), path=CHAT)["param"] == "echo"
+    assert refusing.error(chat_body(zzz=None), path=CHAT)["param"] == "zzz"
+    assert refusing.error({"prompt": "x", "messages": []})["param"] == "messages"
+    assert refusing.error(chat_body(prompt="x"), path=CHAT)["param"] == "prompt"
+    assert refusing.error(chat_body(echo=True), path=CHAT)["param"] == "echo"
 
 
-def test_what_cannot_change_a_token_is_accepted(shared: Served) -> None:
-    shared.ring.reset()
+def test_what_cannot_change_a_token_is_accepted(served: Served) -> None:
     neutral = {
         "user": "me",
         "metadata": {"a": "b"},
@@ -208,12 +192,12 @@ def test_what_cannot_change_a_token_is_accepted(shared: Served) -> None:
         "stop": [],
         "stream_options": None,
     }
-    assert shared.post(CHAT, chat_body(**neutral))["choices"][0]["message"]["content"] == "Hello, world."
+    assert served.post(CHAT, chat_body(**neutral))["choices"][0]["message"]["content"] == "Hello, world."
     of_completions = {"suffix": None, "echo": False, "best_of": 1, "user": "me", "logprobs": None}
     assert (
-        shared.post(COMPLETIONS, {"prompt": "hi", **of_completions})["choices"][0]["text"] == "Hello, world."
+        served.post(COMPLETIONS, {"prompt": "hi", **of_completions})["choices"][0]["text"] == "Hello, world."
     )
-    assert shared.post(COMPLETIONS, {"prompt": "hi", "n": 2, "best_of": 2})["choices"][1]["text"]
+    assert served.post(COMPLETIONS, {"prompt": "hi", "n": 2, "best_of": 2})["choices"][1]["text"]
 
 
 def test_every_neutral_field_is_either_neutral_or_supported() -> None:
@@ -247,13 +231,13 @@ def test_every_neutral_field_is_either_neutral_or_supported() -> None:
         (["a"] * 65, "prompt: 65 prompts with n = 1 make more than 64 answers; send several requests."),
     ],
 )
-def test_wrong_prompts(served: Served, prompt: Any, message: str) -> None:
-    error = served.error({"prompt": prompt})
+def test_wrong_prompts(refusing: Served, prompt: Any, message: str) -> None:
+    error = refusing.error({"prompt": prompt})
     assert error["message"] == message
     assert error["param"] == "prompt"
 
 
-def test_lone_surrogates_are_no_text(served: Served) -> None:
+def test_lone_surrogates_are_no_text(refusing: Served) -> None:
     for body in (
         b'{"prompt": "ab\\ud800"}',
         b'{"prompt": "ab\\uD800"}',
@@ -262,7 +246,7 @@ def test_lone_surrogates_are_no_text(served: Served) -> None:
         b'{"prompt": "x", "\\ud800": 1}',
         b'{"prompt": "\xed\xa0\x80"}',
     ):
-        error = served.error(body)
+        error = refusing.error(body)
         assert error["code"] == "invalid_json"
         assert "codec can't" in error["message"]
 
@@ -301,16 +285,15 @@ def test_lone_surrogates_are_no_text(served: Served) -> None:
     ],
 )
 def test_more_answers_than_can_ever_run(
-    served: Served, num_prompts: int, n: int, param: str, message: str
+    refusing: Served, num_prompts: int, n: int, param: str, message: str
 ) -> None:
-    error = served.error({"prompt": ["a"] * num_prompts, "n": n})
+    error = refusing.error({"prompt": ["a"] * num_prompts, "n": n})
     assert (error["message"], error["param"], error["code"]) == (message, param, "invalid_value")
 
 
-def test_as_many_answers_as_run_and_queue_are_served(shared: Served) -> None:
-    shared.ring.reset()
-    assert len(shared.chat(n=6)["choices"]) == 6
-    assert len(shared.complete(["a", "b"], n=3)["choices"]) == 6
+def test_as_many_answers_as_run_and_queue_are_served(served: Served) -> None:
+    assert len(served.chat(n=6)["choices"]) == 6
+    assert len(served.complete(["a", "b"], n=3)["choices"]) == 6
 
 
 @pytest.mark.parametrize(
@@ -340,35 +323,34 @@ def test_as_many_answers_as_run_and_queue_are_served(shared: Served) -> None:
         ),
     ],
 )
-def test_wrong_messages(served: Served, messages: Any, param: str, message: str) -> None:
-    error = served.error({"messages": messages}, path=CHAT)
+def test_wrong_messages(refusing: Served, messages: Any, param: str, message: str) -> None:
+    error = refusing.error({"messages": messages}, path=CHAT)
     assert message in error["message"]
     assert error["param"] == param
 
 
-def test_beyond_the_context(served: Served) -> None:
-    error = served.error({"prompt": "abc", "max_tokens": CONTEXT - 2})
+def test_beyond_the_context(refusing: Served) -> None:
+    error = refusing.error({"prompt": "abc", "max_tokens": CONTEXT - 2})
     assert error["message"] == (
         "This model's maximum context length is 600 tokens. However, you requested 601 tokens "
         "(3 in the prompt, 598 in the completion). "
         "Please reduce the length of the prompt or of the completion."
     )
     assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
-    error = served.error({"prompt": "a" * CONTEXT})
+    error = refusing.error({"prompt": "a" * CONTEXT})
     assert error["message"] == (
         "This model's maximum context length is 600 tokens. However, your prompt has 600 tokens. "
         "Please shorten the prompt to less than 600 tokens."
     )
-    error = served.error({"messages": [{"role": "user", "content": "a" * CONTEXT}]}, path=CHAT)
+    error = refusing.error({"messages": [{"role": "user", "content": "a" * CONTEXT}]}, path=CHAT)
     assert "your messages have 603 tokens" in error["message"]
-    assert served.error(chat_body(max_tokens=2**40), path=CHAT)["code"] == "context_length_exceeded"
+    assert refusing.error(chat_body(max_tokens=2**40), path=CHAT)["code"] == "context_length_exceeded"
 
 
-def test_the_whole_context_can_be_used(shared: Served) -> None:
-    shared.ring.reset()
-    answer = shared.complete("a" * (CONTEXT - 3), max_tokens=3)
+def test_the_whole_context_can_be_used(served: Served) -> None:
+    answer = served.complete("a" * (CONTEXT - 3), max_tokens=3)
     assert answer["usage"]["total_tokens"] == CONTEXT
-    assert shared.complete("a" * (CONTEXT - 1))["usage"]["completion_tokens"] == 1
+    assert served.complete("a" * (CONTEXT - 1))["usage"]["completion_tokens"] == 1
 
 
 @pytest.mark.parametrize(
@@ -380,9 +362,11 @@ def test_the_whole_context_can_be_used(shared: Served) -> None:
         ("x" * 10_000_000, f"at least {10_000_000 // len('<|assistant|>')} tokens"),
     ],
 )
-def test_huge_prompts_are_refused_quickly_and_with_numbers(served: Served, prompt: Any, numbers: str) -> None:
+def test_huge_prompts_are_refused_quickly_and_with_numbers(
+    refusing: Served, prompt: Any, numbers: str
+) -> None:
     began = time.monotonic()
-    error = served.error({"prompt": prompt})
+    error = refusing.error({"prompt": prompt})
     assert time.monotonic() - began < 5
     assert error["code"] == "context_length_exceeded"
     assert "600 tokens" in error["message"]

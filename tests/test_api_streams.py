@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import openai
 import pytest
 
-from tests.api_server import CHAT, COMPLETIONS, Served, chat_body, serving
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serving(tmp_path_factory.mktemp("served")) as served:
-        yield served
-
-
-@pytest.fixture
-def served(shared: Served) -> Served:
-    shared.ring.reset()
-    return shared
+from tests.api_server import CHAT, COMPLETIONS, Served, chat_body
 
 
 def test_stream_form(served: Served) -> None:

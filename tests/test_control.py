@@ -17,9 +17,9 @@ from cluster.planning import plan_cluster
 from cluster.probe import this_machine
 from cluster.rpc import make_server
 from proto import control_pb2, control_pb2_grpc
-from tests.api_server import wait_for
 from tests.node_process import node, write_cluster
 from tests.tiny_models import write_checkpoint
+from tests.waiting import wait_for
 
 HEAD = 77  # an incarnation
 

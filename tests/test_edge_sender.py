@@ -19,7 +19,8 @@ from cluster.ring import CREDIT_BATCH_BYTES, NOT_ASSIGNED
 from cluster.rpc import make_server
 from proto import ring_pb2
 from proto.codec import PART_BYTES
-from tests.edges import WAIT_S, Sender, free_port, peer_process, raw, receiving, sending, step, until
+from tests.edges import WAIT_S, Sender, free_port, peer_process, raw, receiving, sending, step
+from tests.waiting import wait_for
 
 
 # -- greeting ---------------------------------------------------------------------------------------------
@@ -66,7 +67,7 @@ def test_a_server_without_rings_is_final() -> None:
 def test_a_peer_that_is_not_there_yet_is_waited_for() -> None:
     port = free_port()
     with sending(f"127.0.0.1:{port}") as sender:
-        until(lambda: "refused" in sender.edge.waiting_for, "a visible reason to wait")
+        wait_for(lambda: "refused" in sender.edge.waiting_for, WAIT_S, "a visible reason")
         assert sender.edge.waiting_for.startswith(f"rank 2 at 127.0.0.1:{port}: ")
         with peer_process(port) as peer:
             begin = time.monotonic()
@@ -81,7 +82,7 @@ def test_a_server_that_never_answers_hello_is_tried_again(monkeypatch: pytest.Mo
         socket.create_server(("127.0.0.1", 0)) as mute,
         sending(f"127.0.0.1:{mute.getsockname()[1]}") as sender,
     ):
-        until(lambda: "has been silent for 0.3 s" in sender.edge.waiting_for, "a visible reason to wait")
+        wait_for(lambda: "has been silent for 0.3 s" in sender.edge.waiting_for, WAIT_S, "a visible reason")
         assert sender.downs.empty()
 
 

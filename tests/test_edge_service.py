@@ -33,8 +33,8 @@ from tests.edges import (
     receiving,
     sending,
     step,
-    until,
 )
+from tests.waiting import wait_for
 
 
 # -- greeting ---------------------------------------------------------------------------------------------
@@ -311,7 +311,7 @@ def test_a_closing_receiver_says_so() -> None:
             sender.downs.get(timeout=WAIT_S) == f"rank 2 at {receiver.address} ended the edge: it is closing"
         )
         with sending(receiver.address) as late:
-            until(lambda: "it is closing" in late.edge.waiting_for, "a visible reason to wait")
+            wait_for(lambda: "it is closing" in late.edge.waiting_for, WAIT_S, "a visible reason")
 
 
 def test_a_second_stream_of_an_edge_waits_until_the_first_is_over() -> None:

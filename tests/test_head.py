@@ -10,9 +10,9 @@ import pytest
 
 from cluster.head import MAX_WATCHERS
 from proto import head_pb2, head_pb2_grpc, ring_pb2
-from tests.api_server import wait_for
 from tests.scripted_ring import CONTEXT, ScriptedRing
 from tests.tiny_models import VOCAB_SIZE
+from tests.waiting import wait_for
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import psutil
 from cluster.rpc import connect
 from proto import ring_pb2
 from proto.codec import PART_BYTES
-from tests.edges import TOKEN, WAIT_S, peer_process, raw, receiving, sending, step, until
+from tests.edges import TOKEN, WAIT_S, peer_process, raw, receiving, sending, step
+from tests.waiting import wait_for
 
 
 def test_frames_of_all_sizes_arrive_in_order_and_whole() -> None:
@@ -45,13 +46,13 @@ def test_no_thread_and_no_descriptor_is_left() -> None:
                 sender.downs.get(timeout=WAIT_S)
 
     one(False)  # what gRPC opens once for the process is not a leak
-    until(lambda: threading.active_count() == 1, "the first edge's threads end")
+    wait_for(lambda: threading.active_count() == 1, WAIT_S, "the first edge's threads end")
     num_threads, num_fds = process.num_threads(), process.num_fds()
     for index in range(20):
         one(index % 2 == 0)
-    until(lambda: threading.active_count() == 1, "all Python threads end")
-    until(lambda: process.num_fds() <= num_fds, "all descriptors are closed")
-    until(lambda: process.num_threads() <= num_threads + 2, "all other threads end")
+    wait_for(lambda: threading.active_count() == 1, WAIT_S, "all Python threads end")
+    wait_for(lambda: process.num_fds() <= num_fds, WAIT_S, "all descriptors are closed")
+    wait_for(lambda: process.num_threads() <= num_threads + 2, WAIT_S, "all other threads end")
 
 
 def test_connect_survives_a_restart_of_the_server() -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -18,6 +16,7 @@ from proto import control_pb2, control_pb2_grpc, head_pb2, head_pb2_grpc, ring_p
 from tests.node_process import finish, node, start_node, write_cluster
 from tests.ring_processes import free_ports
 from tests.tiny_models import write_checkpoint
+from tests.waiting import wait_for
 
 STOP_S = 3.0  # 2 s are promised; this machine is busy
 SIGNALS = pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -26,13 +25,6 @@ SIGNALS = pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint("llama", tmp_path_factory.mktemp("model") / "tiny", num_layers=5)
-
-
-def wait_for(test: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not test():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.01)
 
 
 def children(process: subprocess.Popen[str]) -> list[str]:
@@ -72,7 +64,7 @@ def wait_line(process: subprocess.Popen[str], text: str) -> None:
 def test_while_it_imports(signum: signal.Signals, tmp_path: Path, model: Path) -> None:
     process = start_node("--rank", 0, "--config", write_cluster(tmp_path, model, node()))
     # a library of MLX in its memory: Python's own start is over, and that of the node is not
-    wait_for(lambda: any("mlx" in m.path for m in psutil.Process(process.pid).memory_maps()))
+    wait_for(lambda: any("mlx" in m.path for m in psutil.Process(process.pid).memory_maps()), 20.0)
     stop(process, signum)
 
 
@@ -80,7 +72,7 @@ def test_while_it_imports(signum: signal.Signals, tmp_path: Path, model: Path) -
 def test_while_it_proves_its_cuts(signum: signal.Signals, tmp_path: Path, model: Path) -> None:
     config = write_cluster(tmp_path, model, node(layers="0:2"), node(layers="2:5"), api={"port": 0})
     process = start_node("--rank", 0, "--config", config)
-    wait_for(lambda: set(children(process)) == {"cluster.api", "shard_loader.cuts"})
+    wait_for(lambda: set(children(process)) == {"cluster.api", "shard_loader.cuts"}, 20.0)
     stop(process, signum, is_group=signum is signal.SIGINT)
 
 

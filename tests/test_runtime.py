@@ -9,10 +9,11 @@ from pathlib import Path
 import httpx
 import psutil
 
-from tests.api_server import COMPLETIONS, wait_for
+from tests.api_server import COMPLETIONS
 from tests.reference import greedy
 from tests.ring_processes import RingProcesses
 from tests.tiny_models import write_checkpoint
+from tests.waiting import wait_for
 
 PROMPT = list(b"def f")
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

@@ -14,10 +14,11 @@ import openai
 import psutil
 import pytest
 
-from tests.api_server import COMPLETIONS, Stream, wait_for
+from tests.api_server import COMPLETIONS, Stream
 from tests.reference import greedy
 from tests.ring_processes import RingProcesses
 from tests.tiny_models import BOS_ID, write_checkpoint
+from tests.waiting import wait_for
 
 LAYERS = [(0, 2), (2, 3), (3, 5)]
 NUM_TOKENS = 24

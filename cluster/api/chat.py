@@ -14,6 +14,7 @@ from proto import ring_pb2
 class ChatShape(Shape):
     """Chunks begin with the role; token ids are placed where vLLM places them."""
 
+    object_name = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
     def opening(self, index: int, prompt: Prompt) -> str:
@@ -38,22 +39,13 @@ class ChatShape(Shape):
         return self._chunk(index, f'"delta": {{}}, "logprobs": null, "finish_reason": "{finish_reason}"')
 
     def whole(self, prompts: list[Prompt], answers: list[tuple[Delta, str]], usage: Usage) -> dict[str, Any]:
-        choices = []
-        for index, (delta, finish_reason) in enumerate(answers):
-            choice: dict[str, Any] = {
-                "index": index,
-                "message": {"role": "assistant", "content": delta.text, "refusal": None},
-                "logprobs": self._logprobs(delta) if self._options.has_logprobs else None,
-                "finish_reason": finish_reason,
-            }
-            if self._options.has_token_ids:
-                choice["prompt_token_ids"] = prompts[index].tokens
-                choice["token_ids"] = [token.id for token in delta.tokens]
-            choices.append(choice)
-        content = self._head | {"object": "chat.completion", "choices": choices, "usage": usage.content()}
+        content = super().whole(prompts, answers, usage)
         if self._options.has_token_ids:
             content["prompt_token_ids"] = prompts[0].tokens
         return content
+
+    def _content(self, prompt: Prompt, delta: Delta) -> dict[str, Any]:
+        return {"message": {"role": "assistant", "content": delta.text, "refusal": None}}
 
     def _logprobs(self, delta: Delta) -> dict[str, Any]:
         return {"content": [self._token(token) for token in delta.tokens], "refusal": None}

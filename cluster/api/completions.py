@@ -7,12 +7,13 @@ from typing import Any
 
 from cluster.api.choice import Delta, finite
 from cluster.api.prompt import Prompt
-from cluster.api.shape import Shape, Usage, quote
+from cluster.api.shape import Shape, quote
 
 
 class CompletionShape(Shape):
     """Text offsets count characters of the choice's own text, the echoed prompt included."""
 
+    object_name = "text_completion"
     chunk_object = "text_completion"
 
     def opening(self, index: int, prompt: Prompt) -> str:
@@ -33,20 +34,8 @@ class CompletionShape(Shape):
     def closing(self, index: int, finish_reason: str) -> str:
         return self._chunk(index, f'"text": "", "logprobs": null, "finish_reason": "{finish_reason}"')
 
-    def whole(self, prompts: list[Prompt], answers: list[tuple[Delta, str]], usage: Usage) -> dict[str, Any]:
-        choices = []
-        for index, (delta, finish_reason) in enumerate(answers):
-            choice: dict[str, Any] = {
-                "index": index,
-                "text": prompts[index].echo + delta.text,
-                "logprobs": self._logprobs(delta) if self._options.has_logprobs else None,
-                "finish_reason": finish_reason,
-            }
-            if self._options.has_token_ids:
-                choice["prompt_token_ids"] = prompts[index].tokens
-                choice["token_ids"] = [token.id for token in delta.tokens]
-            choices.append(choice)
-        return self._head | {"choices": choices, "usage": usage.content()}
+    def _content(self, prompt: Prompt, delta: Delta) -> dict[str, Any]:
+        return {"text": prompt.echo + delta.text}
 
     def _logprobs(self, delta: Delta) -> dict[str, Any]:
         tops = []

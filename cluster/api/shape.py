@@ -42,6 +42,7 @@ class AnswerOptions:
 class Shape(ABC):
     """How an endpoint writes answers: `whole`, or `opening`, `delta`s and `closing` of each choice."""
 
+    object_name: str
     chunk_object: str
 
     def __init__(
@@ -71,8 +72,28 @@ class Shape(ABC):
         """The chunk with the finish_reason."""
 
     @abstractmethod
+    def _content(self, prompt: Prompt, delta: Delta) -> dict[str, Any]:
+        """The text of a whole choice, under the endpoint's key."""
+
+    @abstractmethod
+    def _logprobs(self, delta: Delta) -> dict[str, Any]:
+        """The log-probabilities of its tokens."""
+
     def whole(self, prompts: list[Prompt], answers: list[tuple[Delta, str]], usage: Usage) -> dict[str, Any]:
         """The body of an answer that is not streamed; answers are (everything, finish_reason)."""
+        choices = []
+        for index, (prompt, (delta, finish_reason)) in enumerate(zip(prompts, answers, strict=True)):
+            choice = {
+                "index": index,
+                **self._content(prompt, delta),
+                "logprobs": self._logprobs(delta) if self._options.has_logprobs else None,
+                "finish_reason": finish_reason,
+            }
+            if self._options.has_token_ids:
+                choice["prompt_token_ids"] = prompt.tokens
+                choice["token_ids"] = [token.id for token in delta.tokens]
+            choices.append(choice)
+        return self._head | {"object": self.object_name, "choices": choices, "usage": usage.content()}
 
     def usage_chunk(self, usage: Usage) -> bytes:
         """The last chunk, where stream_options.include_usage asked for it."""
