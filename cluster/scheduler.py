@@ -86,6 +86,7 @@ class _Request:
     max_tokens: int
     sampling: ring_pb2.Sampling
     stop_ids: frozenset[int]
+    adapter: str = ""
     num_sent: int = 0  # tokens of prompt + answer that entered the ring
     num_in_flight: int = 0  # frames of this session in the ring
     num_completion: int = 0
@@ -172,7 +173,12 @@ class Scheduler:
         return failed
 
     def submit(
-        self, request_id: str, prompt: Sequence[int], max_tokens: int, sampling: ring_pb2.Sampling
+        self,
+        request_id: str,
+        prompt: Sequence[int],
+        max_tokens: int,
+        sampling: ring_pb2.Sampling,
+        adapter: str = "",
     ) -> list[Instruction]:
         """A new request: it is started, queued, or refused with a sentence."""
         self.counters.num_requests += 1
@@ -181,7 +187,13 @@ class Scheduler:
             self.counters.num_failed += 1
             return [refusal]
         request = _Request(
-            request_id, self._next_session, prompt, max_tokens, sampling, frozenset(sampling.stop_ids)
+            request_id,
+            self._next_session,
+            prompt,
+            max_tokens,
+            sampling,
+            frozenset(sampling.stop_ids),
+            adapter,
         )
         self._next_session += 1
         self._by_id[request_id] = request
@@ -327,6 +339,7 @@ class Scheduler:
                 prompt_tokens=len(request.prompt),
                 max_tokens=request.max_tokens,
                 sampling=request.sampling,
+                adapter=request.adapter,
             )
         position = request.num_sent
         if request.is_prefilling:
