@@ -19,9 +19,11 @@ import mlx.core as mx
 from cluster.engine import Engine
 from cluster.fault import Fault, injected
 from cluster.memory_limits import MemoryLimits, MemoryNeed, apply_limits
+from planner.adapters import AdapterFiles
 from planner.load_options import LoadOptions
 from proto import ring_pb2
 from proto.codec import Tensor
+from shard_loader.adapters import load_adapters
 from shard_loader.shard import ShardError
 from shard_loader.weights import AS_IT_IS, WeightsError, load_shard
 
@@ -48,6 +50,7 @@ class LoadWork:
     stop: int
     need: MemoryNeed | None = None
     options: LoadOptions = AS_IT_IS
+    adapters: tuple[AdapterFiles, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +165,7 @@ class ComputeThread:
                     self._load_shard(work)
                 self._loaded = wanted
             elif self.engine is not None:
-                self.engine = Engine(self.engine.shard)
+                self.engine = Engine(self.engine.shard, self.engine.adapters)
             self._on_loaded(work.epoch)
         except (ShardError, WeightsError) as error:  # about the files: the sentence says it all
             logger.info("loading layers %d:%d failed", work.start, work.stop, exc_info=True)
@@ -185,4 +188,4 @@ class ComputeThread:
         shard = load_shard(
             work.model_dir, work.start, work.stop, options=work.options, on_progress=on_progress
         )
-        self.engine = Engine(shard)
+        self.engine = Engine(shard, load_adapters(shard, work.adapters))

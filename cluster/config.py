@@ -18,6 +18,7 @@ from cluster.config_forms import own_form, refuse_missing_model
 from cluster.config_load import LOAD_KEYS, LoadConfig, read_load
 from cluster.config_nodes import LinkConfig, NodeConfig, is_loopback, read_host, read_links, read_nodes
 from cluster.config_read import ConfigError, Table, read_document, show
+from planner.adapters import AdapterFiles
 
 log = logging.getLogger(__name__)
 
@@ -70,10 +71,17 @@ class ClusterConfig:
         return self.path.resolve().parent
 
     @property
+    def adapters(self) -> tuple[AdapterFiles, ...]:
+        """The adapters and their folders on this machine."""
+        base = self.model_dir_base
+        return tuple(AdapterFiles(a.name, base / Path(a.path).expanduser()) for a in self.load.adapters)
+
+    @property
     def digest(self) -> str:
         """16 hex digits of what all nodes must agree on: no secrets, and no paths of one machine."""
         values = asdict(self)
         del values["path"], values["security"], values["api"]["keys_file"]
+        values["load"] = self.load.shared()
         if Path(self.model).is_absolute():
             values["model"] = Path(self.model).name
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
@@ -177,7 +185,7 @@ def load_config(path: Path, *, model: str | None = None) -> ClusterConfig:
         links=read_links(table, {node.name for node in nodes}),
         api=_read_api(table.take_table("api", ("host", "port", "keys_file", "queue"))),
         security=_read_security(table.take_table("security", ("token_file", "tls"))),
-        load=read_load(table.take_table("load", LOAD_KEYS)),
+        load=read_load(table.take_table("load", LOAD_KEYS), named),
         stall_timeout_s=table.take_number("stall_timeout_s", 86400) or 120.0,
     )
 

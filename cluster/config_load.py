@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 from cluster.config_read import Table
 from planner.load_options import DTYPES, MODES, LoadOptions, Quantization
 
 LOAD_KEYS = ("quantize", "dtype", "kv_bits", "adapters")
 QUANTIZE_KEYS = ("bits", "group_size", "mode")
+ADAPTER_KEYS = ("name", "path")
+_NAME = re.compile(r"[\w.:@/ +-]{1,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterConfig:
+    """A LoRA or DoRA adapter in mlx-lm's format, and the model name that selects it."""
+
+    name: str
+    path: str  # a folder, absolute or relative to the cluster file's
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,23 +31,30 @@ class LoadConfig:
     quantize: Quantization | None = None
     dtype: str | None = None
     kv_bits: int | None = None
-    adapters: tuple[str, ...] = ()
+    adapters: tuple[AdapterConfig, ...] = ()
 
     @property
     def options(self) -> LoadOptions:
         """What happens to the weights."""
         return LoadOptions(self.quantize, self.dtype)
 
+    def shared(self) -> dict[str, Any]:
+        """What all nodes must agree on, for the digest: no paths of one machine."""
+        values = asdict(self)
+        for adapter in values["adapters"]:
+            if Path(adapter["path"]).is_absolute():
+                adapter["path"] = Path(adapter["path"]).name
+        return values
 
-def read_load(table: Table) -> LoadConfig:
-    """Raises ConfigError with file, key and value."""
+
+def read_load(table: Table, model: str) -> LoadConfig:
+    """`model`: the configured one, whose names no adapter may take. Raises ConfigError."""
     if "kv_bits" in table:
         raise table.error("kv_bits", "is not supported by this version: use null")
-    if table.take_list("adapters"):
-        raise table.error("adapters", "is not supported by this version: use an empty list")
     return LoadConfig(
         quantize=_read_quantize(table),
         dtype=table.take_choice("dtype", DTYPES, "") or None,
+        adapters=_read_adapters(table, model),
     )
 
 
@@ -51,3 +71,19 @@ def _read_quantize(table: Table) -> Quantization | None:
             rule = f"must be one of {names}" if len(allowed) > 1 else f"must be {names}"
             raise how.error(key, f"{rule} in the mode {mode}")
     return Quantization.of(mode, how.values.get("bits"), how.values.get("group_size"))
+
+
+def _read_adapters(table: Table, model: str) -> tuple[AdapterConfig, ...]:
+    adapters: list[AdapterConfig] = []
+    for entry in table.take_tables("adapters", ADAPTER_KEYS):
+        name, path = entry.take_str("name"), entry.take_str("path")
+        if name is None or not _NAME.fullmatch(name):
+            raise entry.error("name", "must name the adapter in at most 128 letters, digits and .:@/+-_")
+        if name in (model, Path(model).name):
+            raise entry.error("name", "is the model's own: choose another")
+        if path is None:
+            raise entry.error("path", "must be the folder of adapter_config.json and adapters.safetensors")
+        if any(other.name == name for other in adapters):
+            raise entry.error("name", "is given to two adapters: choose another")
+        adapters.append(AdapterConfig(name, path))
+    return tuple(adapters)

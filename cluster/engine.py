@@ -15,6 +15,7 @@ from cluster.session import Session
 from cluster.step_memory import StepMemory
 from proto import ring_pb2
 from proto.codec import Tensor
+from shard_loader.adapters import Adapters
 from shard_loader.carry import flatten, from_wire, to_wire, unflatten
 from shard_loader.shard import Shard
 
@@ -38,8 +39,9 @@ class StepStats:
 class Engine:
     """Runs frames on a shard. `step` turns an incoming STEP into the frame for the next hop."""
 
-    def __init__(self, shard: Shard) -> None:
+    def __init__(self, shard: Shard, adapters: Adapters | None = None) -> None:
         self.shard = shard
+        self.adapters = adapters or Adapters()
         self.sessions: dict[int, Session] = {}
         self.stats = StepStats()
         self._error_at = int(injected(Fault.STEP_ERROR_AT))
@@ -106,6 +108,7 @@ class Engine:
         failed: dict[int, str] = {}
         for spec in specs:
             try:
+                self.adapters.check(spec.adapter)
                 self.sessions[spec.session] = Session.open(spec, self.shard)
             except ValueError as error:
                 failed[spec.session] = str(error)
@@ -125,6 +128,7 @@ class Engine:
         if self._error_at and slot.position >= self._error_at:
             raise RuntimeError(f"injected at position {slot.position}")
         tokens = mx.array([list(slot.tokens)])  # (1, T)
+        self.adapters.use(session.spec.adapter)
         return session, self.shard.forward(tokens, incoming, session.state)
 
     def _middle(self, slot: ring_pb2.Slot, carry: Sequence[Tensor], out: ring_pb2.Frame) -> list[Tensor]:

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 STATUS_INTERVAL_S = 0.2
 HOLD_LIMIT_S = 30.0  # requests that wait while none may start are refused after so long
 # A frame's header holds what a request says and what it is told, besides ids and positions.
+MAX_ADAPTER_CHARS = 128
 MAX_SAMPLING_BYTES = MAX_HEADER_BYTES - (64 << 10)
 MAX_TOP_LOGPROBS = 1024
 MAX_WATCHERS = 16  # each holds a worker, and requests need those
@@ -195,6 +196,8 @@ class Head(head_pb2_grpc.HeadServicer):
             if self._limits is not None:
                 try:
                     _check_size(request.sampling)
+                    if len(request.adapter) > MAX_ADAPTER_CHARS:
+                        raise ValueError(f"adapter: a name has at most {MAX_ADAPTER_CHARS} characters")
                     validate(request.sampling, self._limits.vocab_size)
                 except ValueError as error:
                     client.inbox.put(Fail(request_id, FailureKind.INVALID, str(error)))
@@ -205,7 +208,9 @@ class Head(head_pb2_grpc.HeadServicer):
                 return
             self._clients[request_id] = client
             self._carry_out(
-                self._scheduler.submit(request_id, list(request.prompt), request.max_tokens, request.sampling)
+                self._scheduler.submit(
+                    request_id, list(request.prompt), request.max_tokens, request.sampling, request.adapter
+                )
             )
 
     def _leave(self, request_id: str, client: _Client) -> None:

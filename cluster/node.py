@@ -19,6 +19,7 @@ from cluster.memory_watch import MemoryWatch
 from cluster.ring import NOT_ASSIGNED, EdgeSender, IncomingFrame
 from cluster.routes import Edge, Route, hello, refusal, route
 from cluster.usage import Usage
+from planner.adapters import digest_with
 from planner.headers import model_digest
 from planner.plan import Plan
 from proto import control_pb2, ring_pb2
@@ -76,7 +77,7 @@ class Node:
 
     def set_model(self, model_dir: Path) -> None:
         """The model's files are here and whole; from now on plans are accepted."""
-        self.model_digest = model_digest(model_dir)
+        self.model_digest = digest_with(model_digest(model_dir), self.config.adapters)
         self.model_dir = model_dir
 
     def close(self, timeout_s: float) -> bool:
@@ -129,6 +130,7 @@ class Node:
             return (
                 f"{self.name} has other files for {self.config.model} (digest {self.model_digest}, the "
                 f"head's is {request.model_digest}); give every node the same revision"
+                + (" and the same adapters" if self.config.adapters else "")
             )
         return ""
 
@@ -260,7 +262,10 @@ class Node:
     def _load_work(
         self, epoch: int, model_dir: Path, layers: tuple[int, int], need: MemoryNeed | None
     ) -> LoadWork:
-        return LoadWork(epoch, model_dir, self.model_digest, *layers, need, self.config.load.options)
+        config = self.config
+        return LoadWork(
+            epoch, model_dir, self.model_digest, *layers, need, config.load.options, config.adapters
+        )
 
     # -- callbacks ----------------------------------------------------------------------------------------
     def _new_sender(self, edge: Edge, epoch: Epoch) -> EdgeSender:

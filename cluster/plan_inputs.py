@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cluster.config import DEFAULT_CONTEXT, ClusterConfig, NodeConfig, is_loopback
 from cluster.config_read import ConfigError
+from planner.adapters import with_adapters
 from planner.cost import Link
 from planner.headers import ModelFilesError
 from planner.model_profile import ModelProfile, read_model_profile
@@ -24,7 +25,8 @@ SAME_MEMORY_SHARE = 0.1  # a configured memory this close to the measured one is
 def read_model(config: ClusterConfig, model_dir: Path) -> ModelProfile:
     """The profile of the model in `model_dir`, under its configured name. Raises ConfigError."""
     try:
-        return read_model_profile(model_dir, config.model, config.load.options)
+        model = read_model_profile(model_dir, config.model, config.load.options)
+        return with_adapters(model, config.adapters)
     except ModelFilesError as error:
         raise ConfigError(str(error)) from None
 

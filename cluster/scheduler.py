@@ -87,6 +87,7 @@ class _Request:
     max_tokens: int
     sampling: ring_pb2.Sampling
     stop_ids: frozenset[int]
+    adapter: str = ""
     num_sent: int = 0  # tokens of prompt + answer that entered the ring
     num_in_flight: int = 0  # frames of this session in the ring
     num_completion: int = 0
@@ -183,7 +184,12 @@ class Scheduler:
         return [self._fail(request, self._hold_reason, FailureKind.BUSY) for request in list(self._queued)]
 
     def submit(
-        self, request_id: str, prompt: Sequence[int], max_tokens: int, sampling: ring_pb2.Sampling
+        self,
+        request_id: str,
+        prompt: Sequence[int],
+        max_tokens: int,
+        sampling: ring_pb2.Sampling,
+        adapter: str = "",
     ) -> list[Instruction]:
         """A new request: it is started, queued, or refused with a sentence."""
         self.counters.num_requests += 1
@@ -192,7 +198,13 @@ class Scheduler:
             self.counters.num_failed += 1
             return [refusal]
         request = _Request(
-            request_id, self._next_session, prompt, max_tokens, sampling, frozenset(sampling.stop_ids)
+            request_id,
+            self._next_session,
+            prompt,
+            max_tokens,
+            sampling,
+            frozenset(sampling.stop_ids),
+            adapter,
         )
         self._next_session += 1
         self._by_id[request_id] = request
@@ -340,6 +352,7 @@ class Scheduler:
                 prompt_tokens=len(request.prompt),
                 max_tokens=request.max_tokens,
                 sampling=request.sampling,
+                adapter=request.adapter,
             )
         position = request.num_sent
         if request.is_prefilling:

@@ -148,7 +148,7 @@ def digest_of(config: dict[str, Any], headers: dict[str, TensorHeader]) -> str:
 def read_config(model_dir: Path) -> dict[str, Any]:
     """The model's config.json. Raises ModelFilesError naming it when it is missing or not a JSON object."""
     path = model_dir / CONFIG_NAME
-    config = _read_json(path, missing=f"{path} is missing: a model folder needs one")
+    config = read_json(path, missing=f"{path} is missing: a model folder needs one")
     if not isinstance(config, dict):
         raise ModelFilesError(f"{path} is not a JSON object")
     return config
@@ -159,7 +159,7 @@ def _read_index(model_dir: Path) -> dict[str, str] | None:
     path = model_dir / INDEX_NAME
     if not path.exists():
         return None
-    index = _read_json(path, missing=f"{path} is missing")
+    index = read_json(path, missing=f"{path} is missing")
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelFilesError(f"{path} has no weight_map: download the model again")
@@ -169,7 +169,8 @@ def _read_index(model_dir: Path) -> dict[str, str] | None:
     return weight_map
 
 
-def _read_json(path: Path, missing: str) -> Any:
+def read_json(path: Path, missing: str) -> Any:
+    """The content of a JSON file. Raises ModelFilesError, with the sentence `missing` where there is none."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

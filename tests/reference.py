@@ -23,10 +23,15 @@ def greedy(
     directory: Path, prompt: Sequence[int], max_tokens: int, *, chunk: int = DEFAULT_PREFILL_CHUNK
 ) -> tuple[list[int], list[float]]:
     """mlx-lm's own greedy tokens, and the float32 log-probability of each."""
+    return greedy_of(_model(directory), prompt, max_tokens, chunk=chunk)
+
+
+def greedy_of(
+    model: Any, prompt: Sequence[int], max_tokens: int, *, chunk: int = DEFAULT_PREFILL_CHUNK
+) -> tuple[list[int], list[float]]:
+    """As `greedy`, of a model that is in memory."""
     tokens, logprobs = [], []
-    steps = generate_step(
-        mx.array(list(prompt)), _model(directory), max_tokens=max_tokens, prefill_step_size=chunk
-    )
+    steps = generate_step(mx.array(list(prompt)), model, max_tokens=max_tokens, prefill_step_size=chunk)
     for token, logprob in steps:
         tokens.append(int(token))
         logprobs.append(float(logprob[int(token)].item()))

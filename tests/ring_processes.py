@@ -217,14 +217,17 @@ class RingProcesses:
             return control_pb2_grpc.ControlStub(channel).Status(control_pb2.StatusRequest(), timeout=5.0)
 
     def generate(
-        self, prompt: Sequence[int], max_tokens: int, **sampling: Any
+        self, prompt: Sequence[int], max_tokens: int, *, adapter: str = "", **sampling: Any
     ) -> list[head_pb2.GenerateReply]:
         """All replies of one request to the head, greedy unless told otherwise."""
         with self.channel() as channel:
             return list(
                 head_pb2_grpc.HeadStub(channel).Generate(
                     head_pb2.GenerateRequest(
-                        prompt=prompt, max_tokens=max_tokens, sampling=ring_pb2.Sampling(**sampling)
+                        prompt=prompt,
+                        max_tokens=max_tokens,
+                        sampling=ring_pb2.Sampling(**sampling),
+                        adapter=adapter,
                     ),
                     timeout=120.0,
                 )

@@ -35,8 +35,14 @@ def test_quantize(part: Any, expected: Quantization | None, tmp_path: Path) -> N
     assert load(tmp_path, part).load.options == LoadOptions(expected)
 
 
-def test_a_dtype_is_read(tmp_path: Path) -> None:
-    assert load(tmp_path, {"dtype": "bfloat16"}).load.options == LoadOptions(dtype="bfloat16")
+def test_the_rest_is_read(tmp_path: Path) -> None:
+    part = {
+        "dtype": "bfloat16",
+        "adapters": [{"name": "sql", "path": "adapters/sql"}, {"name": "me/poet:v2", "path": "/a/poet"}],
+    }
+    config = load(tmp_path, part).load
+    assert config.options == LoadOptions(dtype="bfloat16")
+    assert [(a.name, a.path) for a in config.adapters] == [("sql", "adapters/sql"), ("me/poet:v2", "/a/poet")]
 
 
 WRONG: list[tuple[Any, str]] = [
@@ -53,7 +59,15 @@ WRONG: list[tuple[Any, str]] = [
     ({"quantize": {"mode": "mxfp5"}}, r'mode = "mxfp5" must be one of affine, mxfp4, mxfp8, nvfp4, the near'),
     ({"quantize": {"bit": 4}}, r'load\.quantize: unknown key "bit" .* nearest known key is "bits"'),
     ({"dtype": "fp16"}, r'load\.dtype = "fp16" must be one of bfloat16, float16, float32'),
-    ({"adapters": ["a"]}, r"load\.adapters = .* is not supported by this version"),
+    ({"adapters": ["a"]}, r'load\.adapters\[0\] = "a" must be a mapping'),
+    ({"adapters": [{"path": "a"}]}, r"load\.adapters\[0\]\.name is missing: it must name the adapter"),
+    ({"adapters": [{"name": "a\tb", "path": "a"}]}, r"adapters\[0\]\.name"),
+    (
+        {"adapters": [{"name": "a"}]},
+        r"load\.adapters\[0\]\.path is missing: it must be the folder of",
+    ),
+    ({"adapters": [{"name": "a", "path": "b"}] * 2}, r"adapters\[1\]\.name = \"a\" is given to two adapters"),
+    ({"adapters": [{"name": "m", "path": "b"}]}, r"name = \"m\" is the model's own: choose another"),
 ]
 
 
@@ -72,7 +86,9 @@ def test_options_of_other_callers_are_checked_too() -> None:
         LoadOptions(dtype="int8")
 
 
-def test_the_digest_covers_what_changes_tokens(tmp_path: Path) -> None:
+def test_the_digest_covers_what_changes_tokens_and_no_disk(tmp_path: Path) -> None:
     plain = load(tmp_path, {}).digest
     assert load(tmp_path, {"quantize": {}}).digest != plain
     assert load(tmp_path, {"dtype": "float16"}).digest != plain
+    here, there = ({"adapters": [{"name": "a", "path": f"/{folder}/a"}]} for folder in ("here", "there"))
+    assert load(tmp_path, here).digest == load(tmp_path, there).digest != plain

@@ -74,6 +74,12 @@ def test_what_no_frame_can_carry_is_refused(head: Head, sampling: ring_pb2.Sampl
     assert status.num_active == 0
 
 
+def test_an_adapter_name_that_is_none_is_refused(head: Head) -> None:
+    asked = head_pb2.GenerateRequest(prompt=[1], max_tokens=1, adapter="x" * 129)
+    with pytest.raises(Aborted, match="adapter: a name has at most 128 characters"):
+        list(head.Generate(asked, Call()))  # type: ignore[arg-type]
+
+
 def test_the_largest_request_and_its_first_chunk_fit_a_frame(
     head: Head, frames: SimpleQueue[ring_pb2.Frame]
 ) -> None:

@@ -99,8 +99,9 @@ def _serve(config: ClusterConfig, head_address: str, has_parent_pipe: bool) -> i
             EXIT_USAGE,
         )
     listener = _listen(config.api.host, config.api.port)
+    adapters = [adapter.name for adapter in config.load.adapters]
     head = HeadClient(head_address, config.token())
-    service = Service(config.model, config.model_dir_base, head, config.api.queue)
+    service = Service(config.model, config.model_dir_base, head, config.api.queue, adapters)
     has_uvloop = importlib.util.find_spec("uvloop") is not None
     server = _Server(
         uvicorn.Config(

@@ -37,11 +37,14 @@ def make_app(service: Service, keys: Sequence[str]) -> Starlette:
         return await service.chat(await _read_json(request))
 
     async def models(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [_model(service)]})
+        return JSONResponse(
+            {"object": "list", "data": [_model(service, name) for name in (service.model, *service.adapters)]}
+        )
 
     async def model(request: Request) -> Response:
-        service.check_model(request.path_params["name"])
-        return JSONResponse(_model(service))
+        name = request.path_params["name"]
+        service.check_model(name)
+        return JSONResponse(_model(service, service.served_id(name)))
 
     async def cluster(request: Request) -> Response:
         return JSONResponse(status.cluster(service.head, service.is_tokenizer_loaded, service.model))
@@ -89,14 +92,16 @@ def make_app(service: Service, keys: Sequence[str]) -> Starlette:
     return app
 
 
-def _model(service: Service) -> dict[str, Any]:
+def _model(service: Service, name: str) -> dict[str, Any]:
     known = service.head.status
+    parent = {"parent": service.model} if name in service.adapters else {}
     return {
-        "id": service.model,
+        "id": name,
         "object": "model",
         "created": service.started_at_s,
         "owned_by": "macrame",
         "max_model_len": known.context if known is not None and known.context else None,
+        **parent,
     }
 
 

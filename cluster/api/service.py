@@ -32,7 +32,10 @@ T = TypeVar("T")
 class Service:
     """What all requests share. The tokenizer comes later than the first request may."""
 
-    def __init__(self, model: str, base: Path, head: HeadClient, max_queued: int) -> None:
+    def __init__(
+        self, model: str, base: Path, head: HeadClient, max_queued: int, adapters: Sequence[str] = ()
+    ) -> None:
+        self.adapters = tuple(adapters)
         self.head = head
         self.metrics = Metrics()
         self.started_at_s = int(time.time())
@@ -69,7 +72,9 @@ class Service:
             default_tokens=DEFAULT_COMPLETION_TOKENS,
             eos_ids=tokenizer.eos_ids,
         )
-        shape = CompletionShape(job.requests[0].request_id, int(time.time()), self.model, options, tokenizer)
+        shape = CompletionShape(
+            job.requests[0].request_id, int(time.time()), self.served_id(body.model), options, tokenizer
+        )
         return Answer(job, shape, tokenizer, self.head, self.metrics)
 
     async def chat(self, raw: bytes) -> Answer:
@@ -80,18 +85,30 @@ class Service:
         prompt = await _tokenized(len(raw), lambda: read_chat(body, tokenizer, limits))
         options = self._options(body, bool(body.logprobs), body.top_logprobs or 0)
         job = self._job("chatcmpl-", body, [prompt], options, default_tokens=None, eos_ids=tokenizer.eos_ids)
-        shape = ChatShape(job.requests[0].request_id, int(time.time()), self.model, options, tokenizer)
+        shape = ChatShape(
+            job.requests[0].request_id, int(time.time()), self.served_id(body.model), options, tokenizer
+        )
         return Answer(job, shape, tokenizer, self.head, self.metrics)
+
+    def served_id(self, asked: str | None) -> str:
+        """The id of the model or adapter that `asked` names."""
+        return asked if asked is not None and asked in self.adapters else self.model
 
     def check_model(self, name: str) -> None:
         """Raises ApiError 404 for a model that is not served."""
-        if name not in self.model_names:
+        if name not in (*self.model_names, *self.adapters):
             raise ApiError(
                 404,
-                f"The model {name[:200]!r} does not exist here; the served model is {self.model!r}.",
+                f"The model {name[:200]!r} does not exist here; {self._served_words}.",
                 param="model",
                 code="model_not_found",
             )
+
+    @property
+    def _served_words(self) -> str:
+        if not self.adapters:
+            return f"the served model is {self.model!r}"
+        return f"the served models are {', '.join(map(repr, (self.model, *self.adapters)))}"
 
     def _ready(self, body: GenerateBody) -> Tokenizer:
         if body.model is not None:
@@ -154,6 +171,7 @@ class Service:
                         prompt=prompt.tokens,
                         max_tokens=max_tokens,
                         sampling=with_seed(sampling, choice),
+                        adapter=body.model if body.model in self.adapters else "",
                     )
                 )
                 repeated.append(prompt)
