@@ -19,6 +19,7 @@ import mlx.core as mx
 from cluster.engine import Engine
 from cluster.fault import Fault, injected
 from cluster.memory_limits import MemoryLimits, MemoryNeed, apply_limits
+from planner.kv_quant import KvQuantization
 from proto import ring_pb2
 from proto.codec import Tensor
 from shard_loader.shard import ShardError
@@ -46,6 +47,7 @@ class LoadWork:
     start: int
     stop: int
     need: MemoryNeed | None = None
+    kv: KvQuantization | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,4 +182,7 @@ class ComputeThread:
             self._tick()
 
         mx.reset_peak_memory()
-        self.engine = Engine(load_shard(work.model_dir, work.start, work.stop, on_progress=on_progress))
+        shard = load_shard(work.model_dir, work.start, work.stop, on_progress=on_progress)
+        if work.kv is not None:
+            shard.quantize_kv(work.kv)
+        self.engine = Engine(shard)

@@ -18,6 +18,7 @@ from typing import Any
 from cluster.config_forms import own_form, refuse_missing_model
 from cluster.config_nodes import LinkConfig, NodeConfig, is_loopback, read_host, read_links, read_nodes
 from cluster.config_read import ConfigError, Table, read_document, show
+from planner.kv_quant import KV_BITS, KV_GROUP_SIZES, KvQuantization
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,13 @@ class SecurityConfig:
 class LoadConfig:
     quantize: Any = None
     kv_bits: int | None = None
+    kv_group_size: int = 64
     adapters: tuple[str, ...] = ()
+
+    @property
+    def kv(self) -> KvQuantization | None:
+        """How caches are quantised; None: they are not."""
+        return None if self.kv_bits is None else KvQuantization(self.kv_bits, self.kv_group_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +191,7 @@ def load_config(path: Path, *, model: str | None = None) -> ClusterConfig:
         links=read_links(table, {node.name for node in nodes}),
         api=_read_api(table.take_table("api", ("host", "port", "keys_file", "queue"))),
         security=_read_security(table.take_table("security", ("token_file", "tls"))),
-        load=_read_load(table.take_table("load", ("quantize", "kv_bits", "adapters"))),
+        load=_read_load(table.take_table("load", ("quantize", "kv_bits", "kv_group_size", "adapters"))),
         stall_timeout_s=table.take_number("stall_timeout_s", 86400) or 120.0,
     )
 
@@ -208,12 +215,20 @@ def _read_security(table: Table) -> SecurityConfig:
 
 
 def _read_load(table: Table) -> LoadConfig:
-    for key in ("quantize", "kv_bits"):
-        if key in table:
-            raise table.error(key, "is not supported by this version: use null")
+    if "quantize" in table:
+        raise table.error("quantize", "is not supported by this version: use null")
     if table.take_list("adapters"):
         raise table.error("adapters", "is not supported by this version: use an empty list")
-    return LoadConfig()
+    kv_bits = table.take_int("kv_bits", 0, 64)
+    kv_group_size = table.take_int("kv_group_size", 0, 4096, default=64)
+    assert kv_group_size is not None
+    for key, value, known in (
+        ("kv_bits", kv_bits, KV_BITS),
+        ("kv_group_size", kv_group_size, KV_GROUP_SIZES),
+    ):
+        if value is not None and value not in known:
+            raise table.error(key, f"must be one of {', '.join(map(str, known))}")
+    return LoadConfig(kv_bits=kv_bits, kv_group_size=kv_group_size)
 
 
 def _clean_secret(source: str, text: str | None) -> str | None:

@@ -133,7 +133,10 @@ class Node:
                 need = MemoryNeed(
                     part.need_bytes, part.activation_bytes, part.budget_bytes, part.reserve_bytes
                 )
-            self._compute.post(LoadWork(request.epoch, self.model_dir, self.model_digest, start, stop, need))
+            kv = self.config.load.kv
+            self._compute.post(
+                LoadWork(request.epoch, self.model_dir, self.model_digest, start, stop, need, kv)
+            )
             for edge in mine.outgoing:
                 self._senders[edge] = self._new_sender(edge, self._epoch)
         self._notify()
