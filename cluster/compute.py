@@ -20,6 +20,7 @@ from cluster.engine import Engine
 from cluster.fault import Fault, injected
 from cluster.memory_limits import MemoryLimits, MemoryNeed, apply_limits
 from planner.adapters import AdapterFiles
+from planner.kv_quant import KvQuantization
 from planner.load_options import LoadOptions
 from proto import ring_pb2
 from proto.codec import Tensor
@@ -51,6 +52,7 @@ class LoadWork:
     need: MemoryNeed | None = None
     options: LoadOptions = AS_IT_IS
     adapters: tuple[AdapterFiles, ...] = ()
+    kv: KvQuantization | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,4 +190,6 @@ class ComputeThread:
         shard = load_shard(
             work.model_dir, work.start, work.stop, options=work.options, on_progress=on_progress
         )
+        if work.kv is not None:
+            shard.quantize_kv(work.kv)
         self.engine = Engine(shard, load_adapters(shard, work.adapters))

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config_read import Table
+from planner.kv_quant import KV_BITS, KV_GROUP_SIZES, KvQuantization
 from planner.load_options import DTYPES, MODES, LoadOptions, Quantization
 
-LOAD_KEYS = ("quantize", "dtype", "kv_bits", "adapters")
+LOAD_KEYS = ("quantize", "dtype", "kv_bits", "kv_group_size", "adapters")
 QUANTIZE_KEYS = ("bits", "group_size", "mode")
 ADAPTER_KEYS = ("name", "path")
 _NAME = re.compile(r"[\w.:@/ +-]{1,128}")
@@ -31,12 +32,18 @@ class LoadConfig:
     quantize: Quantization | None = None
     dtype: str | None = None
     kv_bits: int | None = None
+    kv_group_size: int = 64
     adapters: tuple[AdapterConfig, ...] = ()
 
     @property
     def options(self) -> LoadOptions:
         """What happens to the weights."""
         return LoadOptions(self.quantize, self.dtype)
+
+    @property
+    def kv(self) -> KvQuantization | None:
+        """How caches are quantised; None: they are not."""
+        return None if self.kv_bits is None else KvQuantization(self.kv_bits, self.kv_group_size)
 
     def shared(self) -> dict[str, Any]:
         """What all nodes must agree on, for the digest: no paths of one machine."""
@@ -49,9 +56,18 @@ class LoadConfig:
 
 def read_load(table: Table, model: str) -> LoadConfig:
     """`model`: the configured one, whose names no adapter may take. Raises ConfigError."""
-    if "kv_bits" in table:
-        raise table.error("kv_bits", "is not supported by this version: use null")
+    kv_bits = table.take_int("kv_bits", 0, 64)
+    kv_group_size = table.take_int("kv_group_size", 0, 4096, default=64)
+    assert kv_group_size is not None
+    for key, value, known in (
+        ("kv_bits", kv_bits, KV_BITS),
+        ("kv_group_size", kv_group_size, KV_GROUP_SIZES),
+    ):
+        if value is not None and value not in known:
+            raise table.error(key, f"must be one of {', '.join(map(str, known))}")
     return LoadConfig(
+        kv_bits=kv_bits,
+        kv_group_size=kv_group_size,
         quantize=_read_quantize(table),
         dtype=table.take_choice("dtype", DTYPES, "") or None,
         adapters=_read_adapters(table, model),

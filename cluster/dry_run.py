@@ -21,7 +21,7 @@ from cluster.config import OBJECTIVES, STRATEGIES, ClusterConfig, load_config
 from cluster.config_nodes import parse_layers
 from cluster.config_read import ConfigError, nearest, show
 from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_ERROR, EXIT_OK, UserError
-from cluster.plan_inputs import plan_links, plan_nodes, plan_options, read_model
+from cluster.plan_inputs import kv_note, plan_links, plan_nodes, plan_options, read_model
 from cluster.probe import is_this_machine, this_machine
 from planner.cost import CostModel, Workload
 from planner.forced import ForcedLayersError
@@ -116,7 +116,7 @@ def _run(args: argparse.Namespace) -> int:
             )
         )
     elif isinstance(plan, Plan):
-        print(render_plan(plan, nodes))
+        print("\n".join([render_plan(plan, nodes), *kv_note(config)]))
     else:
         print(render_refusal(plan, model.name, nodes))
     return EXIT_OK if isinstance(plan, Plan) else EXIT_DOES_NOT_FIT

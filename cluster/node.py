@@ -262,9 +262,9 @@ class Node:
     def _load_work(
         self, epoch: int, model_dir: Path, layers: tuple[int, int], need: MemoryNeed | None
     ) -> LoadWork:
-        config = self.config
+        config, load = self.config, self.config.load
         return LoadWork(
-            epoch, model_dir, self.model_digest, *layers, need, config.load.options, config.adapters
+            epoch, model_dir, self.model_digest, *layers, need, load.options, config.adapters, load.kv
         )
 
     # -- callbacks ----------------------------------------------------------------------------------------

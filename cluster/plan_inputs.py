@@ -15,6 +15,7 @@ from cluster.config_read import ConfigError
 from planner.adapters import with_adapters
 from planner.cost import Link
 from planner.headers import ModelFilesError
+from planner.kv_quant import KvQuantizationError, quantize_kv
 from planner.model_profile import ModelProfile, read_model_profile
 from planner.node_profile import GB, NodeProfile, make_node, share_machine
 from planner.solver import PlanOptions
@@ -23,12 +24,28 @@ SAME_MEMORY_SHARE = 0.1  # a configured memory this close to the measured one is
 
 
 def read_model(config: ClusterConfig, model_dir: Path) -> ModelProfile:
-    """The profile of the model in `model_dir`, under its configured name. Raises ConfigError."""
+    """The profile of the model in `model_dir`, under its configured name and with its caches as configured.
+
+    Raises ConfigError.
+    """
     try:
         model = read_model_profile(model_dir, config.model, config.load.options)
-        return with_adapters(model, config.adapters)
+        model = with_adapters(model, config.adapters)
     except ModelFilesError as error:
         raise ConfigError(str(error)) from None
+    kv = config.load.kv
+    if kv is None:
+        return model
+    try:
+        return quantize_kv(model, kv)
+    except KvQuantizationError as error:
+        raise ConfigError(f"{config.path}: load.kv_bits = {kv.bits}: {error}") from None
+
+
+def kv_note(config: ClusterConfig) -> list[str]:
+    """A line below a plan whose keys and values are quantised."""
+    kv = config.load.kv
+    return [] if kv is None else [f"note: keys and values in {kv.bits} bits, groups of {kv.group_size}"]
 
 
 def plan_nodes(config: ClusterConfig, measured: Mapping[int, NodeProfile]) -> list[NodeProfile]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.config import ClusterConfig
-from cluster.plan_inputs import plan_links, plan_nodes, plan_options, read_model
+from cluster.plan_inputs import kv_note, plan_links, plan_nodes, plan_options, read_model
 from planner.cost import CostModel, Workload
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile, make_node
@@ -49,7 +49,7 @@ def plan_cluster(
     nodes = plan_nodes(config, measured)
     result = make_plan(model, nodes, plan_links(config), plan_options(config, model))
     if isinstance(result, Plan):
-        table = render_plan(result, nodes)
+        table = "\n".join([render_plan(result, nodes), *kv_note(config)])
         return Planning(model, plan=result, table=table, predicted=predicted_memory(model, nodes, result))
     return Planning(model, refusal=f"{result.reason}; {result.advice}")
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from planner.kv_profile import PREFILL_CHUNK_TOKENS
+from planner.kv_profile import PREFILL_CHUNK_TOKENS, CacheProfile
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile
 
@@ -101,6 +101,9 @@ class CostModel:
         layers, middle = model.layers, work.decode_context
         self._weight = _sums(layer.weight_bytes for layer in layers)
         self._kv = _sums(layer.cache.nbytes(work.context) * work.concurrency for layer in layers)
+        self._unquantized = _sums(
+            CacheProfile(layer.cache.plain_token_bytes).nbytes(self.chunk_tokens) for layer in layers
+        )
         self._read = _sums(layer.active_bytes + layer.cache.read_bytes(middle) for layer in layers)
         self._params = _sums(layer.active_params for layer in layers)
         self._scratch = {
@@ -134,12 +137,14 @@ class CostModel:
 
         The fullest layer counts the outputs of all its linears, four hidden states, the attention scores
         where they are written to memory, the scan of a recurrent layer, and a second copy of one session's
-        cache (it is copied when it grows). The last stage adds the logits of the chunk, and four rows of
-        them in float32 for the sampler.
+        cache (it is copied when it grows). Where caches are quantised, those of one session's first chunk
+        count in plain, and attention scores are always written to memory. The last stage adds the logits of
+        the chunk, and four rows of them in float32 for the sampler.
         """
         node, model = self.nodes[index], self.model
         is_fused = node.device != "cpu" and model.head_dim in FUSED_HEAD_DIMS
         total = max(self._scratch[is_fused][start:stop])
+        total += self._unquantized[stop] - self._unquantized[start]
         if stop == model.num_layers:
             total += self.chunk_tokens * model.vocab_size * model.dtype_bytes + 16 * model.vocab_size
         return total
@@ -248,7 +253,7 @@ class CostModel:
     def _layer_scratch_bytes(self, i: int, is_fused: bool) -> int:
         model, layer, context = self.model, self.model.layers[i], self.work.context
         elements = self.chunk_tokens * (layer.output_width + 4 * model.hidden_size)
-        if not is_fused:
+        if not is_fused or layer.cache.is_quantized:
             seen = min(context, (layer.cache.window or context) + PREFILL_CHUNK_TOKENS)
             elements += layer.score_copies * model.num_heads * self.chunk_tokens * seen
         return elements * model.dtype_bytes + layer.scan_bytes + layer.cache.nbytes(context)

@@ -33,6 +33,7 @@ LATENT_TYPES = frozenset(
         "mistral4",
     }
 )
+_LATENT = "kv_a_proj_with_mqa.weight"
 _KEYS = ("k_proj.weight", "c_k.weight", "attn_key.weight")
 _VALUES = ("v_proj.weight", "c_v.weight", "attn_value.weight")
 _FUSED_QKV = ("qkv", "q_k_v_proj", "c_attn", "query_key_value", "W_pack", "att_proj")
@@ -48,6 +49,13 @@ class CacheProfile:
     token_bytes: int = 0  # per cached token
     window: int | None = None  # tokens kept; None: all
     state_bytes: int = 0  # whatever the length
+    plain_token_bytes: int = 0  # of quantised caches: per token of the first chunk, before it is quantised
+    is_latent: bool = False  # a compressed latent instead of keys and values
+    is_expanded: bool = False  # keys and values per head, expanded from such a latent
+
+    @property
+    def is_quantized(self) -> bool:
+        return self.plain_token_bytes > 0
 
     def nbytes(self, context: int) -> int:
         """Bytes for one session of `context` tokens, at their most."""
@@ -69,21 +77,33 @@ def cache_profile(config: Config, index: int, shapes: Shapes, dtype_bytes: int) 
     if is_recurrent(shapes) and not keeps_both(shapes):
         return CacheProfile(state_bytes=state_bytes)
     elements = _cached_elements(config, shapes) * _num_loops(config)
-    return CacheProfile(elements * dtype_bytes, window_of(config, index) if elements else None, state_bytes)
+    has_latent = any(name.endswith(_LATENT) for name in shapes)
+    is_latent = has_latent and _caches_latent(config, shapes)
+    return CacheProfile(
+        elements * dtype_bytes,
+        window_of(config, index) if elements else None,
+        state_bytes,
+        is_latent=is_latent,
+        is_expanded=has_latent and not is_latent,
+    )
 
 
 def _cached_elements(config: Config, shapes: Shapes) -> int:
     """Cached keys and values of one token; 0 for a layer without attention."""
-    latents = [shape[0] for name, shape in shapes.items() if name.endswith("kv_a_proj_with_mqa.weight")]
+    latents = [shape[0] for name, shape in shapes.items() if name.endswith(_LATENT)]
     if latents:
-        is_latent = any("embed_q" in name for name in shapes) or config.get("model_type") in LATENT_TYPES
         indexer = 2 * _rows(shapes, ("indexer.wk.weight",))
+        is_latent = _caches_latent(config, shapes)
         return (sum(latents) if is_latent else _expanded_elements(config) * len(latents)) + indexer
     keys, values = _rows(shapes, _KEYS), _rows(shapes, _VALUES)
     if keys:
         return keys + (values or keys) + _rows(shapes, ("index_k_proj.weight",))
     is_attention = any(word in name for name in shapes for word in (*_FUSED_QKV, "q_proj."))
     return 2 * _num_kv_heads(config) * head_dim(config) if is_attention else 0
+
+
+def _caches_latent(config: Config, shapes: Shapes) -> bool:
+    return any("embed_q" in name for name in shapes) or config.get("model_type") in LATENT_TYPES
 
 
 def _expanded_elements(config: Config) -> int:

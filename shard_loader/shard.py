@@ -8,12 +8,14 @@ Threads: a Shard and its states belong to the compute thread. `forward` is not r
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten
 
+from planner.kv_quant import KvQuantization
 from shard_loader.layout import (
     TRACE_TOKENS,
     CarrySpec,
@@ -26,7 +28,7 @@ from shard_loader.layout import (
     trace,
 )
 from shard_loader.ownership import Ownership
-from shard_loader.state import CachePlan, ShardState
+from shard_loader.state import CachePlan, ShardState, unquantizable
 
 WARM_UP_GROUP = 5  # layers per evaluation: Metal ends command buffers of about 5 s
 
@@ -76,6 +78,29 @@ class Shard:
         """State for one sequence that has seen no token yet."""
         return self._caches.new_state(self._model)
 
+    def quantize_kv(self, kv: KvQuantization) -> None:
+        """States made from now on keep their keys and values in `kv.bits` bits.
+
+        Raises ShardError where the model's caches or its attention allow no such thing; evaluates nothing.
+        """
+        kind = unquantizable(self._model)
+        if kind:
+            raise ShardError(
+                f"kv_bits = {kv.bits}: this model's cache is of the kind {kind}, which cannot be quantised; "
+                "use kv_bits null"
+            )
+        self._caches = replace(self._caches, kv=kv)
+        try:
+            state = self.new_state()
+            for _ in range(2):  # plain, then quantised
+                self.forward(mx.zeros((1, TRACE_TOKENS), mx.int32), self._zero_carry(), state)
+        except (ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+            why = " ".join(str(error).split())
+            raise ShardError(
+                f"kv_bits = {kv.bits}, kv_group_size = {kv.group_size}: this model's attention cannot read a "
+                f"QuantizedKVCache ({why}); use kv_bits null"
+            ) from error
+
     def forward(self, tokens: mx.array, carry: Any | None, state: ShardState) -> Any:
         """Builds, without evaluating, this stage's part of the forward pass of `tokens` (B, T).
 
@@ -96,7 +121,7 @@ class Shard:
             out = done.value
         finally:
             payload[0] = None
-        state.position = position + tokens.shape[1]
+        state.advance(tokens.shape[1])
         outgoing = self._outgoing
         if outgoing is not None and outgoing.template is not None:
             return to_plain(out)
@@ -113,9 +138,11 @@ class Shard:
     def _placeholder_pass(self) -> tuple[Any, list[mx.array]]:
         """The output and the state's arrays after a pass of zeros through a fresh state."""
         state = self.new_state()
-        carry = None if self._incoming is None else self._incoming.zeros()
-        out = self.forward(mx.zeros((1, TRACE_TOKENS), mx.int32), carry, state)
+        out = self.forward(mx.zeros((1, TRACE_TOKENS), mx.int32), self._zero_carry(), state)
         return out, state.arrays()
+
+    def _zero_carry(self) -> Any:
+        return None if self._incoming is None else self._incoming.zeros()
 
     def _swap_classes(self, layers: list[nn.Module]) -> None:
         payload = self._payload

@@ -8,8 +8,9 @@ from typing import Any
 
 import mlx.core as mx
 from mlx import nn
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import ArraysCache, KVCache, make_prompt_cache
 
+from planner.kv_quant import KvQuantization
 from shard_loader.layout import Layout
 
 
@@ -17,15 +18,31 @@ class ShardState:
     """A sequence's caches on one stage, and how many tokens they have seen.
 
     own: {index in the model's cache list: cache}. A state whose forward pass raised is spoilt: drop it.
+    kv: keys and values are kept in so many bits once the first chunk has been read, as mlx-lm keeps them with
+    quantized_kv_start=0.
     """
 
-    __slots__ = ("own", "position", "shadows", "view")
+    __slots__ = ("_kv", "own", "position", "shadows", "view")
 
-    def __init__(self, own: dict[int, Any], view: list[Any], shadows: list[Any]) -> None:
+    def __init__(
+        self, own: dict[int, Any], view: list[Any], shadows: list[Any], kv: KvQuantization | None = None
+    ) -> None:
         self.own = own
+        self._kv = kv  # None from the moment it is done
         self.position = 0
         self.view = view  # what the model is given: full length, foreign entries stand for own ones
         self.shadows = shadows  # parts of foreign caches of no own kind: only their offset is ever read
+
+    def advance(self, num_tokens: int) -> None:
+        """The forward pass of `num_tokens` more tokens is built."""
+        self.position += num_tokens
+        kv, self._kv = self._kv, None
+        if kv is not None:
+            for i, cache in self.own.items():
+                if type(cache) is KVCache:
+                    packed = cache.to_quantized(group_size=kv.group_size, bits=kv.bits)
+                    self.own[i] = packed
+                    self.view = [packed if entry is cache else entry for entry in self.view]
 
     def arrays(self) -> list[mx.array]:
         """Every array of the own caches, for mx.eval."""
@@ -47,6 +64,7 @@ class CachePlan:
 
     own: tuple[int, ...]
     stand_in: tuple[int | None, ...]  # per cache of the model; None: itself
+    kv: KvQuantization | None = None
 
     @classmethod
     def of(cls, layout: Layout, start: int, stop: int) -> CachePlan:
@@ -62,7 +80,19 @@ class CachePlan:
         own = {i: fresh[i] for i in self.own}
         view = [fresh[i if same is None else same] for i, same in enumerate(self.stand_in)]
         alone = (fresh[i] for i, same in enumerate(self.stand_in) if same is None and i not in own)
-        return ShardState(own, view, [part for cache in alone for part in _with_offset(cache)])
+        return ShardState(own, view, [part for cache in alone for part in _with_offset(cache)], self.kv)
+
+
+def unquantizable(model: nn.Module) -> str:
+    """The kind of cache for which `model` cannot have quantised keys and values; empty where it can.
+
+    KVCache has a quantised form that attention reads; states that do not grow stay as they are.
+    """
+    caches = make_prompt_cache(model)
+    others = [cache for cache in caches if type(cache) not in (KVCache, ArraysCache)]
+    if not others and not any(type(cache) is KVCache for cache in caches):
+        others = caches[:1]
+    return type(others[0]).__name__ if others else ""
 
 
 def _cache_arrays(value: Any) -> Iterator[mx.array]:

@@ -191,8 +191,9 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"stall_timeout_s": 0}, "stall_timeout_s = 0 must be a number above 0"),
     ({"api": []}, r"api = \[\] must be a mapping"),
     ({"api": {"queue": -1}}, r"api\.queue = -1 must be a whole number from 0"),
-    ({"load": {"kv_bits": 8}}, r"load\.kv_bits = 8 is not supported by this version"),
-    ({"load": {"kv_bits": 4}}, r"load\.kv_bits = 4 is not supported by this version"),
+    ({"load": {"kv_bits": 5}}, r"load\.kv_bits = 5 must be one of 4, 8"),
+    ({"load": {"kv_bits": "8"}}, r'load\.kv_bits = "8" must be a whole number'),
+    ({"load": {"kv_group_size": 48}}, r"load\.kv_group_size = 48 must be one of 32, 64, 128"),
     ({"security": {"tls": {"cert": "c.pem"}}}, r'security\.tls\.cert = "c.pem" asks for TLS'),
 ]
 

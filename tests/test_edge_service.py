@@ -318,7 +318,7 @@ def test_a_second_stream_of_an_edge_waits_until_the_first_is_over() -> None:
     with receiving() as receiver, sending(receiver.address) as first:
         first.up()
         with sending(receiver.address) as second:
-            until(lambda: "another stream of the same edge" in second.edge.waiting_for, "a visible reason")
+            wait_for(lambda: "another stream of the same edge" in second.edge.waiting_for, WAIT_S)
             assert receiver.downs.empty()
             assert first.edge.send(step(epoch=3), [raw(10)])
             assert receiver.frames.get(timeout=WAIT_S).frame.epoch == 3

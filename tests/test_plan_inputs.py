@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cluster.config import ClusterConfig, ConfigError, load_config
-from cluster.plan_inputs import plan_links, plan_nodes, plan_options, read_model
+from cluster.plan_inputs import kv_note, plan_links, plan_nodes, plan_options, read_model
 from planner.cost import Link
 from planner.node_profile import GB, make_node
 from tests.fake_models import llama_config, llama_tensors, write_model
@@ -112,3 +112,19 @@ def test_broken_model_files_are_a_usage_error(tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"123")
     with pytest.raises(ConfigError, match="is truncated"):
         read_model(config(tmp_path, local(1)), folder)
+
+
+def test_quantised_caches_are_planned_with(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m", llama_config(5) | {"head_dim": 64}, llama_tensors(5))
+    plain, quantised = config(tmp_path, local(1)), config(tmp_path, local(1), load={"kv_bits": 4})
+    before, after = read_model(plain, model), read_model(quantised, model)
+    assert after.layers[0].cache.token_bytes == before.layers[0].cache.token_bytes * (0.5 + 4 / 64) / 2
+    assert kv_note(plain) == []
+    assert kv_note(quantised) == ["note: keys and values in 4 bits, groups of 64"]
+    assert plain.digest != quantised.digest
+
+
+def test_caches_that_cannot_be_quantised_are_a_config_error(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m", llama_config(5) | {"head_dim": 80}, llama_tensors(5))
+    with pytest.raises(ConfigError, match=r"load\.kv_bits = 4: the heads of .* have 80 elements, which are"):
+        read_model(config(tmp_path, local(1), load={"kv_bits": 4}), model)

@@ -14,10 +14,10 @@ import pytest
 
 from planner.plan import Plan
 from proto import control_pb2, head_pb2
-from tests.api_server import wait_for
 from tests.reference import greedy
 from tests.ring_processes import RingProcesses
 from tests.tiny_models import write_checkpoint
+from tests.waiting import wait_for
 
 LAYERS = [(0, 2), (2, 4), (4, 5)]
 PROMPT = [72, 101, 108, 108, 111]
