@@ -164,12 +164,13 @@ class Coordinator:
         status = member.status
         return control_pb2.NodeState.Name(status.state).lower(), status.reason or status.lost_edge
 
-    def _show(self, phase: Phase, reason: str) -> None:
+    def _show(self, phase: Phase, reason: str, *, is_said: bool = True) -> None:
         view = self._view
         if (view.phase, view.reason, view.epoch) == (phase, reason, self._epoch):
             return
         self._view = _View(phase, reason, self._epoch, self._plan_json)
-        self._say(phase.value if not reason else f"{phase.value}: {reason}")
+        if is_said:
+            self._say(phase.value if not reason else f"{phase.value}: {reason}")
         with self.changed:
             self.changed.notify_all()
 
@@ -189,7 +190,7 @@ class Coordinator:
                 return
 
     def _fail(self, error: UserError) -> None:
-        self._show(Phase.DEGRADED, str(error))
+        self._show(Phase.DEGRADED, str(error), is_said=False)  # run_node's last line says it
         self.head.ring_down(str(error))
         self._on_fatal(error)
 
@@ -349,6 +350,8 @@ class Coordinator:
                 if rank == self._node.rank and not self._has_served:
                     raise UserError(status.reason, EXIT_ERROR)  # no other node's restart can mend it
                 waiting.append(f"{member.label} failed: {status.reason}")
+                if self._deadline is not None and now > self._deadline and not self._has_served:
+                    raise UserError(waiting[-1], EXIT_ERROR)  # waiting longer would not have helped
                 is_loading = False
             elif status.epoch == self._epoch and (stall := self._stall(member)):
                 waiting.append(stall)

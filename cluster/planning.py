@@ -48,7 +48,7 @@ def plan_cluster(
     result = make_plan(model, nodes, plan_links(config), plan_options(config, model))
     if isinstance(result, Plan):
         return Planning(model, plan=result, table=render_plan(result, nodes))
-    return Planning(model, refusal=f"{result.reason}; {result.advice}")
+    return Planning(model, refusal=result.sentence)
 
 
 def _measured(rank: int, told: control_pb2.NodeProfile) -> NodeProfile:
