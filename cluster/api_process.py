@@ -11,6 +11,7 @@ from typing import IO
 
 RESTART_S = (0.5, 1.0, 2.0, 5.0)
 READY = "API_READY"
+FAILED = "API_FAILED"
 
 
 class ApiProcess:
@@ -22,6 +23,7 @@ class ApiProcess:
     def __init__(
         self,
         config: Path,
+        model: str,
         head: str,
         *,
         on_ready: Callable[[str, int], None],
@@ -34,6 +36,7 @@ class ApiProcess:
             "cluster.api",
             "--config",
             str(config),
+            f"--model={model}",
             "--head",
             head,
             "--parent-pipe",
@@ -41,6 +44,7 @@ class ApiProcess:
         self._on_ready, self._on_failed, self._say = on_ready, on_failed, say
         self._stopping = threading.Event()
         self._was_ready = False
+        self._sentence = ""  # its own word on why it ends
         self._process: subprocess.Popen[str] | None = None
         self._thread = threading.Thread(target=self._supervise, name="api-process", daemon=True)
 
@@ -80,16 +84,23 @@ class ApiProcess:
             if self._stopping.is_set():
                 return
             if not self._was_ready:
-                self._on_failed(f"the HTTP process ended with code {code} before it listened", code)
+                reason = self._sentence or f"the HTTP process ended with code {code} before it listened"
+                self._on_failed(reason, code)
                 return
             delay_s = RESTART_S[min(num_restarts, len(RESTART_S) - 1)]
             num_restarts += 1
-            self._say(f"the HTTP process ended with code {code}; starting it again in {delay_s:.1f} s")
+            reason = f" ({self._sentence})" if self._sentence else ""
+            self._say(
+                f"the HTTP process ended with code {code}{reason}; starting it again in {delay_s:.1f} s"
+            )
+            self._sentence = ""
             self._stopping.wait(delay_s)
 
     def _read(self, stdout: IO[str]) -> None:
         for line in stdout:
             word, *rest = line.split() or [""]
-            if word == READY and len(rest) == 2:
+            if word == FAILED:
+                self._sentence = line.removeprefix(FAILED).strip()
+            elif word == READY and len(rest) == 2:
                 self._was_ready = True
                 self._on_ready(rest[0], int(rest[1]))

@@ -99,4 +99,7 @@ def chip_in(text: str) -> str | None:
 
 def refuse_missing_model(file: Path) -> ConfigError:
     """The error for a file that names no model, as a hostfile does."""
-    return ConfigError(f"{file}: model is missing: name a folder or a hub id there, or give --model")
+    return ConfigError(
+        f"{file}: model is missing: name a folder or a hub id there, or give --model to "
+        "run_node and plan-dry-run"
+    )

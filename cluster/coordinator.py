@@ -154,12 +154,13 @@ class Coordinator:
         status = member.status
         return control_pb2.NodeState.Name(status.state).lower(), status.reason or status.lost_edge
 
-    def _show(self, phase: Phase, reason: str) -> None:
+    def _show(self, phase: Phase, reason: str, *, is_said: bool = True) -> None:
         view = self._view
         if (view.phase, view.reason, view.epoch) == (phase, reason, self._epoch):
             return
         self._view = _View(phase, reason, self._epoch, self._plan_json)
-        self._say(phase.value if not reason else f"{phase.value}: {reason}")
+        if is_said:
+            self._say(phase.value if not reason else f"{phase.value}: {reason}")
         with self.changed:
             self.changed.notify_all()
 
@@ -179,7 +180,7 @@ class Coordinator:
                 return
 
     def _fail(self, error: UserError) -> None:
-        self._show(Phase.DEGRADED, str(error))
+        self._show(Phase.DEGRADED, str(error), is_said=False)  # run_node's last line says it
         self.head.ring_down(str(error))
         self._on_fatal(error)
 
@@ -303,6 +304,9 @@ class Coordinator:
             Phase.DEGRADED if self._has_served else Phase.LOADING if waiting.is_loading else Phase.STARTING
         )
         self._show(phase, str(waiting))
+        is_late = self._deadline is not None and now > self._deadline and not self._has_served
+        if is_late and (failed := roll.failures()):
+            raise UserError(failed[0], EXIT_ERROR)  # waiting longer would not have helped
         self._check_deadline(now, str(waiting))
 
     def _serve(self) -> None:

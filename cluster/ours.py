@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cluster.errors import EXIT_ERROR, UserError
 
-_MARKS = {"proto": "ring.proto", "planner": "solver.py", "shard_loader": "shard.py"}
+_MARKS = {"proto": "ring.proto", "kernels": "__init__.py", "planner": "solver.py", "shard_loader": "shard.py"}
 
 
 def check_packages() -> None:

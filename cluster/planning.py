@@ -51,7 +51,7 @@ def plan_cluster(
     if isinstance(result, Plan):
         table = "\n".join([render_plan(result, nodes), *kv_note(config)])
         return Planning(model, plan=result, table=table, predicted=predicted_memory(model, nodes, result))
-    return Planning(model, refusal=f"{result.reason}; {result.advice}")
+    return Planning(model, refusal=result.sentence)
 
 
 def predicted_memory(

@@ -66,6 +66,11 @@ class RollCall:
         is_failed = status is not None and status.epoch == self.epoch and status.state == control_pb2.FAILED
         return status.reason if is_failed and status is not None else ""
 
+    def failures(self) -> list[str]:
+        """A sentence for each needed rank whose load failed in this epoch."""
+        found = {rank: self.failure_of(rank) for rank in sorted(self.needed)}
+        return [f"{self.members[rank].label} failed: {reason}" for rank, reason in found.items() if reason]
+
     def waiting(self) -> Waiting | None:
         """None where every needed rank is ready in this epoch."""
         reasons: list[str] = []

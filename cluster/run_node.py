@@ -35,6 +35,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "--config", type=Path, required=True, help="the cluster's JSON or YAML file, the same everywhere"
     )
     parser.add_argument(
+        "--model",
+        help="a folder or a hub id, instead of the config's; the same on all nodes",
+    )
+    parser.add_argument(
         "--wait-s",
         type=_seconds,
         metavar="S",
@@ -67,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     faulthandler.register(signal.SIGUSR1)  # kill -USR1 shows where each thread is
     try:
         check_packages()
-        config = load_config(args.config)
+        config = load_config(args.config, model=args.model)
         if not 0 <= args.rank < len(config.nodes):
             raise UserError(
                 f"--rank {args.rank} is not in {args.config}, which has ranks 0 to {len(config.nodes) - 1}",

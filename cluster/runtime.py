@@ -100,7 +100,8 @@ class Runtime:
             if self._with_api:
                 self._api = ApiProcess(
                     self.config.path,
-                    f"{mine.address}",
+                    self.config.model,
+                    mine.address,
                     on_ready=lambda host, port: self._say(f"HTTP API at http://{host}:{port}/v1"),
                     on_failed=lambda reason, code: self._fatal(
                         UserError(reason, code if code > 0 else EXIT_ERROR)

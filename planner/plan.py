@@ -55,6 +55,11 @@ class Refusal:
     missing_bytes: int
     advice: str
 
+    @property
+    def sentence(self) -> str:
+        """Reason and advice on one line."""
+        return f"{self.reason}; {self.advice[:1].lower()}{self.advice[1:]}"
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:

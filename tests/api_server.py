@@ -71,7 +71,7 @@ class ApiServer:
             self.process.stdout.close()
 
 
-def write_config(directory: Path, model: Path, **api: Any) -> Path:
+def write_config(directory: Path, model: Path | str, **api: Any) -> Path:
     """A cluster file with any free HTTP port."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "cluster.json"

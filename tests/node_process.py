@@ -64,6 +64,15 @@ def finish(process: subprocess.Popen[str], timeout_s: float = 20.0) -> Ended:
     return Ended(process.returncode, lines[-1] if lines else "", text)
 
 
+def wait_line(process: subprocess.Popen[str], text: str) -> None:
+    """Until the node has written the text to standard error."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if text in line:
+            return
+    raise AssertionError(f"the node ended with {process.wait()} before it said {text!r}")
+
+
 def run_node(*arguments: object, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Ended:
     """Starts a node and waits until it has ended."""
     return finish(start_node(*arguments, env=env, cwd=cwd))

@@ -22,6 +22,7 @@ import httpx
 import openai
 import pytest
 
+from cluster.api_process import ApiProcess
 from proto import head_pb2, head_pb2_grpc
 from tests.api_server import (
     CHAT,
@@ -103,6 +104,29 @@ def test_a_model_without_tokenizer_is_exit_1(tmp_path: Path) -> None:
     run = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert run.returncode == 1
     assert re.fullmatch(rf"cluster.api: The tokenizer in {model} cannot be read: .*\n", run.stderr)
+
+
+def test_its_parent_says_why_it_ended(tmp_path: Path) -> None:
+    model = tmp_path / "tiny"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "llama"}')
+    config = write_config(tmp_path, "elsewhere")  # the parent's model takes the place of the file's
+    said: list[str] = []
+    failed: list[str] = []
+    process = ApiProcess(
+        config,
+        str(model),
+        "127.0.0.1:1",
+        on_ready=lambda host, port: None,
+        on_failed=lambda reason, code: failed.append(reason),
+        say=said.append,
+    )
+    process.start()
+    wait_for(lambda: bool(said or failed), 30.0)
+    process.close(5.0)
+    sentence = rf"The tokenizer in {model} cannot be read: .*"
+    again = r"; starting it again in 0\.5 s"
+    assert re.fullmatch(rf"the HTTP process ended with code 1 \({sentence}\){again}", said[0])
 
 
 # -- keys and tokens ----------------------------------------------------------------------------------

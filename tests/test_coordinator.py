@@ -12,6 +12,7 @@ from cluster import coordinator as module
 from cluster.assigner import Joined
 from cluster.config import load_config
 from cluster.coordinator import MIN_EPOCH_S, Coordinator
+from cluster.errors import EXIT_ERROR, EXIT_UNREACHABLE, UserError
 from cluster.membership import Member, Reach
 from cluster.node import Node
 from cluster.planning import Planning, plan_cluster
@@ -207,3 +208,35 @@ def test_waiting_for_nodes_reads_the_model_once(
     told.members[1].profile = control_pb2.NodeProfile(name="n1")
     told.serve()
     assert num_plans == 2
+
+
+# -- the end of patience ----------------------------------------------------------------------------------
+
+
+def test_a_failed_load_is_the_nodes_reason_and_not_its_absence(told: Told) -> None:
+    told.coordinator._deadline = 3.0
+    for rank in range(len(LAYERS)):
+        told.say(rank)
+    told.coordinator._try_plan({m.rank: m for m in told.members}, 0.0)
+    told._assign_all({m.rank: m for m in told.members}, 0.0)
+    told.say(2, state=control_pb2.FAILED, reason="the checkpoint lacks tensor 'x'")
+    told.tick(1.0)  # it may be mended and started again
+    assert told.reason == f"{told.members[2].label} failed: the checkpoint lacks tensor 'x'"
+    with pytest.raises(UserError, match="failed: the checkpoint lacks tensor 'x'") as caught:
+        told.tick(3.0)
+    assert caught.value.exit_code == EXIT_ERROR
+
+
+def test_a_node_that_never_comes_is_unreachable(told: Told) -> None:
+    told.coordinator._deadline = 3.0
+    told.say(0)
+    told.tick(1.0)
+    with pytest.raises(UserError, match=r"waited long enough \(--wait-s\): ") as caught:
+        told.tick(3.0)
+    assert caught.value.exit_code == EXIT_UNREACHABLE
+
+
+def test_what_ends_the_head_is_said_by_its_last_line_alone(told: Told) -> None:
+    told.coordinator._fail(UserError("it cannot be"))
+    assert (told.status, told.reason) == ("degraded", "it cannot be")
+    assert told.said == []

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
-from tests.node_process import Ended, node, run_node, write_cluster
+from cluster.dry_run import main as dry_run
+from tests.node_process import Ended, finish, node, run_node, start_node, wait_line, write_cluster
 from tests.ring_processes import free_ports
 from tests.tiny_models import write_checkpoint
+from tests.waiting import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +89,7 @@ def test_beyond_loopback_needs_a_token(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["planner", "proto", "shard_loader"])
+@pytest.mark.parametrize("name", ["kernels", "planner", "proto", "shard_loader"])
 def test_a_package_that_hides_ours(name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / "__init__.py").touch()
@@ -96,6 +101,56 @@ def test_a_package_that_hides_ours(name: str, tmp_path: Path) -> None:
         f"run_node: another package named {name!r} in {tmp_path / name} hides macrame's; install macrame in "
         "an environment of its own",
     )
+
+
+def test_a_hostfile_is_run_with_a_model(tmp_path: Path) -> None:
+    path = tmp_path / "hosts.json"
+    path.write_text('[{"ssh": "mini1", "ips": ["10.0.0.1"]}, {"ssh": "mini2", "ips": ["10.0.0.2"]}]')
+    assert run_node("--rank", 0, "--config", path) == Ended(
+        3,
+        f"run_node: {path}: model is missing: name a folder or a hub id there, or give --model to run_node "
+        "and plan-dry-run",
+    )
+    ended = run_node("--rank", 0, "--config", path, "--model", "m")
+    assert ended.code == 3
+    assert "which needs a cluster token" in ended.sentence  # nothing else is amiss
+
+
+def test_a_model_on_the_command_line_is_the_heads_the_workers_and_the_plans(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (api_port,) = free_ports(1)
+    nodes = [node(layers="0:3"), node(layers="3:5")]
+    config = write_cluster(tmp_path, "org/nothing", *nodes, api={"port": api_port})
+    other = shutil.copytree(model, tmp_path / "other")
+    arguments = ("--config", config, "--model")
+    with ExitStack() as stack:
+
+        def start(rank: int, path: Path) -> subprocess.Popen[str]:
+            process = start_node("--rank", rank, *arguments, path)
+            stack.callback(finish, process)
+            stack.callback(process.terminate)
+            return process
+
+        head, stranger = start(0, model), start(1, other)
+        wait_line(head, "runs with another config")
+        stranger.terminate()
+        stranger.wait()
+        start(1, model)
+        wait_line(head, "] ok")
+        url = f"http://127.0.0.1:{api_port}"
+        wait_for(lambda: is_ok(url), 20.0)
+        assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "tiny"
+        plan = httpx.get(f"{url}/v1/cluster").json()["plan"]
+    assert dry_run([*map(str, arguments), str(model), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["digest"] == plan["digest"]
+
+
+def is_ok(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 # -- plans ----------------------------------------------------------------------------------------------
@@ -124,7 +179,8 @@ def test_a_model_that_does_not_fit(tmp_path: Path, model: Path) -> None:
     ended = run_node("--rank", 0, "--config", config)
     assert ended.code == 2
     assert ended.sentence.startswith(f"run_node: {model} needs 0.9 MB for its weights and ")
-    assert "and 1.4 MB are missing" in ended.sentence
+    assert "and 1.4 MB are missing; add a node with " in ended.sentence
+    assert ended.text.count("are missing") == 1
 
 
 # -- ports ----------------------------------------------------------------------------------------------
@@ -145,9 +201,12 @@ def test_a_busy_http_port_ends_the_node(tmp_path: Path, model: Path) -> None:
     with listener() as port:
         config = write_cluster(tmp_path, model, node(), api={"port": port})
         ended = run_node("--rank", 0, "--config", config)
-    assert ended.code == 1
-    assert ended.sentence == "run_node: the HTTP process ended with code 1 before it listened"
-    assert f"cluster.api: cannot listen on 127.0.0.1:{port}: " in ended.text
+    assert ended == Ended(
+        1,
+        f"run_node: cannot listen on 127.0.0.1:{port}: Address already in use; choose another api.port, or "
+        "stop what uses it",
+    )
+    assert ended.text.count("cannot listen") == 1
 
 
 # -- model files ----------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from proto import control_pb2, control_pb2_grpc, head_pb2, head_pb2_grpc, ring_pb2
-from tests.node_process import finish, node, start_node, write_cluster
+from tests.node_process import finish, node, start_node, wait_line, write_cluster
 from tests.ring_processes import free_ports
 from tests.tiny_models import write_checkpoint
 from tests.waiting import wait_for
@@ -49,15 +49,6 @@ def stop(process: subprocess.Popen[str], signum: signal.Signals, *, is_group: bo
     assert ended.code == 0, ended.text
     assert took_s < STOP_S
     assert [child for child in family if child.is_running()] == []
-
-
-def wait_line(process: subprocess.Popen[str], text: str) -> None:
-    """Until the node has written the text to standard error."""
-    assert process.stderr is not None
-    for line in process.stderr:
-        if text in line:
-            return
-    raise AssertionError(f"the node ended with {process.wait()} before it said {text!r}")
 
 
 @SIGNALS

@@ -23,6 +23,7 @@ from cluster.api.connection import Connection
 from cluster.api.head_client import HeadClient
 from cluster.api.sampling import SamplingDefaults
 from cluster.api.service import Service
+from cluster.api_process import FAILED, READY
 from cluster.arguments import Parser
 from cluster.config import ClusterConfig, is_loopback, load_config
 from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, UserError
@@ -43,7 +44,7 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if not self.should_exit and sockets:
             host, port = sockets[0].getsockname()[:2]
-            print(f"API_READY {host} {port}", flush=True)
+            print(READY, host, port, flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.should_exit = True  # a second signal changes nothing: the stop is bounded anyway
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         stream=sys.stderr,
     )
     try:
-        config = load_config(args.config)
+        config = load_config(args.config, model=args.model)
         api = replace(
             config.api,
             host=config.api.host if args.host is None else args.host,
@@ -72,13 +73,17 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         if args.verbose:
             traceback.print_exc()
-        print(f"cluster.api: {error}", file=sys.stderr, flush=True)
+        if args.parent_pipe:
+            print(FAILED, error, flush=True)  # the parent says it, as the last thing that it says
+        else:
+            print(f"cluster.api: {error}", file=sys.stderr, flush=True)
         return error.exit_code
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="cluster.api", description="Serve OpenAI's endpoints in front of a head.")
     parser.add_argument("--config", type=Path, required=True, help="the cluster's JSON or YAML file")
+    parser.add_argument("--model", help="a folder or a hub id, instead of the config's")
     parser.add_argument("--head", required=True, metavar="HOST:PORT", help="where rank 0 listens")
     parser.add_argument("--host", help="listen here instead of api.host")
     parser.add_argument("--port", type=int, help="listen here instead of api.port; 0: any free port")
