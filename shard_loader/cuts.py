@@ -15,7 +15,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,12 @@ from planner.headers import ModelFilesError, read_config
 if TYPE_CHECKING:
     from shard_loader.rehearsal import Rehearsal
 
+UNREPEATABLE = "the whole model does not give the same numbers twice here"
 EXIT_INEXACT = 1
 EXIT_USAGE = 3
+
+
+Progress = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,53 +42,65 @@ class CutProof:
     reason: str  # why it is not exact; empty where it is
 
 
-def prove_cuts(config: dict[str, Any], boundaries: Sequence[int]) -> list[CutProof]:
-    """One proof per boundary for a model cut at all of them at once, as the stages of one ring.
+def prove_cuts(
+    config: dict[str, Any], boundaries: Sequence[int] | None = None, on_progress: Progress | None = None
+) -> list[CutProof]:
+    """One proof per boundary for a model cut at all of them at once; None: before every layer but the first.
 
-    config: the model's config.json. Runs MLX on the calling thread; exact only with MLX_DISABLE_COMPILE=1 on
-    the CPU. An architecture of which no tiny model can be built gives proofs that are not exact and say so.
+    Stages of one layer each prove every cut in one run. Where that is not exact each cut is tried alone, and
+    those that are exact once more together. config: the model's config.json. Runs MLX on the calling thread;
+    exact only with MLX_DISABLE_COMPILE=1 on the CPU. An architecture of which no tiny model can be built
+    gives proofs that are not exact and say so.
     """
     from shard_loader.rehearsal import Rehearsal, RehearsalError
 
-    cuts = sorted(set(boundaries))
+    report = on_progress or (lambda text: None)
+    report("building a tiny model of the same architecture")
     try:
         rehearsal = Rehearsal(config)
     except RehearsalError as error:
-        return [CutProof(cut, False, None, str(error)) for cut in cuts]
+        return [CutProof(cut, False, None, str(error)) for cut in sorted(set(boundaries or [1]))]
+    return _prove_all(rehearsal, boundaries, report)
+
+
+def _prove_all(rehearsal: Rehearsal, boundaries: Sequence[int] | None, report: Progress) -> list[CutProof]:
+    cuts = sorted(set(range(1, rehearsal.num_layers) if boundaries is None else boundaries))
     outside = [cut for cut in cuts if not 0 < cut < rehearsal.num_layers]
     if outside:
         reason = f"layer {outside[0]} does not lie between the model's {rehearsal.num_layers} layers"
         return [CutProof(cut, False, None, reason) for cut in cuts]
-    together = _prove(rehearsal, cuts, cuts[0]) if cuts else None
-    if together is None or together.exact:
+    if not cuts:
+        return []
+    report(f"cutting it before {len(cuts)} of its {rehearsal.num_layers} layers at once")
+    together = _prove(rehearsal, cuts, cuts[0])
+    if together.exact:
         return [CutProof(cut, True, 0.0, "") for cut in cuts]
     if len(cuts) == 1:
         return [together]
-    alone = [_prove(rehearsal, [cut], cut) for cut in cuts]
-    if all(proof.exact for proof in alone):
-        reason = f"exact alone, but not together with the other cuts: {together.reason}"
-        return [CutProof(cut, False, together.max_error, reason) for cut in cuts]
-    return alone
-
-
-def prove_each(config: dict[str, Any]) -> list[CutProof]:
-    """A proof for each cut that the model could have, each taken alone. As `prove_cuts` otherwise."""
-    from shard_loader.rehearsal import Rehearsal, RehearsalError
-
-    try:
-        rehearsal = Rehearsal(config)
-    except RehearsalError as error:
-        return [CutProof(1, False, None, str(error))]
-    return [_prove(rehearsal, [cut], cut) for cut in range(1, rehearsal.num_layers)]
+    proofs = []
+    for cut in cuts:
+        report(f"cutting it before layer {cut} alone")
+        proofs.append(_prove(rehearsal, [cut], cut))
+    exact = [proof.cut for proof in proofs if proof.exact]
+    if len(exact) < 2:
+        return proofs
+    together = _prove(rehearsal, exact, exact[0]) if len(exact) < len(cuts) else together
+    if together.exact:
+        return proofs
+    reason = f"exact alone, but not together with the other cuts: {together.reason}"
+    return [CutProof(p.cut, False, together.max_error, reason) if p.exact else p for p in proofs]
 
 
 def _prove(rehearsal: Rehearsal, cuts: list[int], name: int) -> CutProof:
     from shard_loader.rehearsal import UNSUITABLE
+    from shard_loader.shard import ShardError
 
     try:
         error = rehearsal.error_of(cuts)
         if error != 0.0 and not rehearsal.is_repeatable():
-            return CutProof(name, False, None, "the whole model does not give the same numbers twice here")
+            return CutProof(name, False, None, UNREPEATABLE)
+    except ShardError as refusal:
+        return CutProof(name, False, None, str(refusal))
     except UNSUITABLE as failure:
         what = " ".join(str(failure).split())
         return CutProof(name, False, None, f"the cut model fails with {type(failure).__name__}: {what}")
@@ -98,7 +114,7 @@ def _prove(rehearsal: Rehearsal, cuts: list[int], name: int) -> CutProof:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m shard_loader.cuts", description=__doc__.splitlines()[0])
     parser.add_argument("model_dir", type=Path, help="a folder with the model's config.json")
-    parser.add_argument("--cuts", type=_numbers, help="layers to cut before, as 3,5; otherwise each alone")
+    parser.add_argument("--cuts", type=_numbers, help="layers to cut before, as 3,5; otherwise all")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(argv)
 
@@ -122,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import mlx.core as mx
 
     mx.set_default_device(mx.cpu)
-    proofs = prove_each(config) if args.cuts is None else prove_cuts(config, args.cuts)
+    proofs = prove_cuts(config, args.cuts)
     if args.json:
         cuts = [dataclasses.asdict(proof) for proof in proofs]
         print(json.dumps({"model": str(args.model_dir), "cuts": cuts}))

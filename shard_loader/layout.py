@@ -18,8 +18,10 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models.cache import make_prompt_cache
 
 from shard_loader.carry import CarryError, flatten, unflatten
+from shard_loader.sharing import Sharing
 
 TRACE_TOKENS = 1  # what a decode step has
+NEVER = "the model uses the parts of its layers, never a layer as a whole"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,9 @@ class Layout:
     cache_kinds: tuple[Any, ...]  # one entry per cache; equal kinds can stand in for each other
     received: tuple[frozenset[int], ...]  # per layer: the caches it is given
     num_calls: tuple[int, ...]  # per layer and forward pass
-    carries: tuple[CarrySpec | str, ...]  # per layer: what it returns, or why that cannot cross a cut
+    carries: tuple[CarrySpec | str, ...]  # per layer: what crosses a cut behind it, or why nothing can
     vocab_size: int
+    sharing: Sharing  # what layers read of other layers
 
     @property
     def unreceived(self) -> frozenset[int]:
@@ -103,28 +106,33 @@ def trace(model: nn.Module) -> Layout:
         caches = make_prompt_cache(model)
         index_of = _cache_ids(caches)
         received: list[set[int]] = [set() for _ in layers]
-        returned: list[list[Any]] = [[] for _ in layers]
+        num_calls = [0 for _ in layers]
+        sharing = Sharing(len(layers))
 
         def make(base: type, i: int) -> type:
             def call(self: Any, *args: Any, **kwargs: Any) -> Any:
                 for value in _objects((*args, *kwargs.values())):
                     if id(value) in index_of:
                         received[i].add(index_of[id(value)])
+                sharing.entered(i, received[i], args, kwargs)
                 out = base.__call__(self, *args, **kwargs)
-                returned[i].append(_carry_spec(out))
+                sharing.left(i, out, args, kwargs)
+                num_calls[i] += 1
                 return out
 
             return subclass(base, call)
 
-        with swapped(layers, make):
+        with swapped(layers, make), sharing.watching(caches):
             logits = model(mx.zeros((1, TRACE_TOKENS), mx.int32), cache=caches)
+        carries = tuple(_carry_at(sharing, i + 1) if num_calls[i] else NEVER for i in range(len(layers)))
     return Layout(
         num_layers=len(layers),
         cache_kinds=tuple(cache_kind(cache) for cache in caches),
         received=tuple(frozenset(indices) for indices in received),
-        num_calls=tuple(len(outs) for outs in returned),
-        carries=tuple(outs[-1] if outs else "it is never called" for outs in returned),
+        num_calls=tuple(num_calls),
+        carries=carries,
         vocab_size=int(logits.shape[-1]),
+        sharing=sharing,
     )
 
 
@@ -166,6 +174,11 @@ def cache_kind(cache: Any) -> Any:
         return (type(cache).__name__, *(cache_kind(part) for part in inner))
     attributes = getattr(cache, "__dict__", {})
     return (type(cache).__name__, *sorted((k, v) for k, v in attributes.items() if isinstance(v, (int, str))))
+
+
+def _carry_at(sharing: Sharing, cut: int) -> CarrySpec | str:
+    crossing = sharing.crossing(cut)
+    return crossing if isinstance(crossing, str) else _carry_spec(sharing.carry(crossing))
 
 
 def _carry_spec(out: Any) -> CarrySpec | str:

@@ -1,7 +1,8 @@
 """Runs a tiny random model of a config whole and cut, and tells how far the numbers are apart.
 
 Everything is float32. Both runs get the same chunks: one shot, chunked prefill past every window, and decode,
-with one row and with two. Owns the calling thread's MLX while it runs.
+with one row and with two. Between the stages of the cut model each carry goes through the ring's own frames:
+to bytes and back. Owns the calling thread's MLX while it runs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import _get_classes
 
-from shard_loader.carry import flatten
+from proto import ring_pb2
+from proto.codec import FrameAssembler, encode
+from shard_loader.carry import flatten, from_wire, to_wire, unflatten
 from shard_loader.layout import trace
 from shard_loader.shard import Shard
 from shard_loader.shrink import Config, recipes
@@ -108,8 +111,9 @@ class Rehearsal:
         for tokens in self._chunks(schedule, batch):
             carry: Any = None
             for shard, state in zip(shards, states, strict=True):
-                carry = shard.forward(tokens, carry, state)
-                mx.eval(flatten(carry)[0], state.arrays())
+                arrays, structure = flatten(shard.forward(tokens, carry, state))
+                mx.eval(arrays, state.arrays())
+                carry = through_the_wire(arrays, structure)
             yield carry
 
     def _chunks(self, schedule: tuple[int, ...], batch: int) -> Iterator[mx.array]:
@@ -119,6 +123,21 @@ class Rehearsal:
         for length in schedule:
             yield tokens[:, start : start + length]
             start += length
+
+
+def through_the_wire(arrays: Sequence[mx.array], structure: str) -> Any:
+    """The carry as the next stage gets it: every frame's bytes made and taken apart. `arrays` are evaluated.
+
+    Raises CarryError or WireError for what the ring would refuse.
+    """
+    frame = ring_pb2.Frame(kind=ring_pb2.STEP)
+    frame.slots.add(session=1, structure=structure, num_tensors=len(arrays))
+    assembler = FrameAssembler()
+    got = None
+    for message in encode(frame, [to_wire(array) for array in arrays]):
+        got = assembler.feed(message)
+    assert got is not None
+    return unflatten([from_wire(tensor) for tensor in got[1]], got[0].slots[0].structure)
 
 
 def _difference(expected: mx.array, got: mx.array) -> float:

@@ -8,6 +8,7 @@ Threads: a Shard and its states belong to the compute thread. `forward` is not r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,9 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from planner.kv_quant import KvQuantization
+from shard_loader.crossing import Crossing, Passage
 from shard_loader.layout import (
+    NEVER,
     TRACE_TOKENS,
     CarrySpec,
     Layout,
@@ -69,6 +72,7 @@ class Shard:
         self._outgoing = None if self.is_last else _cut(layout, stop)
         self._caches = CachePlan.of(layout, start, stop)
         self._payload: list[Any] = [None]  # what layers before `start` return in the running pass
+        self._passage = self._make_passage(layout)
         self._swap_classes(decoder_layers(model))
         self.ownership = Ownership(model, start, stop, self._placeholder_pass)
         self.footprint = self.ownership.footprint(self.is_first, self.is_last)
@@ -113,14 +117,18 @@ class Shard:
         incoming = self._incoming
         if incoming is not None and incoming.template is not None:
             carry = from_plain(carry, incoming.template)
-        payload = self._payload
+        payload, passage = self._payload, self._passage
         payload[0] = carry
         try:
+            if passage is not None:
+                passage.begin(carry, state.view)
             out = self._model(tokens, cache=state.view)
         except StageDone as done:
             out = done.value
         finally:
             payload[0] = None
+            if passage is not None:
+                passage.end()
         state.advance(tokens.shape[1])
         outgoing = self._outgoing
         if outgoing is not None and outgoing.template is not None:
@@ -144,16 +152,30 @@ class Shard:
     def _zero_carry(self) -> Any:
         return None if self._incoming is None else self._incoming.zeros()
 
+    def _make_passage(self, layout: Layout) -> Passage | None:
+        """None where plain values cross both cuts of this stage, as in most architectures."""
+        sharing = layout.sharing
+        crossings = [
+            None if is_end else sharing.crossing(cut)
+            for is_end, cut in ((self.is_first, self.start), (self.is_last, self.stop))
+        ]
+        incoming, outgoing = (c if isinstance(c, Crossing) else None for c in crossings)
+        if all(crossing is None or crossing.is_plain for crossing in (incoming, outgoing)):
+            return None
+        mirrors = sharing.needed_by(self.start, self.stop)
+        return Passage(incoming, outgoing, sharing.skeletons, mirrors)
+
     def _swap_classes(self, layers: list[nn.Module]) -> None:
+        if self._passage is not None:
+            self._swap_for_passage(layers, self._passage)
+            return
         payload = self._payload
         start, stop = self.start, self.stop
 
         def before(self: Any, *args: Any, **kwargs: Any) -> Any:
             return payload[0]
 
-        def beyond(self: Any, *args: Any, **kwargs: Any) -> Any:
-            raise ShardError(f"the model called a layer beyond this stage's [{start}, {stop})")
-
+        beyond = _beyond(start, stop)
         made: dict[tuple[type, Any], type] = {}
         foreign = [(layer, before) for layer in layers[:start]] + [(layer, beyond) for layer in layers[stop:]]
         for layer, call in foreign:
@@ -170,6 +192,27 @@ class Shard:
 
             last.__class__ = subclass(base, done)
 
+    def _swap_for_passage(self, layers: list[nn.Module], passage: Passage) -> None:
+        """As `_swap_classes`, where layers of other stages leave more behind than one value."""
+        start, stop = self.start, self.stop
+
+        def before(i: int) -> Callable[..., Any]:
+            return lambda self, *args, **kwargs: passage.before(i, args, kwargs)
+
+        def own(i: int, base: type) -> Callable[..., Any]:
+            def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+                value = passage.own(i, lambda: base.__call__(self, *args, **kwargs))
+                if i < stop - 1 or stop == len(layers):
+                    return value
+                raise StageDone(passage.carry(value, args, kwargs))
+
+            return call
+
+        for i, layer in enumerate(layers):
+            base = type(layer)
+            call = before(i) if i < start else own(i, base) if i < stop else _beyond(start, stop)
+            layer.__class__ = subclass(base, call)
+
     def _dtype(self) -> str:
         spec = self._outgoing or self._incoming
         if spec is not None:
@@ -178,12 +221,21 @@ class Shard:
         return _name(next((dtype for dtype in owned if mx.issubdtype(dtype, mx.floating)), mx.float32))
 
 
+def _beyond(start: int, stop: int) -> Callable[..., Any]:
+    def beyond(self: Any, *args: Any, **kwargs: Any) -> Any:
+        raise ShardError(f"the model called a layer beyond this stage's [{start}, {stop})")
+
+    return beyond
+
+
 def _name(dtype: Any) -> str:
     return str(dtype).removeprefix("mlx.core.")
 
 
 def _cut(layout: Layout, boundary: int) -> CarrySpec:
     """The carry between layers boundary - 1 and boundary; raises ShardError where there can be none."""
+    if 0 in layout.num_calls:
+        raise ShardError(f"the model cannot be cut: {NEVER}")
     repeated = next((i for i, n in enumerate(layout.num_calls) if n > 1), None)
     if repeated is not None:
         raise ShardError(

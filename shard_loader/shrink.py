@@ -91,7 +91,18 @@ def _table(entries: list[tuple[tuple[str, ...], Rule]]) -> dict[str, Rule]:
     return {key: rule for keys, rule in entries for key in keys}
 
 
-_WINDOW_RULES = _table([(_WINDOWS, _at_most(WINDOW))])
+_WINDOW_RULES = _table(
+    [
+        (_WINDOWS, _at_most(WINDOW)),
+        (("compress_ratios",), _at_most(4)),  # tokens to a compressed group: several must fit the prompt
+        (
+            ("candidate_topk_blocks", "candidate_block_size", "index_block_size", "index_topk_blocks"),
+            _at_most(2),
+        ),
+        (("sparse_block_size", "sparse_topk_blocks"), _at_most(2)),
+        (("loop_window_size",), _at_most(WINDOW)),
+    ]
+)
 _COUNT_RULES = _table(
     [
         (_VOCAB, _at_most(VOCAB_SIZE)),

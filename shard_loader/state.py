@@ -68,8 +68,9 @@ class CachePlan:
 
     @classmethod
     def of(cls, layout: Layout, start: int, stop: int) -> CachePlan:
-        """For layers [start, stop): the caches these layers receive, and those that no layer receives."""
-        own = sorted(layout.unreceived.union(*layout.received[start:stop]))
+        """For layers [start, stop): the caches they receive or read, and those that no layer receives."""
+        needed = layout.sharing.needed_by(start, stop)
+        own = sorted(layout.unreceived.union(needed, *layout.received[start:stop]))
         by_kind = {layout.cache_kinds[i]: i for i in reversed(own)}
         stand_in = (None if i in own else by_kind.get(kind) for i, kind in enumerate(layout.cache_kinds))
         return cls(tuple(own), tuple(stand_in))

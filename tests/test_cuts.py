@@ -12,14 +12,23 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from shard_loader.cuts import CutProof, main, prove_cuts, prove_each
+from shard_loader.cuts import CutProof, main, prove_cuts
 from shard_loader.rehearsal import Rehearsal, RehearsalError
 from shard_loader.shrink import NUM_EXPERTS, VOCAB_SIZE, WINDOW, recipes
 from tests.real_configs import REAL_CONFIGS
 from tests.tiny_models import tiny_config
 
-PARTLY_CUTTABLE = ("gemma3n", "gemma4_text")  # later layers share the keys and values of earlier ones
-RARER = ("gemma3", "qwen3_next", "jamba", "rwkv7", "cohere2", "llama4_text", "glm4_moe")
+RARER = (
+    "gemma3",
+    "gemma3n",
+    "gemma4_text",
+    "qwen3_next",
+    "jamba",
+    "rwkv7",
+    "cohere2",
+    "llama4_text",
+    "glm4_moe",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +37,7 @@ def on_the_cpu() -> None:
 
 
 def num_layers(config: dict[str, Any]) -> int:
-    return int(config.get("num_hidden_layers") or config["text_config"]["num_hidden_layers"])
+    return Rehearsal(config).num_layers
 
 
 @pytest.mark.parametrize(
@@ -36,7 +45,7 @@ def num_layers(config: dict[str, Any]) -> int:
     [
         pytest.param(arch, marks=[pytest.mark.long] if arch in RARER else [])
         for arch in REAL_CONFIGS
-        if arch not in (*PARTLY_CUTTABLE, "deepseek_v3")  # which has its own test
+        if arch != "deepseek_v3"  # which has its own test
     ],
 )
 def test_uneven_cuts_of_a_published_config_are_exact(arch: str) -> None:
@@ -67,26 +76,41 @@ GEMMA3N = {
 
 
 @pytest.mark.parametrize("config", [GEMMA3N, GEMMA4], ids=["gemma3n", "gemma4_text"])
-def test_cuts_behind_shared_keys_and_values_are_found(config: dict[str, Any]) -> None:
+def test_cuts_behind_shared_keys_and_values(config: dict[str, Any]) -> None:
     """Layers from 6 on read the keys and values of layers 4 (full attention) and 5 (sliding)."""
-    assert Rehearsal(config).error_of([2, 4]) == 0.0
-    first, second = prove_cuts(config, [3, 8])
-    assert first == CutProof(3, True, 0.0, "")
-    assert (second.cut, second.exact) == (8, False)
-    assert second.reason.startswith(("the logits differ by", "the cut model fails with"))
+    assert prove_cuts(config) == [CutProof(cut, True, 0.0, "") for cut in range(1, 10)]
+    assert prove_cuts(config, [3, 8]) == [CutProof(cut, True, 0.0, "") for cut in (3, 8)]
 
 
-@pytest.mark.long
-@pytest.mark.parametrize(("arch", "first_shared"), [("gemma3n", 20), ("gemma4_text", 15)])
-def test_published_configs_with_shared_keys_and_values(arch: str, first_shared: int) -> None:
-    config = REAL_CONFIGS[arch]
-    assert Rehearsal(config).error_of([4, first_shared - 2]) == 0.0
-    assert not prove_cuts(config, [first_shared + 3])[0].exact
+LOOPED = tiny_config("llama", 7) | {"model_type": "nanbeige", "num_loops": 2}
+UNCUTTABLE = "layer 0 runs 2 times a pass, so the model cannot be cut"
 
 
-def test_each_cut_alone() -> None:
-    proofs = prove_each(tiny_config("gpt_oss", 7))
+def test_layers_that_run_twice_are_not_cut_apart() -> None:
+    assert prove_cuts(LOOPED) == [CutProof(cut, False, None, UNCUTTABLE) for cut in range(1, 7)]
+    assert prove_cuts(LOOPED | {"num_loops": 1}) == [CutProof(cut, True, 0.0, "") for cut in range(1, 7)]
+
+
+def test_every_cut_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    error_of = Rehearsal.error_of
+    monkeypatch.setattr(Rehearsal, "error_of", lambda self, cuts: asked.append(cuts) or error_of(self, cuts))
+    proofs = prove_cuts(tiny_config("gpt_oss", 7))
     assert proofs == [CutProof(cut, True, 0.0, "") for cut in range(1, 7)]
+    assert asked == [[1, 2, 3, 4, 5, 6]]
+
+
+def test_the_exact_ones_of_several_cuts_are_proven_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def error_of(_: Rehearsal, cuts: Sequence[int]) -> float:
+        asked.append(list(cuts))
+        return 0.5 * (3 in cuts)
+
+    monkeypatch.setattr(Rehearsal, "error_of", error_of)
+    proofs = prove_cuts(tiny_config("llama", 5))
+    assert [proof.exact for proof in proofs] == [True, True, False, True]
+    assert asked == [[1, 2, 3, 4], [1], [2], [3], [4], [1, 2, 4]]
 
 
 @pytest.mark.parametrize("cuts", [[0], [7], [9], [-1], [3, 12]])
@@ -112,7 +136,7 @@ def test_an_architecture_that_cannot_be_built_says_why() -> None:
     [proof] = prove_cuts(config, [3])
     assert (proof.exact, proof.max_error) == (False, None)
     assert proof.reason.startswith("no tiny model of this config can be built (tiny: ")
-    assert prove_each({"model_type": "no_such_model"})[0].exact is False
+    assert prove_cuts({"model_type": "no_such_model"})[0].exact is False
 
 
 def test_a_model_that_does_not_repeat_itself_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,10 +235,12 @@ def test_the_command_prints_one_json_object(tmp_path: Path) -> None:
     folder = write_config(tmp_path, GEMMA4)
     code, out, _ = run_cli(folder, "--cuts", "3,8", "--json")
     printed = json.loads(out)
-    assert code == 1
+    assert code == 0
     assert printed["model"] == str(folder)
-    assert printed["cuts"][0] == {"cut": 3, "exact": True, "max_error": 0.0, "reason": ""}
-    assert printed["cuts"][1]["exact"] is False
+    assert printed["cuts"] == [{"cut": cut, "exact": True, "max_error": 0.0, "reason": ""} for cut in (3, 8)]
+    code, out, _ = run_cli(write_config(tmp_path, LOOPED), "--cuts", "3", "--json")
+    assert code == 1
+    assert json.loads(out)["cuts"] == [{"cut": 3, "exact": False, "max_error": None, "reason": UNCUTTABLE}]
 
 
 def test_the_command_prints_a_line_per_cut(tmp_path: Path) -> None:
