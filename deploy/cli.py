@@ -13,6 +13,7 @@ COMMANDS = {
     "demo": ("deploy.demo.run", "three nodes on this machine, one streamed answer, then stop"),
     "plan": ("cluster.dry_run", "which node would own which layers (plan-dry-run)"),
     "node": ("cluster.run_node", "run one node of the ring (run_node)"),
+    "fit": ("deploy.fit", "what of a model fits machines of given memory"),
     "bench": ("deploy.bench", "tokens per second, hops and CPU time of a ring"),
     "status": ("deploy.status", "what the nodes of a running ring do"),
     "generate": ("deploy.generate", "one streamed answer of a running ring"),

@@ -62,11 +62,11 @@ def _advice(cost: CostModel, stages: Sequence[Stage], missing_bytes: int) -> str
         f"add a node with a budget of at least {gb(missing_bytes)}, or take a smaller or more quantised model"
     )
     if work.concurrency > 1 and _fits(cost, stages, Workload(work.context, 1)):
-        most = _largest(1, work.concurrency, lambda n: _fits(cost, stages, Workload(work.context, n)))
+        most = largest(1, work.concurrency, lambda n: _fits(cost, stages, Workload(work.context, n)))
         return f"Lower --concurrency to {most}, or {more}."
     steps = work.context // KV_STEP_TOKENS
     if steps > 1 and _fits(cost, stages, Workload(KV_STEP_TOKENS, work.concurrency)):
-        most = _largest(
+        most = largest(
             1, steps, lambda n: _fits(cost, stages, Workload(n * KV_STEP_TOKENS, work.concurrency))
         )
         return f"Lower --context to {most * KV_STEP_TOKENS}, or {more}."
@@ -78,7 +78,7 @@ def _fits(cost: CostModel, stages: Sequence[Stage], work: Workload) -> bool:
     return not any(smaller.overflow_bytes(s.index, s.start, s.stop) for s in stages)
 
 
-def _largest(low: int, high: int, is_fine: Callable[[int], bool]) -> int:
+def largest(low: int, high: int, is_fine: Callable[[int], bool]) -> int:
     """The largest number in [low, high) that is fine; `low` is."""
     while high - low > 1:
         middle = (low + high) // 2

@@ -8,7 +8,7 @@ from planner.node_profile import NodeProfile
 from planner.plan import Plan, Refusal
 from planner.refusal import gb
 
-_LEFT = ("stage", "rank", "node", "chip", "layers", "owns", "state")
+_LEFT = ("stage", "rank", "node", "chip", "layers", "owns", "state", "precision")
 
 
 def render_plan(plan: Plan, nodes: Sequence[NodeProfile]) -> str:
