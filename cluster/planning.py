@@ -8,6 +8,8 @@ from pathlib import Path
 
 from cluster.config import ClusterConfig
 from cluster.plan_inputs import plan_links, plan_nodes, plan_options, read_model
+from cluster.proof import Prover
+from cluster.proven_plan import ProvenPlan, make_proven_plan
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile, make_node
 from planner.plan import Plan
@@ -28,12 +30,16 @@ class Planning:
 
 
 def plan_cluster(
-    config: ClusterConfig, model_dir: Path, told: Mapping[int, control_pb2.NodeProfile | None]
+    config: ClusterConfig,
+    model_dir: Path,
+    told: Mapping[int, control_pb2.NodeProfile | None],
+    prover: Prover | None = None,
 ) -> Planning:
     """Plan as soon as every used node is known: its memory and chip from the config, else what the node told.
 
-    Raises ConfigError for model files that cannot be read, ForcedLayersError (a ValueError) for ranges that
-    do not tile the model.
+    prover: proves the plan's cuts, which may take a while; None takes every cut for legal. Raises ConfigError
+    for model files that cannot be read, ForcedLayersError (a ValueError) for ranges that do not tile
+    the model, UserError for cuts that cannot be proven.
     """
     model = read_model(config, model_dir)
     measured = {rank: _measured(rank, profile) for rank, profile in told.items() if profile is not None}
@@ -45,10 +51,14 @@ def plan_cluster(
     if missing:
         return Planning(model, missing_ranks=missing)
     nodes = plan_nodes(config, measured)
-    result = make_plan(model, nodes, plan_links(config), plan_options(config, model))
-    if isinstance(result, Plan):
-        return Planning(model, plan=result, table=render_plan(result, nodes))
-    return Planning(model, refusal=f"{result.reason}; {result.advice}")
+    wanted = (model, nodes, plan_links(config), plan_options(config, model))
+    if prover is None:
+        proven = ProvenPlan(make_plan(*wanted))
+    else:
+        proven = make_proven_plan(*wanted, prover, is_together=True)
+    if isinstance(proven.result, Plan):
+        return Planning(model, plan=proven.result, table=render_plan(proven.result, nodes, proven.notes))
+    return Planning(model, refusal=f"{proven.result.reason}; {proven.result.advice}")
 
 
 def _measured(rank: int, told: control_pb2.NodeProfile) -> NodeProfile:
