@@ -19,7 +19,7 @@ from cluster.head import Head
 from cluster.membership import Member, Reach, Watcher, short_of_memory
 from cluster.node import Node
 from cluster.planning import plan_cluster
-from cluster.proof import prove
+from cluster.proof import Prover
 from cluster.roll_call import RollCall
 from cluster.scheduler import Limits
 from planner.plan import Plan
@@ -216,7 +216,8 @@ class Coordinator:
             self._wait_for([members[rank] for rank in self._missing_ranks], now)
             return False
         try:
-            planning = plan_cluster(self._config, self._node.model_dir, measured)
+            prover = Prover(self._node.model_dir, self._stopping, self._starting)
+            planning = plan_cluster(self._config, self._node.model_dir, measured, prover)
         except ValueError as error:
             raise UserError(str(error), EXIT_USAGE) from error
         if planning.refusal:
@@ -225,15 +226,16 @@ class Coordinator:
             self._num_known, self._missing_ranks = num_known, planning.missing_ranks
             self._wait_for([members[rank] for rank in planning.missing_ranks], now)
             return False
-        self._say(planning.table)
-        self._show(Phase.STARTING, "proving the plan's cuts on a tiny model of the same architecture")
-        prove(self._node.model_dir, planning.plan, self._stopping)
         if self._stopping.is_set():
             return False
+        self._say(planning.table)
         self._plan, self._plan_json = planning.plan, planning.plan.to_json()
         self._vocab_size, self.head.predicted = planning.model.vocab_size, planning.predicted
         self._epoch_at = now
         return True
+
+    def _starting(self, reason: str) -> None:
+        self._show(Phase.STARTING, reason)
 
     def _wait_for(self, missing: list[Member], now: float) -> None:
         reasons = "; ".join(m.reason or f"{m.label} is not there yet" for m in missing)

@@ -1,7 +1,7 @@
 """`plan-dry-run`: which node would own which layers, how fast that would be, and why it does not fit.
 
-Reads the cluster file, config.json and safetensors headers; loads no weights and opens no connection. One
-thread.
+Reads the cluster file, config.json and safetensors headers; loads no weights and opens no connection. Which
+cuts of the model are exact is proven in a process of its own where that is not known yet. One thread.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,13 +24,15 @@ from cluster.config_read import ConfigError, nearest, show
 from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_ERROR, EXIT_OK, UserError
 from cluster.plan_inputs import kv_note, plan_links, plan_nodes, plan_options, read_model
 from cluster.probe import is_this_machine, this_machine
+from cluster.proof import Prover
+from cluster.proven_plan import make_proven_plan
 from planner.cost import CostModel, Workload
 from planner.forced import ForcedLayersError
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile
 from planner.plan import Plan, Refusal
 from planner.render import render_plan, render_refusal
-from planner.solver import PlanOptions, make_plan
+from planner.solver import PlanOptions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,7 +99,8 @@ def _run(args: argparse.Namespace) -> int:
         context=args.context, concurrency=args.concurrency, strategy=args.strategy, objective=args.objective
     )
     config = _with_layers(config, args.layers)
-    model = read_model(config, _model_dir(config))
+    model_dir = _model_dir(config)
+    model = read_model(config, model_dir)
     nodes = plan_nodes(config, _measured(config))
     options = plan_options(config, model)
     if options.context > model.max_context:
@@ -106,20 +110,28 @@ def _run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     try:
-        plan = make_plan(model, nodes, plan_links(config), options)
+        prover = Prover(model_dir, threading.Event(), _say)
+        proven = make_proven_plan(model, nodes, plan_links(config), options, prover, is_together=False)
     except ForcedLayersError as error:
         raise ConfigError(f"{config.path}: {error}") from None
+    plan = proven.result
     if args.json:
+        for note in proven.notes:
+            _say(note)
         print(
             json.dumps(
                 plan.as_dict() if isinstance(plan, Plan) else _refused(plan, model, nodes, options), indent=2
             )
         )
     elif isinstance(plan, Plan):
-        print("\n".join([render_plan(plan, nodes), *kv_note(config)]))
+        print(render_plan(plan, nodes, [*proven.notes, *kv_note(config)]))
     else:
         print(render_refusal(plan, model.name, nodes))
     return EXIT_OK if isinstance(plan, Plan) else EXIT_DOES_NOT_FIT
+
+
+def _say(line: str) -> None:
+    print(f"plan-dry-run: {line}", file=sys.stderr, flush=True)
 
 
 def _refused(

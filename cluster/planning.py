@@ -8,6 +8,8 @@ from pathlib import Path
 
 from cluster.config import ClusterConfig
 from cluster.plan_inputs import kv_note, plan_links, plan_nodes, plan_options, read_model
+from cluster.proof import Prover
+from cluster.proven_plan import ProvenPlan, make_proven_plan
 from planner.cost import CostModel, Workload
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile, make_node
@@ -30,12 +32,16 @@ class Planning:
 
 
 def plan_cluster(
-    config: ClusterConfig, model_dir: Path, told: Mapping[int, control_pb2.NodeProfile | None]
+    config: ClusterConfig,
+    model_dir: Path,
+    told: Mapping[int, control_pb2.NodeProfile | None],
+    prover: Prover | None = None,
 ) -> Planning:
     """Plan as soon as every used node is known: its memory and chip from the config, else what the node told.
 
-    Raises ConfigError for model files that cannot be read, ForcedLayersError (a ValueError) for ranges that
-    do not tile the model.
+    prover: proves the plan's cuts, which may take a while; None takes every cut for legal. Raises ConfigError
+    for model files that cannot be read, ForcedLayersError (a ValueError) for ranges that do not tile
+    the model, UserError for cuts that cannot be proven.
     """
     model = read_model(config, model_dir)
     measured = {rank: _measured(rank, profile) for rank, profile in told.items() if profile is not None}
@@ -47,11 +53,16 @@ def plan_cluster(
     if missing:
         return Planning(model, missing_ranks=missing)
     nodes = plan_nodes(config, measured)
-    result = make_plan(model, nodes, plan_links(config), plan_options(config, model))
-    if isinstance(result, Plan):
-        table = "\n".join([render_plan(result, nodes), *kv_note(config)])
-        return Planning(model, plan=result, table=table, predicted=predicted_memory(model, nodes, result))
-    return Planning(model, refusal=result.sentence)
+    wanted = (model, nodes, plan_links(config), plan_options(config, model))
+    if prover is None:
+        proven = ProvenPlan(make_plan(*wanted))
+    else:
+        proven = make_proven_plan(*wanted, prover, is_together=True)
+    plan = proven.result
+    if not isinstance(plan, Plan):
+        return Planning(model, refusal=plan.sentence)
+    table = render_plan(plan, nodes, [*proven.notes, *kv_note(config)])
+    return Planning(model, plan=plan, table=table, predicted=predicted_memory(model, nodes, plan))
 
 
 def predicted_memory(

@@ -1,5 +1,8 @@
-"""Proves a plan's cuts before anything is loaded, in a process of its own: exactness is shown with
-MLX_DISABLE_COMPILE=1 on the CPU, and the node's own MLX stays untouched."""
+"""Proves cuts before anything is loaded, in a process of its own: exactness is shown with
+MLX_DISABLE_COMPILE=1 on the CPU, and the node's own MLX stays untouched.
+
+What was proven before, on this machine or for this release, is not proven again. Blocks its thread meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -9,51 +12,73 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from cluster.errors import EXIT_ERROR, UserError
-from planner.plan import Plan
+from planner.headers import read_config
+from shard_loader.cuts import CutProof
+from shard_loader.proof_store import find
 
 PROOF_TIMEOUT_S = 300.0
 
 
-def prove(model_dir: Path, plan: Plan, stopping: threading.Event) -> None:
-    """Return if each cut of the plan gives exactly the whole model's numbers; else raise UserError.
+class Prover:
+    """Proofs for the model in `model_dir`. say(line) tells of what takes long; `stopping` ends a proof."""
 
-    Returns early, with the process ended, once `stopping` is set.
-    """
-    cuts = list(plan.cuts)
-    if not cuts:
-        return
-    command = [sys.executable, "-m", "shard_loader.cuts", str(model_dir), "--json"]
-    with subprocess.Popen(
-        [*command, "--cuts", ",".join(map(str, cuts))],
-        env=os.environ | {"MLX_DISABLE_COMPILE": "1"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        process_group=0,  # a terminal's Ctrl-C is the node's to answer
-    ) as process:
-        output = _output(process, stopping)
-    if output is None:
-        if stopping.is_set():
-            return
-        raise UserError(
-            f"the cuts {cuts} could not be proven within {PROOF_TIMEOUT_S:.0f} s; plan other layers",
-            EXIT_ERROR,
-        )
-    try:
-        proofs = json.loads(output[0])["cuts"]
-    except (ValueError, KeyError, TypeError) as error:
-        last = (output[1].strip().splitlines() or [f"the proof ended with code {process.returncode}"])[-1]
-        raise UserError(f"the cuts {cuts} could not be proven: {last}", EXIT_ERROR) from error
-    bad = [proof for proof in proofs if not proof["exact"]]
-    if bad:
-        reasons = "; ".join(f"before layer {proof['cut']}: {proof['reason']}" for proof in bad)
-        raise UserError(
-            f"this plan cuts the model where it is not exact ({reasons}); plan other layers", EXIT_ERROR
-        )
+    def __init__(self, model_dir: Path, stopping: threading.Event, say: Callable[[str], None]) -> None:
+        self._model_dir, self._stopping, self._say = model_dir, stopping, say
+        self._config: dict[str, Any] = read_config(model_dir)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Nobody waits for the proof any more."""
+        return self._stopping.is_set()
+
+    def known(self, cuts: Sequence[int] | None) -> list[CutProof] | None:
+        """The proof of these cuts together, or of every cut (None), where there is one already."""
+        return find(self._config, cuts)
+
+    def prove(self, cuts: Sequence[int] | None) -> list[CutProof]:
+        """As `known`, and made where there is none yet; empty once `stopping` is set.
+
+        Raises UserError where the proof cannot be made.
+        """
+        found = self.known(cuts)
+        if found is not None:
+            return found
+        what = "each cut" if cuts is None else _layers(cuts)
+        self._say(f"proving {what} on a tiny model of the same architecture")
+        return self._prove(cuts, what)
+
+    def _prove(self, cuts: Sequence[int] | None, what: str) -> list[CutProof]:
+        command = [sys.executable, "-m", "shard_loader.cuts", str(self._model_dir), "--json"]
+        with subprocess.Popen(
+            [*command, *(() if cuts is None else ("--cuts", ",".join(map(str, cuts))))],
+            env=os.environ | {"MLX_DISABLE_COMPILE": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            process_group=0,  # a terminal's Ctrl-C is the node's to answer
+        ) as process:
+            output = _output(process, self._stopping)
+        if output is None:
+            if self._stopping.is_set():
+                return []
+            raise UserError(
+                f"{what} could not be proven within {PROOF_TIMEOUT_S:.0f} s; plan other layers", EXIT_ERROR
+            )
+        try:
+            return [CutProof(**proof) for proof in json.loads(output[0])["cuts"]]
+        except (ValueError, KeyError, TypeError) as error:
+            last = (output[1].strip().splitlines() or [f"the proof ended with code {process.returncode}"])[-1]
+            raise UserError(f"{what} could not be proven: {last}", EXIT_ERROR) from error
+
+
+def _layers(cuts: Sequence[int]) -> str:
+    return f"the cuts {list(cuts)}"
 
 
 def _output(process: subprocess.Popen[str], stopping: threading.Event) -> tuple[str, str] | None:

@@ -12,6 +12,7 @@ from cluster.arguments import Parser
 COMMANDS = {
     "demo": ("deploy.demo.run", "three nodes on this machine, one streamed answer, then stop"),
     "plan": ("cluster.dry_run", "which node would own which layers (plan-dry-run)"),
+    "cuts": ("deploy.cuts", "before which layers a model may be cut, proven"),
     "node": ("cluster.run_node", "run one node of the ring (run_node)"),
     "fit": ("deploy.fit", "what of a model fits machines of given memory"),
     "bench": ("deploy.bench", "tokens per second, hops and CPU time of a ring"),

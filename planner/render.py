@@ -11,8 +11,11 @@ from planner.refusal import gb
 _LEFT = ("stage", "rank", "node", "chip", "layers", "owns", "state", "precision")
 
 
-def render_plan(plan: Plan, nodes: Sequence[NodeProfile]) -> str:
-    """Several lines, without colour or a newline at the end. `nodes` are those that the plan was made for."""
+def render_plan(plan: Plan, nodes: Sequence[NodeProfile], notes: Sequence[str] = ()) -> str:
+    """Several lines, without colour or a newline at the end. `nodes` are those that the plan was made for.
+
+    notes: further lines at the end.
+    """
     by_rank = {node.rank: node for node in nodes}
     rows = [
         {
@@ -53,6 +56,7 @@ def render_plan(plan: Plan, nodes: Sequence[NodeProfile]) -> str:
             promise,
             memory,
             *_notes(nodes, {part.rank for part in plan.assignments}),
+            *notes,
         ]
     )
 

@@ -52,15 +52,36 @@ def prove_cuts(
     exact only with MLX_DISABLE_COMPILE=1 on the CPU. An architecture of which no tiny model can be built
     gives proofs that are not exact and say so.
     """
+    return _rehearse(config, boundaries, on_progress or (lambda text: None))[0]
+
+
+def proofs_of(
+    config: dict[str, Any], boundaries: Sequence[int] | None = None, on_progress: Progress | None = None
+) -> list[CutProof]:
+    """As `prove_cuts`, unless it was proven before; keeps the proof for later (see `proof_store`)."""
+    from shard_loader.proof_store import find, save
+
+    found = find(config, boundaries)
+    if found is not None:
+        return found
+    proofs, recipe = _rehearse(config, boundaries, on_progress or (lambda text: None))
+    if recipe and proofs and all(proof.reason != UNREPEATABLE for proof in proofs):
+        save(config, boundaries, recipe, proofs)
+    return proofs
+
+
+def _rehearse(
+    config: dict[str, Any], boundaries: Sequence[int] | None, report: Progress
+) -> tuple[list[CutProof], str]:
+    """The proofs, and how the model was shrunk; "" where it could not be."""
     from shard_loader.rehearsal import Rehearsal, RehearsalError
 
-    report = on_progress or (lambda text: None)
     report("building a tiny model of the same architecture")
     try:
         rehearsal = Rehearsal(config)
     except RehearsalError as error:
-        return [CutProof(cut, False, None, str(error)) for cut in sorted(set(boundaries or [1]))]
-    return _prove_all(rehearsal, boundaries, report)
+        return [CutProof(cut, False, None, str(error)) for cut in sorted(set(boundaries or [1]))], ""
+    return _prove_all(rehearsal, boundaries, report), rehearsal.recipe
 
 
 def _prove_all(rehearsal: Rehearsal, boundaries: Sequence[int] | None, report: Progress) -> list[CutProof]:
@@ -138,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import mlx.core as mx
 
     mx.set_default_device(mx.cpu)
-    proofs = prove_cuts(config, args.cuts)
+    proofs = proofs_of(config, args.cuts)
     if args.json:
         cuts = [dataclasses.asdict(proof) for proof in proofs]
         print(json.dumps({"model": str(args.model_dir), "cuts": cuts}))

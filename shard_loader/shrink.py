@@ -13,6 +13,7 @@ from typing import Any
 Config = dict[str, Any]
 Rule = Callable[[int], int]
 
+TINY = "tiny"  # the name of the smallest recipe
 VOCAB_SIZE = 128
 HIDDEN_SIZE = 64
 HEAD_DIM = 16
@@ -151,9 +152,9 @@ def recipes(config: Config) -> Iterator[tuple[str, Config]]:
     """(name, smaller config), from the tiniest to the least changed; the layers stay as they are."""
     plain = {k: v for k, v in copy.deepcopy(config).items() if not k.startswith(("quantiz", "compression"))}
     if plain.get("model_type") in _FIXED_VOCAB:
-        yield "tiny", _tiny(plain) | {"vocab_size": plain["vocab_size"]}
+        yield TINY, _tiny(plain) | {"vocab_size": plain["vocab_size"]}
         return
-    yield "tiny", _tiny(plain)
+    yield TINY, _tiny(plain)
     yield "scaled", _scaled(plain)
     yield "few experts", _apply(plain, _WINDOW_RULES | _COUNT_RULES)
     yield "short windows", _apply(plain, _WINDOW_RULES)

@@ -60,6 +60,7 @@ def llama_config(num_layers: int = 4, **overrides: Any) -> dict[str, Any]:
     """A llama of 64 hidden, 4 heads and 2 key heads of 16."""
     return {
         "model_type": "llama",
+        "rms_norm_eps": 1e-5,
         "num_hidden_layers": num_layers,
         "hidden_size": 64,
         "intermediate_size": 128,

@@ -43,7 +43,7 @@ class Told:
         )
         self.members = [watcher.member for watcher in self.coordinator._watchers]
         self.is_heard = True  # replies to Assign arrive
-        patch.setattr(module, "prove", lambda *_: None)
+        patch.setattr(module, "Prover", lambda *_: None)  # every cut counts as legal
         patch.setattr(self.coordinator, "_assign_all", self._assign_all)
 
     def _assign_all(self, members: Mapping[int, Member], now: float) -> None:

@@ -13,6 +13,7 @@ from cluster.dry_run import main
 from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_ERROR, EXIT_OK, EXIT_USAGE
 from planner.node_profile import GB
 from planner.plan import Plan
+from shard_loader.cuts import proofs_of
 from tests.fake_models import llama_config, llama_tensors, write_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +36,12 @@ KEYS = {
     ),
     *("unused_nodes", "predicted", "memory", "refusal"),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def proven() -> None:
+    """The cuts of the model that most tests plan are proven before."""
+    assert all(proof.exact for proof in proofs_of(llama_config(9)))
 
 
 def write_config(folder: Path, **overrides: Any) -> Path:
@@ -231,10 +238,10 @@ def test_verbose_shows_where_it_happened(tmp_path: Path, capsys: pytest.CaptureF
 def test_what_nobody_thought_of_is_one_sentence_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*args: object) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("cluster.dry_run.make_plan", fail)
+    monkeypatch.setattr("cluster.dry_run.make_proven_plan", fail)
     code, data, said = run(tmp_path, capsys)
     assert (code, data) == (EXIT_ERROR, None)
     assert said == "plan-dry-run: ZeroDivisionError: oh; --verbose shows where, please report it\n"

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,9 @@ import pytest
 
 from cluster import proof
 from cluster.errors import UserError
-from cluster.proof import prove
-from planner.plan import Assignment, MemorySummary, Plan, Predicted
+from cluster.proof import Prover
+from shard_loader.cuts import CutProof
 from tests.tiny_models import tiny_config
-
-
-def plan_of(cuts: Sequence[int], num_layers: int) -> Plan:
-    """A plan of that many layers with a stage between each two cuts."""
-    bounds = [0, *cuts, num_layers]
-    last = len(bounds) - 2
-    stages = tuple(
-        Assignment(i, f"n{i}", i, start, stop, i == 0, i == last, 1, 1, 1, 0, 9, 1.0, 1.0)
-        for i, (start, stop) in enumerate(pairwise(bounds))
-    )
-    figures = Predicted(1.0, 1.0, 1.0), MemorySummary(9, 9, 0)
-    return Plan("m", "optimal", "latency", num_layers, 64, 1, stages, (), *figures)
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> Path:
@@ -39,41 +26,62 @@ def write_config(folder: Path, config: dict[str, Any]) -> Path:
     return folder
 
 
-def refusal(model_dir: Path, plan: Plan) -> str:
+def prover(model_dir: Path, stopping: threading.Event | None = None) -> tuple[Prover, list[str]]:
+    said: list[str] = []
+    return Prover(model_dir, stopping or threading.Event(), said.append), said
+
+
+def refusal(model_dir: Path, cuts: Sequence[int]) -> str:
     with pytest.raises(UserError) as refused:
-        prove(model_dir, plan, threading.Event())
+        prover(model_dir)[0].prove(cuts)
     assert refused.value.exit_code == 1
     return str(refused.value)
 
 
-def test_exact_cuts_pass(tmp_path: Path) -> None:
-    prove(write_config(tmp_path, tiny_config("llama", 5)), plan_of([2, 3], 5), threading.Event())
+def exact(*cuts: int) -> list[CutProof]:
+    return [CutProof(cut, True, 0.0, "") for cut in cuts]
+
+
+def test_a_proof_is_made_once(tmp_path: Path) -> None:
+    folder = write_config(tmp_path, tiny_config("llama", 5) | {"rope_theta": 1234.0})
+    first, said = prover(folder)
+    assert first.known([2, 3]) is None
+    assert first.prove([2, 3]) == exact(2, 3)
+    assert said == ["proving the cuts [2, 3] on a tiny model of the same architecture"]
+    again, said = prover(folder)
+    assert (again.known([2, 3]), again.known([2]), again.known(None)) == (exact(2, 3), None, None)
+    assert (again.prove([2, 3]), said) == (exact(2, 3), [])
+    assert again.prove(None) == exact(1, 2, 3, 4)
+    assert said == ["proving each cut on a tiny model of the same architecture"]
 
 
 def test_one_stage_needs_no_proof(tmp_path: Path) -> None:
-    prove(tmp_path / "nowhere", plan_of([], 5), threading.Event())
+    assert prover(write_config(tmp_path, {"model_type": "llama"}))[0].prove([]) == []
 
 
-def test_a_cut_that_is_not_exact_is_refused_by_its_layer(tmp_path: Path) -> None:
+def test_a_cut_that_is_not_exact_says_why(tmp_path: Path) -> None:
     """nanbeige's layers run more than once in a pass."""
     config = tiny_config("llama", 10) | {"model_type": "nanbeige", "num_loops": 2}
-    sentence = refusal(write_config(tmp_path, config), plan_of([3, 8], 10))
-    assert sentence.startswith(
-        "this plan cuts the model where it is not exact (before layer 3: layer 0 runs 2 times"
-    )
-    assert sentence.endswith("); plan other layers")
+    proofs = prover(write_config(tmp_path, config))[0].prove([3, 8])
+    reason = "layer 0 runs 2 times a pass, so the model cannot be cut"
+    assert proofs == [CutProof(cut, False, None, reason) for cut in (3, 8)]
 
 
-def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_architecture_is_not_exact(tmp_path: Path) -> None:
     config = tiny_config("llama", 5) | {"model_type": "llama_of_tomorrow"}
-    sentence = refusal(write_config(tmp_path, config), plan_of([2], 5))
-    assert "llama_of_tomorrow" in sentence
+    (proof,) = prover(write_config(tmp_path, config))[0].prove([2])
+    assert not proof.exact
+    assert "llama_of_tomorrow" in proof.reason
 
 
 def test_a_folder_without_a_config_says_so(tmp_path: Path) -> None:
-    sentence = refusal(tmp_path, plan_of([2], 5))
-    assert sentence.startswith("the cuts [2] could not be proven: ")
-    assert str(tmp_path / "config.json") in sentence
+    with pytest.raises(ValueError, match=r"config\.json is missing"):
+        prover(tmp_path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_config(tmp_path, tiny_config("llama", 5) | {"rope_theta": 4321.0})
 
 
 def run_instead(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
@@ -95,24 +103,24 @@ def run_instead(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     ],
 )
 def test_a_proof_that_dies_is_no_proof(
-    script: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: str, why: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_instead(monkeypatch, script)
-    assert refusal(tmp_path, plan_of([2], 5)) == f"the cuts [2] could not be proven: {why}"
+    assert refusal(folder, [2]) == f"the cuts [2] could not be proven: {why}"
 
 
-def test_a_proof_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proof_that_takes_too_long_is_ended(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_instead(monkeypatch, "import time; time.sleep(60)")
     monkeypatch.setattr(proof, "PROOF_TIMEOUT_S", 0.3)
-    assert refusal(tmp_path, plan_of([2], 5)).startswith("the cuts [2] could not be proven within 0 s; ")
+    assert refusal(folder, [2]).startswith("the cuts [2] could not be proven within 0 s; ")
 
 
-def test_a_stop_ends_the_proof_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_ends_the_proof_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_instead(monkeypatch, "import time; time.sleep(60)")
     stopping = threading.Event()
     timer = threading.Timer(0.3, stopping.set)
     timer.start()
     started = time.monotonic()
-    prove(tmp_path, plan_of([2], 5), stopping)
+    assert prover(folder, stopping)[0].prove([2]) == []
     assert 0.2 < time.monotonic() - started < 2.0
     timer.join()

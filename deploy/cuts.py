@@ -1,0 +1,122 @@
+"""`macrame cuts`: proves before which layers a model may be cut, on a tiny model of the same architecture.
+
+Needs config.json alone: of a folder, or of a model of the hub, of which nothing else is fetched. Runs MLX on
+the CPU in this process. One thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.arguments import Parser
+from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, UserError
+from planner.headers import ModelFilesError, read_config
+from planner.kv_profile import first_int
+from planner.model_profile import NUM_LAYERS_KEYS, flat_config
+from shard_loader.cuts import CutProof, proofs_of
+from shard_loader.proof_store import find, mlx_lm_version
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print which cuts are exact; 0: all are; 1: some are not; 3: there is no such model."""
+    args = _parser().parse_args(argv)
+    os.environ["MLX_DISABLE_COMPILE"] = "1"  # read when MLX is imported, which is below
+    try:
+        config = _config(args.model)
+        proofs = _proofs(config)
+    except UserError as error:
+        print(f"macrame cuts: {error}", file=sys.stderr)
+        return error.exit_code
+    if args.json:
+        print(json.dumps(_as_dict(args.model, config, proofs), indent=2))
+    else:
+        print(_as_text(args.model, config, proofs))
+    return EXIT_OK if all(proof.exact for proof in proofs) else EXIT_ERROR
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="macrame cuts", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="a folder, or a model of the hub")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _config(model: str) -> dict[str, Any]:
+    """config.json of a folder, of the local cache, or alone from the hub."""
+    from shard_loader.hub import HubError, resolve_model
+
+    try:
+        folder = resolve_model(model, Path.cwd(), may_download=False)
+    except HubError as error:
+        folder = _fetched(model, error)
+    try:
+        return read_config(folder)
+    except ModelFilesError as error:
+        raise UserError(str(error), EXIT_USAGE) from None
+
+
+def _fetched(model: str, missing: Exception) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(model, "config.json")).parent
+    except (HFValidationError, LocalEntryNotFoundError):  # no hub id, or no way to the hub
+        raise UserError(str(missing), EXIT_USAGE) from None
+    except (HfHubHTTPError, OSError) as error:
+        raise UserError(f"{model}: {' '.join(str(error).split())}", EXIT_USAGE) from None
+
+
+def _proofs(config: dict[str, Any]) -> list[CutProof]:
+    found = find(config, None)
+    if found is not None:
+        return found
+    started = time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"macrame cuts: {time.monotonic() - started:4.1f} s  {line}", file=sys.stderr, flush=True)
+
+    import mlx.core as mx
+
+    mx.set_default_device(mx.cpu)
+    return proofs_of(config, None, say)
+
+
+def _num_layers(config: dict[str, Any], proofs: Sequence[CutProof]) -> int:
+    return first_int(flat_config(config), NUM_LAYERS_KEYS) or len(proofs) + 1
+
+
+def _as_dict(model: str, config: dict[str, Any], proofs: Sequence[CutProof]) -> dict[str, Any]:
+    return {
+        "model": model,
+        "model_type": config.get("model_type"),
+        "mlx_lm": mlx_lm_version(),
+        "num_layers": _num_layers(config, proofs),
+        "legal_cuts": [proof.cut for proof in proofs if proof.exact],
+        "cuts": [dataclasses.asdict(proof) for proof in proofs],
+    }
+
+
+def _as_text(model: str, config: dict[str, Any], proofs: Sequence[CutProof]) -> str:
+    """One line where every cut has the same answer, else a line per cut."""
+    kind = config.get("model_type")
+    head = f"{model}: {kind}, {_num_layers(config, proofs)} layers, mlx-lm {mlx_lm_version()}"
+    if all(proof.exact for proof in proofs):
+        return f"{head}\nexact at every cut"
+    reasons = {proof.reason for proof in proofs}
+    if len(reasons) == 1:
+        return f"{head}\none node only: {reasons.pop()}"
+    lines = [f"before layer {proof.cut}: {'exact' if proof.exact else proof.reason}" for proof in proofs]
+    return "\n".join([head, *lines])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
