@@ -47,7 +47,8 @@ class ScriptedRing:
         self.head.ring_up(1, self._limits)
         self._thread = threading.Thread(target=self._compute, name="scripted-ring")
         self._thread.start()
-        self._server = grpc.server(ThreadPoolExecutor(max_workers=32))
+        self._workers = ThreadPoolExecutor(max_workers=32)
+        self._server = grpc.server(self._workers)
         head_pb2_grpc.add_HeadServicer_to_server(self.head, self._server)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
         self._server.start()
@@ -67,6 +68,7 @@ class ScriptedRing:
     def close(self) -> None:
         self.head.close()
         self._server.stop(0.5).wait()
+        self._workers.shutdown()
         self._frames.put(None)
         self._thread.join()
 
