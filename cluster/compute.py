@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -22,6 +22,7 @@ from cluster.memory_limits import MemoryNeed, apply_limits
 from proto import ring_pb2
 from proto.codec import Tensor
 from shard_loader.shard import ShardError
+from shard_loader.sources import FetchStoppedError, HubError
 from shard_loader.weights import WeightsError, load_shard
 
 logger = logging.getLogger(__name__)
@@ -41,11 +42,14 @@ class LoadWork:
     """From now on this epoch: its layers, or none where start == stop."""
 
     epoch: int
-    model_dir: Path
+    model_dir: Path | None
     model_digest: str
     start: int
     stop: int
     need: MemoryNeed | None = None
+    # Gets the bytes that are missing and returns the folder; None: the folder is complete.
+    fetch: Callable[[Callable[[int, int], None], threading.Event], Path] | None = None
+    superseded: threading.Event = field(default_factory=threading.Event, compare=False)
 
 
 @dataclass(slots=True)
@@ -76,6 +80,7 @@ class ComputeThread:
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
         self._epoch = -1
         self._loaded: tuple[str, int, int] | None = None
+        self._last_load: LoadWork | None = None
         self._busy_since: float | None = None
         self.engine: Engine | None = None
         self.load = LoadProgress()
@@ -88,10 +93,16 @@ class ComputeThread:
 
     def post(self, work: StepWork | LoadWork) -> None:
         """Queue work; never blocks. The queue is bounded by credits and by the head's frames in flight."""
+        if isinstance(work, LoadWork):
+            previous, self._last_load = self._last_load, work
+            if previous is not None:
+                previous.superseded.set()
         self._inbox.put(work)
 
     def stop(self, timeout_s: float) -> bool:
         """Ask the thread to end; False if it was still computing after `timeout_s`."""
+        if self._last_load is not None:
+            self._last_load.superseded.set()
         self._inbox.put(None)
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
@@ -154,6 +165,11 @@ class ComputeThread:
             elif self.engine is not None:
                 self.engine = Engine(self.engine.shard)
             self._on_loaded(work.epoch)
+        except FetchStoppedError:
+            logger.info("fetching layers %d:%d was stopped", work.start, work.stop)
+        except HubError as error:
+            logger.info("fetching layers %d:%d failed", work.start, work.stop, exc_info=True)
+            self._on_failed(work.epoch, f"fetching layers {work.start}:{work.stop} failed: {error}")
         except (ShardError, WeightsError) as error:  # about the files: the sentence says it all
             logger.info("loading layers %d:%d failed", work.start, work.stop, exc_info=True)
             self._on_failed(work.epoch, f"loading layers {work.start}:{work.stop} failed: {error}")
@@ -165,6 +181,8 @@ class ComputeThread:
         self.load = LoadProgress()
         if delay_s := injected(Fault.LOAD_DELAY_S):
             time.sleep(delay_s)
+        model_dir = work.model_dir if work.fetch is None else self._fetch(work, work.fetch)
+        assert model_dir is not None
 
         def on_progress(loaded_bytes: int, total_bytes: int) -> None:
             self.load.loaded_bytes, self.load.total_bytes = loaded_bytes, total_bytes
@@ -172,4 +190,18 @@ class ComputeThread:
             self._tick()
 
         mx.reset_peak_memory()
-        self.engine = Engine(load_shard(work.model_dir, work.start, work.stop, on_progress=on_progress))
+        self.engine = Engine(load_shard(model_dir, work.start, work.stop, on_progress=on_progress))
+
+    def _fetch(
+        self, work: LoadWork, fetch: Callable[[Callable[[int, int], None], threading.Event], Path]
+    ) -> Path:
+        """The files that this load needs; each byte that comes is progress."""
+        self.activity = "fetching"
+
+        def on_progress(here_bytes: int, wanted_bytes: int) -> None:
+            self.load.loaded_bytes, self.load.total_bytes = here_bytes, wanted_bytes
+            self._tick()
+
+        model_dir = fetch(on_progress, work.superseded)
+        self.activity, self.load = "loading", LoadProgress()
+        return model_dir

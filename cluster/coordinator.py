@@ -313,6 +313,7 @@ class Coordinator:
             plan_digest=self._plan.digest,
             model_digest=self._node.model_digest,
             head_incarnation=self._node.incarnation,
+            revision=self._node.revision,
         )
         channels = [connect(member.address, self._node.token) for member in due]
         calls = [
@@ -390,5 +391,6 @@ class Coordinator:
 def _state_word(status: control_pb2.NodeStatus) -> str:
     word = control_pb2.NodeState.Name(status.state).lower()
     if status.state == control_pb2.LOADING and status.load_total_bytes:
-        return f"loading ({status.loaded_bytes / 1e9:.2f} of {status.load_total_bytes / 1e9:.2f} GB)"
+        word = status.activity if status.activity == "fetching" else word
+        return f"{word} ({status.loaded_bytes / 1e9:.2f} of {status.load_total_bytes / 1e9:.2f} GB)"
     return word

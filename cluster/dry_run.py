@@ -1,7 +1,7 @@
 """`plan-dry-run`: which node would own which layers, how fast that would be, and why it does not fit.
 
-Reads the cluster file, config.json and safetensors headers; loads no weights and opens no connection. One
-thread.
+Reads the cluster file, config.json and safetensors headers; loads no weights and connects to no node. Of a
+hub id that is not here it fetches config, tokenizer and headers. One thread.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from cluster.plan_inputs import plan_links, plan_nodes, plan_options, read_model
 from cluster.probe import is_this_machine, this_machine
 from planner.cost import CostModel, Workload
 from planner.forced import ForcedLayersError
+from planner.headers import read_checkpoint
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile
 from planner.plan import Plan, Refusal
@@ -62,7 +63,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--config", type=Path, required=True, help="the cluster's JSON or YAML file, or a hostfile"
     )
-    parser.add_argument("--model", help="a folder or a hub id in the local cache, instead of the config's")
+    parser.add_argument("--model", help="a folder or a hub id, instead of the config's")
     parser.add_argument("--strategy", choices=STRATEGIES, help="how to split the layers")
     parser.add_argument("--objective", choices=OBJECTIVES, help="what the optimal strategy makes best")
     parser.add_argument(
@@ -96,7 +97,14 @@ def _run(args: argparse.Namespace) -> int:
         context=args.context, concurrency=args.concurrency, strategy=args.strategy, objective=args.objective
     )
     config = _with_layers(config, args.layers)
-    model = read_model(config, _model_dir(config))
+    model_dir = _model_dir(config)
+    model = read_model(config, model_dir)
+    for file in read_checkpoint(model_dir).missing:
+        print(
+            f"plan-dry-run: {file} is missing: its tensors are taken to be as those of other layers, and the "
+            "node that owns them will refuse",
+            file=sys.stderr,
+        )
     nodes = plan_nodes(config, _measured(config))
     options = plan_options(config, model)
     if options.context > model.max_context:
@@ -151,10 +159,11 @@ def _refused(
 
 
 def _model_dir(config: ClusterConfig) -> Path:
-    from shard_loader.hub import HubError, resolve_model  # huggingface_hub takes a while
+    from shard_loader.hub import find_model  # huggingface_hub takes a while
+    from shard_loader.sources import HubError
 
     try:
-        return resolve_model(config.model, config.model_dir_base, may_download=False)
+        return find_model(config.model, config.model_dir_base).folder
     except HubError as error:
         raise ConfigError(f"{config.path}: model = {show(config.model)}: {error}") from None
 

@@ -7,13 +7,15 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
 
 from cluster.compute import ComputeThread, LoadWork, StepWork
 from cluster.config import ClusterConfig
+from cluster.fetching import ModelFetcher
 from cluster.load_bar import LoadBar
 from cluster.memory_limits import MemoryNeed
 from cluster.ring import NOT_ASSIGNED, EdgeSender, IncomingFrame
@@ -49,6 +51,10 @@ class Node:
         self.incarnation = time.time_ns()
         self.model_dir: Path | None = None
         self.model_digest = ""
+        self.revision = ""  # the hub's commit; empty for a folder
+        self.fetcher = ModelFetcher(config, rank, token)
+        self._is_awaiting_head = False  # the model is on the hub, and the head says which revision
+        self._load_work: LoadWork | None = None
         self.on_result: Callable[[ring_pb2.Frame], None] = lambda _frame: None
         self.changed = threading.Condition()
         self.is_closing = False
@@ -72,10 +78,15 @@ class Node:
         """Start the compute thread."""
         self._compute.start()
 
-    def set_model(self, model_dir: Path) -> None:
-        """The model's files are here and whole; from now on plans are accepted."""
+    def set_model(self, model_dir: Path, revision: str = "") -> None:
+        """The model's folder, or of a hub's `revision` at least the headers, are here: plans are accepted."""
         self.model_digest = model_digest(model_dir)
+        self.revision = revision
         self.model_dir = model_dir
+
+    def expect_model(self) -> None:
+        """No folder here: plans of a hub model are accepted, and fetched."""
+        self._is_awaiting_head = True
 
     def close(self, timeout_s: float) -> bool:
         """Leave the ring; False if the compute thread was still busy after `timeout_s`."""
@@ -96,13 +107,8 @@ class Node:
                 f"{self.name} runs with another config (digest {self.config.digest}, the head's is "
                 f"{request.config_digest}); copy the head's config there and restart it"
             )
-        if self.model_dir is None:
-            return f"{self.name} is still fetching the model"
-        if request.model_digest != self.model_digest:
-            return (
-                f"{self.name} has other files for {self.config.model} (digest {self.model_digest}, the "
-                f"head's is {request.model_digest}); give every node the same revision"
-            )
+        if reason := self._refuse_model(request):
+            return reason
         plan = Plan.from_json(request.plan_json)
         if plan.digest != request.plan_digest:
             return f"the plan has digest {plan.digest}, but was announced as {request.plan_digest}"
@@ -128,7 +134,8 @@ class Node:
             need = None
             if part is not None:
                 need = MemoryNeed(part.need_bytes, part.budget_bytes, part.reserve_bytes)
-            self._compute.post(LoadWork(request.epoch, self.model_dir, self.model_digest, start, stop, need))
+            self._load_work = self._new_load(request, start, stop, need)
+            self._compute.post(self._load_work)
             for edge in mine.outgoing:
                 self._senders[edge] = self._new_sender(edge, self._epoch)
         self._notify()
@@ -136,17 +143,45 @@ class Node:
             sender.close()
         return ""
 
+    def _refuse_model(self, request: control_pb2.AssignRequest) -> str:
+        """Why the head's model cannot be this node's, or an empty string."""
+        if self.model_dir is None and not self._is_awaiting_head:
+            return f"{self.name} is still fetching the model"
+        is_folder = self.model_dir is not None and not self.revision
+        if request.revision and not is_folder:
+            return ""  # fetched, and compared, before it is loaded
+        if self.model_dir is None or self.revision:
+            return (
+                f"the head reads {self.config.model} from a folder, which {self.name} does not have: "
+                f"copy it to the same place on {self.name}, or name a hub id"
+            )
+        if request.model_digest != self.model_digest:
+            return (
+                f"{self.name} has other files for {self.config.model} (digest {self.model_digest}, the "
+                f"head's is {request.model_digest}); give every node the same revision"
+            )
+        return ""
+
+    def _new_load(
+        self, request: control_pb2.AssignRequest, start: int, stop: int, need: MemoryNeed | None
+    ) -> LoadWork:
+        digest, revision = request.model_digest, request.revision
+        if not revision or (self.model_dir is not None and not self.revision):
+            return LoadWork(request.epoch, self.model_dir, digest, start, stop, need)
+        fetch = partial(self.fetcher.fetch, revision, digest, (start, stop))
+        return LoadWork(request.epoch, None, f"{digest}@{revision}", start, stop, need, fetch)
+
     def leave(self, reason: str) -> None:
         """The head is gone: end every session and keep the weights."""
         with self._lock:
             present = self._epoch
-            if present is None or self.model_dir is None:
+            if present is None or self._load_work is None:
                 return
             old = self._take_senders()
             self._epoch = None
             self._state, self._reason = control_pb2.IDLE, reason
-            start, stop = present.route.layers
-            self._compute.post(LoadWork(-1, self.model_dir, self.model_digest, start, stop))
+            self._load_work = replace(self._load_work, epoch=-1, need=None, superseded=threading.Event())
+            self._compute.post(self._load_work)
         self._notify()
         for sender in old:
             sender.close()
@@ -180,6 +215,10 @@ class Node:
             start=start,
             stop=stop,
             num_threads=threading.active_count(),
+        )
+        status.fetched_bytes, status.copied_bytes = (
+            self.fetcher.result.from_hub,
+            self.fetcher.result.from_peers,
         )
         if engine is not None:
             part, stats = engine.shard.footprint, engine.stats

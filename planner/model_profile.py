@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from planner.headers import DTYPE_BITS, TensorHeader, digest_of, read_config, read_headers
+from planner.headers import DTYPE_BITS, TensorHeader, digest_of, read_config
 from planner.kv_profile import (
     HEADS_KEYS,
     HIDDEN_KEYS,
@@ -22,6 +22,7 @@ from planner.kv_profile import (
     first_int,
     head_dim,
 )
+from planner.missing import known_headers
 from planner.parts import split_parts
 from planner.states import scratch_elements
 
@@ -93,7 +94,7 @@ class ModelProfile:
 
 def read_model_profile(model_dir: Path, name: str | None = None) -> ModelProfile:
     """The profile of the checkpoint in `model_dir`. Raises ModelFilesError naming the file."""
-    return profile_model(read_config(model_dir), read_headers(model_dir), name or model_dir.name)
+    return profile_model(read_config(model_dir), known_headers(model_dir), name or model_dir.name)
 
 
 def profile_model(config: dict[str, Any], headers: Mapping[str, TensorHeader], name: str) -> ModelProfile:

@@ -24,37 +24,49 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13proto/control.proto\x12\nmacrame.v1\"\'\n\x0eProfileRequest\x12\x15\n\rconfig_digest\x18\x01 \x01(\t\"\x81\x02\n\x0bNodeProfile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x63hip\x18\x02 \x01(\t\x12\x11\n\tgpu_cores\x18\x03 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\x12\x15\n\rceiling_bytes\x18\x05 \x01(\x04\x12\x17\n\x0f\x61vailable_bytes\x18\x06 \x01(\x04\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\x12\x13\n\x0bmlx_version\x18\x08 \x01(\t\x12\x16\n\x0emlx_lm_version\x18\t \x01(\t\x12\x17\n\x0fmacrame_version\x18\n \x01(\t\x12\x15\n\rconfig_digest\x18\x0b \x01(\t\x12\x10\n\x08platform\x18\x0c \x01(\t\"\x8d\x01\n\rAssignRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x15\n\rconfig_digest\x18\x02 \x01(\t\x12\x11\n\tplan_json\x18\x03 \x01(\t\x12\x13\n\x0bplan_digest\x18\x04 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x05 \x01(\t\x12\x18\n\x10head_incarnation\x18\x06 \x01(\x04\"/\n\x0b\x41ssignReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x0f\n\rStatusRequest\"B\n\x0cWatchRequest\x12\x18\n\x10\x62\x65\x61t_interval_ms\x18\x01 \x01(\r\x12\x18\n\x10head_incarnation\x18\x02 \x01(\x04\"!\n\x0c\x44rainRequest\x12\x11\n\ttimeout_s\x18\x01 \x01(\x01\"#\n\nDrainReply\x12\x15\n\rsessions_left\x18\x01 \x01(\r\"\x8d\x01\n\tFootprint\x12\x14\n\x0clayers_bytes\x18\x01 \x01(\x04\x12\x13\n\x0b\x65mbed_bytes\x18\x02 \x01(\x04\x12\x12\n\nnorm_bytes\x18\x03 \x01(\x04\x12\x12\n\nhead_bytes\x18\x04 \x01(\x04\x12\x13\n\x0bother_bytes\x18\x05 \x01(\x04\x12\x18\n\x10\x66ull_model_bytes\x18\x06 \x01(\x04\"\x86\x01\n\nStageStats\x12\x11\n\tnum_steps\x18\x01 \x01(\x04\x12\x12\n\nnum_tokens\x18\x02 \x01(\x04\x12\x0f\n\x07\x62usy_ms\x18\x03 \x01(\x01\x12\x11\n\tuptime_ms\x18\x04 \x01(\x01\x12\x16\n\x0erecent_step_ms\x18\x05 \x03(\x02\x12\x15\n\rrecent_hop_ms\x18\x06 \x03(\x02\"\xa1\x04\n\nNodeStatus\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12$\n\x05state\x18\x05 \x01(\x0e\x32\x15.macrame.v1.NodeState\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x10\n\x08progress\x18\x07 \x01(\x04\x12\x0e\n\x06\x62usy_s\x18\x08 \x01(\x01\x12\x10\n\x08\x61\x63tivity\x18\t \x01(\t\x12\x14\n\x0cloaded_bytes\x18\n \x01(\x04\x12\x18\n\x10load_total_bytes\x18\x0b \x01(\x04\x12(\n\tfootprint\x18\x0c \x01(\x0b\x32\x15.macrame.v1.Footprint\x12\x14\n\x0cnum_sessions\x18\r \x01(\r\x12\x10\n\x08kv_bytes\x18\x0e \x01(\x04\x12\x14\n\x0c\x61\x63tive_bytes\x18\x0f \x01(\x04\x12\x12\n\npeak_bytes\x18\x10 \x01(\x04\x12\x16\n\x0epeak_rss_bytes\x18\x11 \x01(\x04\x12\x1d\n\x15import_base_rss_bytes\x18\x12 \x01(\x04\x12%\n\x05stats\x18\x13 \x01(\x0b\x32\x16.macrame.v1.StageStats\x12\r\n\x05\x63pu_s\x18\x14 \x01(\x01\x12\x0b\n\x03pid\x18\x15 \x01(\r\x12\x11\n\tlost_edge\x18\x16 \x01(\t\x12\r\n\x05start\x18\x17 \x01(\r\x12\x0c\n\x04stop\x18\x18 \x01(\r\x12\x13\n\x0bnum_threads\x18\x19 \x01(\r*s\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x08\n\x04IDLE\x10\x01\x12\x0b\n\x07LOADING\x10\x02\x12\x0e\n\nCONNECTING\x10\x03\x12\t\n\x05READY\x10\x04\x12\n\n\x06\x46\x41ILED\x10\x05\x12\x0c\n\x08\x44RAINING\x10\x06\x32\xbc\x02\n\x07\x43ontrol\x12>\n\x07Profile\x12\x1a.macrame.v1.ProfileRequest\x1a\x17.macrame.v1.NodeProfile\x12<\n\x06\x41ssign\x12\x19.macrame.v1.AssignRequest\x1a\x17.macrame.v1.AssignReply\x12;\n\x06Status\x12\x19.macrame.v1.StatusRequest\x1a\x16.macrame.v1.NodeStatus\x12;\n\x05Watch\x12\x18.macrame.v1.WatchRequest\x1a\x16.macrame.v1.NodeStatus0\x01\x12\x39\n\x05\x44rain\x12\x18.macrame.v1.DrainRequest\x1a\x16.macrame.v1.DrainReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13proto/control.proto\x12\nmacrame.v1\"\'\n\x0eProfileRequest\x12\x15\n\rconfig_digest\x18\x01 \x01(\t\"\x81\x02\n\x0bNodeProfile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x63hip\x18\x02 \x01(\t\x12\x11\n\tgpu_cores\x18\x03 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\x12\x15\n\rceiling_bytes\x18\x05 \x01(\x04\x12\x17\n\x0f\x61vailable_bytes\x18\x06 \x01(\x04\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\x12\x13\n\x0bmlx_version\x18\x08 \x01(\t\x12\x16\n\x0emlx_lm_version\x18\t \x01(\t\x12\x17\n\x0fmacrame_version\x18\n \x01(\t\x12\x15\n\rconfig_digest\x18\x0b \x01(\t\x12\x10\n\x08platform\x18\x0c \x01(\t\"\x9f\x01\n\rAssignRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x15\n\rconfig_digest\x18\x02 \x01(\t\x12\x11\n\tplan_json\x18\x03 \x01(\t\x12\x13\n\x0bplan_digest\x18\x04 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x05 \x01(\t\x12\x18\n\x10head_incarnation\x18\x06 \x01(\x04\x12\x10\n\x08revision\x18< \x01(\t\"/\n\x0b\x41ssignReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x0f\n\rStatusRequest\"B\n\x0cWatchRequest\x12\x18\n\x10\x62\x65\x61t_interval_ms\x18\x01 \x01(\r\x12\x18\n\x10head_incarnation\x18\x02 \x01(\x04\"!\n\x0c\x44rainRequest\x12\x11\n\ttimeout_s\x18\x01 \x01(\x01\"#\n\nDrainReply\x12\x15\n\rsessions_left\x18\x01 \x01(\r\"\x8d\x01\n\tFootprint\x12\x14\n\x0clayers_bytes\x18\x01 \x01(\x04\x12\x13\n\x0b\x65mbed_bytes\x18\x02 \x01(\x04\x12\x12\n\nnorm_bytes\x18\x03 \x01(\x04\x12\x12\n\nhead_bytes\x18\x04 \x01(\x04\x12\x13\n\x0bother_bytes\x18\x05 \x01(\x04\x12\x18\n\x10\x66ull_model_bytes\x18\x06 \x01(\x04\"\x86\x01\n\nStageStats\x12\x11\n\tnum_steps\x18\x01 \x01(\x04\x12\x12\n\nnum_tokens\x18\x02 \x01(\x04\x12\x0f\n\x07\x62usy_ms\x18\x03 \x01(\x01\x12\x11\n\tuptime_ms\x18\x04 \x01(\x01\x12\x16\n\x0erecent_step_ms\x18\x05 \x03(\x02\x12\x15\n\rrecent_hop_ms\x18\x06 \x03(\x02\"\xce\x04\n\nNodeStatus\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12$\n\x05state\x18\x05 \x01(\x0e\x32\x15.macrame.v1.NodeState\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x10\n\x08progress\x18\x07 \x01(\x04\x12\x0e\n\x06\x62usy_s\x18\x08 \x01(\x01\x12\x10\n\x08\x61\x63tivity\x18\t \x01(\t\x12\x14\n\x0cloaded_bytes\x18\n \x01(\x04\x12\x18\n\x10load_total_bytes\x18\x0b \x01(\x04\x12(\n\tfootprint\x18\x0c \x01(\x0b\x32\x15.macrame.v1.Footprint\x12\x14\n\x0cnum_sessions\x18\r \x01(\r\x12\x10\n\x08kv_bytes\x18\x0e \x01(\x04\x12\x14\n\x0c\x61\x63tive_bytes\x18\x0f \x01(\x04\x12\x12\n\npeak_bytes\x18\x10 \x01(\x04\x12\x16\n\x0epeak_rss_bytes\x18\x11 \x01(\x04\x12\x1d\n\x15import_base_rss_bytes\x18\x12 \x01(\x04\x12%\n\x05stats\x18\x13 \x01(\x0b\x32\x16.macrame.v1.StageStats\x12\r\n\x05\x63pu_s\x18\x14 \x01(\x01\x12\x0b\n\x03pid\x18\x15 \x01(\r\x12\x11\n\tlost_edge\x18\x16 \x01(\t\x12\r\n\x05start\x18\x17 \x01(\r\x12\x0c\n\x04stop\x18\x18 \x01(\r\x12\x13\n\x0bnum_threads\x18\x19 \x01(\r\x12\x15\n\rfetched_bytes\x18< \x01(\x04\x12\x14\n\x0c\x63opied_bytes\x18= \x01(\x04\"2\n\x0fHoldingsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\"\'\n\x08HeldSpan\x12\r\n\x05start\x18\x01 \x01(\x04\x12\x0c\n\x04stop\x18\x02 \x01(\x04\"Y\n\x08HeldFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12#\n\x05spans\x18\x04 \x03(\x0b\x32\x14.macrame.v1.HeldSpan\"F\n\rHoldingsReply\x12\x10\n\x08revision\x18\x01 \x01(\t\x12#\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x14.macrame.v1.HeldFile\"Y\n\x0b\x43opyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x0c\n\x04\x66ile\x18\x03 \x01(\t\x12\r\n\x05start\x18\x04 \x01(\x04\x12\x0c\n\x04stop\x18\x05 \x01(\x04\"8\n\tCopyChunk\x12\r\n\x05start\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c*s\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x08\n\x04IDLE\x10\x01\x12\x0b\n\x07LOADING\x10\x02\x12\x0e\n\nCONNECTING\x10\x03\x12\t\n\x05READY\x10\x04\x12\n\n\x06\x46\x41ILED\x10\x05\x12\x0c\n\x08\x44RAINING\x10\x06\x32\xba\x03\n\x07\x43ontrol\x12>\n\x07Profile\x12\x1a.macrame.v1.ProfileRequest\x1a\x17.macrame.v1.NodeProfile\x12<\n\x06\x41ssign\x12\x19.macrame.v1.AssignRequest\x1a\x17.macrame.v1.AssignReply\x12;\n\x06Status\x12\x19.macrame.v1.StatusRequest\x1a\x16.macrame.v1.NodeStatus\x12;\n\x05Watch\x12\x18.macrame.v1.WatchRequest\x1a\x16.macrame.v1.NodeStatus0\x01\x12\x39\n\x05\x44rain\x12\x18.macrame.v1.DrainRequest\x1a\x16.macrame.v1.DrainReply\x12\x42\n\x08Holdings\x12\x1b.macrame.v1.HoldingsRequest\x1a\x19.macrame.v1.HoldingsReply\x12\x38\n\x04\x43opy\x12\x17.macrame.v1.CopyRequest\x1a\x15.macrame.v1.CopyChunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'proto.control_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NODESTATE']._serialized_start=1515
-  _globals['_NODESTATE']._serialized_end=1630
+  _globals['_NODESTATE']._serialized_start=1983
+  _globals['_NODESTATE']._serialized_end=2098
   _globals['_PROFILEREQUEST']._serialized_start=35
   _globals['_PROFILEREQUEST']._serialized_end=74
   _globals['_NODEPROFILE']._serialized_start=77
   _globals['_NODEPROFILE']._serialized_end=334
   _globals['_ASSIGNREQUEST']._serialized_start=337
-  _globals['_ASSIGNREQUEST']._serialized_end=478
-  _globals['_ASSIGNREPLY']._serialized_start=480
-  _globals['_ASSIGNREPLY']._serialized_end=527
-  _globals['_STATUSREQUEST']._serialized_start=529
-  _globals['_STATUSREQUEST']._serialized_end=544
-  _globals['_WATCHREQUEST']._serialized_start=546
-  _globals['_WATCHREQUEST']._serialized_end=612
-  _globals['_DRAINREQUEST']._serialized_start=614
-  _globals['_DRAINREQUEST']._serialized_end=647
-  _globals['_DRAINREPLY']._serialized_start=649
-  _globals['_DRAINREPLY']._serialized_end=684
-  _globals['_FOOTPRINT']._serialized_start=687
-  _globals['_FOOTPRINT']._serialized_end=828
-  _globals['_STAGESTATS']._serialized_start=831
-  _globals['_STAGESTATS']._serialized_end=965
-  _globals['_NODESTATUS']._serialized_start=968
-  _globals['_NODESTATUS']._serialized_end=1513
-  _globals['_CONTROL']._serialized_start=1633
-  _globals['_CONTROL']._serialized_end=1949
+  _globals['_ASSIGNREQUEST']._serialized_end=496
+  _globals['_ASSIGNREPLY']._serialized_start=498
+  _globals['_ASSIGNREPLY']._serialized_end=545
+  _globals['_STATUSREQUEST']._serialized_start=547
+  _globals['_STATUSREQUEST']._serialized_end=562
+  _globals['_WATCHREQUEST']._serialized_start=564
+  _globals['_WATCHREQUEST']._serialized_end=630
+  _globals['_DRAINREQUEST']._serialized_start=632
+  _globals['_DRAINREQUEST']._serialized_end=665
+  _globals['_DRAINREPLY']._serialized_start=667
+  _globals['_DRAINREPLY']._serialized_end=702
+  _globals['_FOOTPRINT']._serialized_start=705
+  _globals['_FOOTPRINT']._serialized_end=846
+  _globals['_STAGESTATS']._serialized_start=849
+  _globals['_STAGESTATS']._serialized_end=983
+  _globals['_NODESTATUS']._serialized_start=986
+  _globals['_NODESTATUS']._serialized_end=1576
+  _globals['_HOLDINGSREQUEST']._serialized_start=1578
+  _globals['_HOLDINGSREQUEST']._serialized_end=1628
+  _globals['_HELDSPAN']._serialized_start=1630
+  _globals['_HELDSPAN']._serialized_end=1669
+  _globals['_HELDFILE']._serialized_start=1671
+  _globals['_HELDFILE']._serialized_end=1760
+  _globals['_HOLDINGSREPLY']._serialized_start=1762
+  _globals['_HOLDINGSREPLY']._serialized_end=1832
+  _globals['_COPYREQUEST']._serialized_start=1834
+  _globals['_COPYREQUEST']._serialized_end=1923
+  _globals['_COPYCHUNK']._serialized_start=1925
+  _globals['_COPYCHUNK']._serialized_end=1981
+  _globals['_CONTROL']._serialized_start=2101
+  _globals['_CONTROL']._serialized_end=2543
 # @@protoc_insertion_point(module_scope)

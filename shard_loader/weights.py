@@ -16,7 +16,8 @@ from mlx import nn
 from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes, load_model
 
-from planner.headers import TensorHeader, read_headers
+from planner.headers import TensorHeader, read_checkpoint
+from shard_loader.absent import Absent
 from shard_loader.shard import Shard
 
 # One evaluation loads at most this much at once (Metal ends command buffers of about 5 s), and never more
@@ -24,6 +25,7 @@ from shard_loader.shard import Shard
 MAX_GROUP_BYTES = 2 * 10**9
 
 Progress = Callable[[int, int], None]
+Intake = Callable[[dict[str, mx.array]], dict[str, mx.array]]
 
 
 class WeightsError(ValueError):
@@ -35,11 +37,16 @@ def load_shard(model_dir: Path, start: int, stop: int, *, on_progress: Progress 
     needs them.
 
     on_progress(loaded_bytes, total_bytes) is called first with 0 and then after each piece. Raises
-    planner.headers.ModelFilesError for a missing or truncated file, WeightsError for a missing, unexpected or
-    misshapen tensor or an unknown architecture, ShardError for a range that the model cannot be cut to.
+    planner.headers.ModelFilesError for a truncated file, WeightsError for a missing, unexpected or misshapen
+    tensor, for own tensors of a file that is not here or of bytes not fetched, or an unknown architecture,
+    ShardError for a range that the model cannot be cut to.
     """
-    headers = read_headers(model_dir)
-    shard = Shard(load_lazily(model_dir), start, stop)
+    absent = Absent(model_dir)
+    headers = read_checkpoint(model_dir).headers
+    shard = Shard(load_lazily(model_dir, intake=absent.intake), start, stop)
+    own = [array for group in shard.ownership.groups for array in group.values()]
+    if reason := absent.refusal(own, start, stop):
+        raise WeightsError(reason)
     total_bytes = shard.footprint.total_bytes
     report = on_progress or (lambda loaded, total: None)
     loaded_bytes = 0
@@ -55,17 +62,17 @@ def load_shard(model_dir: Path, start: int, stop: int, *, on_progress: Progress 
     return shard
 
 
-def load_lazily(model_dir: Path) -> nn.Module:
+def load_lazily(model_dir: Path, *, intake: Intake | None = None) -> nn.Module:
     """The whole model with lazy parameters, exactly as mlx-lm builds it; nothing is read but headers.
 
-    Raises WeightsError as `load_shard` does.
+    `intake` is given the lazy tensors as they come from the files, and gives those that mlx-lm gets. Raises
+    WeightsError as `load_shard` does.
     """
 
     def checked_classes(config: dict[str, Any]) -> tuple[type, type]:
         model_class, args_class = _get_classes(config=config)
-        return type(
-            model_class.__name__, (_Checked, model_class), {"__module__": model_class.__module__}
-        ), args_class
+        members = {"__module__": model_class.__module__, "intake": staticmethod(intake or dict)}
+        return type(model_class.__name__, (_Checked, model_class), members), args_class
 
     try:
         model, _ = load_model(model_dir, lazy=True, strict=False, get_model_classes=checked_classes)
@@ -82,6 +89,12 @@ def load_lazily(model_dir: Path) -> nn.Module:
 
 class _Checked:
     """Mixed into a model's class while it is loaded: its parameters and the weights must match."""
+
+    def sanitize(self: Any, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        """What mlx-lm calls first: every tensor passes `intake`, whether or not the model sanitizes."""
+        weights = self.intake(weights)
+        above = getattr(super(), "sanitize", None)
+        return weights if above is None else above(weights)
 
     def load_weights(self: Any, file_or_weights: list[tuple[str, mx.array]], strict: bool = True) -> Any:
         weights = dict(file_or_weights)
