@@ -7,7 +7,7 @@ everything that the shard would load is checked for them. Compute thread only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import mlx.core as mx
 
 from planner.headers import TensorHeader, read_checkpoint
 from planner.missing import missing_tensors
-from shard_loader.layout import ghost, parameters_read
+from shard_loader.layout import ghost
+from shard_loader.reads import tensors_read
 from shard_loader.spans import covers
 from shard_loader.store import Store
 
@@ -51,9 +52,9 @@ class Absent:
         self._ghosts |= {name: ghost(weights[name]) for name in self._holes if name in weights}
         return {**weights, **self._ghosts}
 
-    def refusal(self, arrays: Sequence[mx.array], start: int, stop: int) -> str:
-        """Why `arrays` of layers [start, stop) cannot be loaded, by tensor and file; empty if they can."""
-        read = sorted(tensors_read(arrays, self._ghosts))
+    def refusal(self, groups: Sequence[Mapping[str, mx.array]], start: int, stop: int) -> str:
+        """Why the arrays of layers [start, stop) cannot be loaded, by tensor and file; empty if they can."""
+        read = sorted(tensors_read(groups, self._ghosts, are_ghosts=True)) if self._ghosts else []
         if not read:
             return ""
         others = f" and {len(read) - 1} more" if len(read) > 1 else ""
@@ -65,13 +66,6 @@ class Absent:
             f"{read[0]}{others} of {hole} has not been fetched, and layers {start}:{stop} read it: "
             "start the node again, or download the model"
         )
-
-
-def tensors_read(arrays: Sequence[mx.array], candidates: dict[str, mx.array]) -> set[str]:
-    """Which of the `candidates` the lazy `arrays` are, or are made from. Evaluates nothing."""
-    ids = {id(array) for array in arrays}
-    same = {name for name, array in candidates.items() if id(array) in ids}
-    return same | (parameters_read(list(arrays), candidates) if arrays and candidates else set())
 
 
 def _holes(model_dir: Path) -> dict[str, TensorHeader]:

@@ -128,14 +128,17 @@ class Store:
 
     def add_sparse(self, entry: FileEntry, header: bytes) -> None:
         """Make a weight file of the right size that holds nothing but its header."""
+        path = self.folder / entry.name
         partial = self.folder / FOLDER / f"{entry.name}.{os.getpid()}"
-        with partial.open("wb") as file:
+        is_there = path.is_file() and path.stat().st_size == entry.size
+        with (
+            path.open("r+b") if is_there else partial.open("wb")
+        ) as file:  # another process may be filling it
             file.write(header)
             file.truncate(entry.size)
             os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):  # another process may be filling its own
-            os.link(partial, self.folder / entry.name)
-        partial.unlink()
+        if not is_there:
+            partial.replace(path)
         self.journal.add(Record(entry.name, 0, len(header), hashlib.sha256(header).hexdigest()))
 
     def has(self, entry: FileEntry) -> bool:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from shard_loader.absent import Absent, tensors_read
+from shard_loader.absent import Absent
+from shard_loader.reads import tensors_read
 from shard_loader.shard import Shard
 from shard_loader.weights import load_lazily
 
@@ -28,5 +29,4 @@ def own_tensors(model_dir: Path, start: int, stop: int) -> frozenset[str]:
         return dict(tensors)
 
     shard = Shard(load_lazily(model_dir, intake=intake), start, stop)
-    arrays = [array for group in shard.ownership.groups for array in group.values()]
-    return frozenset(tensors_read(arrays, tensors))
+    return frozenset(tensors_read(shard.ownership.groups, tensors))

@@ -44,8 +44,7 @@ def load_shard(model_dir: Path, start: int, stop: int, *, on_progress: Progress 
     absent = Absent(model_dir)
     headers = read_checkpoint(model_dir).headers
     shard = Shard(load_lazily(model_dir, intake=absent.intake), start, stop)
-    own = [array for group in shard.ownership.groups for array in group.values()]
-    if reason := absent.refusal(own, start, stop):
+    if reason := absent.refusal(shard.ownership.groups, start, stop):
         raise WeightsError(reason)
     total_bytes = shard.footprint.total_bytes
     report = on_progress or (lambda loaded, total: None)

@@ -96,6 +96,7 @@ class HubServer:
         self.log: list[Served] = []
         self.troubles: list[Trouble] = []
         self.lock = threading.Lock()
+        self.token = ""  # that clients must show; empty: none
         self.connections: set[socket.socket] = set()
         self.held = threading.Event()  # a body has stopped in the middle
         self._released = threading.Event()
@@ -323,6 +324,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     # -- refusals -----------------------------------------------------------------------------------------
     def _refused(self, fault: Fault | None, file: str) -> bool:
+        token = self.server_of.token
+        if token and self.headers.get("Authorization") != f"Bearer {token}":
+            fault = Fault.GATED
         if fault is Fault.MISSING:
             self._fail(404, "EntryNotFound", "Entry not found", file)
         elif fault is Fault.GATED:

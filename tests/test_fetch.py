@@ -325,3 +325,36 @@ def test_a_hub_that_is_not_there_is_told_soon(tmp_path: Path, monkeypatch: pytes
         HubError, match=r"the Hugging Face hub cannot be reached \(.*\): connect this machine"
     ):
         find_model(MODEL, tmp_path, cache_dir=tmp_path, root=tmp_path, hub=nobody)
+
+
+def test_a_connection_that_says_nothing_is_tried_again(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.find()
+    monkeypatch.setattr(hub_source, "TIMEOUT_S", 0.3)
+    machine.server.trouble(Fault.HOLD, "safetensors", times=1, min_start=9)
+    result = machine.fetch(0, 2)
+    assert machine.server.held.is_set()
+    assert result.from_hub == result.wanted_bytes
+
+
+def test_the_token_goes_to_the_hub(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.server.token = "hf_secret"
+    with pytest.raises(HubError, match="asks you to accept its licence"):
+        machine.find()
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    machine.find()
+    machine.fetch(0, 1)
+
+
+def test_a_folder_that_cannot_be_written_is_read(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "read-only"
+    shutil.copytree(model, folder)
+    for path in (*folder.iterdir(), folder):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = sorted(path.name for path in folder.rglob("*"))
+    place = find_model(str(folder), tmp_path)
+    assert place == ModelPlace(folder)
+    load_shard(place.folder, 1, 3)
+    assert sorted(path.name for path in folder.rglob("*")) == before
+    folder.chmod(0o755)
