@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -26,6 +26,7 @@ from proto import ring_pb2
 from proto.codec import Tensor
 from shard_loader.adapters import load_adapters
 from shard_loader.shard import ShardError
+from shard_loader.sources import FetchStoppedError, HubError
 from shard_loader.weights import AS_IT_IS, WeightsError, load_shard
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class LoadWork:
     """From now on this epoch: its layers, or none where start == stop."""
 
     epoch: int
-    model_dir: Path
+    model_dir: Path | None
     model_digest: str
     start: int
     stop: int
@@ -53,6 +54,9 @@ class LoadWork:
     options: LoadOptions = AS_IT_IS
     adapters: tuple[AdapterFiles, ...] = ()
     kv: KvQuantization | None = None
+    # Gets the bytes that are missing and returns the folder; None: the folder is complete.
+    fetch: Callable[[Callable[[int, int], None], threading.Event], Path] | None = None
+    superseded: threading.Event = field(default_factory=threading.Event, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,7 @@ class ComputeThread:
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
         self._epoch = -1
         self._loaded: tuple[str, int, int, LoadOptions] | None = None
+        self._last_load: LoadWork | None = None
         self._busy_since: float | None = None
         self.engine: Engine | None = None
         self.limits = MemoryLimits()
@@ -101,10 +106,16 @@ class ComputeThread:
 
     def post(self, work: StepWork | LoadWork | TrimWork) -> None:
         """Queue work; never blocks. The queue is bounded by credits and by the head's frames in flight."""
+        if isinstance(work, LoadWork):
+            previous, self._last_load = self._last_load, work
+            if previous is not None:
+                previous.superseded.set()
         self._inbox.put(work)
 
     def stop(self, timeout_s: float) -> bool:
         """Ask the thread to end; False if it was still computing after `timeout_s`."""
+        if self._last_load is not None:
+            self._last_load.superseded.set()
         self._inbox.put(None)
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
@@ -169,6 +180,11 @@ class ComputeThread:
             elif self.engine is not None:
                 self.engine = Engine(self.engine.shard, self.engine.adapters)
             self._on_loaded(work.epoch)
+        except FetchStoppedError:
+            logger.info("fetching layers %d:%d was stopped", work.start, work.stop)
+        except HubError as error:
+            logger.info("fetching layers %d:%d failed", work.start, work.stop, exc_info=True)
+            self._on_failed(work.epoch, f"fetching layers {work.start}:{work.stop} failed: {error}")
         except (ShardError, WeightsError) as error:  # about the files: the sentence says it all
             logger.info("loading layers %d:%d failed", work.start, work.stop, exc_info=True)
             self._on_failed(work.epoch, f"loading layers {work.start}:{work.stop} failed: {error}")
@@ -180,6 +196,8 @@ class ComputeThread:
         self.load = LoadProgress()
         if delay_s := injected(Fault.LOAD_DELAY_S):
             time.sleep(delay_s)
+        model_dir = work.model_dir if work.fetch is None else self._fetch(work, work.fetch)
+        assert model_dir is not None
 
         def on_progress(loaded_bytes: int, total_bytes: int) -> None:
             self.load.loaded_bytes, self.load.total_bytes = loaded_bytes, total_bytes
@@ -187,9 +205,21 @@ class ComputeThread:
             self._tick()
 
         mx.reset_peak_memory()
-        shard = load_shard(
-            work.model_dir, work.start, work.stop, options=work.options, on_progress=on_progress
-        )
+        shard = load_shard(model_dir, work.start, work.stop, options=work.options, on_progress=on_progress)
         if work.kv is not None:
             shard.quantize_kv(work.kv)
         self.engine = Engine(shard, load_adapters(shard, work.adapters))
+
+    def _fetch(
+        self, work: LoadWork, fetch: Callable[[Callable[[int, int], None], threading.Event], Path]
+    ) -> Path:
+        """The files that this load needs; each byte that comes is progress."""
+        self.activity = "fetching"
+
+        def on_progress(here_bytes: int, wanted_bytes: int) -> None:
+            self.load.loaded_bytes, self.load.total_bytes = here_bytes, wanted_bytes
+            self._tick()
+
+        model_dir = fetch(on_progress, work.superseded)
+        self.activity, self.load = "loading", LoadProgress()
+        return model_dir

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import grpc
 
+from cluster.lan_copy import CopyService
 from cluster.node import Node
 from cluster.versions import macrame_version, mlx_lm_version, mlx_version
 from planner.node_profile import NodeProfile
@@ -22,6 +23,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
 
     def __init__(self, node: Node, profile: NodeProfile) -> None:
         self._node, self._profile = node, profile
+        self._copies = CopyService(node.config.model)
         self._lock = threading.Lock()
         self._num_heads = 0
         self._watchers = {is_head: threading.BoundedSemaphore(MAX_WATCHERS) for is_head in (True, False)}
@@ -108,6 +110,18 @@ class ControlService(control_pb2_grpc.ControlServicer):
         """End this node's sessions and leave the epoch."""
         self._node.leave("drained")
         return control_pb2.DrainReply(sessions_left=self._node.status().num_sessions)
+
+    def Holdings(  # noqa: N802
+        self, request: control_pb2.HoldingsRequest, context: grpc.ServicerContext
+    ) -> control_pb2.HoldingsReply:
+        """What this node's disk holds of the model."""
+        return self._copies.holdings(request)
+
+    def Copy(  # noqa: N802
+        self, request: control_pb2.CopyRequest, context: grpc.ServicerContext
+    ) -> Iterator[control_pb2.CopyChunk]:
+        """Bytes of the model for another node."""
+        return self._copies.copy(request, context)
 
     def _head_came(self) -> None:
         with self._lock:

@@ -288,6 +288,7 @@ class Coordinator:
             plan_digest=self._plan.digest,
             model_digest=self._node.model_digest,
             head_incarnation=self._incarnation,
+            revision=self._node.revision,
         )
         assigner.send(due, request, now)
 

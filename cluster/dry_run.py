@@ -1,7 +1,8 @@
 """`plan-dry-run`: which node would own which layers, how fast that would be, and why it does not fit.
 
-Reads the cluster file, config.json and safetensors headers; loads no weights and opens no connection. Which
-cuts of the model are exact is proven in a process of its own where that is not known yet. One thread.
+Reads the cluster file, config.json and safetensors headers; loads no weights and connects to no node. Of a
+hub id that is not here it fetches config, tokenizer and headers. Which cuts of the model are exact is proven
+in a process of its own where that is not known yet. One thread.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from cluster.proof import Prover
 from cluster.proven_plan import make_proven_plan
 from planner.cost import CostModel, Workload
 from planner.forced import ForcedLayersError
+from planner.headers import read_checkpoint
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile
 from planner.plan import Plan, Refusal
@@ -65,7 +67,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--config", type=Path, required=True, help="the cluster's JSON or YAML file, or a hostfile"
     )
-    parser.add_argument("--model", help="a folder or a hub id in the local cache, instead of the config's")
+    parser.add_argument("--model", help="a folder or a hub id, instead of the config's")
     parser.add_argument("--strategy", choices=STRATEGIES, help="how to split the layers")
     parser.add_argument("--objective", choices=OBJECTIVES, help="what the optimal strategy makes best")
     parser.add_argument(
@@ -101,6 +103,12 @@ def _run(args: argparse.Namespace) -> int:
     config = _with_layers(config, args.layers)
     model_dir = _model_dir(config)
     model = read_model(config, model_dir)
+    for file in read_checkpoint(model_dir).missing:
+        print(
+            f"plan-dry-run: {file} is missing: its tensors are taken to be as those of other layers, and the "
+            "node that owns them will refuse",
+            file=sys.stderr,
+        )
     nodes = plan_nodes(config, _measured(config))
     options = plan_options(config, model)
     if options.context > model.max_context:
@@ -163,10 +171,11 @@ def _refused(
 
 
 def _model_dir(config: ClusterConfig) -> Path:
-    from shard_loader.hub import HubError, resolve_model  # huggingface_hub takes a while
+    from shard_loader.hub import find_model  # huggingface_hub takes a while
+    from shard_loader.sources import HubError
 
     try:
-        return resolve_model(config.model, config.model_dir_base, may_download=False)
+        return find_model(config.model, config.model_dir_base).folder
     except HubError as error:
         raise ConfigError(f"{config.path}: model = {show(config.model)}: {error}") from None
 

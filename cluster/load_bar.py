@@ -1,4 +1,4 @@
-"""The progress bar of a load on standard error. Compute thread only."""
+"""The progress bar of a load or a fetch on standard error. Compute thread only."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ MIN_SECONDS = 1.0  # what takes less shows nothing
 class LoadBar:
     """Shows loads that take longer than MIN_SECONDS: a bar on a terminal, else a line at each tenth."""
 
-    def __init__(self, name: str, stream: TextIO | None = None) -> None:
-        self._name, self._stream = name, stream or sys.stderr
-        self._started = 0.0
+    def __init__(self, name: str, stream: TextIO | None = None, *, verb: str = "load") -> None:
+        self._name, self._stream, self._verb = name, stream or sys.stderr, verb
+        self._started = time.monotonic()
         self._tenths = 0
         self._progress: Progress | None = None
 
     def update(self, loaded_bytes: int, total_bytes: int) -> None:
-        """Called with (0, total) first, and with (total, total) last."""
+        """Called with (0, total) first, or with what an earlier fetch left, and with (total, total) last."""
         if loaded_bytes == 0:
             self._started, self._tenths = time.monotonic(), 0
         is_done = loaded_bytes >= total_bytes
@@ -45,7 +45,7 @@ class LoadBar:
     def _draw(self, loaded_bytes: int, total_bytes: int) -> None:
         if self._progress is None:
             self._progress = Progress(
-                TextColumn(f"[{self._name}] loading", markup=False),
+                TextColumn(f"[{self._name}] {self._verb}ing", markup=False),
                 BarColumn(),
                 DownloadColumn(),
                 TransferSpeedColumn(),
@@ -61,7 +61,7 @@ class LoadBar:
         if tenths > self._tenths:
             self._tenths = tenths
             print(
-                f"[{self._name}] loaded {loaded_bytes / 1e9:.2f} of {total_bytes / 1e9:.2f} GB",
+                f"[{self._name}] {self._verb}ed {loaded_bytes / 1e9:.2f} of {total_bytes / 1e9:.2f} GB",
                 file=self._stream,
                 flush=True,
             )

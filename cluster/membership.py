@@ -129,7 +129,8 @@ class Watcher:
             self._set(
                 Reach.REFUSED,
                 f"{member.label} runs with another config (digest {profile.config_digest}, here "
-                f"{self._config_digest}); copy the head's config there and restart it",
+                f"{self._config_digest}); copy the head's config there, give both the same --model, and "
+                "restart it",
             )
             return
         member.profile = profile

@@ -7,11 +7,13 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from cluster.compute import ComputeThread, LoadWork, StepWork, TrimWork
 from cluster.config import ClusterConfig
+from cluster.fetching import ModelFetcher
 from cluster.load_bar import LoadBar
 from cluster.memory_limits import MemoryNeed
 from cluster.memory_status import fill_memory
@@ -50,6 +52,10 @@ class Node:
         self.incarnation = time.time_ns()
         self.model_dir: Path | None = None
         self.model_digest = ""
+        self.revision = ""  # the hub's commit; empty for a folder
+        self.fetcher = ModelFetcher(config, rank, token)
+        self._is_awaiting_head = False  # the model is on the hub, and the head says which revision
+        self._load_work: LoadWork | None = None
         self.on_result: Callable[[ring_pb2.Frame], None] = lambda _frame: None
         self.changed = threading.Condition()
         self.is_closing = False
@@ -75,10 +81,15 @@ class Node:
         self._compute.start()
         self._memory.start()
 
-    def set_model(self, model_dir: Path) -> None:
-        """The model's files are here and whole; from now on plans are accepted."""
+    def set_model(self, model_dir: Path, revision: str = "") -> None:
+        """The model's folder, or of a hub's `revision` at least the headers, are here: plans are accepted."""
         self.model_digest = digest_with(model_digest(model_dir), self.config.adapters)
+        self.revision = revision
         self.model_dir = model_dir
+
+    def expect_model(self) -> None:
+        """No folder here: plans of a hub model are accepted, and fetched."""
+        self._is_awaiting_head = True
 
     def close(self, timeout_s: float) -> bool:
         """Leave the ring; False if the compute thread was still busy after `timeout_s`."""
@@ -122,10 +133,23 @@ class Node:
         if request.config_digest != self.config.digest:
             return (
                 f"{self.name} runs with another config (digest {self.config.digest}, the head's is "
-                f"{request.config_digest}); copy the head's config there and restart it"
+                f"{request.config_digest}); copy the head's config there, give both the same --model, and "
+                "restart it"
             )
-        if self.model_dir is None:
+        return self._refuse_model(request)
+
+    def _refuse_model(self, request: control_pb2.AssignRequest) -> str:
+        """Why the head's model cannot be this node's, or an empty string."""
+        if self.model_dir is None and not self._is_awaiting_head:
             return f"{self.name} is still fetching the model"
+        is_folder = self.model_dir is not None and not self.revision
+        if request.revision and not is_folder:
+            return ""  # fetched, and compared, before it is loaded
+        if self.model_dir is None or self.revision:
+            return (
+                f"the head reads {self.config.model} from a folder, which {self.name} does not have: "
+                f"copy it to the same place on {self.name}, or name a hub id"
+            )
         if request.model_digest != self.model_digest:
             return (
                 f"{self.name} has other files for {self.config.model} (digest {self.model_digest}, the "
@@ -144,7 +168,6 @@ class Node:
 
     def _enter(self, plan: Plan, request: control_pb2.AssignRequest) -> None:
         """From now on this epoch: load, and open the edges. Called with the lock held."""
-        assert self.model_dir is not None
         self.was_assigned = True
         mine = route(plan, self.rank)
         self._epoch = Epoch(request.epoch, request.head_incarnation, plan, request.plan_digest, mine)
@@ -153,21 +176,43 @@ class Node:
         need = None
         if part is not None:
             need = MemoryNeed(part.need_bytes, part.activation_bytes, part.budget_bytes, part.reserve_bytes)
-        self._compute.post(self._load_work(request.epoch, self.model_dir, mine.layers, need))
+        self._load_work = self._new_load(request, mine.layers, need)
+        self._compute.post(self._load_work)
         for edge in mine.outgoing:
             self._senders[edge] = self._new_sender(edge, self._epoch)
+
+    def _new_load(
+        self, request: control_pb2.AssignRequest, layers: tuple[int, int], need: MemoryNeed | None
+    ) -> LoadWork:
+        """How to load `layers`; of a hub's revision they are fetched first."""
+        digest, revision, load = request.model_digest, request.revision, self.config.load
+        model_dir, fetch = self.model_dir, None
+        if revision and (model_dir is None or self.revision):
+            model_dir, fetch = None, partial(self.fetcher.fetch, revision, digest, layers)
+            digest = f"{digest}@{revision}"
+        return LoadWork(
+            request.epoch,
+            model_dir,
+            digest,
+            *layers,
+            need=need,
+            options=load.options,
+            adapters=self.config.adapters,
+            kv=load.kv,
+            fetch=fetch,
+        )
 
     def leave(self, reason: str) -> None:
         """The head is gone: end every session and keep the weights."""
         with self._lock:
             present = self._epoch
-            if present is None or self.model_dir is None:
+            if present is None or self._load_work is None:
                 return
             old = self._take_senders()
             self._epoch = None
             self._state, self._reason = control_pb2.IDLE, reason
-            start, stop = present.route.layers
-            self._compute.post(self._load_work(-1, self.model_dir, (start, stop), None))
+            self._load_work = replace(self._load_work, epoch=-1, need=None, superseded=threading.Event())
+            self._compute.post(self._load_work)
         self._notify()
         for sender in old:
             sender.close()
@@ -203,6 +248,10 @@ class Node:
             num_threads=threading.active_count(),
         )
         fill_memory(status, engine=engine, limits=compute.limits, usage=self._usage, watch=self._memory)
+        status.fetched_bytes, status.copied_bytes = (
+            self.fetcher.result.from_hub,
+            self.fetcher.result.from_peers,
+        )
         if engine is not None:
             stats = engine.stats
             status.num_sessions = len(engine.sessions)
@@ -258,14 +307,6 @@ class Node:
     def on_edge_lost(self, got: ring_pb2.Hello, reason: str) -> None:
         """An incoming edge broke."""
         self._lose(got.epoch, reason)
-
-    def _load_work(
-        self, epoch: int, model_dir: Path, layers: tuple[int, int], need: MemoryNeed | None
-    ) -> LoadWork:
-        config, load = self.config, self.config.load
-        return LoadWork(
-            epoch, model_dir, self.model_digest, *layers, need, load.options, config.adapters, load.kv
-        )
 
     # -- callbacks ----------------------------------------------------------------------------------------
     def _new_sender(self, edge: Edge, epoch: Epoch) -> EdgeSender:

@@ -119,5 +119,6 @@ class RollCall:
 def _state_word(status: control_pb2.NodeStatus) -> str:
     word = control_pb2.NodeState.Name(status.state).lower()
     if status.state == control_pb2.LOADING and status.load_total_bytes:
-        return f"loading ({status.loaded_bytes / 1e9:.2f} of {status.load_total_bytes / 1e9:.2f} GB)"
+        word = status.activity if status.activity == "fetching" else word
+        return f"{word} ({status.loaded_bytes / 1e9:.2f} of {status.load_total_bytes / 1e9:.2f} GB)"
     return word

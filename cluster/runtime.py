@@ -21,7 +21,7 @@ from cluster.routes import HEAD_RANK
 from cluster.rpc import BindError, make_server
 from cluster.usage import peak_rss_bytes
 from proto import control_pb2_grpc, head_pb2_grpc
-from shard_loader.hub import resolve_model
+from shard_loader.hub import find_folder
 
 SPARE_WORKERS = 64  # handler threads besides one per request that may wait: edges, watchers, short calls
 
@@ -133,7 +133,12 @@ class Runtime:
 
     def _fetch_model(self) -> None:
         try:
-            self._node.set_model(resolve_model(self.config.model, self.config.model_dir_base))
+            is_here = find_folder(self.config.model, self.config.model_dir_base) is not None
+            if is_here or self.rank == HEAD_RANK:
+                place = self._node.fetcher.find()
+                self._node.set_model(place.folder, place.revision)
+            else:
+                self._node.expect_model()
         except (ValueError, OSError) as error:
             self._fatal(UserError(str(error), EXIT_ERROR))
 

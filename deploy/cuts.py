@@ -1,7 +1,7 @@
 """`macrame cuts`: proves before which layers a model may be cut, on a tiny model of the same architecture.
 
-Needs config.json alone: of a folder, or of a model of the hub, of which nothing else is fetched. Runs MLX on
-the CPU in this process. One thread.
+Needs config.json alone: of a folder, or of a model of the hub, of which small files and headers are fetched
+and no weights. Runs MLX on the CPU in this process. One thread.
 """
 
 from __future__ import annotations
@@ -50,29 +50,14 @@ def _parser() -> Parser:
 
 
 def _config(model: str) -> dict[str, Any]:
-    """config.json of a folder, of the local cache, or alone from the hub."""
-    from shard_loader.hub import HubError, resolve_model
+    """config.json of a folder, of the local cache, or of the hub."""
+    from shard_loader.hub import find_model  # huggingface_hub takes a while
+    from shard_loader.sources import HubError
 
     try:
-        folder = resolve_model(model, Path.cwd(), may_download=False)
-    except HubError as error:
-        folder = _fetched(model, error)
-    try:
-        return read_config(folder)
-    except ModelFilesError as error:
+        return read_config(find_model(model, Path.cwd()).folder)
+    except (HubError, ModelFilesError) as error:
         raise UserError(str(error), EXIT_USAGE) from None
-
-
-def _fetched(model: str, missing: Exception) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(model, "config.json")).parent
-    except (HFValidationError, LocalEntryNotFoundError):  # no hub id, or no way to the hub
-        raise UserError(str(missing), EXIT_USAGE) from None
-    except (HfHubHTTPError, OSError) as error:
-        raise UserError(f"{model}: {' '.join(str(error).split())}", EXIT_USAGE) from None
 
 
 def _proofs(config: dict[str, Any]) -> list[CutProof]:

@@ -101,10 +101,11 @@ def machines(sizes: list[int]) -> list[NodeProfile]:
 
 
 def _folder(model: str) -> Path:
-    from shard_loader.hub import HubError, resolve_model  # huggingface_hub takes a while
+    from shard_loader.hub import find_model  # huggingface_hub takes a while
+    from shard_loader.sources import HubError
 
     try:
-        return resolve_model(model, Path.cwd(), may_download=False)
+        return find_model(model, Path.cwd()).folder
     except HubError as error:
         raise UserError(f"--model {model}: {error}", EXIT_USAGE) from error
 

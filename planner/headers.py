@@ -42,6 +42,9 @@ DTYPE_BITS: dict[str, int] = {
 }
 
 
+_MISSING = "{} is missing: " + INDEX_NAME + " names it, download the model again"
+
+
 class ModelFilesError(ValueError):
     """A model folder whose files are missing, cut short or malformed; the message names the file."""
 
@@ -64,6 +67,22 @@ def read_headers(model_dir: Path) -> dict[str, TensorHeader]:
     The files are those of `model.safetensors.index.json`; without one `model*.safetensors`, as in mlx-lm.
     Raises ModelFilesError naming the file for a missing, truncated or malformed one.
     """
+    checkpoint = read_checkpoint(model_dir)
+    for name in checkpoint.missing:
+        raise ModelFilesError(_MISSING.format(model_dir / name))
+    return checkpoint.headers
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointHeaders:
+    """What the files that are there say. missing: the tensors, by the index's file that is not there."""
+
+    headers: dict[str, TensorHeader]
+    missing: dict[str, tuple[str, ...]]
+
+
+def read_checkpoint(model_dir: Path) -> CheckpointHeaders:
+    """As `read_headers`, but a missing file of the index is told, not refused, unless all of them are."""
     if not model_dir.is_dir():
         raise ModelFilesError(
             f"{model_dir} is not a folder: a model is a folder with config.json and safetensors"
@@ -78,8 +97,11 @@ def read_headers(model_dir: Path) -> dict[str, TensorHeader]:
     else:
         names = sorted(set(index.values()))
     headers: dict[str, TensorHeader] = {}
+    missing = [name for name in names if not (model_dir / name).exists()]
+    if len(missing) == len(names):
+        raise ModelFilesError(_MISSING.format(model_dir / names[0]))
     for name in names:
-        for header in read_file_headers(model_dir, name):
+        for header in read_file_headers(model_dir, name) if name not in missing else ():
             other = headers.get(header.name)
             if other is not None:
                 raise ModelFilesError(
@@ -87,12 +109,13 @@ def read_headers(model_dir: Path) -> dict[str, TensorHeader]:
                 )
             headers[header.name] = header
     for tensor, name in (index or {}).items():
-        if tensor not in headers or headers[tensor].file != name:
+        if name not in missing and (tensor not in headers or headers[tensor].file != name):
             raise ModelFilesError(
                 f"{model_dir / INDEX_NAME} says that {tensor} is in {name}, but {name} does not hold it: "
                 "download the model again"
             )
-    return headers
+    lost = {name: tuple(t for t, file in (index or {}).items() if file == name) for name in missing}
+    return CheckpointHeaders(headers, lost)
 
 
 def read_file_headers(model_dir: Path, name: str) -> list[TensorHeader]:
@@ -116,7 +139,7 @@ def read_file_headers(model_dir: Path, name: str) -> list[TensorHeader]:
                 )
             raw = file.read(header_bytes)
     except FileNotFoundError:
-        raise ModelFilesError(f"{path} is missing: {INDEX_NAME} names it, download the model again") from None
+        raise ModelFilesError(_MISSING.format(path)) from None
     except OSError as error:
         raise ModelFilesError(f"{path} cannot be read: {error.strerror}") from error
     if len(raw) < header_bytes:
@@ -131,9 +154,11 @@ def model_digest(model_dir: Path) -> str:
     """16 hex digits that tell two checkpoints apart: config.json, and all names, dtypes and shapes.
 
     Equal for equal models on different machines, however their files are cut. Reads no weights.
-    Raises ModelFilesError as `read_headers` and `read_config` do.
+    Raises ModelFilesError as `planner.missing.known_headers` and `read_config` do.
     """
-    return digest_of(read_config(model_dir), read_headers(model_dir))
+    from planner.missing import known_headers  # which reads by this module
+
+    return digest_of(read_config(model_dir), known_headers(model_dir))
 
 
 def digest_of(config: dict[str, Any], headers: dict[str, TensorHeader]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from planner.headers import DTYPE_BITS, TensorHeader, digest_of, read_config, read_headers
+from planner.headers import DTYPE_BITS, TensorHeader, digest_of, read_config
 from planner.kv_profile import (
     HEADS_KEYS,
     HIDDEN_KEYS,
@@ -24,6 +24,7 @@ from planner.kv_profile import (
 )
 from planner.load_options import LoadOptions
 from planner.loaded_bytes import LoadedBytes
+from planner.missing import known_headers
 from planner.parts import split_parts
 from planner.states import scratch_elements
 
@@ -98,7 +99,7 @@ def read_model_profile(
     model_dir: Path, name: str | None = None, options: LoadOptions = NO_OPTIONS
 ) -> ModelProfile:
     """The profile of the checkpoint in `model_dir`. Raises ModelFilesError naming the file."""
-    return profile_model(read_config(model_dir), read_headers(model_dir), name or model_dir.name, options)
+    return profile_model(read_config(model_dir), known_headers(model_dir), name or model_dir.name, options)
 
 
 def profile_model(

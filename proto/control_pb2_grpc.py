@@ -59,6 +59,16 @@ class ControlStub:
                 request_serializer=proto_dot_control__pb2.DrainRequest.SerializeToString,
                 response_deserializer=proto_dot_control__pb2.DrainReply.FromString,
                 _registered_method=True)
+        self.Holdings = channel.unary_unary(
+                '/macrame.v1.Control/Holdings',
+                request_serializer=proto_dot_control__pb2.HoldingsRequest.SerializeToString,
+                response_deserializer=proto_dot_control__pb2.HoldingsReply.FromString,
+                _registered_method=True)
+        self.Copy = channel.unary_stream(
+                '/macrame.v1.Control/Copy',
+                request_serializer=proto_dot_control__pb2.CopyRequest.SerializeToString,
+                response_deserializer=proto_dot_control__pb2.CopyChunk.FromString,
+                _registered_method=True)
 
 
 class ControlServicer:
@@ -97,6 +107,19 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Holdings(self, request, context):
+        """What this node has on disk of a hub model, and bytes of it: nodes copy from each other.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Copy(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -124,6 +147,16 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=proto_dot_control__pb2.DrainRequest.FromString,
                     response_serializer=proto_dot_control__pb2.DrainReply.SerializeToString,
+            ),
+            'Holdings': grpc.unary_unary_rpc_method_handler(
+                    servicer.Holdings,
+                    request_deserializer=proto_dot_control__pb2.HoldingsRequest.FromString,
+                    response_serializer=proto_dot_control__pb2.HoldingsReply.SerializeToString,
+            ),
+            'Copy': grpc.unary_stream_rpc_method_handler(
+                    servicer.Copy,
+                    request_deserializer=proto_dot_control__pb2.CopyRequest.FromString,
+                    response_serializer=proto_dot_control__pb2.CopyChunk.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -261,6 +294,60 @@ class Control:
             '/macrame.v1.Control/Drain',
             proto_dot_control__pb2.DrainRequest.SerializeToString,
             proto_dot_control__pb2.DrainReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Holdings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/macrame.v1.Control/Holdings',
+            proto_dot_control__pb2.HoldingsRequest.SerializeToString,
+            proto_dot_control__pb2.HoldingsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Copy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/macrame.v1.Control/Copy',
+            proto_dot_control__pb2.CopyRequest.SerializeToString,
+            proto_dot_control__pb2.CopyChunk.FromString,
             options,
             channel_credentials,
             insecure,

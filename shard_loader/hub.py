@@ -1,49 +1,90 @@
-"""From the config's `model` to a folder on this machine: one that is here, cached, or downloaded.
+"""From the config's `model` to a folder on this machine: one that is here, cached, or prepared from headers.
 
-May block for as long as a download takes; touches no MLX, so any thread may call it.
+May block for as long as small files and headers take; touches no MLX, so any thread may call it.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 
-# What a model is made of; the same files that mlx-lm fetches, but no code.
-PATTERNS = [
-    "*.json",
-    "model*.safetensors",
-    "tokenizer.model",
-    "*.tiktoken",
-    "tiktoken.model",
-    "*.txt",
-    "*.jsonl",
-    "*.jinja",
-]
+from shard_loader.hub_source import HubSource
+from shard_loader.prepare import PATTERNS, is_prepared, prepare
+from shard_loader.sources import HubError, Source
+from shard_loader.store import REVISION, Store, model_folder, preparing, write_whole
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-class HubError(ValueError):
-    """A model that is neither here nor to be had; one sentence that says what to do."""
+@dataclass(frozen=True, slots=True)
+class ModelPlace:
+    """A model folder on this machine. revision: the hub's commit; empty for one that the config names."""
+
+    folder: Path
+    revision: str = ""
+
+    @property
+    def store(self) -> Store | None:
+        """The store that the folder is; None for one in which everything is."""
+        return Store.open(self.folder) if self.revision else None
 
 
-def resolve_model(
-    model: str, base: Path, *, cache_dir: Path | None = None, may_download: bool = True
-) -> Path:
+def find_model(
+    model: str,
+    base: Path,
+    *,
+    revision: str = "",
+    peers: Sequence[Source] = (),
+    cache_dir: Path | None = None,
+    root: Path | None = None,
+    hub: Source | None = None,
+    on_step: Callable[[], None] = lambda: None,
+) -> ModelPlace:
     """The folder of `model`: a path (relative to `base`, then to the working folder) or a hub id.
 
-    A hub id is looked up in the local cache first (`cache_dir`, by default Hugging Face's) and downloaded
-    whole where it is not complete there; without `may_download` that is an error. Raises HubError.
+    A folder comes first, then the Hugging Face cache where the revision is complete there, then macrame's own
+    store, which is made where it is missing: small files and safetensors headers, no weights. `revision` pins
+    the commit; empty: the one that is here, else the hub's present one, from then on. `peers` are asked
+    before the hub where the revision is known. `on_step` is called after each file. Raises HubError.
     """
+    folder = find_folder(model, base)
+    if folder is not None:
+        return ModelPlace(folder)
+    if revision and not REVISION.fullmatch(revision):
+        raise HubError(f"{revision!r} is no revision of {model}: a commit has 40 hex digits")
+    cached = cached_snapshot(model, revision, cache_dir)
+    if cached is not None:
+        return ModelPlace(cached, cached.name)
+    found = stored(model, revision, root)
+    if found is not None:
+        return found
+    hub = hub or HubSource()
+    sources = [*peers, hub] if revision else [hub, *peers]
+    place = model_folder(model, root)
+    try:
+        with preparing(place):
+            found = stored(model, revision, root)  # another process may have been faster
+            if found is not None:
+                return found
+            store = prepare(place, model, revision, sources, on_step)
+            if not revision or not (place / "main").exists():
+                write_whole(place / "main", store.manifest.revision.encode())
+            return ModelPlace(store.folder, store.manifest.revision)
+    except OSError as error:
+        raise HubError(
+            f"{model} cannot be kept in {place}: {error.strerror or error}; set MACRAME_CACHE to a folder "
+            "that can be written"
+        ) from error
+
+
+def find_folder(model: str, base: Path) -> Path | None:
+    """The folder that `model` names; None where it may be a hub id. Raises HubError where it is neither."""
     if not model.strip():
         raise HubError("the model is empty: name a folder or a hub id such as mlx-community/Qwen3-1.7B-8bit")
     path = Path(model).expanduser()
@@ -54,30 +95,47 @@ def resolve_model(
     if path.is_absolute() or not _HUB_ID.fullmatch(model):
         looked = " or ".join(dict.fromkeys(str(place) for place in places))
         raise HubError(f"there is no model folder {looked}, and {model!r} is no hub id")
-    cached = _from_cache(model, cache_dir)
-    if cached is None and not may_download:
-        raise HubError(
-            f"{model} is neither a folder here nor complete in the local cache: "
-            f"download it with `hf download {model}`"
+    return None
+
+
+def cached_snapshot(model: str, revision: str = "", cache_dir: Path | None = None) -> Path | None:
+    """The snapshot in the Hugging Face cache if it is complete, else None."""
+    try:
+        folder = Path(
+            snapshot_download(
+                model,
+                revision=revision or None,
+                cache_dir=cache_dir or constants.HF_HUB_CACHE,
+                local_files_only=True,
+                allow_patterns=PATTERNS,
+            )
         )
-    return cached or _download(model, cache_dir)
+    except LocalEntryNotFoundError:
+        return None
+    is_complete = _first_missing(folder) is None and REVISION.fullmatch(folder.name)
+    return folder if is_complete else None
+
+
+def stored(model: str, revision: str = "", root: Path | None = None) -> ModelPlace | None:
+    """The store of a revision, or of the one that was chosen here before; None where none is prepared."""
+    place = model_folder(model, root)
+    if not revision:
+        try:
+            revision = (place / "main").read_text(encoding="utf-8").strip()
+        except OSError:
+            return None
+    store = Store.open(place / revision) if REVISION.fullmatch(revision) else None
+    if store is None or (store.manifest.model, store.manifest.revision) != (model, revision):
+        return None
+    if not is_prepared(store):
+        return None
+    return ModelPlace(store.folder, revision)
 
 
 def _checked_folder(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
         raise HubError(f"{folder} has no config.json: a model folder holds config.json and safetensors")
     return folder.resolve()
-
-
-def _from_cache(model: str, cache_dir: Path | None) -> Path | None:
-    """The cached snapshot if it is complete, else None."""
-    try:
-        folder = Path(
-            snapshot_download(model, cache_dir=cache_dir, local_files_only=True, allow_patterns=PATTERNS)
-        )
-    except LocalEntryNotFoundError:
-        return None
-    return folder if _first_missing(folder) is None else None
 
 
 def _first_missing(folder: Path) -> str | None:
@@ -92,30 +150,3 @@ def _first_missing(folder: Path) -> str | None:
     except (ValueError, KeyError, AttributeError, TypeError):
         return f"a readable {index.name}"
     return next((file for file in files if not (folder / file).is_file()), None)
-
-
-def _download(model: str, cache_dir: Path | None) -> Path:
-    try:
-        folder = Path(snapshot_download(model, cache_dir=cache_dir, allow_patterns=PATTERNS))
-    except GatedRepoError as error:
-        raise HubError(
-            f"{model} asks you to accept its licence: do so on https://huggingface.co/{model}, "
-            "then run `hf auth login`"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise HubError(f"{model} is neither a folder here nor a model on the Hugging Face hub") from error
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
-        raise HubError(
-            f"{model} is not in the local cache and the Hugging Face hub cannot be reached: "
-            f"fetch it with `hf download {model}` or name a folder"
-        ) from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise HubError(f"{model} cannot be downloaded: {first_line}") from error
-    missing = _first_missing(folder)
-    if missing is not None:  # offline, the hub's client settles for what is there
-        raise HubError(
-            f"{model} lacks {missing}, here and after asking the Hugging Face hub: "
-            f"fetch it with `hf download {model}` or name a folder"
-        )
-    return folder

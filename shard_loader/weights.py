@@ -17,8 +17,9 @@ from mlx import nn
 from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes, load_model
 
-from planner.headers import read_headers
+from planner.headers import read_checkpoint
 from planner.load_options import LoadOptions
+from shard_loader.absent import Absent
 from shard_loader.making import Making, Workshop
 from shard_loader.origins import Origins
 from shard_loader.shard import Shard
@@ -29,6 +30,7 @@ MAX_GROUP_BYTES = 2 * 10**9
 
 Progress = Callable[[int, int], None]
 AS_IT_IS = LoadOptions()
+Intake = Callable[[dict[str, mx.array]], dict[str, mx.array]]
 
 
 class WeightsError(ValueError):
@@ -47,12 +49,15 @@ def load_shard(
     needs them.
 
     on_progress(loaded_bytes, total_bytes) is called first with 0 and then after each piece. Raises
-    planner.headers.ModelFilesError for a missing or truncated file, WeightsError for a missing, unexpected or
-    misshapen tensor, an unknown architecture or options that do not suit the checkpoint, ShardError for a
-    range that the model cannot be cut to.
+    planner.headers.ModelFilesError for a truncated file, WeightsError for a missing, unexpected or misshapen
+    tensor, for own tensors of a file that is not here or of bytes not fetched, for an unknown architecture or
+    options that do not suit the checkpoint, ShardError for a range that the model cannot be cut to.
     """
-    model, workshop = build(model_dir, options)
+    absent = Absent(model_dir)
+    model, workshop = build(model_dir, options, absent.intake)
     shard = Shard(model, start, stop)
+    if reason := absent.refusal(shard.ownership.groups, start, stop):
+        raise WeightsError(reason)
     total_bytes = shard.footprint.total_bytes
     report = on_progress or (lambda loaded, total: None)
     loaded_bytes = 0
@@ -72,21 +77,26 @@ def load_shard(
     return shard
 
 
-def load_lazily(model_dir: Path, options: LoadOptions = AS_IT_IS) -> nn.Module:
+def load_lazily(model_dir: Path, *, intake: Intake | None = None) -> nn.Module:
     """The whole model with lazy parameters, exactly as mlx-lm builds it; nothing is read but headers.
 
-    Raises WeightsError as `load_shard` does.
+    `intake` is given the lazy tensors as they come from the files, and gives those that mlx-lm gets. Raises
+    WeightsError as `load_shard` does.
     """
-    return build(model_dir, options)[0]
+    return build(model_dir, AS_IT_IS, intake)[0]
 
 
-def build(model_dir: Path, options: LoadOptions) -> tuple[nn.Module, Workshop]:
+def build(model_dir: Path, options: LoadOptions, intake: Intake | None = None) -> tuple[nn.Module, Workshop]:
     """The whole lazy model with `options` applied, and how its parameters are made. As `load_lazily`."""
-    origins = Origins(model_dir, read_headers(model_dir))
+    origins = Origins(model_dir, read_checkpoint(model_dir).headers)
 
     def checked_classes(config: dict[str, Any]) -> tuple[type, type]:
         model_class, args_class = _get_classes(config=config)
-        attributes = {"__module__": model_class.__module__, "origins": origins}
+        attributes = {
+            "__module__": model_class.__module__,
+            "origins": origins,
+            "intake": staticmethod(intake or dict),
+        }
         return type(model_class.__name__, (_Checked, model_class), attributes), args_class
 
     workshop = Workshop(origins)
@@ -108,10 +118,12 @@ class _Checked:
     """Mixed into a model's class while it is loaded: its parameters and the weights must match."""
 
     origins: Origins
+    intake: Intake
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        """What mlx-lm calls first: every tensor passes `intake`, whether or not the model sanitizes."""
         own = getattr(super(), "sanitize", dict)
-        return self.origins.watch(own, weights)
+        return self.origins.watch(own, self.intake(weights))
 
     def load_weights(self: Any, file_or_weights: list[tuple[str, mx.array]], strict: bool = True) -> Any:
         weights = dict(file_or_weights)

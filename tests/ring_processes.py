@@ -43,7 +43,7 @@ class RingProcesses:
     def __init__(
         self,
         directory: Path,
-        model: Path,
+        model: Path | str,
         layers: Sequence[tuple[int, int] | None],
         *,
         concurrency: int = 4,
@@ -51,6 +51,7 @@ class RingProcesses:
         faults: Mapping[int, str] | None = None,
         with_api: bool = False,
         env: Mapping[str, str | None] | None = None,
+        env_of: Mapping[int, Mapping[str, str | None]] | None = None,
         **config: Any,
     ) -> None:
         *ports, api_port = free_ports(len(layers) + 1)
@@ -58,6 +59,7 @@ class RingProcesses:
         self.directory, self.with_api = directory, with_api
         self.faults = dict(faults or {})
         self.env = dict(env or {})
+        self.env_of = dict(env_of or {})
         nodes = []
         for rank, (port, owned) in enumerate(zip(ports, layers, strict=True)):
             node: dict[str, Any] = {"name": f"n{rank}", "host": "127.0.0.1", "port": port, "memory_gb": 16}
@@ -94,7 +96,7 @@ class RingProcesses:
 
     def start(self, rank: int, *arguments: str) -> None:
         """Start one node and return at once."""
-        wanted = {**os.environ, "MLX_DISABLE_COMPILE": "1", **self.env}
+        wanted = {**os.environ, "MLX_DISABLE_COMPILE": "1", **self.env, **self.env_of.get(rank, {})}
         environment = {key: value for key, value in wanted.items() if value is not None}
         if rank in self.faults:
             environment["MACRAME_FAULT"] = self.faults[rank]

@@ -53,7 +53,7 @@ def test_what_is_not_there_is_one_sentence(tmp_path: Path, capsys: pytest.Captur
     assert main(["--model", str(tmp_path / "nowhere")]) == 3
     assert "macrame cuts: there is no model folder" in capsys.readouterr().err
     assert main(["--model", "nobody/nothing"]) == 3
-    assert capsys.readouterr().err.startswith("macrame cuts: nobody/nothing is neither a folder here nor")
+    assert capsys.readouterr().err.startswith("macrame cuts: nobody/nothing is not in the local cache")
     (tmp_path / "config.json").write_text("{")
     assert main(["--model", str(tmp_path)]) == 3
     assert "config.json" in capsys.readouterr().err

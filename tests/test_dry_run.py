@@ -14,7 +14,10 @@ from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_ERROR, EXIT_OK, EXIT_USAGE
 from planner.node_profile import GB
 from planner.plan import Plan
 from shard_loader.cuts import proofs_of
+from shard_loader.hub_source import HubSource
 from tests.fake_models import llama_config, llama_tensors, write_model
+from tests.hub_server import HubServer
+from tests.tiny_models import write_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 NODES = [
@@ -121,7 +124,31 @@ def test_a_hub_id_is_looked_up_in_the_local_cache(
     code, data, said = run(tmp_path, capsys, model="org/none")
     assert (code, data) == (EXIT_USAGE, None)
     assert said.count("\n") == 1
-    assert 'model = "org/none": org/none is neither a folder here nor complete in the local cache' in said
+    assert 'model = "org/none": org/none is not in the local cache, and HF_HUB_OFFLINE keeps' in said
+
+
+def test_of_a_hub_id_small_files_and_headers_are_fetched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_model(tmp_path / "served", llama_config(3), llama_tensors(3))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with HubServer({"org/far": folder}) as server:
+        monkeypatch.setattr("shard_loader.hub.HubSource", lambda: HubSource(endpoint=server.url))
+        code, _, said = run(tmp_path, capsys, model="org/far")
+        assert code == EXIT_OK, said
+        assert server.bytes_of(where=lambda s: s.file.endswith(".safetensors")) < 10_000
+    here, there = (run(tmp_path, capsys, model=m)[1] for m in (str(folder), "org/far"))
+    assert here["assignments"] == there["assignments"]
+
+
+def test_a_missing_file_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_checkpoint("llama", tmp_path / "lost", num_layers=5, max_shard_bytes=300_000)
+    whole = run(tmp_path, capsys, model=str(folder))[1]
+    next(folder.glob("model-00003-*")).unlink()
+    code, data, said = run(tmp_path, capsys, model=str(folder))
+    assert (code, data["assignments"]) == (EXIT_OK, whole["assignments"])
+    assert "model-00003-of-00004.safetensors is missing: its tensors are taken" in said
 
 
 def test_what_does_not_fit_is_refused_with_numbers(

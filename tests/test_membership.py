@@ -119,7 +119,10 @@ class Impostor(control_pb2_grpc.ControlServicer):
             "mine",
             "{address} answers as rank 2, not as rank 0; start it with the --rank of its place",
         ),
-        ("other", "{label} runs with another config (digest other, here mine); copy the head's config there"),
+        (
+            "other",
+            "{label} runs with another config (digest other, here mine); copy the head's config there",
+        ),
         (None, "{address} is not a macrame node; is another server on this port?"),
     ],
 )
