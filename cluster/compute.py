@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -30,6 +30,8 @@ from shard_loader.sources import FetchStoppedError, HubError
 from shard_loader.weights import AS_IT_IS, WeightsError, load_shard
 
 logger = logging.getLogger(__name__)
+
+FETCH_AGAIN_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,7 @@ class ComputeThread:
         self._epoch = -1
         self._loaded: tuple[str, int, int, LoadOptions] | None = None
         self._last_load: LoadWork | None = None
+        self._again: threading.Timer | None = None
         self._busy_since: float | None = None
         self.engine: Engine | None = None
         self.limits = MemoryLimits()
@@ -116,6 +119,8 @@ class ComputeThread:
         """Ask the thread to end; False if it was still computing after `timeout_s`."""
         if self._last_load is not None:
             self._last_load.superseded.set()
+        if self._again is not None:
+            self._again.cancel()
         self._inbox.put(None)
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
@@ -185,6 +190,7 @@ class ComputeThread:
         except HubError as error:
             logger.info("fetching layers %d:%d failed", work.start, work.stop, exc_info=True)
             self._on_failed(work.epoch, f"fetching layers {work.start}:{work.stop} failed: {error}")
+            self._fetch_again(work)
         except (ShardError, WeightsError) as error:  # about the files: the sentence says it all
             logger.info("loading layers %d:%d failed", work.start, work.stop, exc_info=True)
             self._on_failed(work.epoch, f"loading layers {work.start}:{work.stop} failed: {error}")
@@ -223,3 +229,14 @@ class ComputeThread:
         model_dir = fetch(on_progress, work.superseded)
         self.activity, self.load = "loading", LoadProgress()
         return model_dir
+
+    def _fetch_again(self, work: LoadWork) -> None:
+        """A hub comes back, a user logs in: what is missing is asked for again after a while."""
+
+        def again() -> None:
+            if self._last_load is work:
+                self.post(replace(work, superseded=threading.Event()))
+
+        self._again = threading.Timer(FETCH_AGAIN_S, again)
+        self._again.daemon = True
+        self._again.start()

@@ -348,7 +348,7 @@ class Node:
         with self._lock:
             if self._epoch is None or self._epoch.number != number:
                 return
-            self._state = control_pb2.CONNECTING
+            self._state, self._reason = control_pb2.CONNECTING, ""
             self._settle()
         self._notify()
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -12,6 +13,7 @@ import pytest
 from cluster.compute import ComputeThread, LoadWork, StepWork
 from proto import ring_pb2
 from proto.codec import Tensor
+from shard_loader.sources import FetchStoppedError, HubError
 from tests.tiny_models import write_checkpoint
 
 WAIT_S = 10.0
@@ -61,6 +63,52 @@ def test_layers_are_loaded_once_for_many_epochs(compute: Watched, model: Path) -
     compute.thread.post(LoadWork(4, model, "digest", 0, 0))
     assert compute.next() == ("loaded", 4)
     assert compute.thread.engine is None  # no layers: the weights are gone
+
+
+def test_a_load_may_fetch_first_and_says_so(compute: Watched, model: Path) -> None:
+    seen = []
+
+    def fetch(on_progress: Callable[[int, int], None], stopping: threading.Event) -> Path:
+        on_progress(3, 10)
+        thread = compute.thread
+        seen.append((thread.activity, thread.load.loaded_bytes, thread.load.total_bytes, thread.progress))
+        on_progress(10, 10)
+        assert thread.progress > seen[0][3], "each byte is progress"
+        return model
+
+    compute.thread.post(LoadWork(1, None, "digest@revision", 0, 2, fetch=fetch))
+    assert compute.next() == ("loaded", 1)
+    assert seen[0][:3] == ("fetching", 3, 10)
+
+
+def test_a_new_plan_ends_a_fetch(compute: Watched, model: Path) -> None:
+    begun = threading.Event()
+
+    def fetch(on_progress: Callable[[int, int], None], stopping: threading.Event) -> Path:
+        begun.set()
+        assert stopping.wait(WAIT_S)
+        raise FetchStoppedError("the fetch was stopped")
+
+    compute.thread.post(LoadWork(1, None, "digest@revision", 0, 2, fetch=fetch))
+    assert begun.wait(WAIT_S)
+    compute.thread.post(LoadWork(2, model, "digest", 0, 1))
+    assert compute.next() == ("loaded", 2)
+
+
+def test_a_fetch_that_failed_is_tried_again(
+    compute: Watched, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.compute.FETCH_AGAIN_S", 0.01)
+    answers = iter([HubError("the hub is down"), None])
+
+    def fetch(on_progress: Callable[[int, int], None], stopping: threading.Event) -> Path:
+        if (error := next(answers)) is not None:
+            raise error
+        return model
+
+    compute.thread.post(LoadWork(1, None, "digest@revision", 0, 2, fetch=fetch))
+    assert compute.next() == ("failed", 1, "fetching layers 0:2 failed: the hub is down")
+    assert compute.next() == ("loaded", 1)
 
 
 def test_a_load_that_fails_says_why_without_a_traceback_and_may_be_repeated(

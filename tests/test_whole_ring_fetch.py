@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import httpx
 import pytest
 
 from cluster.errors import EXIT_ERROR
 from planner.headers import read_headers
 from proto import control_pb2
 from shard_loader.survey import own_tensors
-from tests.api_server import wait_for
+from tests.api_server import COMPLETIONS, wait_for
 from tests.hub_server import Fault, HubServer, Served
 from tests.reference import greedy
 from tests.ring_processes import RingProcesses
@@ -56,12 +58,9 @@ def homes(directory: Path, hub: HubServer, names: Mapping[int, str]) -> dict[int
     }
 
 
-def ring(
-    directory: Path, hub: HubServer, layers: Sequence[tuple[int, int]] = LAYERS, **options: object
-) -> RingProcesses:
-    return RingProcesses(
-        directory, MODEL, layers, env_of=homes(directory, hub, {i: f"home{i}" for i in range(3)}), **options
-    )  # type: ignore[arg-type]
+def ring(directory: Path, hub: HubServer, layers: Sequence[tuple[int, int]] = LAYERS) -> RingProcesses:
+    env_of = homes(directory, hub, {rank: f"home{rank}" for rank in range(len(layers))})
+    return RingProcesses(directory, MODEL, layers, env_of=env_of, stall_timeout_s=3)
 
 
 def own_bytes(model: Path, layers: tuple[int, int]) -> int:
@@ -108,6 +107,7 @@ def test_a_killed_node_goes_on_where_it_was(tmp_path: Path, model: Path, hub: Hu
         wait_for(lambda: running.node_status(1).loaded_bytes > 20_000_000, 20.0)
         status = running.node_status(1)
         assert (status.state, status.activity) == (control_pb2.LOADING, "fetching")
+        running.wait_status(lambda s: "has been fetching for" in s.reason, 20.0)
         before = hub.bytes_of("n1", is_file)
         running.kill(1)
         hub.release()
@@ -119,6 +119,30 @@ def test_a_killed_node_goes_on_where_it_was(tmp_path: Path, model: Path, hub: Hu
     own = own_bytes(model, LAYERS[1])
     assert 0 < again < own - before + 4 * 8_500_000, "all but the pieces that were under way is kept"
     assert again < 0.8 * own
+
+
+def test_a_node_that_fetches_stops_at_once(tmp_path: Path, hub: HubServer) -> None:
+    hub.trouble(Fault.HOLD, "safetensors", min_start=1_000_000)
+    with ring(tmp_path, hub) as running:
+        running.wait_listening(0)
+        assert hub.held.wait(30.0)
+        began = time.monotonic()
+        assert set(running.stop().values()) == {0}
+        assert time.monotonic() - began < 3.0
+
+
+def test_nodes_of_one_machine_share_its_folder(tmp_path: Path, model: Path, hub: HubServer) -> None:
+    env_of = homes(tmp_path, hub, dict.fromkeys(range(3), "home"))
+    with RingProcesses(tmp_path, MODEL, LAYERS, env_of=env_of, with_api=True) as running:
+        url = running.wait_api()
+        body = {"prompt": PROMPT, "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+        answer = httpx.post(url + COMPLETIONS, json=body | {"return_token_ids": True}, timeout=20.0)
+        assert answer.json()["choices"][0]["token_ids"] == greedy(model, PROMPT, 8)[0]
+    files_bytes = sum(path.stat().st_size for path in model.iterdir())
+    assert hub.bytes_of(where=is_file) <= 1.01 * files_bytes
+    (folder,) = (tmp_path / "home" / "macrame" / "models--tests--ring").glob("?" * 40)
+    for path in model.glob("*.safetensors"):
+        assert (folder / path.name).read_bytes() == path.read_bytes()
 
 
 def test_a_node_without_internet_gets_everything_from_the_others(
