@@ -105,12 +105,12 @@ class Sampler:
         if logits.shape != (self._vocab_size,):
             raise ValueError(f"logits: the shape is {logits.shape}, it must be ({self._vocab_size},)")
         if self._is_plain and self._is_greedy and not self._has_logprobs:
-            return Draw(mx.argmax(logits))
+            return Draw(_greedy(logits))
 
         raw = logits.astype(mx.float32)
         scores = raw if self._is_plain else self._processed(raw, history, num_prompt)
         if self._is_greedy:
-            token = mx.argmax(scores)
+            token = _greedy(logits if self._is_plain else scores)
         else:
             scores = self._filtered(scores)
             if self._inverse_temperature != 1.0:
@@ -189,6 +189,14 @@ def _ids(tokens: Counter[int] | frozenset[int]) -> mx.array:
 
 def _banned(scores: mx.array, ids: mx.array) -> mx.array:
     return mx.put_along_axis(scores, ids, mx.array(_NEG_INF, dtype=mx.float32), axis=0)
+
+
+def _greedy(logits: mx.array) -> mx.array:
+    """The token that mlx-lm takes: the most probable one, with probabilities rounded to the logits' dtype.
+
+    In bf16 two neighbouring logits often round to one log-probability; the first of them wins.
+    """
+    return mx.argmax(_log_softmax(logits))
 
 
 def _log_softmax(logits: mx.array) -> mx.array:
