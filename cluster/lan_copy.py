@@ -24,6 +24,7 @@ NUM_COPIES = 4  # at once, that one node gives
 QUEUE_S = 2.0  # that another one waits for its turn
 ASK_TIMEOUT_S = 2.0
 CHUNK_TIMEOUT_S = 30.0
+SLOWEST_BYTES_S = 500_000  # a node that gives less is asked no longer
 MAX_TRIES = 6  # of a busy node
 REMEMBER_S = 1.0
 _LIMIT_FILES, _LIMIT_SPANS = 10_000, 1_000_000
@@ -79,8 +80,15 @@ class CopyService:
         with self._lock:
             now = time.monotonic()
             if self._known is None or self._known[1] != revision or now - self._known[0] > REMEMBER_S:
-                self._known = (now, revision, find_holdings(model, revision))
+                self._known = (now, revision, _holdings(model, revision))
             return self._known[2]
+
+
+def _holdings(model: str, revision: str) -> Holdings | None:
+    try:
+        return find_holdings(model, revision)
+    except HubError:  # the config names a folder: nobody asks for that
+        return None
 
 
 class PeerSource:
@@ -148,7 +156,7 @@ class PeerSource:
             raise HubError(f"{self.label} cannot give {file}: {error.details()}") from error
 
     def _chunks(self, request: control_pb2.CopyRequest, stopping: threading.Event) -> Iterator[bytes]:
-        timeout_s = CHUNK_TIMEOUT_S * (1 + (request.stop - request.start) // CHUNK_BYTES)
+        timeout_s = CHUNK_TIMEOUT_S + (request.stop - request.start) / SLOWEST_BYTES_S
         call = control_pb2_grpc.ControlStub(self._connect()).Copy(request, timeout=timeout_s)
         at = request.start
         try:

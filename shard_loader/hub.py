@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from shard_loader.hub_source import HubSource
 from shard_loader.prepare import PATTERNS, is_prepared, prepare
@@ -112,6 +112,8 @@ def cached_snapshot(model: str, revision: str = "", cache_dir: Path | None = Non
         )
     except LocalEntryNotFoundError:
         return None
+    except HFValidationError as error:
+        raise HubError(f"{model!r} is no hub id: {error}") from error
     is_complete = _first_missing(folder) is None and REVISION.fullmatch(folder.name)
     return folder if is_complete else None
 

@@ -107,6 +107,7 @@ def test_a_killed_node_goes_on_where_it_was(tmp_path: Path, model: Path, hub: Hu
         wait_for(lambda: running.node_status(1).loaded_bytes > 20_000_000, 20.0)
         status = running.node_status(1)
         assert (status.state, status.activity) == (control_pb2.LOADING, "fetching")
+        running.wait_status(lambda s: "is fetching (0.0" in s.reason, 5.0)
         running.wait_status(lambda s: "has been fetching for" in s.reason, 20.0)
         before = hub.bytes_of("n1", is_file)
         running.kill(1)
