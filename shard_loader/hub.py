@@ -19,6 +19,16 @@ from shard_loader.prepare import PATTERNS, is_prepared, prepare
 from shard_loader.sources import HubError, Source
 from shard_loader.store import REVISION, Store, model_folder, preparing, write_whole
 
+__all__ = [
+    "HubError",
+    "ModelPlace",
+    "cached_snapshot",
+    "find_folder",
+    "find_model",
+    "resolve_model",
+    "stored",
+]
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -81,6 +91,11 @@ def find_model(
             f"{model} cannot be kept in {place}: {error.strerror or error}; set MACRAME_CACHE to a folder "
             "that can be written"
         ) from error
+
+
+def resolve_model(model: str, base: Path) -> Path:
+    """The folder of `find_model`: config, tokenizer and headers, though not always weights."""
+    return find_model(model, base).folder
 
 
 def find_folder(model: str, base: Path) -> Path | None:
