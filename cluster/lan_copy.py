@@ -1,10 +1,11 @@
 """Nodes copy a model's bytes from each other over the control service, so that the internet is used once.
 
-`CopyService` answers (gRPC handler threads); `PeerSource` asks (the threads of a fetch).
+`CopyService` answers (gRPC handler threads); `PeerSource` asks (the threads of a fetch). Touches no MLX.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
 import time
@@ -12,9 +13,11 @@ from collections.abc import Iterator
 
 import grpc
 
+from cluster.config import ClusterConfig
 from cluster.rpc import connect
 from proto import control_pb2, control_pb2_grpc
 from shard_loader.holdings import Holdings, find_holdings
+from shard_loader.hub import ModelPlace, find_folder, find_model
 from shard_loader.sources import FetchStoppedError, HubError
 from shard_loader.spans import Span
 from shard_loader.store import FileEntry, Manifest
@@ -213,3 +216,16 @@ def _spans(file: control_pb2.HeldFile) -> list[Span]:
     if bounds and bounds[-1] > file.size:
         raise ValueError("a span ends beyond the file")
     return spans
+
+
+def find_as_the_head(config: ClusterConfig, head_address: str, token: str | None) -> ModelPlace:
+    """The model for a process that needs no weights, at the head's revision if it has one yet."""
+    head = PeerSource("the head", head_address, token)
+    try:
+        revision = ""
+        if find_folder(config.model, config.model_dir_base) is None:
+            with contextlib.suppress(HubError):
+                revision = head.manifest(config.model, "").revision
+        return find_model(config.model, config.model_dir_base, revision=revision, peers=[head])
+    finally:
+        head.close()

@@ -15,6 +15,7 @@ from proto import control_pb2
 from shard_loader.survey import own_tensors
 from tests.api_server import COMPLETIONS, wait_for
 from tests.hub_server import Fault, HubServer, Served
+from tests.node_process import node, run_node, write_cluster
 from tests.reference import greedy
 from tests.ring_processes import RingProcesses
 from tests.tiny_models import write_checkpoint
@@ -200,3 +201,26 @@ def test_a_head_that_owns_the_missing_file_ends(tmp_path: Path) -> None:
     assert running.processes[0].wait(60.0) == EXIT_ERROR
     assert f"{first.name} is missing, and layers 0:5 read" in running.log(0)
     running.stop()
+
+
+@pytest.mark.parametrize(
+    ("model", "fault", "sentence"),
+    [
+        ("tests/none", None, "tests/none is neither a folder here nor a model on the Hugging Face hub"),
+        (
+            MODEL,
+            Fault.GATED,
+            f"{MODEL} asks you to accept its licence: do so on https://huggingface.co/{MODEL}",
+        ),
+    ],
+)
+def test_a_head_without_a_model_ends_with_the_reason(
+    model: str, fault: Fault | None, sentence: str, tmp_path: Path, hub: HubServer
+) -> None:
+    if fault is not None:
+        hub.trouble(fault, "api")
+    path = write_cluster(tmp_path, model, node())
+    env = {key: value for key, value in homes(tmp_path, hub, {0: "home"})[0].items() if value is not None}
+    ended = run_node("--rank", 0, "--config", path, "--no-api", env=env)
+    assert ended.code == EXIT_ERROR
+    assert sentence in ended.sentence
