@@ -171,11 +171,10 @@ def _refused(
 
 
 def _model_dir(config: ClusterConfig) -> Path:
-    from shard_loader.hub import find_model  # huggingface_hub takes a while
-    from shard_loader.sources import HubError
+    from shard_loader.hub import HubError, resolve_model  # huggingface_hub takes a while
 
     try:
-        return find_model(config.model, config.model_dir_base).folder
+        return resolve_model(config.model, config.model_dir_base)
     except HubError as error:
         raise ConfigError(f"{config.path}: model = {show(config.model)}: {error}") from None
 

@@ -73,7 +73,8 @@ class ModelFetcher:
             bar = LoadBar(name, verb="fetch")
 
             def report(here_bytes: int, wanted_bytes: int) -> None:
-                bar.update(here_bytes, wanted_bytes)
+                if wanted_bytes:
+                    bar.update(here_bytes, wanted_bytes)
                 on_progress(here_bytes, wanted_bytes)
 
             self.result = fetch_tensors(store, tensors, sources, report, stopping)

@@ -1,10 +1,11 @@
 """Nodes copy a model's bytes from each other over the control service, so that the internet is used once.
 
-`CopyService` answers (gRPC handler threads); `PeerSource` asks (the threads of a fetch).
+`CopyService` answers (gRPC handler threads); `PeerSource` asks (the threads of a fetch). Touches no MLX.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
 import time
@@ -12,9 +13,11 @@ from collections.abc import Iterator
 
 import grpc
 
+from cluster.config import ClusterConfig
 from cluster.rpc import connect
 from proto import control_pb2, control_pb2_grpc
 from shard_loader.holdings import Holdings, find_holdings
+from shard_loader.hub import ModelPlace, find_folder, find_model
 from shard_loader.sources import FetchStoppedError, HubError
 from shard_loader.spans import Span
 from shard_loader.store import FileEntry, Manifest
@@ -24,6 +27,7 @@ NUM_COPIES = 4  # at once, that one node gives
 QUEUE_S = 2.0  # that another one waits for its turn
 ASK_TIMEOUT_S = 2.0
 CHUNK_TIMEOUT_S = 30.0
+SLOWEST_BYTES_S = 500_000  # a node that gives less is asked no longer
 MAX_TRIES = 6  # of a busy node
 REMEMBER_S = 1.0
 _LIMIT_FILES, _LIMIT_SPANS = 10_000, 1_000_000
@@ -79,8 +83,15 @@ class CopyService:
         with self._lock:
             now = time.monotonic()
             if self._known is None or self._known[1] != revision or now - self._known[0] > REMEMBER_S:
-                self._known = (now, revision, find_holdings(model, revision))
+                self._known = (now, revision, _holdings(model, revision))
             return self._known[2]
+
+
+def _holdings(model: str, revision: str) -> Holdings | None:
+    try:
+        return find_holdings(model, revision)
+    except HubError:  # the config names a folder: nobody asks for that
+        return None
 
 
 class PeerSource:
@@ -148,7 +159,7 @@ class PeerSource:
             raise HubError(f"{self.label} cannot give {file}: {error.details()}") from error
 
     def _chunks(self, request: control_pb2.CopyRequest, stopping: threading.Event) -> Iterator[bytes]:
-        timeout_s = CHUNK_TIMEOUT_S * (1 + (request.stop - request.start) // CHUNK_BYTES)
+        timeout_s = CHUNK_TIMEOUT_S + (request.stop - request.start) / SLOWEST_BYTES_S
         call = control_pb2_grpc.ControlStub(self._connect()).Copy(request, timeout=timeout_s)
         at = request.start
         try:
@@ -205,3 +216,16 @@ def _spans(file: control_pb2.HeldFile) -> list[Span]:
     if bounds and bounds[-1] > file.size:
         raise ValueError("a span ends beyond the file")
     return spans
+
+
+def find_as_the_head(config: ClusterConfig, head_address: str, token: str | None) -> ModelPlace:
+    """The model for a process that needs no weights, at the head's revision if it has one yet."""
+    head = PeerSource("the head", head_address, token)
+    try:
+        revision = ""
+        if find_folder(config.model, config.model_dir_base) is None:
+            with contextlib.suppress(HubError):
+                revision = head.manifest(config.model, "").revision
+        return find_model(config.model, config.model_dir_base, revision=revision, peers=[head])
+    finally:
+        head.close()

@@ -6,8 +6,6 @@ write to disk. Touches no MLX.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,13 +14,13 @@ from dataclasses import dataclass
 
 from planner.headers import TensorHeader, read_checkpoint
 from planner.missing import missing_tensors
-from shard_loader.journal import Record
+from shard_loader.recorder import PIECE_BYTES, Recorder
 from shard_loader.sources import HUB, FetchStoppedError, HubError, Source
 from shard_loader.spans import Span, coalesce, covers, intersect, pieces, subtract, total_bytes
 from shard_loader.store import FileEntry, Store
 
 NUM_CONNECTIONS = 4
-PIECE_BYTES = 8 << 20  # what a kill can cost, per connection
+RUN_BYTES = 128 << 20  # that one request asks for at most: hubs count requests
 WATCH_S = 0.2
 SPARE_BYTES = 64 << 20  # of the disk, besides what is fetched
 
@@ -82,19 +80,21 @@ def fetch_tensors(
         store.journal.reload()
         if was_cut_short:
             for file, spans in wanted.items():
-                store.check(file, spans)
+                store.check(file, spans, lambda: on_progress(0, 0))
         missing = {file: store.journal.missing(file, spans) for file, spans in wanted.items()}
         _check_disk(store, sum(map(total_bytes, missing.values())))
         job = _Job(store, sources, stopping or threading.Event(), Fetched({}))
         job.result.wanted_bytes = sum(map(total_bytes, wanted.values()))
         job.result.were_here_bytes = job.result.wanted_bytes - sum(map(total_bytes, missing.values()))
         job.run(missing, on_progress)
-        _check_whole_files(store, missing)
+        for file in wanted:
+            if missing[file] or was_cut_short:
+                _check_whole_file(store, store.manifest.files[file], job.report)
     return job.result
 
 
 class _Job:
-    """One fetch: its pieces, each with the sources that may have it."""
+    """One fetch: its runs of bytes, each with the sources that may have it."""
 
     def __init__(
         self, store: Store, sources: Sequence[Source], stopping: threading.Event, result: Fetched
@@ -103,19 +103,23 @@ class _Job:
         self._asked, self._stop = stopping, threading.Event()
         self._lock = threading.Lock()
         self._num_bytes = 0
+        self._on_progress: Progress = lambda here, wanted: None
+
+    def report(self) -> None:
+        """Say how far it is."""
+        self._on_progress(self.result.were_here_bytes + self._num_bytes, self.result.wanted_bytes)
 
     def run(self, missing: Mapping[str, Sequence[Span]], on_progress: Progress) -> None:
         """Fetch everything that is missing; raises the first failure after all threads have ended."""
-
-        def report() -> None:
-            on_progress(self.result.were_here_bytes + self._num_bytes, self.result.wanted_bytes)
-
-        report()
+        self._on_progress = on_progress
+        self.report()
+        share_bytes = sum(map(total_bytes, missing.values())) // (2 * NUM_CONNECTIONS)
+        run_bytes = min(RUN_BYTES, max(PIECE_BYTES, share_bytes))
         work = [
             (self._store.manifest.files[file], piece, from_source)
             for file, spans in missing.items()
             for from_source, mine in self._shares(self._store.manifest.files[file], spans)
-            for piece in pieces(mine, PIECE_BYTES)
+            for piece in pieces(mine, run_bytes)
         ]
         if not work:
             return
@@ -131,12 +135,12 @@ class _Job:
                         raise FetchStoppedError("the fetch was stopped")
                     if self._num_bytes != shown or any(source.is_patient for source in self._sources):
                         shown = self._num_bytes
-                        report()
+                        self.report()
             finally:
                 self._stop.set()
                 for future in futures:
                     future.cancel()
-        report()
+        self.report()
 
     def _shares(self, entry: FileEntry, spans: Sequence[Span]) -> Iterable[tuple[int, list[Span]]]:
         """Which source, by its place, is asked first for which of the spans."""
@@ -149,44 +153,34 @@ class _Job:
         if left:
             yield len(self._sources), left
 
-    def _fetch(self, entry: FileEntry, piece: Span, from_source: int) -> None:
-        """One piece, from its source or from one after it; each that ends is in the journal."""
-        start, stop = piece
-        descriptor = os.open(self._store.folder / entry.name, os.O_WRONLY)
+    def _fetch(self, entry: FileEntry, run: Span, from_source: int) -> None:
+        """One run, from its source and, where that fails, the rest from those after it."""
         errors: list[HubError] = []
         try:
-            digest = hashlib.sha256()
-            for source in self._sources[from_source:]:
-                if self._stop.is_set():
-                    return
-                if not covers(source.spans(self._store.manifest, entry), start, stop):
-                    continue
-                try:
-                    for block in source.read(self._store.manifest, entry, start, stop, self._stop):
-                        os.pwrite(descriptor, block, start)
-                        digest.update(block)
-                        start += len(block)
-                        self._count(source.label, len(block))
-                except FetchStoppedError:
-                    return
-                except HubError as error:
-                    errors.append(error)
-                if start == stop:
-                    os.fsync(descriptor)
-                    self._store.journal.add(Record(entry.name, *piece, digest.hexdigest()))
-                    return
+            with Recorder(self._store, entry, run[0]) as recorder:
+                for source in self._sources[from_source:]:
+                    if not covers(source.spans(self._store.manifest, entry), recorder.at, run[1]):
+                        continue
+                    try:
+                        self._copy(source, entry, run[1], recorder)
+                    except HubError as error:
+                        errors.append(error)
+                    if self._stop.is_set() or recorder.at == run[1]:
+                        return
         except OSError as error:
             raise HubError(
                 f"{entry.name} cannot be written in {self._store.folder}: {error.strerror}"
             ) from error
-        finally:
-            os.close(descriptor)
         if errors:
             raise errors[-1]
         raise HubError(
-            f"no node has bytes {start} to {stop} of {entry.name} of {self._store.manifest.model}, and this "
-            "machine may not ask the Hugging Face hub (HF_HUB_OFFLINE)"
+            f"no node has bytes {recorder.at} to {run[1]} of {entry.name} of {self._store.manifest.model}"
         )
+
+    def _copy(self, source: Source, entry: FileEntry, stop: int, recorder: Recorder) -> None:
+        for block in source.read(self._store.manifest, entry, recorder.at, stop, self._stop):
+            recorder.write(block)
+            self._count(source.label, len(block))
 
     def _count(self, label: str, num_bytes: int) -> None:
         with self._lock:
@@ -203,17 +197,16 @@ def _check_disk(store: Store, missing_bytes: int) -> None:
         )
 
 
-def _check_whole_files(store: Store, files: Iterable[str]) -> None:
+def _check_whole_file(store: Store, entry: FileEntry, on_block: Callable[[], None]) -> None:
     """A file that is whole now is what the hub says it is; one that is not is forgotten, and refused."""
-    for name in files:
-        entry = store.manifest.files[name]
-        if not covers(store.journal.covered(name), 0, entry.size) or entry.matches(store.folder / name):
-            continue
-        store.journal.forget(name, 8, entry.size)
-        raise HubError(
-            f"{name} of {store.manifest.model} is whole, but not the file that the hub announced (its sha256 "
-            "differs): it will be fetched again at the next start"
-        )
+    is_whole = covers(store.journal.covered(entry.name), 0, entry.size)
+    if not is_whole or entry.matches(store.folder / entry.name, on_block):
+        return
+    store.journal.forget(entry.name, 8, entry.size)
+    raise HubError(
+        f"{entry.name} of {store.manifest.model} is whole, but not the file that the hub announced (its "
+        "sha256 differs): it will be fetched again at the next start"
+    )
 
 
 def _missing_sentence(store: Store, tensor: str) -> str:

@@ -12,12 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from shard_loader.hub_source import HubSource
 from shard_loader.prepare import PATTERNS, is_prepared, prepare
 from shard_loader.sources import HubError, Source
 from shard_loader.store import REVISION, Store, model_folder, preparing, write_whole
+
+__all__ = [
+    "HubError",
+    "ModelPlace",
+    "cached_snapshot",
+    "find_folder",
+    "find_model",
+    "resolve_model",
+    "stored",
+]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -83,6 +93,11 @@ def find_model(
         ) from error
 
 
+def resolve_model(model: str, base: Path) -> Path:
+    """The folder of `find_model`: config, tokenizer and headers, though not always weights."""
+    return find_model(model, base).folder
+
+
 def find_folder(model: str, base: Path) -> Path | None:
     """The folder that `model` names; None where it may be a hub id. Raises HubError where it is neither."""
     if not model.strip():
@@ -112,6 +127,8 @@ def cached_snapshot(model: str, revision: str = "", cache_dir: Path | None = Non
         )
     except LocalEntryNotFoundError:
         return None
+    except HFValidationError as error:
+        raise HubError(f"{model!r} is no hub id: {error}") from error
     is_complete = _first_missing(folder) is None and REVISION.fullmatch(folder.name)
     return folder if is_complete else None
 

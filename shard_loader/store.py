@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class FileEntry:
     size: int
     etag: str = ""
 
-    def matches(self, path: Path) -> bool:
+    def matches(self, path: Path, on_block: Callable[[], None] = lambda: None) -> bool:
         """Whether the whole file at `path` is this one; an etag of another form proves nothing."""
         if path.stat().st_size != self.size:
             return False
@@ -49,6 +49,7 @@ class FileEntry:
         with path.open("rb") as file:
             while block := file.read(_READ_BYTES):
                 digest.update(block)
+                on_block()
         return digest.hexdigest() == self.etag
 
 
@@ -158,12 +159,13 @@ class Store:
             return []
         return self.journal.covered(name) if name.endswith(".safetensors") else [(0, entry.size)]
 
-    def check(self, file: str, spans: list[Span]) -> None:
+    def check(self, file: str, spans: list[Span], on_record: Callable[[], None] = lambda: None) -> None:
         """Read again what the journal says of `spans` of one file, and forget what is not that any more."""
         for record in self.journal.records(file):
             is_wanted = any(record.start < stop and start < record.stop for start, stop in spans)
             if is_wanted and _sha256(self.folder / file, record.start, record.stop) != record.sha256:
                 self.journal.forget(file, record.start, record.stop)
+            on_record()
 
     # -- fetches under way --------------------------------------------------------------------------------
     @contextlib.contextmanager

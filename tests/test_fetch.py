@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 from planner.headers import read_headers
 from planner.model_profile import read_model_profile
-from shard_loader import fetch, hub_source
+from shard_loader import fetch, hub_source, recorder
 from shard_loader.fetch import fetch_tensors
 from shard_loader.hub import ModelPlace, find_model
 from shard_loader.hub_source import HubSource
@@ -135,7 +135,7 @@ def test_a_changed_plan_fetches_only_what_is_missing(machine: Machine) -> None:
 
 def test_a_whole_file_is_checked_against_the_hub(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     store = machine.store()
-    monkeypatch.setattr(fetch.os, "pwrite", lambda *_: 0)  # a disk that loses what it is given
+    monkeypatch.setattr(recorder.os, "pwrite", lambda _file, data, _at: len(data))  # a disk that loses all
     with pytest.raises(HubError, match=r"is whole, but not the file that the hub announced \(its sha256"):
         fetch_tensors(store, own_tensors(store.folder, 0, 5), [machine.source])
     monkeypatch.undo()
@@ -247,6 +247,7 @@ def test_a_full_disk_is_seen_before(machine: Machine, monkeypatch: pytest.Monkey
 
 def test_a_fetch_can_be_stopped_and_goes_on_later(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "PIECE_BYTES", 50_000)
+    monkeypatch.setattr(recorder, "PIECE_BYTES", 20_000)
     machine.find()
     stopping = threading.Event()
     machine.server.trouble(Fault.HOLD, "model-00002", times=1, min_start=9)

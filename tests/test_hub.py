@@ -118,3 +118,9 @@ def test_nothing_is_written_for_a_folder_or_a_snapshot(tmp_path: Path) -> None:
     assert find("m", tmp_path) == folder
     assert find(HUB_ID, tmp_path, cache_dir=tmp_path) == snapshot
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("model", ["a--b", "org/x..y", "org/name.git"])
+def test_an_id_that_no_hub_takes_is_refused(model: str, tmp_path: Path) -> None:
+    with pytest.raises(HubError, match=f"'{model}' is no hub id: "):
+        find(model, tmp_path, cache_dir=tmp_path)

@@ -48,3 +48,12 @@ def test_a_second_load_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
         bar.update(0, 10)
         bar.update(10, 10)
     assert stream.getvalue().count("loaded 0.00 of 0.00 GB") == 2
+
+
+def test_a_fetch_says_that_it_is_one_and_may_begin_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load_bar, "MIN_SECONDS", 0.0)
+    stream = io.StringIO()
+    bar = LoadBar("n", stream, verb="fetch")
+    bar.update(5 * 10**8, 10**9)
+    bar.update(10**9, 10**9)
+    assert stream.getvalue().splitlines() == ["[n] fetched 0.50 of 1.00 GB", "[n] fetched 1.00 of 1.00 GB"]

@@ -15,6 +15,7 @@ from proto import control_pb2
 from shard_loader.survey import own_tensors
 from tests.api_server import COMPLETIONS, wait_for
 from tests.hub_server import Fault, HubServer, Served
+from tests.node_process import node, run_node, write_cluster
 from tests.reference import greedy
 from tests.ring_processes import RingProcesses
 from tests.tiny_models import write_checkpoint
@@ -103,10 +104,11 @@ def test_a_killed_node_goes_on_where_it_was(tmp_path: Path, model: Path, hub: Hu
     hub.trouble(Fault.HOLD, "safetensors", times=1, min_start=1_000_000, client="n1")
     with ring(tmp_path, hub) as running:
         running.wait_listening(1)
-        assert hub.held.wait(30.0)
-        wait_for(lambda: running.node_status(1).loaded_bytes > 20_000_000, 20.0)
+        assert hub.held.wait(60.0)
+        wait_for(lambda: running.node_status(1).loaded_bytes > 20_000_000, 25.0)
         status = running.node_status(1)
         assert (status.state, status.activity) == (control_pb2.LOADING, "fetching")
+        running.wait_status(lambda s: "is fetching (0.0" in s.reason, 10.0)
         running.wait_status(lambda s: "has been fetching for" in s.reason, 20.0)
         before = hub.bytes_of("n1", is_file)
         running.kill(1)
@@ -125,7 +127,7 @@ def test_a_node_that_fetches_stops_at_once(tmp_path: Path, hub: HubServer) -> No
     hub.trouble(Fault.HOLD, "safetensors", min_start=1_000_000)
     with ring(tmp_path, hub) as running:
         running.wait_listening(0)
-        assert hub.held.wait(30.0)
+        assert hub.held.wait(60.0)
         began = time.monotonic()
         assert set(running.stop().values()) == {0}
         assert time.monotonic() - began < 3.0
@@ -199,3 +201,26 @@ def test_a_head_that_owns_the_missing_file_ends(tmp_path: Path) -> None:
     assert running.processes[0].wait(60.0) == EXIT_ERROR
     assert f"{first.name} is missing, and layers 0:5 read" in running.log(0)
     running.stop()
+
+
+@pytest.mark.parametrize(
+    ("model", "fault", "sentence"),
+    [
+        ("tests/none", None, "tests/none is neither a folder here nor a model on the Hugging Face hub"),
+        (
+            MODEL,
+            Fault.GATED,
+            f"{MODEL} asks you to accept its licence: do so on https://huggingface.co/{MODEL}",
+        ),
+    ],
+)
+def test_a_head_without_a_model_ends_with_the_reason(
+    model: str, fault: Fault | None, sentence: str, tmp_path: Path, hub: HubServer
+) -> None:
+    if fault is not None:
+        hub.trouble(fault, "api")
+    path = write_cluster(tmp_path, model, node())
+    env = {key: value for key, value in homes(tmp_path, hub, {0: "home"})[0].items() if value is not None}
+    ended = run_node("--rank", 0, "--config", path, "--no-api", env=env)
+    assert ended.code == EXIT_ERROR
+    assert sentence in ended.sentence

@@ -27,9 +27,8 @@ from cluster.api_process import FAILED, READY
 from cluster.arguments import Parser
 from cluster.config import ClusterConfig, is_loopback, load_config
 from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, UserError
-from cluster.lan_copy import PeerSource
+from cluster.lan_copy import find_as_the_head
 from cluster.tokenizer import load_tokenizer
-from shard_loader.hub import find_model
 
 STOP_S = 1  # for open streams to end in, once they have been told
 
@@ -127,9 +126,7 @@ def _serve(config: ClusterConfig, head_address: str, has_parent_pipe: bool) -> i
 
     def load() -> None:
         try:
-            head = PeerSource("the head", head_address, config.token())
-            model_dir = find_model(config.model, config.model_dir_base, peers=[head]).folder
-            head.close()
+            model_dir = find_as_the_head(config, head_address, config.token()).folder
             tokenizer = load_tokenizer(model_dir)
             tokenizer.warm_up()
             service.use(tokenizer, SamplingDefaults.read(model_dir))
