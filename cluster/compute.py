@@ -25,6 +25,7 @@ from proto import ring_pb2
 from proto.codec import Tensor
 from shard_loader.adapters import load_adapters
 from shard_loader.shard import ShardError
+from shard_loader.shard_cache import CacheSettings
 from shard_loader.weights import AS_IT_IS, WeightsError, load_shard
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class LoadWork:
     need: MemoryNeed | None = None
     options: LoadOptions = AS_IT_IS
     adapters: tuple[AdapterFiles, ...] = ()
+    cache: CacheSettings | None = None
 
 
 @dataclass(slots=True)
@@ -178,6 +180,11 @@ class ComputeThread:
 
         mx.reset_peak_memory()
         shard = load_shard(
-            work.model_dir, work.start, work.stop, options=work.options, on_progress=on_progress
+            work.model_dir,
+            work.start,
+            work.stop,
+            options=work.options,
+            cache=work.cache,
+            on_progress=on_progress,
         )
         self.engine = Engine(shard, load_adapters(shard, work.adapters))

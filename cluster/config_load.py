@@ -10,8 +10,9 @@ from typing import Any
 from cluster.config_read import Table
 from planner.load_options import DTYPES, MODES, LoadOptions, Quantization
 
-LOAD_KEYS = ("quantize", "dtype", "kv_bits", "adapters")
+LOAD_KEYS = ("quantize", "dtype", "cache", "cache_dir", "cache_gb", "kv_bits", "adapters")
 QUANTIZE_KEYS = ("bits", "group_size", "mode")
+MAX_GB = 10**6
 ADAPTER_KEYS = ("name", "path")
 _NAME = re.compile(r"[\w.:@/ +-]{1,128}")
 
@@ -30,6 +31,9 @@ class LoadConfig:
 
     quantize: Quantization | None = None
     dtype: str | None = None
+    cache: bool | None = None  # None: where it saves time
+    cache_dir: str | None = None
+    cache_gb: float | None = None
     kv_bits: int | None = None
     adapters: tuple[AdapterConfig, ...] = ()
 
@@ -39,8 +43,8 @@ class LoadConfig:
         return LoadOptions(self.quantize, self.dtype)
 
     def shared(self) -> dict[str, Any]:
-        """What all nodes must agree on, for the digest: no paths of one machine."""
-        values = asdict(self)
+        """What all nodes must agree on, for the digest: nothing of one machine's disks."""
+        values = {key: value for key, value in asdict(self).items() if not key.startswith("cache")}
         for adapter in values["adapters"]:
             if Path(adapter["path"]).is_absolute():
                 adapter["path"] = Path(adapter["path"]).name
@@ -51,9 +55,13 @@ def read_load(table: Table, model: str) -> LoadConfig:
     """`model`: the configured one, whose names no adapter may take. Raises ConfigError."""
     if "kv_bits" in table:
         raise table.error("kv_bits", "is not supported by this version: use null")
+    cache = table.take_bool("cache", False) if "cache" in table else None
     return LoadConfig(
         quantize=_read_quantize(table),
         dtype=table.take_choice("dtype", DTYPES, "") or None,
+        cache=cache,
+        cache_dir=table.take_str("cache_dir"),
+        cache_gb=table.take_number("cache_gb", MAX_GB),
         adapters=_read_adapters(table, model),
     )
 

@@ -24,6 +24,7 @@ from planner.headers import model_digest
 from planner.plan import Plan
 from proto import control_pb2, ring_pb2
 from proto.codec import Tensor
+from shard_loader.shard_cache import CacheSettings
 
 logger = logging.getLogger(__name__)
 
@@ -249,9 +250,10 @@ class Node:
     def _load_work(
         self, epoch: int, model_dir: Path, layers: tuple[int, int], need: MemoryNeed | None
     ) -> LoadWork:
-        config = self.config
+        config, load = self.config, self.config.load
+        cache = CacheSettings.of(load.cache, load.cache_dir, load.cache_gb)
         return LoadWork(
-            epoch, model_dir, self.model_digest, *layers, need, config.load.options, config.adapters
+            epoch, model_dir, self.model_digest, *layers, need, load.options, config.adapters, cache
         )
 
     # -- callbacks ----------------------------------------------------------------------------------------

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
+os.environ["MACRAME_CACHE"] = tempfile.mkdtemp(prefix="macrame-cache-")  # never the user's own
+atexit.register(shutil.rmtree, os.environ["MACRAME_CACHE"], ignore_errors=True)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 for secret in ("MACRAME_TOKEN", "MACRAME_API_KEYS", "MACRAME_FAULT"):
