@@ -26,6 +26,7 @@ from proto import ring_pb2
 from proto.codec import Tensor
 from shard_loader.adapters import load_adapters
 from shard_loader.shard import ShardError
+from shard_loader.shard_cache import CacheSettings
 from shard_loader.sources import FetchStoppedError, HubError
 from shard_loader.weights import AS_IT_IS, WeightsError, load_shard
 
@@ -55,6 +56,7 @@ class LoadWork:
     need: MemoryNeed | None = None
     options: LoadOptions = AS_IT_IS
     adapters: tuple[AdapterFiles, ...] = ()
+    cache: CacheSettings | None = None
     kv: KvQuantization | None = None
     # Gets the bytes that are missing and returns the folder; None: the folder is complete.
     fetch: Callable[[Callable[[int, int], None], threading.Event], Path] | None = None
@@ -211,7 +213,14 @@ class ComputeThread:
             self._tick()
 
         mx.reset_peak_memory()
-        shard = load_shard(model_dir, work.start, work.stop, options=work.options, on_progress=on_progress)
+        shard = load_shard(
+            model_dir,
+            work.start,
+            work.stop,
+            options=work.options,
+            cache=work.cache,
+            on_progress=on_progress,
+        )
         if work.kv is not None:
             shard.quantize_kv(work.kv)
         self.engine = Engine(shard, load_adapters(shard, work.adapters))

@@ -11,8 +11,18 @@ from cluster.config_read import Table
 from planner.kv_quant import KV_BITS, KV_GROUP_SIZES, KvQuantization
 from planner.load_options import DTYPES, MODES, LoadOptions, Quantization
 
-LOAD_KEYS = ("quantize", "dtype", "kv_bits", "kv_group_size", "adapters")
+LOAD_KEYS = (
+    "quantize",
+    "dtype",
+    "cache",
+    "cache_dir",
+    "cache_gb",
+    "kv_bits",
+    "kv_group_size",
+    "adapters",
+)
 QUANTIZE_KEYS = ("bits", "group_size", "mode")
+MAX_GB = 10**6
 ADAPTER_KEYS = ("name", "path")
 _NAME = re.compile(r"[\w.:@/ +-]{1,128}")
 
@@ -31,6 +41,9 @@ class LoadConfig:
 
     quantize: Quantization | None = None
     dtype: str | None = None
+    cache: bool | None = None  # None: where it saves time
+    cache_dir: str | None = None
+    cache_gb: float | None = None
     kv_bits: int | None = None
     kv_group_size: int = 64
     adapters: tuple[AdapterConfig, ...] = ()
@@ -46,8 +59,8 @@ class LoadConfig:
         return None if self.kv_bits is None else KvQuantization(self.kv_bits, self.kv_group_size)
 
     def shared(self) -> dict[str, Any]:
-        """What all nodes must agree on, for the digest: no paths of one machine."""
-        values = asdict(self)
+        """What all nodes must agree on, for the digest: nothing of one machine's disks."""
+        values = {key: value for key, value in asdict(self).items() if not key.startswith("cache")}
         for adapter in values["adapters"]:
             if Path(adapter["path"]).is_absolute():
                 adapter["path"] = Path(adapter["path"]).name
@@ -65,11 +78,15 @@ def read_load(table: Table, model: str) -> LoadConfig:
     ):
         if value is not None and value not in known:
             raise table.error(key, f"must be one of {', '.join(map(str, known))}")
+    cache = table.take_bool("cache", False) if "cache" in table else None
     return LoadConfig(
         kv_bits=kv_bits,
         kv_group_size=kv_group_size,
         quantize=_read_quantize(table),
         dtype=table.take_choice("dtype", DTYPES, "") or None,
+        cache=cache,
+        cache_dir=table.take_str("cache_dir"),
+        cache_gb=table.take_number("cache_gb", MAX_GB),
         adapters=_read_adapters(table, model),
     )
 

@@ -26,6 +26,7 @@ from planner.headers import model_digest
 from planner.plan import Plan
 from proto import control_pb2, ring_pb2
 from proto.codec import Tensor
+from shard_loader.shard_cache import CacheSettings
 
 logger = logging.getLogger(__name__)
 
@@ -198,6 +199,7 @@ class Node:
             need=need,
             options=load.options,
             adapters=self.config.adapters,
+            cache=CacheSettings.of(load.cache, load.cache_dir, load.cache_gb),
             kv=load.kv,
             fetch=fetch,
         )

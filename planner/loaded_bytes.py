@@ -19,9 +19,21 @@ _FLOATS = ("F16", "BF16", "F32", "F8_E4M3")
 _ROUTER = re.compile(r"(router(\.(gate|proj|layer))?|\.gate(\.gate_proj|\.proj)?|classifier)\.weight$")
 _NOT_LINEAR = re.compile(r"conv|norm|e_score|\.A_log|\.dt_bias|rotary|\.bias$|res_proj|position_ids")
 _EIGHT_BITS = Quantization(8, 64)
-# Architectures whose projections keep 8 bits whatever is asked for.
-_SENSITIVE = ("granite", "granitemoe", "granitemoehybrid")
-_SENSITIVE_NAMES = ("self_attn.o_proj.weight", "mlp.down_proj.weight", "lm_head.weight")
+_NONE = re.compile(r"(?!)")
+# Model type -> what is packed with 8 bits whatever is asked for, and what is not packed.
+_EXCEPTIONS: dict[str, tuple[re.Pattern[str], re.Pattern[str]]] = {
+    "granite": (re.compile(r"(self_attn\.o_proj|mlp\.down_proj|^lm_head)\.weight$"), _NONE),
+    "granitemoe": (re.compile(r"(self_attn\.o_proj|mlp\.down_proj|^lm_head)\.weight$"), _NONE),
+    "rwkv7": (re.compile(r"lora\.2|embeddings"), _NONE),
+    "bailing_hybrid": (_NONE, re.compile(r"attention\.(kv_b_proj|embed_q|unembed_out)")),
+    "bailing_moe_v3": (
+        _NONE,
+        re.compile(
+            r"word_embeddings|^lm_head|attention\.(q_a_proj|q_b_proj|kv_a_proj|kv_b_proj|embed_q|unembed|b_proj)"
+        ),
+    ),
+    "muse_spark": (_NONE, re.compile(r"^(?!.*mlp\.experts)")),
+}
 
 
 class LoadedBytes:
@@ -41,7 +53,7 @@ class LoadedBytes:
         found = config.get("quantization") or config.get("quantization_config")
         self._quantization: Mapping[str, Any] = found if isinstance(found, dict) else {}
         self._cast_to = options.cast_to(config)
-        self._is_sensitive = config.get("model_type") in _SENSITIVE
+        self._eight, self._kept = _EXCEPTIONS.get(str(config.get("model_type")), (_NONE, _NONE))
         if options.quantize is not None and (
             is_packed(config) or any(tensor.endswith(".scales") for tensor in headers)
         ):
@@ -90,6 +102,8 @@ class LoadedBytes:
         wanted, name = self._quantize, header.name
         if wanted is None or len(header.shape) < 2 or _NOT_LINEAR.search(name):
             return None
+        if self._kept.search(name):
+            return None
         if not name.endswith(".weight") and "experts" not in name:
             return None
         if header.shape[-1] % wanted.group_size:
@@ -98,6 +112,6 @@ class LoadedBytes:
             stem = name.removesuffix(".weight")
             has_bias = any(f"{stem}.{key}" in self._headers for key in ("e_score_correction_bias",))
             return None if has_bias else _EIGHT_BITS
-        if self._is_sensitive and name.endswith(_SENSITIVE_NAMES):
+        if self._eight.search(name):
             return _EIGHT_BITS
         return wanted

@@ -18,7 +18,7 @@ from mlx_lm.models.mla import MultiLinear
 from mlx_lm.models.switch_layers import SwitchLinear
 
 from planner.load_options import LoadOptions, Quantization
-from shard_loader.origins import InFile, Origin, Origins
+from shard_loader.origins import InFile, Origin, Origins, Stack
 
 SMALL_BYTES = 1 << 20  # what is computed but smaller than this is evaluated with its layer
 
@@ -32,11 +32,20 @@ class Making:
     """Parameters that are made together: a weight, or a quantised one with its scales and biases.
 
     outputs: the model's own lazy arrays. origin: what they are made of, in blocks of rows; None: as their
-    graph says. transform: one block of rows to the same rows of each output.
+    graph says. transform: one block of rows to the same rows of each output; None: they stay as they are.
     """
 
-    def __init__(self, outputs: tuple[mx.array, ...], origin: Origin | None, transform: Transform) -> None:
+    def __init__(
+        self, outputs: tuple[mx.array, ...], origin: Origin | None, transform: Transform | None
+    ) -> None:
         self.outputs, self._origin, self._transform = outputs, origin, transform
+
+    @property
+    def is_computed(self) -> bool:
+        """It takes more than reading each part into its place."""
+        return self._transform is not None or not (
+            isinstance(self._origin, Stack) and self._origin.is_in_files
+        )
 
     def make(self) -> None:
         """Evaluates the outputs; beside their bytes little more than one block is in memory."""
@@ -46,15 +55,22 @@ class Making:
         mx.eval(self.outputs)
 
     def _make_of(self, origin: Origin) -> None:
-        outputs = self.outputs
+        outputs, transform = self.outputs, self._transform
         shapes = [(out.size // out.shape[-1], out.shape[-1]) for out in outputs]
         for out in outputs:
             out[:] = mx.zeros(out.shape, out.dtype)  # lets go of the graph, which would hold all that is read
+        if transform is None and isinstance(origin, Stack):
+            target = mx.zeros(outputs[0].shape, outputs[0].dtype)
+            if origin.read_into(target):
+                outputs[0][:] = target
+                return
+            del target
+        transform = transform or _caster(None)
         made: list[mx.array] = []
         row = 0
         for block in origin.rows():
             while block:
-                results = self._transform(block.pop(0))
+                results = transform(block.pop(0))
                 stop = row + results[0].shape[0]
                 if stop == shapes[0][0] and not made:  # all in one piece
                     made = [*results]
@@ -92,6 +108,10 @@ class Workshop:
         """How a parameter is made; None for one in the files as it is, or too small to matter."""
         return self._makings.get(id(array))
 
+    def forget(self) -> None:
+        """Nothing is to be made: all of it was found in the cache."""
+        self._makings.clear()
+
     def prepare(self, model: nn.Module, config: Mapping[str, Any], options: LoadOptions) -> None:
         """Casts and quantises the model's lazy parameters, and notes how they are to be made.
 
@@ -106,7 +126,7 @@ class Workshop:
             if step is None or array.nbytes < SMALL_BYTES or id(array) in self._makings:
                 continue
             if step.dtype is not None or not isinstance(step.origin, InFile):
-                self._note((array,), step.origin, _caster(step.dtype))
+                self._note((array,), step.origin, None if step.dtype is None else _caster(step.dtype))
         self._steps.clear()
         self._origins.keep({})
 
@@ -145,7 +165,9 @@ class Workshop:
             packed = _quantizer(dtype, module.group_size, module.bits, module.mode)
             self._note(tuple(module[name] for name in names), origin, packed)
 
-    def _note(self, outputs: tuple[mx.array, ...], origin: Origin | None, transform: Transform) -> None:
+    def _note(
+        self, outputs: tuple[mx.array, ...], origin: Origin | None, transform: Transform | None
+    ) -> None:
         making = Making(outputs, origin, transform)
         self._makings.update((id(array), making) for array in outputs)
 

@@ -8,6 +8,8 @@ Threads: everything here runs on the calling thread, which must be the compute t
 
 from __future__ import annotations
 
+import gc
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,17 @@ from mlx_lm.utils import _get_classes, load_model
 from planner.headers import read_checkpoint
 from planner.load_options import LoadOptions
 from shard_loader.absent import Absent
+from shard_loader.cache_io import CorruptEntryError, keeping
 from shard_loader.making import Making, Workshop
 from shard_loader.origins import Origins
 from shard_loader.shard import Shard
+from shard_loader.shard_cache import CacheSettings, entry_key
 
 # One evaluation loads at most this much at once (Metal ends command buffers of about 5 s), and never more
 # than one layer: five would do for the watchdog, one keeps the progress bar honest and costs nothing.
 MAX_GROUP_BYTES = 2 * 10**9
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 AS_IT_IS = LoadOptions()
@@ -43,37 +49,70 @@ def load_shard(
     stop: int,
     *,
     options: LoadOptions = AS_IT_IS,
+    cache: CacheSettings | None = None,
     on_progress: Progress | None = None,
 ) -> Shard:
     """Loads layers [start, stop) of the checkpoint in `model_dir`, with embedding or head where the range
     needs them.
 
+    cache: where to keep what is made of the checkpoint, and to find it again; None: nowhere.
     on_progress(loaded_bytes, total_bytes) is called first with 0 and then after each piece. Raises
     planner.headers.ModelFilesError for a truncated file, WeightsError for a missing, unexpected or misshapen
     tensor, for own tensors of a file that is not here or of bytes not fetched, for an unknown architecture or
     options that do not suit the checkpoint, ShardError for a range that the model cannot be cut to.
     """
-    absent = Absent(model_dir)
-    model, workshop = build(model_dir, options, absent.intake)
-    shard = Shard(model, start, stop)
-    if reason := absent.refusal(shard.ownership.groups, start, stop):
-        raise WeightsError(reason)
-    total_bytes = shard.footprint.total_bytes
-    report = on_progress or (lambda loaded, total: None)
-    loaded_bytes = 0
-    report(0, total_bytes)
-    for group in shard.ownership.groups:
-        for portion in _portions(group, workshop):
-            if isinstance(portion, Making):
-                portion.make()
-                loaded_bytes += sum(array.nbytes for array in portion.outputs)
-            else:
-                mx.eval(portion)
-                loaded_bytes += sum(array.nbytes for array in portion)
-            report(loaded_bytes, total_bytes)
+    shard, report = None, on_progress or (lambda loaded, total: None)
+    try:
+        shard = _load(model_dir, (start, stop), options, cache, report)
+    except CorruptEntryError as error:
+        logger.warning("a cache entry is removed and made again: %s", error)
+    if shard is None:  # here, where the error and all that it holds are gone
+        gc.collect()
         mx.clear_cache()
+        shard = _load(model_dir, (start, stop), options, cache, report)
     shard.warm_up()
     mx.clear_cache()
+    return shard
+
+
+def _load(
+    model_dir: Path,
+    layers: tuple[int, int],
+    options: LoadOptions,
+    cache: CacheSettings | None,
+    report: Progress,
+) -> Shard:
+    """The shard with all its parameters evaluated. Raises CorruptEntryError once the entry is removed."""
+    absent = Absent(model_dir)
+    model, workshop = build(model_dir, options, absent.intake)
+    shard = Shard(model, *layers)
+    groups = shard.ownership.groups
+    if reason := absent.refusal(groups, *layers):
+        raise WeightsError(reason)
+    made = {
+        name: array
+        for group in groups
+        for name, array in group.items()
+        if (making := workshop.making_of(array)) is not None
+        and (making.is_computed or (cache is not None and cache.is_on))
+    }
+    total_bytes, loaded_bytes = shard.footprint.total_bytes, 0
+    report(0, total_bytes)
+    with keeping(cache, made, total_bytes, lambda: entry_key(model_dir, layers, options)) as keeper:
+        if keeper.is_reading:
+            workshop.forget()
+        for group in groups:
+            for portion in _portions(group, workshop):
+                if isinstance(portion, Making):
+                    portion.make()
+                    mx.clear_cache()  # its blocks have another size than the next one's
+                    loaded_bytes += sum(array.nbytes for array in portion.outputs)
+                else:
+                    mx.eval(portion)
+                    loaded_bytes += sum(array.nbytes for array in portion)
+                report(loaded_bytes, total_bytes)
+            keeper.take(group)
+            mx.clear_cache()
     return shard
 
 

@@ -38,10 +38,14 @@ def test_quantize(part: Any, expected: Quantization | None, tmp_path: Path) -> N
 def test_the_rest_is_read(tmp_path: Path) -> None:
     part = {
         "dtype": "bfloat16",
+        "cache": False,
+        "cache_dir": "/x",
+        "cache_gb": 20,
         "adapters": [{"name": "sql", "path": "adapters/sql"}, {"name": "me/poet:v2", "path": "/a/poet"}],
     }
     config = load(tmp_path, part).load
     assert config.options == LoadOptions(dtype="bfloat16")
+    assert (config.cache, config.cache_dir, config.cache_gb) == (False, "/x", 20.0)
     assert [(a.name, a.path) for a in config.adapters] == [("sql", "adapters/sql"), ("me/poet:v2", "/a/poet")]
 
 
@@ -59,6 +63,8 @@ WRONG: list[tuple[Any, str]] = [
     ({"quantize": {"mode": "mxfp5"}}, r'mode = "mxfp5" must be one of affine, mxfp4, mxfp8, nvfp4, the near'),
     ({"quantize": {"bit": 4}}, r'load\.quantize: unknown key "bit" .* nearest known key is "bits"'),
     ({"dtype": "fp16"}, r'load\.dtype = "fp16" must be one of bfloat16, float16, float32'),
+    ({"cache": "yes"}, r'load\.cache = "yes" must be true or false'),
+    ({"cache_gb": 0}, r"load\.cache_gb = 0 must be a number above 0"),
     ({"adapters": ["a"]}, r'load\.adapters\[0\] = "a" must be a mapping'),
     ({"adapters": [{"path": "a"}]}, r"load\.adapters\[0\]\.name is missing: it must name the adapter"),
     ({"adapters": [{"name": "a\tb", "path": "a"}]}, r"adapters\[0\]\.name"),
@@ -90,5 +96,6 @@ def test_the_digest_covers_what_changes_tokens_and_no_disk(tmp_path: Path) -> No
     plain = load(tmp_path, {}).digest
     assert load(tmp_path, {"quantize": {}}).digest != plain
     assert load(tmp_path, {"dtype": "float16"}).digest != plain
+    assert load(tmp_path, {"cache": True, "cache_dir": "/x", "cache_gb": 3}).digest == plain
     here, there = ({"adapters": [{"name": "a", "path": f"/{folder}/a"}]} for folder in ("here", "there"))
     assert load(tmp_path, here).digest == load(tmp_path, there).digest != plain

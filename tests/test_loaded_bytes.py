@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten, tree_map
+from mlx_lm.utils import _get_classes, quantize_model
 
 from cluster.dry_run import main
+from planner.headers import ModelFilesError, TensorHeader
 from planner.load_options import LoadOptions, Quantization
-from planner.model_profile import read_model_profile
+from planner.loaded_bytes import LoadedBytes
+from planner.model_profile import profile_model, read_model_profile
 from shard_loader.weights import load_shard
+from tests.real_configs import REAL_CONFIGS
 from tests.tiny_models import write_checkpoint
 
 NUM_LAYERS = 3
@@ -83,3 +89,90 @@ def test_quantising_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     path.write_text(json.dumps({"model": str(model), "nodes": [node], "load": {"quantize": {}}}))
     assert main(["--config", str(path)]) == 3
     assert "is quantised already: remove load.quantize" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name", "bits"),
+    [
+        ("granite", "model.layers.0.mlp.down_proj.weight", 8.5),
+        ("granite", "model.layers.0.mlp.up_proj.weight", 4.5),
+        ("granite", "lm_head.weight", 8.5),
+        ("rwkv7", "model.embeddings.weight", 8.5),
+        ("bailing_hybrid", "model.layers.0.attention.kv_b_proj.weight", 16),
+        ("qwen3_moe", "model.layers.0.mlp.gate.weight", 8.5),
+        ("llama", "model.layers.0.mlp.gate_proj.weight", 4.5),
+        ("llama", "model.layers.0.input_layernorm.weight", 16),
+        ("jamba", "model.layers.0.mamba.conv1d.weight", 16),
+        ("jamba", "model.layers.0.mamba.A_log", 16),
+    ],
+)
+def test_what_mlx_lms_models_except_is_counted_so(model_type: str, name: str, bits: float) -> None:
+    header = TensorHeader(name, "BF16", (256, 128), "model.safetensors", 0, 256 * 128 * 2)
+    options = LoadOptions(Quantization.of("affine"))
+    found = LoadedBytes({name: header}, {"model_type": model_type}, "m", options)
+    assert found.bytes_of(header) * 8 == bits * 256 * 128
+
+
+def test_a_router_with_a_correction_is_no_linear() -> None:
+    name = "model.layers.3.mlp.gate"
+    router = TensorHeader(f"{name}.weight", "BF16", (256, 128), "f", 0, 256 * 128 * 2)
+    bias = TensorHeader(f"{name}.e_score_correction_bias", "F32", (256,), "f", 0, 1024)
+    headers = {header.name: header for header in (router, bias)}
+    found = LoadedBytes(headers, {}, "m", LoadOptions(Quantization.of("affine")))
+    assert found.bytes_of(router) == router.nbytes
+
+
+def test_fp8_is_widened_and_then_packed() -> None:
+    weight = TensorHeader("a.weight", "F8_E4M3", (256, 128), "f", 0, 256 * 128)
+    scale = TensorHeader("a.weight_scale_inv", "F32", (2, 1), "f", 0, 8)
+    headers = {header.name: header for header in (weight, scale)}
+    config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    for options, expected in ((LoadOptions(), 2.0), (LoadOptions(Quantization.of("affine")), 0.5625)):
+        found = LoadedBytes(headers, config, "m", options)
+        assert (found.bytes_of(weight), found.bytes_of(scale)) == (expected * 256 * 128, 0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"quantization": {"bits": 4, "group_size": 64}},
+        {"quantization_config": {"quant_method": "mxfp4"}},
+        {"quantization_config": {"quant_method": "awq", "bits": 4}},
+        {"text_config": {"quantization_config": {"quant_method": "compressed-tensors"}}},
+        {"quantization_config": {"quant_method": "fp8", "scale_fmt": "ue8m0", "weight_block_size": [32, 32]}},
+    ],
+)
+def test_packed_formats_are_not_packed_again(config: dict[str, Any]) -> None:
+    with pytest.raises(ModelFilesError, match=r"^m is quantised already: remove load\.quantize"):
+        LoadedBytes({}, config, "m", LoadOptions(Quantization.of("affine")))
+    LoadedBytes({}, config, "m", LoadOptions(dtype="float16"))
+
+
+def real_parameters(config: dict[str, Any]) -> tuple[dict[str, TensorHeader], int]:
+    """The headers of a model of a published config in bf16, and its bytes quantised; all of it lazy."""
+    model_class, args_class = _get_classes(config=config)
+    model = model_class(args_class.from_dict(copy.deepcopy(config)))
+    model.update(
+        tree_map(
+            lambda a: a.astype(mx.bfloat16) if mx.issubdtype(a.dtype, mx.floating) else a, model.parameters()
+        )
+    )
+    headers = {
+        name: TensorHeader(name, "BF16", tuple(array.shape), "f", 0, array.nbytes)
+        for name, array in tree_flatten(model.parameters())
+    }
+    quantize_model(model, {}, 64, 4)
+    return headers, sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+
+
+# The other configs want a checkpoint of another layout than their parameters.
+REAL = sorted(set(REAL_CONFIGS) - {"gemma3", "gemma3n", "gemma3_text"})
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("arch", REAL)
+def test_published_shapes_are_predicted_as_mlx_lm_packs_them(arch: str) -> None:
+    config = {key: value for key, value in REAL_CONFIGS[arch].items() if not key.startswith("quant")}
+    headers, packed_bytes = real_parameters(config)
+    predicted = profile_model(config, headers, arch, LoadOptions(Quantization.of("affine"))).full_bytes
+    assert predicted == pytest.approx(packed_bytes, rel=0.002)

@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.convert import convert
 from mlx_lm.utils import load_model
 
-from planner.headers import ModelFilesError
+from planner.headers import ModelFilesError, read_headers
 from planner.load_options import LoadOptions, Quantization
 from planner.model_profile import read_model_profile
 from shard_loader import making, origins
@@ -116,3 +116,46 @@ def test_a_quantised_checkpoint_may_be_cast(tmp_path: Path) -> None:
         mx.bfloat16,
         mx.uint32,
     }
+
+
+def test_experts_are_read_right_into_their_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Little more than the shard is ever in memory, and no expert is read twice or through MLX."""
+    monkeypatch.setattr(making, "SMALL_BYTES", 1000)
+    read: list[tuple[str, int]] = []
+    read_into = origins.InFile.read_into
+
+    def counted(self: origins.InFile, view: memoryview, offset: int = 0) -> None:
+        read.append((self.header.name, len(view)))
+        read_into(self, view, offset)
+
+    monkeypatch.setattr(origins.InFile, "read_into", counted)
+    source = write_checkpoint("qwen3_moe", tmp_path, num_layers=NUM_LAYERS, unstack_experts=True)
+    headers = {n: h for n, h in read_headers(source).items() if ".layers.1." in n and ".experts." in n}
+    shard = load_shard(source, 1, 2)
+    assert sorted(read) == sorted((name, header.nbytes) for name, header in headers.items())
+    whole = load_model(source)[0]
+    for part in ("gate_proj", "up_proj", "down_proj"):
+        expected = whole.layers[1].mlp.switch_mlp[part].weight
+        name = f"model.layers.1.mlp.switch_mlp.{part}.weight"
+        assert mx.array_equal(shard.ownership.layers[0][name], expected).item()
+
+
+def test_an_expert_that_ends_too_early_is_named(tmp_path: Path) -> None:
+    source = write_checkpoint("qwen3_moe", tmp_path, num_layers=1, unstack_experts=True)
+    header = next(h for n, h in read_headers(source).items() if n.endswith("experts.3.up_proj.weight"))
+    part = origins.InFile(source / header.file, header, mx.zeros(header.shape))
+    with (source / header.file).open("r+b") as file:
+        file.truncate(header.start + 100)
+    with pytest.raises(ModelFilesError, match=r"is truncated: .*experts\.3\.up_proj\.weight ends too early$"):
+        part.read_into(memoryview(bytearray(header.nbytes)))
+
+
+def test_where_memory_is_not_the_processors_mlx_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(making, "SMALL_BYTES", 1000)
+    monkeypatch.setattr(origins, "can_write_memory", lambda: False)
+    source = write_checkpoint("qwen3_moe", tmp_path / "m", num_layers=NUM_LAYERS, unstack_experts=True)
+    expected = converted(source, tmp_path / "q", quantize=True, q_bits=4)
+    check(source, LoadOptions(Quantization.of("affine")), expected, [1])
+    check(source, LoadOptions(), dict(tree_flatten(load_model(source)[0].parameters())), [1])

@@ -36,9 +36,15 @@ def test_quantised_on_load_over_three_nodes_equals_mlx_lm_convert(tmp_path: Path
         "qwen3_moe", tmp_path / "model", num_layers=NUM_LAYERS, unstack_experts=True, overrides=wide
     )
     convert(str(model), str(tmp_path / "q"), quantize=True, q_bits=8, q_group_size=32)
-    load = {"quantize": {"bits": 8, "group_size": 32}}
+    load = {"quantize": {"bits": 8, "group_size": 32}, "cache_dir": str(tmp_path / "cache")}
     with RingProcesses(tmp_path, model, LAYERS, load=load) as ring:
         status = ring.wait_ok()
+        check(ring, tmp_path / "q")
+        assert len(list((tmp_path / "cache").glob("*/manifest.json"))) == len(LAYERS)
+        ring.kill(1)
+        ring.wait_status(lambda s: s.status != "ok")
+        ring.start(1)  # its layers come from the cache now
+        ring.wait_ok()
         check(ring, tmp_path / "q")
         plan = Plan.from_json(status.plan_json)
         measured = {r.rank: r.node.footprint for r in ring.wait_status(lambda s: len(s.ranks) == 3).ranks}
