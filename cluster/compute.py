@@ -5,7 +5,6 @@ Everything reaches it through one queue, in order. Other threads only read its c
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
 import time
@@ -23,6 +22,7 @@ from planner.kv_quant import KvQuantization
 from proto import ring_pb2
 from proto.codec import Tensor
 from shard_loader.shard import ShardError
+from shard_loader.trim import trim_memory
 from shard_loader.weights import WeightsError, load_shard
 
 logger = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class ComputeThread:
                 self.activity = "loading"
                 self._load(work)
             elif isinstance(work, TrimWork):
-                mx.clear_cache()
+                trim_memory()
             else:
                 self.activity = "computing"
                 if step_delay_s:
@@ -156,8 +156,7 @@ class ComputeThread:
                 self.engine.drop_sessions()
             if self._loaded != wanted:
                 self.engine, self._loaded = None, None
-                gc.collect()
-                mx.clear_cache()
+                trim_memory()
                 if work.start < work.stop:
                     self._load_shard(work)
                 self._loaded = wanted
@@ -185,4 +184,5 @@ class ComputeThread:
         shard = load_shard(work.model_dir, work.start, work.stop, on_progress=on_progress)
         if work.kv is not None:
             shard.quantize_kv(work.kv)
+        trim_memory()
         self.engine = Engine(shard)
