@@ -5,6 +5,7 @@ Everything reaches it through one queue, in order. Other threads only read its c
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
@@ -156,6 +157,7 @@ class ComputeThread:
                 self.engine.drop_sessions()
             if self._loaded != wanted:
                 self.engine, self._loaded = None, None
+                gc.collect()
                 trim_memory()
                 if work.start < work.stop:
                     self._load_shard(work)

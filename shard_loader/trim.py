@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import sys
 
 import mlx.core as mx
@@ -14,7 +13,6 @@ def trim_memory() -> None:
 
     glibc keeps those of blocks below 32 MB, which most tensors are: malloc_trim(3), mallopt(3).
     """
-    gc.collect()
     mx.clear_cache()
     if sys.platform == "linux":
         release = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none

@@ -6,6 +6,7 @@ bytes that the process asked the kernel to read, from the page cache or from the
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -68,6 +69,7 @@ def _measure(folder: Path, start: int, stop: int) -> dict[str, Any]:
         "open": [path for path in _open_files() if path.endswith(".safetensors")],
     }
     del shard
+    gc.collect()
     trim_memory()
     return found | {
         "headers": sum(map(_header_bytes, folder.glob("*.safetensors"))),
