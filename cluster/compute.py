@@ -28,6 +28,7 @@ from shard_loader.adapters import load_adapters
 from shard_loader.shard import ShardError
 from shard_loader.shard_cache import CacheSettings
 from shard_loader.sources import FetchStoppedError, HubError
+from shard_loader.trim import trim_memory
 from shard_loader.weights import AS_IT_IS, WeightsError, load_shard
 
 logger = logging.getLogger(__name__)
@@ -146,7 +147,7 @@ class ComputeThread:
                 self.activity = "loading"
                 self._load(work)
             elif isinstance(work, TrimWork):
-                mx.clear_cache()
+                trim_memory()
             else:
                 self.activity = "computing"
                 if step_delay_s:
@@ -180,7 +181,7 @@ class ComputeThread:
             if self._loaded != wanted:
                 self.engine, self._loaded = None, None
                 gc.collect()
-                mx.clear_cache()
+                trim_memory()
                 if work.start < work.stop:
                     self._load_shard(work)
                 self._loaded = wanted
@@ -223,7 +224,9 @@ class ComputeThread:
         )
         if work.kv is not None:
             shard.quantize_kv(work.kv)
-        self.engine = Engine(shard, load_adapters(shard, work.adapters))
+        adapters = load_adapters(shard, work.adapters)
+        trim_memory()
+        self.engine = Engine(shard, adapters)
 
     def _fetch(
         self, work: LoadWork, fetch: Callable[[Callable[[int, int], None], threading.Event], Path]

@@ -6,7 +6,7 @@ bytes never pass through the protobuf runtime, and the whole is still a valid Fr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -53,7 +53,7 @@ class Tensor:
 
     dtype: str  # a key of ITEM_BYTES
     shape: tuple[int, ...]
-    data: bytes | memoryview  # prod(shape) * ITEM_BYTES[dtype] bytes
+    data: bytes | memoryview  # of single bytes: prod(shape) * ITEM_BYTES[dtype]
 
 
 def encode(frame: ring_pb2.Frame, tensors: Sequence[Tensor] = ()) -> list[bytes]:
@@ -81,11 +81,9 @@ def encode(frame: ring_pb2.Frame, tensors: Sequence[Tensor] = ()) -> list[bytes]
         return [message]
     if total <= PART_BYTES:
         return [_append_payload(frame, [tensor.data for tensor in tensors])]
-    joined = memoryview(
-        tensors[0].data if len(tensors) == 1 else b"".join(tensor.data for tensor in tensors)
-    ).cast("B")
-    messages = [_append_payload(frame, [joined[:PART_BYTES]])]
-    for offset in range(PART_BYTES, total, PART_BYTES):
+    parts = _parts(tensors)
+    messages = [_append_payload(frame, next(parts))]
+    for offset, chunks in zip(range(PART_BYTES, total, PART_BYTES), parts, strict=True):
         part = ring_pb2.Frame(
             kind=ring_pb2.PART,
             epoch=frame.epoch,
@@ -93,8 +91,24 @@ def encode(frame: ring_pb2.Frame, tensors: Sequence[Tensor] = ()) -> list[bytes]
             payload_total_bytes=total,
             payload_offset_bytes=offset,
         )
-        messages.append(_append_payload(part, [joined[offset : offset + PART_BYTES]]))
+        messages.append(_append_payload(part, chunks))
     return messages
+
+
+def _parts(tensors: Sequence[Tensor]) -> Iterator[list[memoryview]]:
+    """The payload in pieces of PART_BYTES, each a list of views: only the messages are copies."""
+    chunks: list[memoryview] = []
+    room = PART_BYTES
+    for tensor in tensors:
+        rest = memoryview(tensor.data)
+        while rest:
+            chunks.append(rest[:room])
+            rest, room = rest[room:], room - len(chunks[-1])
+            if not room:
+                yield chunks
+                chunks, room = [], PART_BYTES
+    if chunks:
+        yield chunks
 
 
 def _append_payload(frame: ring_pb2.Frame, chunks: Sequence[bytes | memoryview]) -> bytes:

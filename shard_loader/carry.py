@@ -157,7 +157,11 @@ def _dict(items: list[Any], rest: Any, depth: int) -> dict[str, Any]:
 
 
 def to_wire(x: mx.array) -> Tensor:
-    """The bytes of an evaluated array in row order; one copy. Raises CarryError for an unknown dtype."""
+    """The bytes of an evaluated array in row order, as a view that keeps it alive: no copy.
+
+    Only an array whose rows do not follow each other in memory is copied. Raises CarryError for an unknown
+    dtype.
+    """
     name = _DTYPE_NAMES.get(x.dtype)
     if name is None:
         raise CarryError(f"arrays of {x.dtype} cannot cross a cut")
@@ -166,7 +170,7 @@ def to_wire(x: mx.array) -> Tensor:
         x = mx.contiguous(x)
         mx.eval(x)
         view = _memory(x)
-    return Tensor(name, tuple(x.shape), bytes(view))
+    return Tensor(name, tuple(x.shape), view.cast("B") if x.size else b"")
 
 
 def _memory(x: Any) -> memoryview:

@@ -136,9 +136,8 @@ def test_the_tables(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", str(model), "--memory", "1GB,2GB", "--context", "2048"]) == 0
     text = capsys.readouterr().out
     assert "big on 1.00 GB + 2.00 GB: one request of 2048 tokens" in text
-    assert [
-        line.split()[0] for line in text.splitlines() if line.startswith(("as ", "bf", "8", "6", "4", "3"))
-    ]
+    for precision in PRECISIONS:
+        assert sum(line.startswith(precision.name) for line in text.splitlines()) == 1
     assert "node1  2.00 GB" in text
     assert "a guess (0.667)" in text
     assert main(["--model", str(model), "--memory", "1GB", "--concurrency", "3", "--kv-bits", "8"]) == 2

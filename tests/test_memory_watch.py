@@ -2,12 +2,20 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from cluster.memory_pressure import Level, Reading
-from cluster.memory_watch import MemoryWatch, _with_stalls, _within_container, read_memory, stall_shares
+from cluster.memory_watch import (
+    MemoryWatch,
+    _macos_level,
+    _with_stalls,
+    _within_container,
+    read_memory,
+    stall_shares,
+)
 
 GB = 10**9
 PSI = "some avg10=12.50 avg60=1.00 avg300=0.00 total=9\nfull avg10=3.00 avg60=0.00 avg300=0.00 total=2\n"
@@ -63,6 +71,26 @@ def test_a_fault_takes_the_place_of_what_is_available(
     file.write_text("0.01")
     reading = read_memory()
     assert reading.available_bytes == int(0.01 * reading.total_bytes)
+
+
+@pytest.mark.parametrize(
+    ("value", "failed", "level"),
+    [(1, 0, Level.NORMAL), (2, 0, Level.WARNING), (4, 0, Level.CRITICAL), (4, -1, Level.NORMAL)],
+)
+def test_macos_levels_are_the_kernels(
+    value: int, failed: int, level: Level, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    class Library:
+        def sysctlbyname(self, name: bytes, out: Any, *_: Any) -> int:
+            asked.append(name)
+            out._obj.value = value
+            return failed
+
+    monkeypatch.setattr("ctypes.CDLL", lambda _: Library())
+    assert _macos_level() is level
+    assert asked == [b"kern.memorystatus_vm_pressure_level"]
 
 
 def test_the_thread_reports_changes_and_trims() -> None:

@@ -1,6 +1,6 @@
 """The tables of docs/memory.md: `macrame fit` on the shapes of published models.
 
-    python -m tests.benchmarks.fit_table [--names llama-8b,qwen3-32b] [--memory 16GB 32GB 64GB 128GB]
+    python -m tests.benchmarks.fit_table [--names Qwen3-32B] [--memory 16GB 32GB] [--kv-bits 8]
 
 Writes for each model a folder with its config.json and safetensors headers in front of a hole in the file
 system (mlx-lm builds the modules, nothing is evaluated), and asks `macrame fit --json` about it.
