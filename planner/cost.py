@@ -85,6 +85,7 @@ class CostModel:
         self._links = {link.ranks: link for link in links}
         self._hosts = {node.rank: node.host for node in nodes}
         layers, middle = model.layers, work.decode_context
+        self._sources = {i: x.cache_source for i, x in enumerate(layers) if x.cache_source is not None}
         self._weight = _sums(layer.weight_bytes for layer in layers)
         self._kv = _sums(layer.cache.nbytes(work.context) * work.concurrency for layer in layers)
         self._read = _sums(layer.active_bytes + layer.cache.read_bytes(middle) for layer in layers)
@@ -98,14 +99,17 @@ class CostModel:
     def weight_bytes(self, start: int, stop: int) -> int:
         """Weights of a stage, with the embedding, norm and head that it owns; a tied copy counts."""
         model, total = self.model, self._weight[stop] - self._weight[start]
+        total += model.table_bytes
         is_last = stop == model.num_layers
-        if start == 0 or (is_last and model.is_tied):
+        if start == 0 or (is_last and model.is_tied and not model.shared_embed_bytes):
             total += model.embed_bytes
+        else:
+            total += model.shared_embed_bytes
         return total + (model.norm_bytes + model.head_bytes if is_last else 0)
 
     def kv_bytes(self, start: int, stop: int) -> int:
-        """Caches of a stage for context x concurrency."""
-        return self._kv[stop] - self._kv[start]
+        """Caches of a stage for context x concurrency, with its copies of those that it shares."""
+        return self._kv[stop] - self._kv[start] + self._copies_bytes(start, stop)
 
     def activation_bytes(self, index: int, start: int, stop: int) -> int:
         """Scratch of a stage for one prefill chunk of 512 tokens: an upper bound.
@@ -222,6 +226,14 @@ class CostModel:
         if link is not None and link.bandwidth_gbit_s is not None:
             gbit_s = link.bandwidth_gbit_s
         return latency_ms, gbit_s
+
+    def _copies_bytes(self, start: int, stop: int) -> int:
+        """Caches of layers of earlier stages that layers of this one read: the stage has them too."""
+        if not self._sources:
+            return 0
+        layers = self.model.layers
+        copied = {s for i, s in self._sources.items() if start <= i < stop and s < start}
+        return sum(layers[s].cache.nbytes(self.work.context) for s in copied) * self.work.concurrency
 
     def _layer_scratch_bytes(self, i: int, is_fused: bool) -> int:
         model, layer, context = self.model, self.model.layers[i], self.work.context
