@@ -129,13 +129,13 @@ def profile_model(config: dict[str, Any], headers: Mapping[str, TensorHeader], n
         head_bytes=0 if is_tied else tensors.nbytes(parts.head),
         is_tied=is_tied,
         table_bytes=tensors.nbytes(header for header in parts.other if PER_LAYER in header.name),
-        shared_embed_bytes=tensors.nbytes(_shared_embeddings(parts.embed)),
+        shared_embed_bytes=tensors.nbytes(_shared_embeddings(flat, parts.embed)),
     )
 
 
-def _shared_embeddings(embed: Sequence[TensorHeader]) -> list[TensorHeader]:
+def _shared_embeddings(flat: Mapping[str, Any], embed: Sequence[TensorHeader]) -> list[TensorHeader]:
     """The tables, where every stage makes its layers' extra input of them."""
-    is_shared = any(PER_LAYER in header.name for header in embed)
+    is_shared = any(PER_LAYER in header.name for header in embed) or flat.get("model_type") == "talkie"
     return [header for header in embed if is_shared and "embed" in header.name]
 
 

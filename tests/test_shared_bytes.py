@@ -19,7 +19,9 @@ CONTEXT = 256  # tokens; caches grow in steps of as many
 CUTS = (0, 2, 5, 7)
 
 
-@pytest.fixture(scope="module", params=["gemma3n", "gemma4", "gemma4_text", "afm7", "longcat_flash_ngram"])
+@pytest.fixture(
+    scope="module", params=["gemma3n", "gemma4", "gemma4_text", "afm7", "longcat_flash_ngram", "talkie"]
+)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_zoo_checkpoint(request.param, tmp_path_factory.mktemp(request.param))
 
