@@ -83,7 +83,7 @@ class ApiProcess:
                 code = process.wait()
             if self._stopping.is_set():
                 return
-            if not self._was_ready:
+            if not self._was_ready or (self._sentence and not num_restarts):
                 reason = self._sentence or f"the HTTP process ended with code {code} before it listened"
                 self._on_failed(reason, code)
                 return

@@ -174,6 +174,8 @@ def load_config(path: Path, *, model: str | None = None) -> ClusterConfig:
     if named is None:
         raise refuse_missing_model(path)
     nodes = read_nodes(table)
+    api = _read_api(table.take_table("api", ("host", "port", "keys_file", "queue")))
+    _check_api_port(path, api, nodes)
     return ClusterConfig(
         path=path,
         model=named,
@@ -183,7 +185,7 @@ def load_config(path: Path, *, model: str | None = None) -> ClusterConfig:
         strategy=table.take_choice("strategy", STRATEGIES, "optimal"),
         objective=table.take_choice("objective", OBJECTIVES, "latency"),
         links=read_links(table, {node.name for node in nodes}),
-        api=_read_api(table.take_table("api", ("host", "port", "keys_file", "queue"))),
+        api=api,
         security=_read_security(table.take_table("security", ("token_file", "tls"))),
         load=read_load(table.take_table("load", LOAD_KEYS), named),
         stall_timeout_s=table.take_number("stall_timeout_s", 86400) or 120.0,
@@ -196,6 +198,20 @@ def _read_api(table: Table) -> ApiConfig:
     assert port is not None
     assert queue is not None
     return ApiConfig(read_host(table, "host", "127.0.0.1"), port, table.take_str("keys_file"), queue)
+
+
+def _check_api_port(path: Path, api: ApiConfig, nodes: tuple[NodeConfig, ...]) -> None:
+    """The HTTP process runs beside rank 0 and cannot have the port of a node there."""
+    everywhere = api.host in ("0.0.0.0", "::")
+    for node in nodes:
+        is_one_host = node.host.lower() == api.host.lower() or (
+            is_loopback(node.host) and is_loopback(api.host)
+        )
+        if node.port == api.port and (is_one_host or (everywhere and node.rank == 0)):
+            raise ConfigError(
+                f"{path}: api.port = {api.port} is the port of nodes[{node.rank}] on the same machine: "
+                "give the HTTP API a port of its own"
+            )
 
 
 def _read_security(table: Table) -> SecurityConfig:

@@ -93,6 +93,11 @@ def read_nodes(table: Table) -> tuple[NodeConfig, ...]:
         names[node.name], places[place] = node.rank, node.rank
     if not any(node.use for node in nodes):
         raise ConfigError(f'{table.file}: every node has "use": false: at least one must be used')
+    if not nodes[0].use:
+        raise ConfigError(
+            f"{table.file}: nodes[0].use = false: rank 0 is the head, without which no ring runs; give it no "
+            "layers by the others' `layers` instead, or put another node first"
+        )
     return nodes
 
 

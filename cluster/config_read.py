@@ -45,6 +45,8 @@ class Table:
     def __init__(self, file: Path, where: str, value: Any, known: Sequence[str]) -> None:
         self.file = file
         self.where = where
+        if value is None and not where:
+            raise ConfigError(f"{file} is empty: write a cluster file, such as the README has")
         if not isinstance(value, dict):
             raise ConfigError(
                 f"{file}: {where or 'the file'} = {show(value)} must be a mapping of keys to values"

@@ -180,8 +180,8 @@ class Coordinator:
                 return
 
     def _fail(self, error: UserError) -> None:
-        self._show(Phase.DEGRADED, str(error), is_said=False)  # run_node's last line says it
         self.head.ring_down(str(error))
+        self._show(Phase.DEGRADED, str(error), is_said=False)  # run_node's last line says it
         self._on_fatal(error)
 
     def _tick(self, now: float) -> None:
@@ -286,9 +286,10 @@ class Coordinator:
             config_digest=self._config.digest,
             plan_json=self._plan_json,
             plan_digest=self._plan.digest,
-            model_digest=self._node.model_digest,
+            model_digest=self._node.model.digest,
             head_incarnation=self._incarnation,
-            revision=self._node.revision,
+            revision=self._node.model.revision,
+            file_samples=self._node.model.samples,
         )
         assigner.send(due, request, now)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from typing import TextIO
@@ -32,6 +33,10 @@ class LoadBar:
         """Called with (0, total) first, or with what an earlier fetch left, and with (total, total) last."""
         if loaded_bytes == 0:
             self._started, self._tenths = time.monotonic(), 0
+        with contextlib.suppress(OSError, ValueError):  # a terminal that is gone stops no load
+            self._show(loaded_bytes, total_bytes)
+
+    def _show(self, loaded_bytes: int, total_bytes: int) -> None:
         is_done = loaded_bytes >= total_bytes
         if time.monotonic() - self._started >= MIN_SECONDS or self._progress is not None:
             if self._stream.isatty():

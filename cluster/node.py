@@ -8,25 +8,21 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from cluster.compute import ComputeThread, LoadWork, StepWork, TrimWork
 from cluster.config import ClusterConfig
-from cluster.fetching import ModelFetcher
 from cluster.load_bar import LoadBar
 from cluster.memory_limits import MemoryNeed
 from cluster.memory_status import fill_memory
 from cluster.memory_watch import MemoryWatch
+from cluster.node_model import NodeModel
 from cluster.ring import NOT_ASSIGNED, EdgeSender, IncomingFrame
 from cluster.routes import Edge, Route, hello, refusal, route
 from cluster.usage import Usage
-from planner.adapters import digest_with
-from planner.headers import model_digest
 from planner.plan import Plan
 from proto import control_pb2, ring_pb2
 from proto.codec import Tensor
-from shard_loader.shard_cache import CacheSettings
 
 logger = logging.getLogger(__name__)
 
@@ -51,11 +47,7 @@ class Node:
         self.config, self.rank, self.token = config, rank, token
         self.name = config.nodes[rank].name
         self.incarnation = time.time_ns()
-        self.model_dir: Path | None = None
-        self.model_digest = ""
-        self.revision = ""  # the hub's commit; empty for a folder
-        self.fetcher = ModelFetcher(config, rank, token)
-        self._is_awaiting_head = False  # the model is on the hub, and the head says which revision
+        self.model = NodeModel(config, rank, token)
         self._load_work: LoadWork | None = None
         self.on_result: Callable[[ring_pb2.Frame], None] = lambda _frame: None
         self.changed = threading.Condition()
@@ -83,14 +75,13 @@ class Node:
         self._memory.start()
 
     def set_model(self, model_dir: Path, revision: str = "") -> None:
-        """The model's folder, or of a hub's `revision` at least the headers, are here: plans are accepted."""
-        self.model_digest = digest_with(model_digest(model_dir), self.config.adapters)
-        self.revision = revision
-        self.model_dir = model_dir
+        """As `NodeModel.found`."""
+        self.model.found(model_dir, revision)
 
-    def expect_model(self) -> None:
-        """No folder here: plans of a hub model are accepted, and fetched."""
-        self._is_awaiting_head = True
+    @property
+    def model_dir(self) -> Path | None:
+        """Where the model is on this machine, once that is known."""
+        return self.model.folder
 
     def close(self, timeout_s: float) -> bool:
         """Leave the ring; False if the compute thread was still busy after `timeout_s`."""
@@ -137,27 +128,7 @@ class Node:
                 f"{request.config_digest}); copy the head's config there, give both the same --model, and "
                 "restart it"
             )
-        return self._refuse_model(request)
-
-    def _refuse_model(self, request: control_pb2.AssignRequest) -> str:
-        """Why the head's model cannot be this node's, or an empty string."""
-        if self.model_dir is None and not self._is_awaiting_head:
-            return f"{self.name} is still fetching the model"
-        is_folder = self.model_dir is not None and not self.revision
-        if request.revision and not is_folder:
-            return ""  # fetched, and compared, before it is loaded
-        if self.model_dir is None or self.revision:
-            return (
-                f"the head reads {self.config.model} from a folder, which {self.name} does not have: "
-                f"copy it to the same place on {self.name}, or name a hub id"
-            )
-        if request.model_digest != self.model_digest:
-            return (
-                f"{self.name} has other files for {self.config.model} (digest {self.model_digest}, the "
-                f"head's is {request.model_digest}); give every node the same revision"
-                + (" and the same adapters" if self.config.adapters else "")
-            )
-        return ""
+        return self.model.refusal(request)
 
     def _why_no_plan(self, plan: Plan, announced_digest: str) -> str:
         if plan.digest != announced_digest:
@@ -177,32 +148,10 @@ class Node:
         need = None
         if part is not None:
             need = MemoryNeed(part.need_bytes, part.activation_bytes, part.budget_bytes, part.reserve_bytes)
-        self._load_work = self._new_load(request, mine.layers, need)
+        self._load_work = self.model.load_work(request, mine.layers, need)
         self._compute.post(self._load_work)
         for edge in mine.outgoing:
             self._senders[edge] = self._new_sender(edge, self._epoch)
-
-    def _new_load(
-        self, request: control_pb2.AssignRequest, layers: tuple[int, int], need: MemoryNeed | None
-    ) -> LoadWork:
-        """How to load `layers`; of a hub's revision they are fetched first."""
-        digest, revision, load = request.model_digest, request.revision, self.config.load
-        model_dir, fetch = self.model_dir, None
-        if revision and (model_dir is None or self.revision):
-            model_dir, fetch = None, partial(self.fetcher.fetch, revision, digest, layers)
-            digest = f"{digest}@{revision}"
-        return LoadWork(
-            request.epoch,
-            model_dir,
-            digest,
-            *layers,
-            need=need,
-            options=load.options,
-            adapters=self.config.adapters,
-            cache=CacheSettings.of(load.cache, load.cache_dir, load.cache_gb),
-            kv=load.kv,
-            fetch=fetch,
-        )
 
     def leave(self, reason: str) -> None:
         """The head is gone: end every session and keep the weights."""
@@ -250,10 +199,8 @@ class Node:
             num_threads=threading.active_count(),
         )
         fill_memory(status, engine=engine, limits=compute.limits, usage=self._usage, watch=self._memory)
-        status.fetched_bytes, status.copied_bytes = (
-            self.fetcher.result.from_hub,
-            self.fetcher.result.from_peers,
-        )
+        fetched = self.model.fetcher.result
+        status.fetched_bytes, status.copied_bytes = fetched.from_hub, fetched.from_peers
         if engine is not None:
             stats = engine.stats
             status.num_sessions = len(engine.sessions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import logging
 import math
@@ -16,6 +17,7 @@ from typing import NoReturn
 
 from cluster.arguments import Parser
 from cluster.config import ClusterConfig, ConfigError, load_config
+from cluster.console import say
 from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, UserError
 from cluster.ours import check_packages
 from cluster.versions import macrame_version
@@ -94,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
 def _end(message: str, code: int, verbose: bool) -> int:
     if verbose:
         traceback.print_exc()
-    print(f"run_node: {message}", file=sys.stderr, flush=True)
+    say(f"run_node: {message}")
     return code
 
 
@@ -139,9 +141,9 @@ def _leave(code: int, why: str = "") -> NoReturn:
     """
     if why:
         faulthandler.dump_traceback()
-        print(f"run_node: {why}", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
+        say(f"run_node: {why}")
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
     os._exit(code)
 
 

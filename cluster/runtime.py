@@ -11,6 +11,7 @@ import grpc
 
 from cluster.api_process import ApiProcess
 from cluster.config import ClusterConfig
+from cluster.console import say
 from cluster.control import ControlService
 from cluster.coordinator import Coordinator
 from cluster.errors import EXIT_ERROR, EXIT_UNREACHABLE, UserError
@@ -93,7 +94,7 @@ class Runtime:
             raise UserError(str(error), EXIT_ERROR) from error
         node.start()
         self._server.start()
-        print(f"NODE_READY {self.rank} {mine.host} {port}", flush=True)
+        say(f"NODE_READY {self.rank} {mine.host} {port}", sys.stdout)
         self._fetch.start()
         if self._coordinator is not None:
             self._coordinator.start()
@@ -135,10 +136,10 @@ class Runtime:
         try:
             is_here = find_folder(self.config.model, self.config.model_dir_base) is not None
             if is_here or self.rank == HEAD_RANK:
-                place = self._node.fetcher.find()
+                place = self._node.model.fetcher.find()
                 self._node.set_model(place.folder, place.revision)
             else:
-                self._node.expect_model()
+                self._node.model.expected()
         except (ValueError, OSError) as error:
             self._fatal(UserError(str(error), EXIT_ERROR))
 
@@ -147,7 +148,7 @@ class Runtime:
             head = self.config.nodes[HEAD_RANK]
             self._fatal(
                 UserError(
-                    f"the head at {head.address} did not call within {self._wait_s:.0f} s (--wait-s); "
+                    f"the head at {head.address} did not call within {self._wait_s:g} s (--wait-s); "
                     "start rank 0 there",
                     EXIT_UNREACHABLE,
                 )
@@ -159,4 +160,4 @@ class Runtime:
         self._on_stop()
 
     def _say(self, line: str) -> None:
-        print(f"[{self._node.name}] {line}", file=sys.stderr, flush=True)
+        say(f"[{self._node.name}] {line}")

@@ -166,7 +166,7 @@ def load_tokenizer(model_dir: Path) -> Tokenizer:
         hf = AutoTokenizer.from_pretrained(model_dir)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise TokenizerError(
-            f"The tokenizer in {model_dir} cannot be read: {str(error).splitlines()[0]}"
+            f"The tokenizer in {model_dir} cannot be read: {' '.join(str(error).split())}"
         ) from error
     eos = _read_json(model_dir / "generation_config.json").get("eos_token_id") or config.get("eos_token_id")
     if eos is None:

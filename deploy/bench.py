@@ -11,7 +11,8 @@ from typing import Any
 
 from cluster.arguments import Parser
 from cluster.bench import Endpoint, measure, table
-from cluster.errors import EXIT_OK
+from cluster.config import load_config
+from cluster.errors import EXIT_OK, EXIT_USAGE, UserError
 from deploy.bring_up import running
 from deploy.client import Client
 from deploy.command import run_command
@@ -45,6 +46,13 @@ def _bench(args: argparse.Namespace) -> int:
     if args.url is not None:
         result = _measure(args, client_of(argparse.Namespace(config=None, url=args.url)), None)
     else:
+        context = load_config(args.config).context
+        if context is not None and args.prompt_tokens + args.max_tokens > context:
+            raise UserError(
+                f"{args.config}: a prompt of {args.prompt_tokens} and an answer of {args.max_tokens} tokens "
+                f"exceed context = {context}: ask for less",
+                EXIT_USAGE,
+            )
         with running(args.config, sys.stderr) as ring:
             result = _measure(args, ring.client, ring.processes.cpu_s)
     print(json.dumps(result, indent=2) if args.json else table(result))

@@ -59,7 +59,14 @@ class NodeProfile(_message.Message):
     def __init__(self, name: _Optional[str] = ..., chip: _Optional[str] = ..., gpu_cores: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., ceiling_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ..., device: _Optional[str] = ..., mlx_version: _Optional[str] = ..., mlx_lm_version: _Optional[str] = ..., macrame_version: _Optional[str] = ..., config_digest: _Optional[str] = ..., platform: _Optional[str] = ...) -> None: ...
 
 class AssignRequest(_message.Message):
-    __slots__ = ("epoch", "config_digest", "plan_json", "plan_digest", "model_digest", "head_incarnation", "revision")
+    __slots__ = ("epoch", "config_digest", "plan_json", "plan_digest", "model_digest", "head_incarnation", "revision", "file_samples")
+    class FileSamplesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     CONFIG_DIGEST_FIELD_NUMBER: _ClassVar[int]
     PLAN_JSON_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +74,7 @@ class AssignRequest(_message.Message):
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     HEAD_INCARNATION_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
+    FILE_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     config_digest: str
     plan_json: str
@@ -74,7 +82,8 @@ class AssignRequest(_message.Message):
     model_digest: str
     head_incarnation: int
     revision: str
-    def __init__(self, epoch: _Optional[int] = ..., config_digest: _Optional[str] = ..., plan_json: _Optional[str] = ..., plan_digest: _Optional[str] = ..., model_digest: _Optional[str] = ..., head_incarnation: _Optional[int] = ..., revision: _Optional[str] = ...) -> None: ...
+    file_samples: _containers.ScalarMap[str, str]
+    def __init__(self, epoch: _Optional[int] = ..., config_digest: _Optional[str] = ..., plan_json: _Optional[str] = ..., plan_digest: _Optional[str] = ..., model_digest: _Optional[str] = ..., head_incarnation: _Optional[int] = ..., revision: _Optional[str] = ..., file_samples: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class AssignReply(_message.Message):
     __slots__ = ("accepted", "reason", "is_overtaken")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import grpc
 
@@ -50,6 +50,7 @@ class RingProcesses:
         context: int = 512,
         faults: Mapping[int, str] | None = None,
         with_api: bool = False,
+        log_is_closed: bool = False,
         env: Mapping[str, str | None] | None = None,
         env_of: Mapping[int, Mapping[str, str | None]] | None = None,
         **config: Any,
@@ -57,6 +58,7 @@ class RingProcesses:
         *ports, api_port = free_ports(len(layers) + 1)
         self.ports, self.api_port = ports, api_port
         self.directory, self.with_api = directory, with_api
+        self.log_is_closed = log_is_closed  # standard error is a pipe that nobody reads
         self.faults = dict(faults or {})
         self.env = dict(env or {})
         self.env_of = dict(env_of or {})
@@ -111,7 +113,7 @@ class RingProcesses:
         ]
         if not self.with_api:
             command.append("--no-api")
-        with (self.directory / f"node{rank}.log").open("a") as log:
+        with self._open_log(rank) as log:
             process = subprocess.Popen(
                 [*command, *arguments], stdout=subprocess.PIPE, stderr=log, text=True, env=environment
             )
@@ -128,6 +130,13 @@ class RingProcesses:
         reader.start()
         self._readers.append(reader)
         self.processes[rank], self._ready[rank] = process, ready
+
+    def _open_log(self, rank: int) -> IO[str]:
+        if not self.log_is_closed:
+            return (self.directory / f"node{rank}.log").open("a")
+        reader, writer = os.pipe()
+        os.close(reader)
+        return os.fdopen(writer, "w")
 
     def wait_listening(self, rank: int, timeout_s: float = 30.0) -> None:
         """Until the node's gRPC port is bound."""

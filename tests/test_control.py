@@ -55,7 +55,7 @@ class Served:
             "config_digest": self.config.digest,
             "plan_json": plan.to_json(),
             "plan_digest": plan.digest,
-            "model_digest": self.node.model_digest,
+            "model_digest": self.node.model.digest,
             "head_incarnation": HEAD,
         }
         request = control_pb2.AssignRequest(**{**fields, **values})
@@ -96,6 +96,9 @@ def test_plans_that_are_not_taken(served: Served) -> None:
         "n0 runs with another config (digest ": {"config_digest": "0" * 16},
         f"n0 has other files for {served.model} (digest ": {"model_digest": "0" * 16},
         "the plan cannot be read: ": {"plan_json": "{"},
+        f"model.safetensors of {served.model} has other bytes on n0 than on the head": {
+            "file_samples": {"model.safetensors": "0" * 16}
+        },
         "the plan has digest ": {"plan_digest": "0" * 16},
     }
     for start, values in refusals.items():

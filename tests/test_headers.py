@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from planner.headers import INDEX_NAME, ModelFilesError, model_digest, read_config, read_headers
+from planner.headers import INDEX_NAME, ModelFilesError, model_digest, read_config, read_headers, sample_files
 from tests.fake_models import llama_config, llama_tensors, write_file, write_model
+from tests.tiny_models import write_checkpoint
 
 SECOND = "model-00002-of-00002.safetensors"
 
@@ -176,3 +177,13 @@ def test_the_digest_tells_tensors_apart(tmp_path: Path) -> None:
         )
     }
     assert len(digests) == 4
+
+
+def test_samples_tell_other_weights_apart(tmp_path: Path) -> None:
+    one, same, other = (
+        write_checkpoint("llama", tmp_path / str(i), num_layers=2, seed=i // 2) for i in range(3)
+    )
+    assert model_digest(one) == model_digest(other)
+    assert sample_files(one) == sample_files(same)
+    assert sample_files(one).keys() == {"model.safetensors"}
+    assert sample_files(one) != sample_files(other)

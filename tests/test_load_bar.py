@@ -57,3 +57,16 @@ def test_a_fetch_says_that_it_is_one_and_may_begin_in_the_middle(monkeypatch: py
     bar.update(5 * 10**8, 10**9)
     bar.update(10**9, 10**9)
     assert stream.getvalue().splitlines() == ["[n] fetched 0.50 of 1.00 GB", "[n] fetched 1.00 of 1.00 GB"]
+
+
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_a_stream_that_is_gone_stops_no_load(
+    monkeypatch: pytest.MonkeyPatch, kind: type[io.StringIO]
+) -> None:
+    monkeypatch.setattr(load_bar, "MIN_SECONDS", 0.0)
+    stream = kind()
+    bar = LoadBar("mini1", stream)
+    bar.update(0, 10)
+    stream.close()
+    bar.update(5, 10)
+    bar.update(10, 10)

@@ -267,7 +267,7 @@ def test_the_head_gives_up_on_a_missing_node(tmp_path: Path, model: Path) -> Non
     config = write_cluster(tmp_path, model, node(layers="0:2"), absent)
     started = time.monotonic()
     ended = run_node("--rank", 0, "--config", config, "--no-api", "--wait-s", 2)
-    assert 2.0 < time.monotonic() - started < 8.0
+    assert 2.0 < time.monotonic() - started < 20.0
     assert ended.code == 4
     assert ended.sentence.startswith("run_node: waited long enough (--wait-s): ")
     assert ended.sentence.endswith(f"rank 1 (node1, 127.0.0.1:{absent['port']}) is not there yet")

@@ -62,7 +62,8 @@ def test_while_it_imports(signum: signal.Signals, tmp_path: Path, model: Path) -
 @SIGNALS
 def test_while_it_proves_its_cuts(signum: signal.Signals, tmp_path: Path, model: Path) -> None:
     config = write_cluster(tmp_path, model, node(layers="0:2"), node(layers="2:5"), api={"port": 0})
-    process = start_node("--rank", 0, "--config", config)
+    empty = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "HOME": str(tmp_path)}  # no proof of an earlier start
+    process = start_node("--rank", 0, "--config", config, env=empty)
     wait_for(lambda: set(children(process)) == {"cluster.api", "shard_loader.cuts"}, 20.0)
     stop(process, signum, is_group=signum is signal.SIGINT)
 

@@ -129,6 +129,16 @@ def test_a_stranger_who_assigns_a_far_epoch_cannot_keep_the_ring_down(tmp_path: 
         assert ring.tokens(PROMPT, 10) == greedy(model, PROMPT, 10)[0]
 
 
+def test_a_log_that_nobody_reads_harms_no_ring(tmp_path: Path, model: Path) -> None:
+    with RingProcesses(tmp_path, model, LAYERS, log_is_closed=True) as ring:
+        ring.wait_ok()
+        ring.kill(1)
+        ring.wait_status(lambda s: s.status == "degraded")
+        ring.start(1)
+        ring.wait_ok()
+        assert ring.tokens(PROMPT, 10) == greedy(model, PROMPT, 10)[0]
+
+
 def test_a_slow_load_is_not_death(tmp_path: Path, model: Path) -> None:
     with RingProcesses(tmp_path, model, LAYERS, faults={1: "load_delay_s=4"}) as ring:
         epoch = ring.wait_status(lambda s: s.status == "loading").epoch
