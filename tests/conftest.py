@@ -7,7 +7,7 @@ import os
 os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-for secret in ("MACRAME_TOKEN", "MACRAME_API_KEYS", "MACRAME_FAULT"):
+for secret in ("MACRAME_TOKEN", "MACRAME_API_KEYS", "MACRAME_FAULT", "MACRAME_CACHE"):
     os.environ.pop(secret, None)
 
 import threading
