@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cluster.config import ClusterConfig
@@ -21,6 +22,8 @@ from shard_loader.hub_source import HubSource
 from shard_loader.prepare import ask_again
 from shard_loader.sources import HubError, Source
 from shard_loader.survey import own_tensors
+
+MAX_ASKED = 16  # other nodes at once
 
 
 class ModelFetcher:
@@ -51,6 +54,8 @@ class ModelFetcher:
         config, name = self._config, self._config.nodes[self._rank].name
         self.result = Fetched({})
         with self._peers() as peers:
+            with ThreadPoolExecutor(MAX_ASKED, thread_name_prefix="ask-peers") as pool:  # some may be off
+                list(pool.map(lambda peer: peer.ask(config.model, revision), peers))
             place = find_model(
                 config.model,
                 config.model_dir_base,

@@ -115,14 +115,14 @@ class PeerSource:
 
     def manifest(self, model: str, revision: str) -> Manifest:
         """The files of the revision that the node has something of; raises HubError where it has none."""
-        held = self._ask(model, revision)
+        held = self.ask(model, revision)
         if held is None:
             raise HubError(f"{self.label} has nothing of {model}{revision and ' at '}{revision[:12]}")
         return held[0]
 
     def spans(self, manifest: Manifest, entry: FileEntry) -> list[Span]:
         """What of the file the node had when it was asked; nothing where its file is another one."""
-        held = self._ask(manifest.model, manifest.revision)
+        held = self.ask(manifest.model, manifest.revision)
         if held is None:
             return []
         theirs = held[0].files.get(entry.name)
@@ -177,7 +177,8 @@ class PeerSource:
         if at != request.stop:
             raise HubError(f"{self.label} sent {at - request.start} bytes of {request.stop - request.start}")
 
-    def _ask(self, model: str, revision: str) -> tuple[Manifest, dict[str, list[Span]]] | None:
+    def ask(self, model: str, revision: str) -> tuple[Manifest, dict[str, list[Span]]] | None:
+        """What the node has, asked for the first time only; None: nothing, or it did not answer."""
         with self._lock:
             if (model, revision) in self._held:
                 return self._held[model, revision]

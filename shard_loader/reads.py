@@ -77,7 +77,9 @@ def _export(arrays: list[mx.array], candidates: Mapping[str, mx.array]) -> _Grap
     """In the export every array has a name: ours where it is a candidate; an arrow from it is a read."""
     aliases = {f"p{i}": name for i, name in enumerate(candidates)}
     text = io.StringIO()
-    mx.export_to_dot(text, *arrays, **{alias: candidates[name] for alias, name in aliases.items()})
+    # A reshape to the same shape is another Python object around the same array: the stop reads that too.
+    ends = [mx.stop_gradient(array) for array in arrays]
+    mx.export_to_dot(text, *ends, **{alias: candidates[name] for alias, name in aliases.items()})
     graph = text.getvalue()
     read = {aliases[alias] for alias in set(re.findall(r'^"(p\d+)" -> ', graph, re.MULTILINE))}
     return _Graph(read, graph.count('[label ="Load"'), graph.count('[label ="Broadcast"'))

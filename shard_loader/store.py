@@ -181,9 +181,9 @@ class Store:
 
 @contextlib.contextmanager
 def preparing(folder: Path) -> Iterator[None]:
-    """One process at a time prepares the stores of a model."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    """One process at a time prepares the stores of the model in `folder`, which need not exist."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -11,13 +11,11 @@ import shutil
 import tempfile
 
 os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
-os.environ["MACRAME_CACHE"] = tempfile.mkdtemp(prefix="macrame-cache-")  # never the user's own
-atexit.register(shutil.rmtree, os.environ["MACRAME_CACHE"], ignore_errors=True)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="macrame-cache-")  # proofs of the tests alone
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="macrame-cache-")  # never the user's own
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
-for secret in ("MACRAME_TOKEN", "MACRAME_API_KEYS", "MACRAME_FAULT"):
+for secret in ("MACRAME_TOKEN", "MACRAME_API_KEYS", "MACRAME_FAULT", "MACRAME_CACHE"):
     os.environ.pop(secret, None)
 
 import threading

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -359,3 +362,27 @@ def test_a_folder_that_cannot_be_written_is_read(model: Path, tmp_path: Path) ->
     load_shard(place.folder, 1, 3)
     assert sorted(path.name for path in folder.rglob("*")) == before
     folder.chmod(0o755)
+
+
+def test_a_model_that_hf_download_brought_is_used_as_it_is(
+    tmp_path: Path, hub: HubServer, model: Path
+) -> None:
+    """The hub's own client also shows that the server of these tests speaks as the hub does."""
+    cache = tmp_path / "hub"
+    env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_CACHE": str(cache)}
+    code = f"from huggingface_hub import snapshot_download; print(snapshot_download({MODEL!r}))"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    num_requests = len(hub.log)
+    place = find_model(MODEL, tmp_path, cache_dir=cache, root=tmp_path / "macrame")
+    assert str(place.folder) == done.stdout.strip()
+    assert place == ModelPlace(place.folder, hub.repos[MODEL].sha)
+    assert place.store is None
+    load_shard(place.folder, 0, 5)
+    assert len(hub.log) == num_requests
+    assert not (tmp_path / "macrame").exists()
+    (place.folder / "model-00003-of-00003.safetensors").unlink()
+    other = find_model(
+        MODEL, tmp_path, cache_dir=cache, root=tmp_path / "macrame", hub=HubSource(endpoint=hub.url)
+    )
+    assert other.revision == place.revision
+    assert other.store is not None, "one that lost a file is not taken for complete"

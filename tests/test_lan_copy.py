@@ -191,6 +191,34 @@ def test_damage_on_the_way_is_seen(
         read(peer, store, FIRST, 0, 8)
 
 
+def test_where_a_node_fails_the_hub_goes_on(
+    tmp_path: Path, model: Path, held: ModelPlace, peer: PeerSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = CopyService.copy
+
+    def dying(
+        self: CopyService, request: control_pb2.CopyRequest, context: grpc.ServicerContext
+    ) -> Iterator[object]:
+        for number, chunk in enumerate(good(self, request, context)):
+            if number == 3:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "the node goes away")
+            yield chunk
+
+    monkeypatch.setattr(CopyService, "copy", dying)
+    monkeypatch.setattr(lan_copy, "CHUNK_BYTES", 10_000)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    far = tmp_path / "far"
+    with HubServer({MODEL: model}) as server:
+        hub = HubSource(endpoint=server.url)
+        place = find_model(MODEL, far, revision=held.revision, cache_dir=far, root=far, hub=hub)
+        assert place.store is not None
+        result = fetch_tensors(place.store, own_tensors(place.folder, 0, 2), [peer, hub])
+    assert result.from_hub > 0
+    assert result.from_peers > 0
+    assert result.from_hub + result.from_peers == result.wanted_bytes
+    load_shard(place.folder, 0, 2)
+
+
 def test_chunks_are_small_and_few_copies_run_at_once(
     held: ModelPlace, serving: Serving, peer: PeerSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:

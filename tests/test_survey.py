@@ -13,6 +13,7 @@ from shard_loader import reads
 from shard_loader.fetch import fetch_tensors
 from shard_loader.hub import find_model
 from shard_loader.hub_source import HubSource
+from shard_loader.layout import ghost
 from shard_loader.survey import own_tensors
 from shard_loader.weights import WeightsError, load_shard
 from tests.hub_server import HubServer
@@ -72,3 +73,17 @@ def test_many_tensors_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(exports) == 5, "one look at each layer is enough"
     monkeypatch.setattr(reads, "MAX_NAMES", 7)
     assert [own_tensors(folder, *layers) for layers in STAGES] == found
+
+
+def test_an_array_that_only_python_takes_for_another_is_read(tmp_path: Path) -> None:
+    """rwkv7's sanitize reshapes some tensors to the shape that they have already."""
+    mx.save_safetensors(str(tmp_path / "x.safetensors"), {name: mx.ones((2, 3)) for name in "abc"})
+    tensors = mx.load(str(tmp_path / "x.safetensors"))
+    same = tensors["a"].reshape(2, 3)
+    assert same is not tensors["a"]
+    groups = [{"layer": same}, {"sum": tensors["b"] + tensors["b"]}]
+    assert reads.tensors_read(groups, tensors) == {"a", "b"}
+    ghosts = {"a": tensors["a"], "c": ghost(tensors["c"])}
+    assert reads.tensors_read([{"c": ghosts["c"].reshape(2, 3)}], {"c": ghosts["c"]}, are_ghosts=True) == {
+        "c"
+    }
