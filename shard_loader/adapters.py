@@ -14,7 +14,6 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten
-from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from planner.adapters import WEIGHTS_NAME, AdapterFiles, read_adapter_config, read_adapter_headers
 from planner.headers import ModelFilesError
@@ -69,6 +68,8 @@ class Adapters:
         Raises WeightsError naming the adapter and the tensor for one that does not belong to the model,
         has another shape or is missing.
         """
+        from mlx_lm.tuner.utils import linear_to_lora_layers  # brings the trainer with it: not for everyone
+
         self.use("")
         try:
             config, headers = read_adapter_config(adapter), read_adapter_headers(adapter)

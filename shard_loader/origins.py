@@ -126,7 +126,7 @@ class Origins:
         """sanitize(weights), noting what is in the files and what it stacks."""
         for name, array in weights.items():
             header = self._headers.get(name)
-            if header is not None:
+            if header is not None and header.nbytes == array.nbytes:  # MLX keeps the bits as they are
                 self._known[id(array)] = (array, InFile(self._model_dir / header.file, header, array))
         stack = mx.stack
 

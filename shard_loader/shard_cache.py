@@ -14,7 +14,6 @@ import logging
 import os
 import shutil
 import socket
-import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -27,6 +26,7 @@ import mlx.core as mx
 
 from planner.headers import CONFIG_NAME, read_headers
 from planner.load_options import LoadOptions
+from shard_loader.proof_store import user_cache_dir
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +50,8 @@ class CacheSettings:
     def of(
         cls, is_on: bool | None = None, folder: str | None = None, max_gb: float | None = None
     ) -> CacheSettings:
-        """From the configuration; the folder is else MACRAME_CACHE or in the user's cache folder."""
-        path = Path(folder or os.environ.get("MACRAME_CACHE") or default_folder()).expanduser()
+        """From the configuration; without a folder there, the default one."""
+        path = (Path(folder) if folder else default_folder()).expanduser()
         return cls(path, is_on, DEFAULT_MAX_BYTES if max_gb is None else int(max_gb * 1e9))
 
     def is_worth(self, made_bytes: int, total_bytes: int) -> bool:
@@ -62,10 +62,9 @@ class CacheSettings:
 
 
 def default_folder() -> Path:
-    """As the system wants it."""
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "macrame" / "shards"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "macrame" / "shards"
+    """In MACRAME_CACHE, or else where this user's programs cache."""
+    own = os.environ.get("MACRAME_CACHE")
+    return (Path(own) if own else user_cache_dir()) / "shards"
 
 
 def entry_key(model_dir: Path, layers: tuple[int, int], options: LoadOptions) -> str:

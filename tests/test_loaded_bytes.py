@@ -169,7 +169,6 @@ def real_parameters(config: dict[str, Any]) -> tuple[dict[str, TensorHeader], in
 REAL = sorted(set(REAL_CONFIGS) - {"gemma3", "gemma3n", "gemma3_text"})
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("arch", REAL)
 def test_published_shapes_are_predicted_as_mlx_lm_packs_them(arch: str) -> None:
     config = {key: value for key, value in REAL_CONFIGS[arch].items() if not key.startswith("quant")}

@@ -319,13 +319,14 @@ def test_unfinished_entries_of_others_are_removed_when_they_are_old(cache: Cache
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MACRAME_CACHE", str(tmp_path))
-    assert CacheSettings.of().folder == tmp_path
+    assert CacheSettings.of().folder == tmp_path / "shards"
     assert CacheSettings.of(folder="/elsewhere").folder == Path("/elsewhere")
     assert CacheSettings.of(max_gb=2).max_bytes == 2 * 10**9
     monkeypatch.delenv("MACRAME_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     monkeypatch.setattr(sys, "platform", "linux")
     assert CacheSettings.of().folder == Path("/xdg/macrame/shards")
+    monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(sys, "platform", "darwin")
     assert default_folder() == Path.home() / "Library/Caches/macrame/shards"
 

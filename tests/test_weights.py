@@ -169,20 +169,22 @@ def test_the_loaded_model_has_its_own_class(llama: Path) -> None:
 
 
 MEASURE = """
-import resource, sys
+import sys
 from pathlib import Path
+from cluster.usage import peak_rss_bytes as peak
+from planner.load_options import LoadOptions, Quantization
 from shard_loader.weights import load_shard
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 base = peak()
-shard = load_shard(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+options = LoadOptions(Quantization.of(sys.argv[4]) if sys.argv[4] else None)
+shard = load_shard(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), options=options)
 print((peak() - base) / shard.footprint.total_bytes)
 """
 
 
-def peak_ratio(folder: Path, start: int, stop: int) -> float:
+def peak_ratio(folder: Path, start: int, stop: int, mode: str = "") -> float:
     """Peak memory above the import base over the shard's bytes, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(folder), str(start), str(stop)],
+        [sys.executable, "-c", MEASURE, str(folder), str(start), str(stop), mode],
         capture_output=True,
         text=True,
         check=True,
@@ -208,6 +210,23 @@ def test_peak_memory_of_a_shard_of_a_large_checkpoint(tmp_path: Path) -> None:
         },
     )
     assert max(peak_ratio(folder, *stage) for stage in ((0, 5), (5, 9), (9, 13))) <= 1.05
+
+
+@pytest.mark.long
+def test_peak_memory_where_weights_are_quantised(tmp_path: Path) -> None:
+    folder = write_checkpoint(
+        "llama",
+        tmp_path,
+        num_layers=5,
+        dtype=mx.bfloat16,
+        overrides={
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "num_attention_heads": 16,
+            "head_dim": 128,
+        },
+    )
+    assert max(peak_ratio(folder, *stage, "affine") for stage in ((0, 3), (3, 5))) <= 1.15
 
 
 @pytest.mark.long

@@ -5,7 +5,7 @@
 Each load is a process of its own, in turns: `mx.load` + `mx.eval` of the same tensors ("plain"), a load
 without the shard cache, one that writes it ("first") and one that finds it ("second"). Files are in the page
 cache. Time is from the first look at the files to the last evaluated tensor; the warm-up pass that follows is
-counted apart. Peak: the resident set by getrusage above what the process held after its imports, over the
+counted apart. Peak: the largest resident set above what the process held after its imports, over the
 bytes of the shard; it includes the warm-up. Experts are one tensor each, as Hugging Face stores them, in
 float32 where they are not quantised: MLX's CPU backend computes with no other.
 """
@@ -26,17 +26,16 @@ SHARD = (2, 10)
 EXPERTS = {"llama": 1, "mixtral": 8, "qwen2_moe": 16, "olmoe": 32}
 
 CHILD = """
-import json, resource, sys, time
+import json, sys, time
 from pathlib import Path
 import mlx.core as mx
+from cluster.usage import peak_rss_bytes as peak
 from planner.headers import read_headers
 from planner.load_options import LoadOptions, Quantization
 from shard_loader import weights
 from shard_loader.shard_cache import CacheSettings
 task = json.loads(sys.argv[1])
 folder = Path(task["folder"])
-scale = 1 if sys.platform == "darwin" else 1024
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 options = LoadOptions(None if task["quantize"] is None else Quantization.of(task["quantize"]))
 cache = None if task["cache"] is None else CacheSettings(Path(task["cache"]), True)
 done_at = [0.0]
