@@ -79,6 +79,7 @@ def predicted_memory(
                 embed_bytes=weights.embed_bytes,
                 norm_bytes=weights.norm_bytes,
                 head_bytes=weights.head_bytes,
+                other_bytes=weights.other_bytes,
                 full_model_bytes=plan.memory.full_model_bytes,
             ),
             kv_bytes=part.kv_bytes,

@@ -6,6 +6,7 @@ What was proven before, on this machine or for this release, is not proven again
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -84,10 +85,11 @@ def _layers(cuts: Sequence[int]) -> str:
 def _output(process: subprocess.Popen[str], stopping: threading.Event) -> tuple[str, str] | None:
     """Its standard output and error; None, and it is ended, where it takes too long or is not waited for."""
     deadline = time.monotonic() + PROOF_TIMEOUT_S
-    while not stopping.is_set() and time.monotonic() < deadline:
-        try:
-            return process.communicate(timeout=0.1)
-        except subprocess.TimeoutExpired:
-            continue
-    process.kill()
+    try:
+        while not stopping.is_set() and time.monotonic() < deadline:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.communicate(timeout=0.1)
+    finally:  # also at Ctrl-C, which the proof does not get
+        if process.returncode is None:
+            process.kill()
     return None

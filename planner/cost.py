@@ -81,12 +81,13 @@ class StageWeights:
 
     layers_bytes: int
     embed_bytes: int
-    norm_bytes: int  # and what else stands outside the layers
+    norm_bytes: int  # and what else stands outside the layers of the last stage
     head_bytes: int
+    other_bytes: int = 0  # what the layers of every stage read
 
     @property
     def total_bytes(self) -> int:
-        return self.layers_bytes + self.embed_bytes + self.norm_bytes + self.head_bytes
+        return self.layers_bytes + self.embed_bytes + self.norm_bytes + self.head_bytes + self.other_bytes
 
 
 class CostModel:
@@ -99,6 +100,7 @@ class CostModel:
         self._links = {link.ranks: link for link in links}
         self._hosts = {node.rank: node.host for node in nodes}
         layers, middle = model.layers, work.decode_context
+        self._sources = {i: x.cache_source for i, x in enumerate(layers) if x.cache_source is not None}
         self._weight = _sums(layer.weight_bytes for layer in layers)
         self._kv = _sums(layer.cache.nbytes(work.context) * work.concurrency for layer in layers)
         self._unquantized = _sums(
@@ -120,17 +122,20 @@ class CostModel:
         """The same by part."""
         model = self.model
         is_first, is_last = start == 0, stop == model.num_layers
-        tied_bytes = model.embed_bytes if model.is_tied and not is_first else 0
+        is_tied_copy = is_last and model.is_tied and not is_first
+        read_bytes = 0 if is_first else model.shared_embed_bytes  # of the embedding, by every stage
+        tied_bytes = (read_bytes or model.embed_bytes) if is_tied_copy else 0
         return StageWeights(
             layers_bytes=self._weight[stop] - self._weight[start],
             embed_bytes=model.embed_bytes if is_first else 0,
             norm_bytes=model.norm_bytes if is_last else 0,
             head_bytes=model.head_bytes + tied_bytes if is_last else 0,
+            other_bytes=model.table_bytes + (0 if is_tied_copy else read_bytes),
         )
 
     def kv_bytes(self, start: int, stop: int) -> int:
-        """Caches of a stage for context x concurrency."""
-        return self._kv[stop] - self._kv[start]
+        """Caches of a stage for context x concurrency, with its copies of those that it shares."""
+        return self._kv[stop] - self._kv[start] + self._copies_bytes(start, stop)
 
     def activation_bytes(self, index: int, start: int, stop: int) -> int:
         """Scratch of a stage for one prefill chunk of 512 tokens: an upper bound.
@@ -249,6 +254,14 @@ class CostModel:
         if link is not None and link.bandwidth_gbit_s is not None:
             gbit_s = link.bandwidth_gbit_s
         return latency_ms, gbit_s
+
+    def _copies_bytes(self, start: int, stop: int) -> int:
+        """Caches of layers of earlier stages that layers of this one read: the stage has them too."""
+        if not self._sources:
+            return 0
+        layers = self.model.layers
+        copied = {s for i, s in self._sources.items() if start <= i < stop and s < start}
+        return sum(layers[s].cache.nbytes(self.work.context) for s in copied) * self.work.concurrency
 
     def _layer_scratch_bytes(self, i: int, is_fused: bool) -> int:
         model, layer, context = self.model, self.model.layers[i], self.work.context

@@ -120,6 +120,15 @@ def _shares_cache(config: Config, index: int) -> bool:
     return shared > 0 and index >= first_int(config, ("num_hidden_layers", "num_layers")) - shared
 
 
+def cache_source(config: Config, index: int) -> int | None:
+    """The layer whose cache layer `index` reads: the last one like it that has its own; None: no other's."""
+    if not _shares_cache(config, index):
+        return None
+    window = window_of(config, index)
+    own = [i for i in range(index) if not _shares_cache(config, i)]
+    return next((i for i in reversed(own) if window_of(config, i) == window), own[-1] if own else None)
+
+
 def _num_loops(config: Config) -> int:
     """How often the layers run, each time with a cache of their own."""
     return first_int(config, ("num_loops",), 1) if config.get("model_type") == "nanbeige" else 1

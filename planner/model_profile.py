@@ -7,7 +7,7 @@ count as bf16.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from planner.kv_profile import (
     STATE_DTYPE_BYTES,
     CacheProfile,
     cache_profile,
+    cache_source,
     first_int,
     head_dim,
 )
@@ -46,6 +47,8 @@ TOP_K_KEYS = (
     *("moe_k", "num_selected_experts"),
 )
 NO_OPTIONS = LoadOptions()
+# In the names of what gemma3n and gemma4 make every layer's extra input of, from the tokens, on each stage.
+PER_LAYER = "per_layer"
 NO_LIMIT_TOKENS = 1 << 20  # context of a model that names none, as recurrent ones do
 
 
@@ -60,6 +63,7 @@ class LayerProfile:
     score_copies: int  # of the attention scores that one step holds where they are written to memory
     scan_bytes: int  # scratch of a recurrent layer's prefill
     cache: CacheProfile
+    cache_source: int | None = None  # the earlier layer whose cache it reads; None: no other's
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,8 @@ class ModelProfile:
     norm_bytes: int  # final norm, and what else follows the last layer
     head_bytes: int  # 0 where the head is tied to the embedding
     is_tied: bool
+    table_bytes: int = 0  # what the layers of every stage read besides their own tensors and the embedding
+    shared_embed_bytes: int = 0  # of the embeddings: what every stage reads
 
     @property
     def num_layers(self) -> int:
@@ -92,7 +98,7 @@ class ModelProfile:
     def full_bytes(self) -> int:
         """The whole model on one machine."""
         layers_bytes = sum(layer.weight_bytes for layer in self.layers)
-        return layers_bytes + self.embed_bytes + self.norm_bytes + self.head_bytes
+        return layers_bytes + self.embed_bytes + self.norm_bytes + self.head_bytes + self.table_bytes
 
 
 def read_model_profile(
@@ -133,10 +139,18 @@ def profile_model(
             for index, layer in enumerate(parts.layers)
         ),
         embed_bytes=tensors.nbytes(parts.embed),
-        norm_bytes=tensors.nbytes(parts.other),
+        norm_bytes=tensors.nbytes(header for header in parts.other if PER_LAYER not in header.name),
         head_bytes=0 if is_tied else tensors.nbytes(parts.head),
         is_tied=is_tied,
+        table_bytes=tensors.nbytes(header for header in parts.other if PER_LAYER in header.name),
+        shared_embed_bytes=tensors.nbytes(_shared_embeddings(flat, parts.embed)),
     )
+
+
+def _shared_embeddings(flat: Mapping[str, Any], embed: Sequence[TensorHeader]) -> list[TensorHeader]:
+    """The tables, where every stage makes its layers' extra input of them."""
+    is_shared = any(PER_LAYER in header.name for header in embed) or flat.get("model_type") == "talkie"
+    return [header for header in embed if is_shared and "embed" in header.name]
 
 
 def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,6 +195,7 @@ def _profile_layer(
         scan_bytes=STATE_DTYPE_BYTES * scratch_elements(shapes, cache.state_bytes // STATE_DTYPE_BYTES),
         score_copies=(2 + any("sinks" in rest for rest in layer)) if cache.token_bytes else 0,
         cache=cache,
+        cache_source=cache_source(flat, index),
     )
 
 

@@ -111,11 +111,17 @@ def _split_rest(
         leaf = path.rsplit(".", 1)[-1]
         if leaf in _HEADS:
             head.append(header)
-        elif ("emb" in leaf or leaf in ("wte", "wpe")) and "norm" not in leaf:
+        elif _is_table(path) and "norm" not in leaf:
             embed.append(header)
         else:
             other.append(header)
     return embed, head, other
+
+
+def _is_table(path: str) -> bool:
+    """Read where tokens come in: embeddings, those of n-grams, and what makes streams of them."""
+    leaf = path.rsplit(".", 1)[-1]
+    return "emb" in leaf or leaf in ("wte", "wpe") or "ngram_embedding" in path or "altup_projections" in path
 
 
 def _is_dropped(tensor: str) -> bool:

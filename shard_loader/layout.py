@@ -111,10 +111,11 @@ def trace(model: nn.Module) -> Layout:
 
         def make(base: type, i: int) -> type:
             def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+                sharing.entered(i, args, kwargs)
                 for value in _objects((*args, *kwargs.values())):
                     if id(value) in index_of:
                         received[i].add(index_of[id(value)])
-                sharing.entered(i, received[i], args, kwargs)
+                sharing.received(i, received[i])
                 out = base.__call__(self, *args, **kwargs)
                 sharing.left(i, out, args, kwargs)
                 num_calls[i] += 1

@@ -52,22 +52,23 @@ class RehearsalError(ValueError):
 class Rehearsal:
     """A tiny random model of a config with its logits, to be compared with its cut self.
 
-    Raises RehearsalError if no shrinking of the config gives a model that runs.
+    Raises RehearsalError if no shrinking of the config gives a model that runs. Attributes: model (whole),
+    the config it was made of, num_layers, and recipe, the name of the shrinking.
     """
 
     def __init__(self, config: Config) -> None:
         reasons = []
         for name, small in recipes(_with_defaults(config)):
             try:
-                self._config = small
-                self._whole = _build(small)
-                _randomise(self._whole)
-                self._vocab_size = trace(self._whole).vocab_size  # ids beyond it would read beyond the table
+                self.config = small
+                self.model = _build(small)
+                _randomise(self.model)
+                self._vocab_size = trace(self.model).vocab_size  # ids beyond it would read beyond the table
                 self._expected = {key: list(self._run_whole(*key)) for key in _cases()}
             except UNSUITABLE as error:
                 reasons.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}")
                 continue
-            self.num_layers = len(self._whole.layers)
+            self.num_layers = len(self.model.layers)
             self.recipe = name
             return
         raise RehearsalError(f"no tiny model of this config can be built ({reasons[0]})")
@@ -94,14 +95,14 @@ class Rehearsal:
         )
 
     def _shard(self, start: int, stop: int) -> Shard:
-        twin = _build(self._config)
-        twin.update(self._whole.parameters())
+        twin = _build(self.config)
+        twin.update(self.model.parameters())
         return Shard(twin, start, stop)
 
     def _run_whole(self, schedule: tuple[int, ...], batch: int) -> Iterator[mx.array]:
-        cache = make_prompt_cache(self._whole)
+        cache = make_prompt_cache(self.model)
         for tokens in self._chunks(schedule, batch):
-            logits = self._whole(tokens, cache=cache)
+            logits = self.model(tokens, cache=cache)
             if mx.isnan(logits).any().item():
                 raise ArithmeticError("the whole model gives logits that are not numbers")
             yield logits

@@ -16,7 +16,7 @@ from shard_loader.crossing import Call, Crossing, Fetched, Leaf, Name, Written, 
 
 
 class Sharing:
-    """Fill it with `watching(caches)`, `entered` and `left` during a pass; then ask for crossings."""
+    """Told by `watching`, `entered`, `received` and `left` during a pass; then asked for what crosses."""
 
     def __init__(self, num_layers: int) -> None:
         self.num_layers = num_layers
@@ -52,11 +52,14 @@ class Sharing:
             for _, cache, base in watched:
                 cache.__class__ = base
 
-    def entered(self, layer: int, received: set[int], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Layer `layer` is called with these arguments, among them these caches."""
-        self._layer = layer
-        for index in received:
+    def received(self, layer: int, caches: set[int]) -> None:
+        """Layer `layer`, whose call is running, was handed these caches."""
+        for index in caches:
             self._readers[index].add(layer)
+
+    def entered(self, layer: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Layer `layer` is called with these arguments."""
+        self._layer = layer
         for array in dismantle([args, dict(kwargs)])[1]:
             if id(array) in self._fetched:
                 self._readers[self._fetched[id(array)].written[1]].add(layer)

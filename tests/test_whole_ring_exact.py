@@ -12,6 +12,7 @@ import pytest
 from tests.reference import greedy
 from tests.ring_processes import RingProcesses
 from tests.tiny_models import write_checkpoint
+from tests.zoo.checkpoint import write_zoo_checkpoint
 
 DEMO = Path(__file__).parent.parent / "deploy" / "demo" / "model"
 PROMPTS = ([72, 101, 108, 108, 111], list(range(40, 61)), [7], [200, 3, 3, 3, 90, 14, 61, 8, 2])
@@ -45,6 +46,16 @@ def test_three_stages(arch: str, tmp_path: Path) -> None:
         ring.wait_ok()
         for prompt in PROMPTS:
             check(ring, model, prompt)
+
+
+@pytest.mark.parametrize("name", ["deepseek_v41", "gemma3n", "gemma4_text", "kimi_k3", "qwen3_next", "rwkv7"])
+def test_carries_that_are_more_than_one_array(name: str, tmp_path: Path) -> None:
+    """With those above, twelve architectures; cut between layers that share caches, dicts and objects."""
+    model = write_zoo_checkpoint(name, tmp_path / name)
+    with RingProcesses(tmp_path, model, [(0, 3), (3, 5), (5, 7)]) as ring:
+        ring.wait_ok()
+        for prompt in ([7], list(range(40, 61)), [100, 3, 3, 3, 90, 14, 61, 8, 2]):
+            check(ring, model, prompt, 12)
 
 
 @pytest.mark.long

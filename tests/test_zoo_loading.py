@@ -1,0 +1,48 @@
+"""Every architecture of the zoo from files: three stages load their own parts and give mlx-lm's numbers."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.utils import load_model
+
+from planner.cost import CostModel, Workload
+from planner.model_profile import read_model_profile
+from planner.node_profile import GB, make_node
+from shard_loader.carry import flatten
+from shard_loader.rehearsal import through_the_wire
+from shard_loader.weights import load_shard
+from tests.zoo.checkpoint import write_zoo_checkpoint
+from tests.zoo.configs import NO_BASELINE, module_names
+
+CUTS = (0, 2, 5, 7)
+FAST = ("gemma3n", "hunyuan", "baichuan_m1")
+LOOPED = ("iquestloopcoder", "nanbeige")
+ROUGHLY = ("gpt2",)  # its table of positions counts as part of the tied head: little of a real model
+NAMES = [name for name in module_names() if name not in (*NO_BASELINE, *LOOPED)]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in FAST else [pytest.mark.long]) for name in NAMES]
+)
+def test_three_stages_from_files(name: str, tmp_path: Path) -> None:
+    folder = write_zoo_checkpoint(name, tmp_path / name)
+    whole, _ = load_model(folder)
+    shards = [load_shard(folder, start, stop) for start, stop in pairwise(CUTS)]
+    cache, states = make_prompt_cache(whole), [shard.new_state() for shard in shards]
+    for tokens in ([[5, 9, 3, 3, 17, 60, 2, 8, 1]], [[4, 4, 21]], [[11]]):
+        carry = None
+        for shard, state in zip(shards, states, strict=True):
+            arrays, structure = flatten(shard.forward(mx.array(tokens), carry, state))
+            mx.eval(arrays, state.arrays())
+            carry = through_the_wire(arrays, structure)
+        assert mx.array_equal(carry, whole(mx.array(tokens), cache=cache)).item()
+    node = make_node(0, "n", "h", memory_bytes=16 * GB, chip="Apple M4")
+    cost = CostModel(read_model_profile(folder), [node], [], Workload(64, 1))
+    for shard in shards:
+        predicted = cost.weight_bytes(shard.start, shard.stop)
+        assert name in ROUGHLY or predicted == pytest.approx(shard.footprint.total_bytes, rel=0.03)
