@@ -50,18 +50,19 @@ def fit(
     kv: KvQuantization | None = None,
 ) -> Fit:
     """Raises ModelFilesError for headers that make no model, KvQuantizationError for caches."""
-    model = profile_model(*convert(config, headers, precision.bits), name)
+    converted, whole, options = convert(config, headers, precision.bits)
+    model = profile_model(converted, whole, name, options)
     if kv is not None:
         model = quantize_kv(model, kv)
-    options = PlanOptions(context, concurrency)
+    asked = PlanOptions(context, concurrency)
     return Fit(
         precision=precision,
         weight_bytes=model.full_bytes,
         bits_per_weight=8 * model.full_bytes / max(1, num_params(config, headers)),
-        outcome=make_plan(model, nodes, (), options),
-        max_context=_max_context(model, nodes, options),
+        outcome=make_plan(model, nodes, (), asked),
+        max_context=_max_context(model, nodes, asked),
         max_concurrency=_most(
-            1, MAX_CONCURRENCY, lambda n: _fits(model, nodes, replace(options, concurrency=n))
+            1, MAX_CONCURRENCY, lambda n: _fits(model, nodes, replace(asked, concurrency=n))
         ),
     )
 

@@ -1,8 +1,7 @@
-"""A checkpoint's headers as they would be after a conversion to another precision. Pure.
+"""A checkpoint's headers as they would be at another precision. Pure.
 
-As `mlx_lm.convert` does it: affine quantisation of every matrix whose rows are whole groups, a bfloat16 scale
-and bias for each group; everything else becomes bfloat16. What a model's own rules keep at more bits (routers
-of some) is not known here, so the sizes are estimates, a few tenths of a percent low for such models.
+Quantised weights are traced back to bfloat16 matrices; what quantising those anew takes is the planner's own
+arithmetic for quantising on load, whose rules are those of `mlx_lm.convert`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,9 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-from planner.headers import DTYPE_BITS, TensorHeader
+from planner.headers import TensorHeader
+from planner.load_options import LoadOptions, Quantization
+from planner.model_profile import NO_OPTIONS
 
 GROUP_SIZE = 64
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
@@ -40,18 +41,13 @@ PRECISIONS = (
 
 def convert(
     config: dict[str, Any], headers: Mapping[str, TensorHeader], bits: int
-) -> tuple[dict[str, Any], dict[str, TensorHeader]]:
-    """config.json and headers of the converted checkpoint; `bits` as in Precision."""
+) -> tuple[dict[str, Any], dict[str, TensorHeader], LoadOptions]:
+    """config.json, headers and how to load them so that the weights have `bits`, as in Precision."""
     if bits == 0:
-        return config, dict(headers)
+        return config, dict(headers), NO_OPTIONS
     plain = {key: value for key, value in config.items() if key not in _QUANTIZATION_KEYS}
-    whole = _dequantized(config, headers)
-    if bits == 16:
-        return plain, whole
-    found: dict[str, TensorHeader] = {}
-    for header in whole.values():
-        found |= {part.name: part for part in _quantized(header, bits)}
-    return plain | {"quantization": {"group_size": GROUP_SIZE, "bits": bits}}, found
+    options = NO_OPTIONS if bits == 16 else LoadOptions(Quantization(bits, GROUP_SIZE))
+    return plain, _dequantized(config, headers), options
 
 
 def num_params(config: dict[str, Any], headers: Mapping[str, TensorHeader]) -> int:
@@ -86,23 +82,3 @@ def _dequantized(config: Mapping[str, Any], headers: Mapping[str, TensorHeader])
 
 def _as_bf16(header: TensorHeader, shape: tuple[int, ...]) -> TensorHeader:
     return replace(header, dtype="BF16", shape=shape, nbytes=2 * prod(shape))
-
-
-def _quantized(header: TensorHeader, bits: int) -> list[TensorHeader]:
-    """weight, scales and biases of a matrix; itself where it is none."""
-    *rows, columns = header.shape or (0,)
-    path, _, leaf = header.name.rpartition(".")
-    is_matrix = len(header.shape) > 1 and header.dtype == "BF16" and columns % GROUP_SIZE == 0
-    if not is_matrix or "conv" in header.name or "norm" in path.rpartition(".")[2] or leaf == "bias":
-        return [header]
-    stem = path if leaf == "weight" else header.name
-    groups = (*rows, columns // GROUP_SIZE)
-    return [
-        _tensor(header, f"{stem}.weight", "U32", (*rows, columns * bits // 32)),
-        _tensor(header, f"{stem}.scales", "BF16", groups),
-        _tensor(header, f"{stem}.biases", "BF16", groups),
-    ]
-
-
-def _tensor(like: TensorHeader, name: str, dtype: str, shape: tuple[int, ...]) -> TensorHeader:
-    return replace(like, name=name, dtype=dtype, shape=shape, nbytes=prod(shape) * DTYPE_BITS[dtype] // 8)

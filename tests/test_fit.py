@@ -68,7 +68,8 @@ def ask(model: Path, memory: str, *more: str) -> tuple[int, dict[str, Any]]:
 def test_the_limits_are_the_planners_own(model: Path, precision: Any, sizes: list[int]) -> None:
     config, headers, nodes = read_config(model), read_headers(model), machines(sizes)
     found = fit(config, headers, "big", nodes, precision, context=4096, concurrency=2)
-    profile = profile_model(*convert(config, headers, precision.bits), "big")
+    converted, whole, options = convert(config, headers, precision.bits)
+    profile = profile_model(converted, whole, "big", options)
 
     def fits(context: int, concurrency: int) -> bool:
         return isinstance(make_plan(profile, nodes, (), PlanOptions(context, concurrency)), Plan)

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.utils import load_model, quantize_model
 
 from planner.headers import TensorHeader, read_config, read_headers
-from planner.model_profile import profile_model, read_model_profile
+from planner.model_profile import NO_OPTIONS, profile_model
 from planner.precision import PRECISIONS, convert, num_params
 from tests.tiny_models import write_checkpoint
 
@@ -32,23 +34,28 @@ def checkpoint(arch: str, folder: Path, bits: int) -> Path:
     )
 
 
+def converted_bytes(folder: Path, bits: int) -> int:
+    """What mlx-lm's own conversion makes of a plain checkpoint."""
+    model, config = load_model(folder, lazy=True)
+    model, _ = quantize_model(model, config, 64, bits)
+    return sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+
+
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("bits", [3, 4, 6, 8])
-def test_a_plain_checkpoint_converts_as_mlx_converts_it(arch: str, bits: int, tmp_path: Path) -> None:
-    plain, real = checkpoint(arch, tmp_path, 16), checkpoint(arch, tmp_path, bits)
-    config, headers = convert(read_config(plain), read_headers(plain), bits)
-    mine, theirs = kinds(headers), kinds(read_headers(real))
-    if arch == "deepseek_v3":  # its router is no nn.Linear, so MLX leaves it alone
-        mine, theirs = ({k: v for k, v in found.items() if ".mlp.gate." not in k} for found in (mine, theirs))
-    assert mine == theirs
-    predicted, found = profile_model(config, headers, "m").full_bytes, read_model_profile(real).full_bytes
-    assert predicted == pytest.approx(found, rel=0.01 if arch == "deepseek_v3" else 0)
+@pytest.mark.parametrize("stored", [16, 4])
+def test_other_precisions_weigh_what_mlx_lm_makes(arch: str, bits: int, stored: int, tmp_path: Path) -> None:
+    folder = checkpoint(arch, tmp_path, stored)
+    plain = folder if stored == 16 else checkpoint(arch, tmp_path, 16)
+    config, headers, options = convert(read_config(folder), read_headers(folder), bits)
+    predicted = profile_model(config, headers, "m", options).full_bytes
+    assert predicted == pytest.approx(converted_bytes(plain, bits), rel=0.01)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_a_quantised_checkpoint_is_traced_back(arch: str, tmp_path: Path) -> None:
     plain, real = checkpoint(arch, tmp_path, 16), checkpoint(arch, tmp_path, 4)
-    _, headers = convert(read_config(real), read_headers(real), 16)
+    _, headers, _ = convert(read_config(real), read_headers(real), 16)
     assert kinds(headers) == kinds(read_headers(plain))
     assert num_params(read_config(real), read_headers(real)) == num_params({}, read_headers(plain))
 
@@ -56,7 +63,7 @@ def test_a_quantised_checkpoint_is_traced_back(arch: str, tmp_path: Path) -> Non
 def test_as_stored_is_as_stored(tmp_path: Path) -> None:
     real = checkpoint("llama", tmp_path, 4)
     config, headers = read_config(real), read_headers(real)
-    assert convert(config, headers, PRECISIONS[0].bits) == (config, headers)
+    assert convert(config, headers, PRECISIONS[0].bits) == (config, headers, NO_OPTIONS)
 
 
 def test_formats_of_others_are_traced_back_too() -> None:
@@ -70,7 +77,7 @@ def test_formats_of_others_are_traced_back_too() -> None:
         header("b.gate_up_proj_scales", "U8", 4, 128, 2),
         header("n.weight", "F32", 64),
     ]
-    _, whole = convert({}, {h.name: h for h in found}, 16)
+    _, whole, _ = convert({}, {h.name: h for h in found}, 16)
     assert kinds(whole) == {
         "a.weight": ("BF16", (128, 64), 2 * 128 * 64),
         "b.gate_up_proj_blocks": ("BF16", (4, 128, 64), 2 * 4 * 128 * 64),
