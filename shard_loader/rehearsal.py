@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -26,6 +26,9 @@ from shard_loader.carry import flatten, from_wire, to_wire, unflatten
 from shard_loader.layout import trace
 from shard_loader.shard import Shard
 from shard_loader.shrink import Config, recipes
+
+Case = tuple[tuple[int, ...], int]  # tokens per forward pass, rows
+Wire = Callable[[Sequence[mx.array], str], Any]  # a carry's arrays and structure -> the carry behind the cut
 
 MAX_PARAMETERS = 120_000_000  # of a tiny model; above, a proof would take minutes
 SCHEDULES = ((12, 1, 1, 1), (7, 5, 1, 1))  # tokens per forward pass; the prompts are longer than WINDOW
@@ -78,11 +81,18 @@ class Rehearsal:
 
         0.0 means bit for bit equal. Raises whatever the cut model raises; ShardError for an impossible cut.
         """
+        return self._error(boundaries, through_the_wire, _cases())
+
+    def is_felt_at(self, boundary: int) -> bool:
+        """Whether a slightly wrong carry there shows in the logits; a proof that cannot fail is none."""
+        return self._error([boundary], _disturbed, _cases()[:1]) != 0.0
+
+    def _error(self, boundaries: Sequence[int], wire: Wire, cases: Sequence[Case]) -> float:
         edges = [0, *boundaries, self.num_layers]
         shards = [self._shard(start, stop) for start, stop in pairwise(edges)]
         worst = 0.0
-        for key in _cases():
-            for expected, got in zip(self._expected[key], self._run_cut(shards, *key), strict=True):
+        for key in cases:
+            for expected, got in zip(self._expected[key], self._run_cut(shards, wire, *key), strict=True):
                 worst = max(worst, _difference(expected, got))
         return worst
 
@@ -107,14 +117,16 @@ class Rehearsal:
                 raise ArithmeticError("the whole model gives logits that are not numbers")
             yield logits
 
-    def _run_cut(self, shards: list[Shard], schedule: tuple[int, ...], batch: int) -> Iterator[mx.array]:
+    def _run_cut(
+        self, shards: list[Shard], wire: Wire, schedule: tuple[int, ...], batch: int
+    ) -> Iterator[mx.array]:
         states = [shard.new_state() for shard in shards]
         for tokens in self._chunks(schedule, batch):
             carry: Any = None
             for shard, state in zip(shards, states, strict=True):
                 arrays, structure = flatten(shard.forward(tokens, carry, state))
                 mx.eval(arrays, state.arrays())
-                carry = through_the_wire(arrays, structure)
+                carry = arrays[0] if shard.is_last else wire(arrays, structure)
             yield carry
 
     def _chunks(self, schedule: tuple[int, ...], batch: int) -> Iterator[mx.array]:
@@ -141,6 +153,13 @@ def through_the_wire(arrays: Sequence[mx.array], structure: str) -> Any:
     return unflatten([from_wire(tensor) for tensor in got[1]], got[0].slots[0].structure)
 
 
+def _disturbed(arrays: Sequence[mx.array], structure: str) -> Any:
+    """Another carry than the one that should cross."""
+    wrong = [x * 1.01 + 0.01 if mx.issubdtype(x.dtype, mx.floating) else x for x in arrays]
+    mx.eval(wrong)
+    return through_the_wire(wrong, structure)
+
+
 def _difference(expected: mx.array, got: mx.array) -> float:
     """The largest difference; infinite for NaN. Equal infinities (masked tokens) are equal."""
     if expected.shape != got.shape:
@@ -149,7 +168,7 @@ def _difference(expected: mx.array, got: mx.array) -> float:
     return math.inf if math.isnan(apart) else float(apart)
 
 
-def _cases() -> list[tuple[tuple[int, ...], int]]:
+def _cases() -> list[Case]:
     return [(schedule, batch) for schedule in SCHEDULES for batch in BATCHES]
 
 

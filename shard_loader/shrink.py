@@ -137,6 +137,7 @@ _WIDTH_RULES = _table(
         (("d_ff", "ffn_dim", "n_inner", "block_ff_dim", "share_expert_dim"), _at_most(128)),
     ]
 )
+_PACKED = ("prism_hadamard_qwen35",)  # there is no other form of its weights
 _FIXED_VOCAB = ("phi3small",)  # writes to fixed rows of the logits, unchecked
 _UNTOUCHED = (
     "rope",
@@ -150,7 +151,8 @@ _UNTOUCHED = (
 
 def recipes(config: Config) -> Iterator[tuple[str, Config]]:
     """(name, smaller config), from the tiniest to the least changed; the layers stay as they are."""
-    plain = {k: v for k, v in copy.deepcopy(config).items() if not k.startswith(("quantiz", "compression"))}
+    dropped = () if config.get("model_type") in _PACKED else ("quantiz", "compression")
+    plain = {k: v for k, v in copy.deepcopy(config).items() if not k.startswith(dropped)}
     if plain.get("model_type") in _FIXED_VOCAB:
         yield TINY, _tiny(plain) | {"vocab_size": plain["vocab_size"]}
         return

@@ -148,6 +148,16 @@ def test_a_model_that_does_not_repeat_itself_is_not_judged(monkeypatch: pytest.M
     assert proof == CutProof(3, False, None, "the whole model does not give the same numbers twice here")
 
 
+def test_a_proof_that_cannot_fail_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Rehearsal(tiny_config("llama", 7)).is_felt_at(3)
+    monkeypatch.setattr(Rehearsal, "is_felt_at", lambda self, cut: False)
+    proofs = prove_cuts(tiny_config("llama", 7), [3, 4])
+    assert {proof.reason for proof in proofs} == {
+        "a wrong carry changes nothing in the tiny model, so its numbers prove nothing"
+    }
+    assert not any(proof.exact for proof in proofs)
+
+
 def test_cuts_that_are_only_exact_alone_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Rehearsal, "error_of", lambda self, cuts: 0.25 * (len(cuts) > 1))
     proofs = prove_cuts(tiny_config("llama", 7), [2, 4])

@@ -291,12 +291,24 @@ _NOT_COMMON = {
     "qwen3_5": ("num_experts", "num_experts_per_tok", "moe_intermediate_size"),
 }
 
+# Beside text_config.
+OUTSIDE: dict[str, Config] = {
+    "prism_hadamard_qwen35": {
+        "schema_version": 1,
+        "tensor_namespace": "mlx-lm-text",
+        "quantization": {"bits": 2, "group_size": 128, "mode": "affine"},
+        "modules": [
+            {"path": f"model.layers.{i}.mlp.down_proj", "block": 0, "embedding": False, "dtype": "float16"}
+            for i in range(0, NUM_LAYERS, 2)
+        ],
+    }
+}
+
 # What plain mlx-lm itself cannot build or run on a CPU.
 NO_BASELINE = {
     "bitnet": "its kernel has no CPU form",
     "olmo": "it needs the package ai2-olmo",
     "muse_spark": "its kernel has no CPU form",
-    "prism_hadamard_qwen35": "it takes prepacked 2-bit tensors only, which a random model has not",
 }
 
 
@@ -321,7 +333,7 @@ def zoo_config(name: str) -> Config:
     module, cls = NESTED[name]
     special = SPECIAL.get(name, SPECIAL.get(module, {}))
     text = {"model_type": module, **_fields(module, cls, special)}
-    return {"model_type": name, "vocab_size": VOCAB_SIZE, "text_config": text}
+    return {"model_type": name, "vocab_size": VOCAB_SIZE, "text_config": text, **OUTSIDE.get(name, {})}
 
 
 def _fields(module: str, cls: str, special: Config) -> Config:

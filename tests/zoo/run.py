@@ -61,6 +61,8 @@ def judge(name: str, config: dict[str, Any]) -> Verdict:
             refusals.append(str(error))
         except UNSUITABLE as error:  # it does run, but not to the end: no cut may be legal for this
             errors[key] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if rehearsal.num_layers > 1 and errors[f"{rehearsal.num_layers // 2}"] == 0.0:
+        errors["control"] = 0.0 if rehearsal.is_felt_at(rehearsal.num_layers // 2) else "not felt"
     legal = [cut for cut in range(1, rehearsal.num_layers) if errors[str(cut)] == 0.0]
     status, reason = _status(errors, legal, refusals)
     return Verdict(name, status, rehearsal.num_layers, legal, reason, errors)
