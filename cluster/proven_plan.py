@@ -11,6 +11,7 @@ from planner.cost import Link
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile
 from planner.plan import Plan, Refusal
+from planner.refusal import gb
 from planner.solver import PlanOptions, make_plan
 from shard_loader.cuts import CutProof
 
@@ -94,5 +95,5 @@ def _refused(
     where = f"only before layers {', '.join(map(str, sorted(legal)))}" if legal else "nowhere"
     reason = f"{model.name} can be cut {where} ({_reasons(bad)}), and so it has no plan"
     if not legal:
-        reason += f": one node must hold it whole, {best.memory.full_model_bytes / 1e9:.2f} GB and its KV"
+        reason += f": one node must hold it whole, {gb(best.memory.full_model_bytes)} and its KV"
     return Refusal(reason, refusal.missing_bytes, refusal.advice)

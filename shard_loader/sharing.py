@@ -26,6 +26,7 @@ class Sharing:
         self._next = 0  # the layer that runs next
         self._is_open = False
         self._calls: dict[Written, list[Call]] = defaultdict(list)
+        self._writers: dict[int, list[int]] = defaultdict(list)  # per cache, in the order of the layers
         self._readers: dict[int, set[int]] = defaultdict(set)  # num_layers: what follows the last layer
         self._fetched: dict[int, Fetched] = {}  # id of an array -> where it came out of a cache
         self._returned: dict[int, list[Leaf]] = defaultdict(list)  # id of an array -> who returned it
@@ -102,13 +103,15 @@ class Sharing:
 
     def _read(self, index: int) -> None:
         """The model itself looks at a cache that a layer has filled: every layer from here on may use it."""
-        if self._is_open and self._layer is None and any(cache == index for _, cache in self._calls):
+        if self._is_open and self._layer is None and index in self._writers:
             self._readers[index].update(range(self._next, self.num_layers + 1))
 
     def _called(self, index: int, args: Call, out: Any) -> None:
         if self._layer is None:
             return
         written = (self._layer, index)
+        if written not in self._calls:
+            self._writers[index].append(self._layer)
         self._calls[written].append(args)
         arrays = dismantle(out)[1]
         self._alive.append(arrays)
@@ -130,10 +133,10 @@ class Sharing:
 
     def crossing(self, cut: int) -> Crossing | str:
         """What the cut before layer `cut` needs, or why it cannot be made."""
-        for layer, cache in self._calls:
-            behind = [at for at, other in self._calls if other == cache and at >= cut]
-            if layer < cut and behind:
-                return f"layers {layer} and {behind[0]} write to one cache"
+        for layers in self._writers.values():
+            behind = [layer for layer in layers if layer >= cut]
+            if behind and layers[0] < cut:
+                return f"layers {layers[0]} and {behind[0]} write to one cache"
         leaves, aliases = self._crossing_leaves(cut)
         return Crossing(
             cut=cut,
