@@ -9,6 +9,7 @@ import argparse
 import json
 import re
 import sys
+import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from cluster.arguments import Parser
 from cluster.config import DEFAULT_CONTEXT
 from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_OK, EXIT_USAGE, UserError
+from cluster.proof import Prover
 from deploy.command import run_command
 from planner.fit import MAX_CONCURRENCY, Fit, fit
 from planner.headers import ModelFilesError, read_config, read_headers
@@ -81,9 +83,20 @@ def _run(args: argparse.Namespace) -> int:
         config, headers = read_config(folder), read_headers(folder)
         context = args.context or min(DEFAULT_CONTEXT, profile_model(config, headers, args.model).max_context)
         name = args.model.rstrip("/").rpartition("/")[2]
+        cuts = _legal_cuts(folder) if len(nodes) > 1 else None
         fits = [
-            fit(config, headers, name, nodes, p, context=context, concurrency=args.concurrency, kv=kv)
-            for p in PRECISIONS
+            fit(
+                config,
+                headers,
+                name,
+                nodes,
+                precision,
+                context=context,
+                concurrency=args.concurrency,
+                kv=kv,
+                legal_cuts=cuts,
+            )
+            for precision in PRECISIONS
         ]
     except (ModelFilesError, KvQuantizationError) as error:
         raise UserError(str(error), EXIT_USAGE) from error
@@ -98,6 +111,19 @@ def machines(sizes: list[int]) -> list[NodeProfile]:
         make_node(rank, f"node{rank}", f"node{rank}", memory_bytes=nbytes)
         for rank, nbytes in enumerate(sizes)
     ]
+
+
+def _legal_cuts(folder: Path) -> frozenset[int]:
+    """The cuts that are proven exact for this architecture; an unknown one is proven here, in seconds."""
+
+    def say(line: str) -> None:
+        print(f"macrame fit: {line}", file=sys.stderr, flush=True)
+
+    proofs = Prover(folder, threading.Event(), say).prove(None)
+    bad = [proof.cut for proof in proofs if not proof.exact]
+    if bad:
+        say(f"this model cannot be cut before layers {', '.join(map(str, bad))}; no plan here does")
+    return frozenset(proof.cut for proof in proofs if proof.exact)
 
 
 def _folder(model: str) -> Path:

@@ -48,13 +48,14 @@ def fit(
     context: int,
     concurrency: int,
     kv: KvQuantization | None = None,
+    legal_cuts: frozenset[int] | None = None,
 ) -> Fit:
     """Raises ModelFilesError for headers that make no model, KvQuantizationError for caches."""
     converted, whole, options = convert(config, headers, precision.bits)
     model = profile_model(converted, whole, name, options)
     if kv is not None:
         model = quantize_kv(model, kv)
-    asked = PlanOptions(context, concurrency)
+    asked = PlanOptions(context, concurrency, legal_cuts=legal_cuts)
     return Fit(
         precision=precision,
         weight_bytes=model.full_bytes,

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.utils import _get_classes
 
 from deploy.fit import machines, main
 from planner.fit import MAX_CONCURRENCY, Fit, fit
@@ -31,6 +33,7 @@ CONFIG = {
     "num_key_value_heads": 8,
     "head_dim": 64,
     "vocab_size": 80000,
+    "rms_norm_eps": 1e-5,
     "max_position_embeddings": 131072,
     "tie_word_embeddings": False,
 }
@@ -183,3 +186,30 @@ def test_caches_that_cannot_be_quantised_are_a_usage_error(
     folder = write_model(tmp_path / "m", config, tensors)
     assert main(["--model", str(folder), "--memory", "1", "--kv-bits", "4"]) == 3
     assert "have 80 elements, which are no groups of 64" in capsys.readouterr().err
+
+
+def test_only_cuts_that_are_exact_are_counted_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """nanbeige runs its layers twice, so no machine may have a part of it."""
+    config = {
+        "model_type": "nanbeige",
+        "hidden_size": 64,
+        "num_hidden_layers": 4,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": 100,
+        "num_loops": 2,
+    }
+    write_checkpoint_of(config, tmp_path / "m")
+    assert main(["--model", str(tmp_path / "m"), "--memory", "2MB,2MB", "--context", "256"]) == 2
+    shown = capsys.readouterr()
+    assert "this model cannot be cut before layers 1, 2, 3; no plan here does" in shown.err
+    assert "no legal cut" in shown.out or "are missing" in shown.out
+
+
+def write_checkpoint_of(config: dict[str, Any], folder: Path) -> Path:
+    """Headers only, of the parameters that mlx-lm's module has."""
+    model_class, args_class = _get_classes(config=config)
+    parameters = tree_flatten(model_class(args_class.from_dict(config)).parameters())
+    return write_model(folder, config, {name: ("BF16", tuple(value.shape)) for name, value in parameters})
