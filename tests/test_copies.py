@@ -156,18 +156,17 @@ def test_a_stage_makes_no_copy_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_a_weight_is_read_once_into_its_place(form: str, tmp_path: Path) -> None:
     found = probe(write_form(form, tmp_path / "big"), 2, 5)
-    mlx_peak = 1.25 if form == "single experts" else 1.01  # these are stacked, one array at a time
     own = found["own"]
     assert own > 30e6
     # Headers are read by the planner's reader and by MLX's; what remains is configuration.
-    assert own <= found["read"] <= own + 3 * found["headers"] + 200_000
-    assert found["mlx_peak"] <= mlx_peak * own + 500_000
-    assert found["peak"] <= max(1.1, mlx_peak) * own + 3_000_000
-    assert own <= found["mlx_kept"] <= 1.005 * own + 500_000
-    assert found["cached"] == 0  # what loading freed is given back
-    assert found["open"] == []
-    assert found["mlx_left"] <= 0.005 * own
-    assert found["freed"] >= 0.95 * own
+    assert own <= found["read"] <= own + 3 * found["headers"] + 200_000, found
+    assert found["mlx_peak"] <= 1.01 * own + 500_000, found
+    assert found["peak"] <= 1.1 * own + 8_000_000, found
+    assert own <= found["mlx_kept"] <= 1.005 * own + 500_000, found
+    assert found["cached"] == 0, found  # what loading freed is given back
+    assert found["open"] == [], found
+    assert found["mlx_left"] <= 0.005 * own, found
+    assert found["freed"] >= 0.9 * own, found
 
 
 def test_bytes_of_all_dtypes_cross_as_views() -> None:
