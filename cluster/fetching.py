@@ -15,7 +15,7 @@ from cluster.config import ClusterConfig
 from cluster.lan_copy import PeerSource
 from cluster.load_bar import LoadBar
 from planner.adapters import digest_with
-from planner.headers import model_digest
+from planner.digests import model_digest
 from shard_loader.fetch import Fetched, Progress, fetch_tensors
 from shard_loader.hub import ModelPlace, find_model
 from shard_loader.hub_source import HubSource

@@ -13,7 +13,7 @@ from cluster.config import ClusterConfig
 from cluster.fetching import ModelFetcher
 from cluster.memory_limits import MemoryNeed
 from planner.adapters import digest_with
-from planner.headers import model_digest, sample_files
+from planner.digests import model_digest, sample_files
 from proto import control_pb2
 from shard_loader.shard_cache import CacheSettings
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from cluster.errors import EXIT_ERROR, UserError
 from planner.headers import read_config
-from shard_loader.cuts import CutProof
+from shard_loader.cut_proof import CutProof
 from shard_loader.proof_store import find
 
 PROOF_TIMEOUT_S = 300.0

@@ -13,7 +13,7 @@ from planner.node_profile import NodeProfile
 from planner.plan import Plan, Refusal
 from planner.refusal import gb
 from planner.solver import PlanOptions, make_plan
-from shard_loader.cuts import CutProof
+from shard_loader.cut_proof import CutProof
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, UserError
 from planner.headers import ModelFilesError, read_config
 from planner.kv_profile import first_int
 from planner.model_profile import NUM_LAYERS_KEYS, flat_config
-from shard_loader.cuts import CutProof, proofs_of
+from shard_loader.cut_proof import CutProof
+from shard_loader.cuts import proofs_of
 from shard_loader.proof_store import find, mlx_lm_version
 
 

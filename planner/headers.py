@@ -6,7 +6,6 @@ Format: https://github.com/huggingface/safetensors#format (u64 little-endian hea
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import struct
@@ -16,8 +15,6 @@ from typing import Any
 
 INDEX_NAME = "model.safetensors.index.json"
 CONFIG_NAME = "config.json"
-SAMPLES = 64
-SAMPLE_BYTES = 4096
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
 
 DTYPE_BITS: dict[str, int] = {
@@ -120,24 +117,6 @@ def read_checkpoint(model_dir: Path) -> CheckpointHeaders:
     return CheckpointHeaders(headers, lost)
 
 
-def sample_files(model_dir: Path) -> dict[str, str]:
-    """For each weight file here, a digest of its size and of SAMPLES pieces of its bytes.
-
-    Tells another revision or a fine-tune from the same model without reading it all; a flipped byte between
-    the pieces goes unseen.
-    """
-    found = {}
-    for path in sorted(model_dir.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest = hashlib.sha256(str(size).encode())
-        with path.open("rb") as file:
-            for i in range(SAMPLES):
-                file.seek(size * i // SAMPLES)
-                digest.update(file.read(SAMPLE_BYTES))
-        found[path.name] = digest.hexdigest()[:16]
-    return found
-
-
 def read_file_headers(model_dir: Path, name: str) -> list[TensorHeader]:
     """The tensors of the one safetensors file `name` in `model_dir`, in the order of its header.
 
@@ -168,26 +147,6 @@ def read_file_headers(model_dir: Path, name: str) -> list[TensorHeader]:
             "download it again"
         )
     return _parse_header(path, name, raw, data_start=8 + header_bytes, file_bytes=size)
-
-
-def model_digest(model_dir: Path) -> str:
-    """16 hex digits that tell two checkpoints apart: config.json, and all names, dtypes and shapes.
-
-    Equal for equal models on different machines, however their files are cut. Reads no weights.
-    Raises ModelFilesError as `planner.missing.known_headers` and `read_config` do.
-    """
-    from planner.missing import known_headers  # which reads by this module
-
-    return digest_of(read_config(model_dir), known_headers(model_dir))
-
-
-def digest_of(config: dict[str, Any], headers: dict[str, TensorHeader]) -> str:
-    """`model_digest` of values that were read before."""
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode())
-    for name in sorted(headers):
-        header = headers[name]
-        digest.update(f"\n{name} {header.dtype} {list(header.shape)}".encode())
-    return digest.hexdigest()[:16]
 
 
 def read_config(model_dir: Path) -> dict[str, Any]:

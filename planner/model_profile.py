@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from planner.headers import DTYPE_BITS, TensorHeader, digest_of, read_config
+from planner.digests import digest_of
+from planner.headers import DTYPE_BITS, TensorHeader, read_config
 from planner.kv_profile import (
     HEADS_KEYS,
     HIDDEN_KEYS,

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.headers import ModelFilesError, read_config
+from shard_loader.cut_proof import CutProof
 
 if TYPE_CHECKING:
     from shard_loader.rehearsal import Rehearsal
@@ -31,16 +32,6 @@ EXIT_USAGE = 3
 
 
 Progress = Callable[[str], None]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class CutProof:
-    """Whether the model may be cut before layer `cut`. max_error: of any logit; None where it did not run."""
-
-    cut: int
-    exact: bool
-    max_error: float | None
-    reason: str  # why it is not exact; empty where it is
 
 
 def prove_cuts(

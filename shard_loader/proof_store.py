@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from shard_loader.cuts import CutProof
+from shard_loader.cut_proof import CutProof
 from shard_loader.shrink import TINY, recipes
 
 SHIPPED = Path(__file__).parent / "cut_proofs.json"

@@ -12,7 +12,8 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from shard_loader.cuts import CutProof, main, prove_cuts
+from shard_loader.cut_proof import CutProof
+from shard_loader.cuts import main, prove_cuts
 from shard_loader.rehearsal import Rehearsal, RehearsalError
 from shard_loader.shrink import NUM_EXPERTS, VOCAB_SIZE, WINDOW, recipes
 from tests.real_configs import REAL_CONFIGS

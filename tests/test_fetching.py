@@ -12,7 +12,7 @@ from cluster.config import ClusterConfig, load_config
 from cluster.fetching import ModelFetcher
 from cluster.node import Node
 from cluster.planning import plan_cluster
-from planner.headers import model_digest
+from planner.digests import model_digest
 from proto import control_pb2
 from shard_loader.hub_source import HubSource
 from shard_loader.sources import HubError

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from planner.headers import INDEX_NAME, ModelFilesError, model_digest, read_config, read_headers, sample_files
+from planner.headers import INDEX_NAME, ModelFilesError, read_config, read_headers
 from tests.fake_models import llama_config, llama_tensors, write_file, write_model
-from tests.tiny_models import write_checkpoint
 
 SECOND = "model-00002-of-00002.safetensors"
 
@@ -151,39 +150,3 @@ def test_folders_without_a_model_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{'a': 1}")
     with pytest.raises(ModelFilesError, match=r"config\.json is not valid JSON"):
         read_config(tmp_path)
-
-
-def test_the_digest_is_of_the_model_not_of_its_files(tmp_path: Path) -> None:
-    one = write_model(tmp_path / "one", llama_config(), llama_tensors())
-    assert model_digest(one) == model_digest(two_files(tmp_path / "two"))
-    assert len(model_digest(one)) == 16
-
-
-@pytest.mark.parametrize("overrides", [{"vocab_size": 321}, {"rope_theta": 1.0}])
-def test_the_digest_tells_configs_apart(tmp_path: Path, overrides: dict[str, object]) -> None:
-    one = write_model(tmp_path / "one", llama_config(), llama_tensors())
-    other = write_model(tmp_path / "other", llama_config(**overrides), llama_tensors())
-    assert model_digest(one) != model_digest(other)
-
-
-def test_the_digest_tells_tensors_apart(tmp_path: Path) -> None:
-    digests = {
-        model_digest(write_model(tmp_path / name, llama_config(), tensors))
-        for name, tensors in (
-            ("a", llama_tensors()),
-            ("b", llama_tensors(dtype="F16")),
-            ("c", llama_tensors() | {"model.norm.weight": ("BF16", (65,))}),
-            ("d", llama_tensors() | {"more": ("BF16", (1,))}),
-        )
-    }
-    assert len(digests) == 4
-
-
-def test_samples_tell_other_weights_apart(tmp_path: Path) -> None:
-    one, same, other = (
-        write_checkpoint("llama", tmp_path / str(i), num_layers=2, seed=i // 2) for i in range(3)
-    )
-    assert model_digest(one) == model_digest(other)
-    assert sample_files(one) == sample_files(same)
-    assert sample_files(one).keys() == {"model.safetensors"}
-    assert sample_files(one) != sample_files(other)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from planner.headers import INDEX_NAME, ModelFilesError, model_digest, read_headers
+from planner.digests import model_digest
+from planner.headers import INDEX_NAME, ModelFilesError, read_headers
 from planner.missing import known_headers, missing_tensors
 from tests.tiny_models import write_checkpoint
 

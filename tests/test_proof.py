@@ -16,7 +16,7 @@ import pytest
 from cluster import proof
 from cluster.errors import UserError
 from cluster.proof import Prover
-from shard_loader.cuts import CutProof
+from shard_loader.cut_proof import CutProof
 from tests.tiny_models import tiny_config
 
 

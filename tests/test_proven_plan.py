@@ -15,7 +15,7 @@ from planner.node_profile import GB, NodeProfile, make_node
 from planner.plan import Plan, Refusal
 from planner.render import render_plan
 from planner.solver import PlanOptions
-from shard_loader.cuts import CutProof
+from shard_loader.cut_proof import CutProof
 from tests.fake_models import llama_config, llama_tensors, write_model
 
 MB = 10**6

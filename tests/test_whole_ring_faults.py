@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from cluster.config import load_config
-from planner.headers import model_digest
+from planner.digests import model_digest
 from planner.plan import Plan
 from proto import control_pb2, control_pb2_grpc, head_pb2, head_pb2_grpc, ring_pb2
 from tests.reference import greedy

@@ -61,7 +61,7 @@ def replaced(page: str, table: str) -> str:
 
 def proofs_of_verdict(verdict: Verdict) -> list[Any]:
     """A proof for each cut that the zoo tried."""
-    from shard_loader.cuts import CutProof
+    from shard_loader.cut_proof import CutProof
 
     return [
         CutProof(cut, True, 0.0, "") if cut in verdict.legal else CutProof(cut, False, None, verdict.reason)
