@@ -72,13 +72,13 @@ def test_plans_are_taken_when_it_is_known_where_the_model_is(tmp_path: Path, mod
     config = load_config(write_cluster(tmp_path, MODEL, node(name="n0")))
     one = Node(config, 0, token=None, import_base_rss_bytes=0)
     of_hub, of_folder = (assignment(config, model, revision=revision) for revision in ("a" * 40, ""))
-    assert one.assign(of_hub) == "n0 is still fetching the model"
-    one.expect_model()
+    assert one.assign(of_hub).reason == "n0 is still fetching the model"
+    one.model.expected()
     sentence = (
         f"the head reads {MODEL} from a folder, which n0 does not have: copy it to the same place on n0"
     )
-    assert sentence in one.assign(of_folder)
-    assert one.assign(of_hub) == ""
+    assert sentence in one.assign(of_folder).reason
+    assert one.assign(of_hub).accepted
     assert one.status().state == control_pb2.LOADING
 
 
@@ -90,5 +90,5 @@ def test_a_folder_serves_for_a_revision_if_it_is_the_same(tmp_path: Path, model:
     other = control_pb2.AssignRequest()
     other.CopyFrom(request)
     other.model_digest = "0" * 16
-    assert "n0 has other files for tests/tiny" in one.assign(other)
-    assert one.assign(request) == ""
+    assert "n0 has other files for tests/tiny" in one.assign(other).reason
+    assert one.assign(request).accepted
