@@ -12,13 +12,14 @@ from pathlib import Path
 
 from cluster.compute import ComputeThread, LoadWork, StepWork, TrimWork
 from cluster.config import ClusterConfig
+from cluster.console import say
 from cluster.load_bar import LoadBar
 from cluster.memory_limits import MemoryNeed
 from cluster.memory_status import fill_memory
 from cluster.memory_watch import MemoryWatch
 from cluster.node_model import NodeModel
 from cluster.ring import NOT_ASSIGNED, EdgeSender, IncomingFrame
-from cluster.routes import Edge, Route, hello, refusal, route
+from cluster.routes import HEAD_RANK, Edge, Route, hello, refusal, route
 from cluster.usage import Usage
 from planner.plan import Plan
 from proto import control_pb2, ring_pb2
@@ -303,8 +304,11 @@ class Node:
 
     def _on_failed(self, number: int, reason: str) -> None:
         with self._lock:
-            if self._epoch is not None and self._epoch.number == number:
+            is_present = self._epoch is not None and self._epoch.number == number
+            if is_present:
                 self._state, self._reason = control_pb2.FAILED, reason
+        if is_present and self.rank != HEAD_RANK:  # the head says what it hears of every node
+            say(f"[{self.name}] {reason}")
         self._notify()
 
     def _on_edge_up(self, number: int, edge: Edge) -> None:

@@ -188,7 +188,10 @@ def test_a_file_that_a_folder_lacks_fails_its_owner_by_name(tmp_path: Path) -> N
     with RingProcesses(tmp_path, folder, [(0, 1), (1, 2), (2, 5)]) as running:
         status = running.wait_status(lambda s: "failed" in s.reason)
         assert "rank 2 (n2" in status.reason
-        assert f"{last.name} is missing, and layers 2:5 read" in status.reason
+        sentence = f"{last.name} is missing, and layers 2:5 read"
+        assert sentence in status.reason
+        assert sentence in running.log(0)
+        assert sentence in running.log(2)
         wait_for(lambda: running.node_status(1).state == control_pb2.READY, 20.0)
 
 
