@@ -37,6 +37,7 @@ _LATENT = "kv_a_proj_with_mqa.weight"
 _KEYS = ("k_proj.weight", "c_k.weight", "attn_key.weight")
 _VALUES = ("v_proj.weight", "c_v.weight", "attn_value.weight")
 _FUSED_QKV = ("qkv", "q_k_v_proj", "c_attn", "query_key_value", "W_pack", "att_proj")
+_FUSED_ROWS = ("query_key_value.weight", "qkv_proj.weight", "W_pack.weight", "Wqkv.weight", "wqkv.weight")
 KV_HEADS_KEYS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "num_attention_groups")
 HEADS_KEYS = ("num_attention_heads", "n_heads", "n_head", "num_heads", "attention_heads")
 HIDDEN_KEYS = ("hidden_size", "d_model", "n_embd", "model_dim", "hidden_dim", "dim")
@@ -76,7 +77,7 @@ def cache_profile(config: Config, index: int, shapes: Shapes, dtype_bytes: int) 
     state_bytes = STATE_DTYPE_BYTES * state_elements(config, shapes)
     if is_recurrent(shapes) and not keeps_both(shapes):
         return CacheProfile(state_bytes=state_bytes)
-    elements = _cached_elements(config, shapes) * _num_loops(config)
+    elements = _cached_elements(config, index, shapes) * _num_loops(config)
     has_latent = any(name.endswith(_LATENT) for name in shapes)
     is_latent = has_latent and _caches_latent(config, shapes)
     return CacheProfile(
@@ -88,7 +89,7 @@ def cache_profile(config: Config, index: int, shapes: Shapes, dtype_bytes: int) 
     )
 
 
-def _cached_elements(config: Config, shapes: Shapes) -> int:
+def _cached_elements(config: Config, index: int, shapes: Shapes) -> int:
     """Cached keys and values of one token; 0 for a layer without attention."""
     latents = [shape[0] for name, shape in shapes.items() if name.endswith(_LATENT)]
     if latents:
@@ -98,8 +99,11 @@ def _cached_elements(config: Config, shapes: Shapes) -> int:
     keys, values = _rows(shapes, _KEYS), _rows(shapes, _VALUES)
     if keys:
         return keys + (values or keys) + _rows(shapes, ("index_k_proj.weight",))
+    fused, heads = _rows(shapes, _FUSED_ROWS), first_int(config, HEADS_KEYS)
+    if heads and fused > heads * head_dim(config):  # queries, keys and values of all heads, in this order
+        return fused - heads * head_dim(config)
     is_attention = any(word in name for name in shapes for word in (*_FUSED_QKV, "q_proj."))
-    return 2 * _num_kv_heads(config) * head_dim(config) if is_attention else 0
+    return 2 * _num_kv_heads(config, index) * head_dim(config) if is_attention else 0
 
 
 def _caches_latent(config: Config, shapes: Shapes) -> bool:
@@ -131,12 +135,18 @@ def cache_source(config: Config, index: int) -> int | None:
 
 def _num_loops(config: Config) -> int:
     """How often the layers run, each time with a cache of their own."""
-    return first_int(config, ("num_loops",), 1) if config.get("model_type") == "nanbeige" else 1
+    keys = {"nanbeige": "num_loops", "iquestloopcoder": "loop_num"}
+    key = keys.get(str(config.get("model_type")))
+    return 1 if key is None else first_int(config, (key,), 2 if key == "loop_num" else 1)
 
 
-def _num_kv_heads(config: Config) -> int:
+def _num_kv_heads(config: Config, index: int) -> int:
     if config.get("multi_query") is True:
         return 1
+    for key in KV_HEADS_KEYS:
+        per_layer = config.get(key)
+        if isinstance(per_layer, list) and index < len(per_layer) and isinstance(per_layer[index], int):
+            return int(per_layer[index])
     return first_int(config, KV_HEADS_KEYS, first_int(config, HEADS_KEYS, 1))
 
 
@@ -147,8 +157,9 @@ def head_dim(config: Config) -> int:
 
 
 def _rows(shapes: Shapes, suffixes: Sequence[str]) -> int:
-    """Rows of the matrix whose name ends so; the packing of quantised weights leaves rows alone."""
-    return next((shape[0] for name, shape in shapes.items() if name.endswith(tuple(suffixes))), 0)
+    """Rows of the matrix of that name; the packing of quantised weights leaves rows alone."""
+    ends = tuple(f".{suffix}" for suffix in suffixes)
+    return next((shape[0] for name, shape in shapes.items() if f".{name}".endswith(ends)), 0)
 
 
 def first_int(config: Config, keys: Sequence[str], default: int = 0) -> int:
