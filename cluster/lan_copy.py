@@ -18,7 +18,7 @@ from cluster.rpc import connect
 from proto import control_pb2, control_pb2_grpc
 from shard_loader.holdings import Holdings, find_holdings
 from shard_loader.hub import ModelPlace, find_folder, find_model
-from shard_loader.sources import FetchStoppedError, HubError
+from shard_loader.sources import FetchStoppedError, HubError, PeerError
 from shard_loader.spans import Span
 from shard_loader.store import FileEntry, Manifest
 
@@ -117,7 +117,7 @@ class PeerSource:
         """The files of the revision that the node has something of; raises HubError where it has none."""
         held = self.ask(model, revision)
         if held is None:
-            raise HubError(f"{self.label} has nothing of {model}{revision and ' at '}{revision[:12]}")
+            raise PeerError(f"{self.label} has nothing of {model}{revision and ' at '}{revision[:12]}")
         return held[0]
 
     def spans(self, manifest: Manifest, entry: FileEntry) -> list[Span]:
@@ -150,13 +150,13 @@ class PeerSource:
             if stopping.wait(wait_s):
                 raise FetchStoppedError("the fetch was stopped")
             wait_s *= 2
-        raise HubError(f"{self.label} was too busy to give {entry.name}")
+        raise PeerError(f"{self.label} was too busy to give {entry.name}")
 
     def _refuse(self, error: grpc.RpcError, file: str) -> None:
         """Raises HubError, but for a node that is only busy."""
         assert isinstance(error, grpc.Call)
         if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
-            raise HubError(f"{self.label} cannot give {file}: {error.details()}") from error
+            raise PeerError(f"{self.label} cannot give {file}: {error.details()}") from error
 
     def _chunks(self, request: control_pb2.CopyRequest, stopping: threading.Event) -> Iterator[bytes]:
         timeout_s = CHUNK_TIMEOUT_S + (request.stop - request.start) / SLOWEST_BYTES_S
@@ -165,9 +165,9 @@ class PeerSource:
         try:
             for chunk in call:
                 if chunk.start != at or at + len(chunk.data) > request.stop or not chunk.data:
-                    raise HubError(f"{self.label} sent other bytes of {request.file} than were asked for")
+                    raise PeerError(f"{self.label} sent other bytes of {request.file} than were asked for")
                 if hashlib.sha256(chunk.data).digest() != chunk.sha256:
-                    raise HubError(f"{self.label} sent damaged bytes of {request.file}: a checksum differs")
+                    raise PeerError(f"{self.label} sent damaged bytes of {request.file}: a checksum differs")
                 at += len(chunk.data)
                 yield chunk.data
                 if stopping.is_set():
@@ -175,7 +175,7 @@ class PeerSource:
         finally:
             call.cancel()
         if at != request.stop:
-            raise HubError(f"{self.label} sent {at - request.start} bytes of {request.stop - request.start}")
+            raise PeerError(f"{self.label} sent {at - request.start} bytes of {request.stop - request.start}")
 
     def ask(self, model: str, revision: str) -> tuple[Manifest, dict[str, list[Span]]] | None:
         """What the node has, asked for the first time only; None: nothing, or it did not answer."""

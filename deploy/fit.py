@@ -20,8 +20,9 @@ from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_OK, EXIT_USAGE, UserError
 from cluster.proof import Prover
 from deploy.command import run_command
 from planner.fit import MAX_CONCURRENCY, Fit, fit
-from planner.headers import ModelFilesError, read_config, read_headers
+from planner.headers import ModelFilesError, read_config
 from planner.kv_quant import KV_BITS, KvQuantization, KvQuantizationError
+from planner.missing import known_headers
 from planner.model_profile import profile_model
 from planner.node_profile import GB, NodeProfile, make_node
 from planner.plan import Plan, Refusal
@@ -80,7 +81,7 @@ def _run(args: argparse.Namespace) -> int:
     nodes = machines(args.memory)
     kv = None if args.kv_bits is None else KvQuantization(args.kv_bits)
     try:
-        config, headers = read_config(folder), read_headers(folder)
+        config, headers = read_config(folder), known_headers(folder)
         context = args.context or min(DEFAULT_CONTEXT, profile_model(config, headers, args.model).max_context)
         name = args.model.rstrip("/").rpartition("/")[2]
         cuts = _legal_cuts(folder) if len(nodes) > 1 else None

@@ -29,6 +29,7 @@ __all__ = [
     "stored",
 ]
 
+_PART = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -161,7 +162,12 @@ def _first_missing(folder: Path) -> str | None:
         return "config.json"
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
-        return None if any(folder.glob("model*.safetensors")) else "model.safetensors"
+        names = {path.name for path in folder.glob("model*.safetensors")}
+        part = next(filter(None, map(_PART.fullmatch, names)), None)
+        if part is None:
+            return None if names else "model.safetensors"
+        wanted = (f"model-{i:05d}-of-{part[1]}.safetensors" for i in range(1, int(part[1]) + 1))
+        return next((name for name in wanted if name not in names), None)
     try:
         files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError):

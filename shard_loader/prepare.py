@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from planner.headers import INDEX_NAME, MAX_HEADER_BYTES
-from shard_loader.sources import HubError, MissingFileError, Source
+from shard_loader.sources import HubError, MissingFileError, PeerError, Source
 from shard_loader.spans import covers
 from shard_loader.store import FileEntry, Manifest, Store
 
@@ -155,7 +155,9 @@ def _read(manifest: Manifest, entry: FileEntry, start: int, stop: int, sources: 
 
 def _main_reason(errors: Sequence[HubError]) -> HubError:
     """What the user should read: a file that is not there, else what the hub said; peers come second."""
-    return next((error for error in errors if isinstance(error, MissingFileError)), errors[-1])
+    missing = (error for error in errors if isinstance(error, MissingFileError))
+    of_hub = (error for error in errors if not isinstance(error, PeerError))
+    return next(missing, None) or next(of_hub, errors[-1])
 
 
 def _each(work: Callable[[FileEntry], None], entries: Iterable[FileEntry]) -> None:

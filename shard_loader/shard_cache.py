@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import time
@@ -24,13 +25,16 @@ from typing import Any
 
 import mlx.core as mx
 
-from planner.headers import CONFIG_NAME, read_headers
+from planner.digests import sample_files
+from planner.headers import CONFIG_NAME, read_checkpoint
 from planner.load_options import LoadOptions
 from shard_loader.proof_store import user_cache_dir
+from shard_loader.store import Store
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+_HUB_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # how blobs of the hub's cache are named
 DEFAULT_MAX_BYTES = 100 * 10**9
 MAX_FREE_BYTES = 10 * 10**9  # left free on the disk: this, or a twentieth of it where that is less
 WORTH_SHARE = 0.1  # of a shard's bytes that loading must have made for a cache to pay
@@ -70,24 +74,34 @@ def default_folder() -> Path:
 def entry_key(model_dir: Path, layers: tuple[int, int], options: LoadOptions) -> str:
     """32 hex digits of all that the bytes of an entry depend on.
 
-    Files are told apart by name, size and time of change, or by their hash where they lie in the hub's cache.
+    Files are told apart by what the hub says of them where they come from there, else by name, size, time of
+    change and samples of their bytes.
     """
-    files = []
-    for name in sorted({header.file for header in read_headers(model_dir).values()}):
-        path = (model_dir / name).resolve()
-        stat = path.stat()
-        is_blob = path.parent.name == "blobs"
-        files.append([name, stat.st_size, path.name if is_blob else stat.st_mtime_ns])
     fields = {
         "format": FORMAT,
         "config": hashlib.sha256((model_dir / CONFIG_NAME).read_bytes()).hexdigest(),
-        "files": files,
+        "files": _file_keys(model_dir),
         "layers": layers,
         "options": asdict(options),
         "device": str(mx.default_device()),
         "versions": {name: version(name) for name in ("mlx", "mlx-lm", "macrame")},
     }
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _file_keys(model_dir: Path) -> list[tuple[str, int, object]]:
+    store, samples = Store.open(model_dir), sample_files(model_dir)
+    found: list[tuple[str, int, object]] = []
+    for name in sorted({header.file for header in read_checkpoint(model_dir).headers.values()}):
+        path = (model_dir / name).resolve()
+        stat = path.stat()
+        what: object = [stat.st_mtime_ns, samples.get(name)]
+        if store is not None and name in store.manifest.files:
+            what = store.manifest.files[name].etag
+        elif path.parent.name == "blobs" and _HUB_HASH.fullmatch(path.name):
+            what = path.name
+        found.append((name, stat.st_size, what))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

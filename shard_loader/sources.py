@@ -16,6 +16,10 @@ class HubError(ValueError):
     """A model that is neither here nor to be had; one sentence that says what to do."""
 
 
+class PeerError(HubError):
+    """What another node cannot give; the hub's own word counts for more."""
+
+
 class MissingFileError(HubError):
     """The revision has no such file."""
 

@@ -139,6 +139,7 @@ class Store:
             file.truncate(entry.size)
             os.fsync(file.fileno())
         if not is_there:
+            self.journal.forget(entry.name, 0, entry.size)  # of a file that was removed or cut short
             partial.replace(path)
         self.journal.add(Record(entry.name, 0, len(header), hashlib.sha256(header).hexdigest()))
 
@@ -173,10 +174,12 @@ class Store:
         """Within the block this process fetches; yields whether an earlier fetch here did not end."""
         mine = self.folder / FOLDER / f"fetching.{os.getpid()}"
         others = [path for path in (self.folder / FOLDER).glob("fetching.*") if not _lives(path)]
-        mine.touch()
+        with contextlib.suppress(OSError):  # a disk that cannot be written may still have everything
+            mine.touch()
         yield bool(others)  # an exception, as a kill, leaves the mark
-        for path in (*others, mine):
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            for path in (*others, mine):
+                path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

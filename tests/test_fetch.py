@@ -282,6 +282,16 @@ def test_after_a_kill_damaged_pieces_are_fetched_again(machine: Machine) -> None
     assert not list((store.folder / ".macrame").glob("fetching.*"))
 
 
+@pytest.mark.parametrize("size", [0, 5000])
+def test_a_file_that_was_cut_short_is_fetched_again(size: int, machine: Machine) -> None:
+    machine.fetch(0, 2)
+    path = machine.store().folder / "model-00001-of-00003.safetensors"
+    whole = path.read_bytes()
+    os.truncate(path, size)
+    assert machine.fetch(0, 2).from_hub > 0
+    assert path.read_bytes() == whole
+
+
 def test_a_line_that_was_cut_short_is_no_line(machine: Machine) -> None:
     machine.fetch(0, 2)
     journal = machine.store().folder / ".macrame" / "journal"

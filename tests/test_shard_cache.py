@@ -131,15 +131,28 @@ def test_the_key_tells_everything_apart(model: Path, monkeypatch: pytest.MonkeyP
 def test_files_of_the_hubs_cache_are_told_by_their_hash(model: Path, tmp_path: Path) -> None:
     blobs = tmp_path / "blobs"
     blobs.mkdir()
-    shutil.move(model / "model.safetensors", blobs / "abc")
-    (model / "model.safetensors").symlink_to(blobs / "abc")
+    shutil.move(model / "model.safetensors", blobs / ("ab" * 20))
+    (model / "model.safetensors").symlink_to(blobs / ("ab" * 20))
     before = entry_key(model, (0, 1), FOUR_BITS)
-    os.utime(blobs / "abc", ns=(1, 1))
+    os.utime(blobs / ("ab" * 20), ns=(1, 1))
     assert entry_key(model, (0, 1), FOUR_BITS) == before
-    (blobs / "abc").rename(blobs / "def")
+    (blobs / ("ab" * 20)).rename(blobs / ("cd" * 20))
     (model / "model.safetensors").unlink()
-    (model / "model.safetensors").symlink_to(blobs / "def")
+    (model / "model.safetensors").symlink_to(blobs / ("cd" * 20))
     assert entry_key(model, (0, 1), FOUR_BITS) != before
+
+
+def test_another_model_of_equal_sizes_and_times_has_another_key(tmp_path: Path) -> None:
+    folders = [
+        write_checkpoint("llama", tmp_path / name, num_layers=3, seed=i) for i, name in enumerate("ab")
+    ]
+    for folder in folders:
+        os.utime(folder / "model.safetensors", ns=(1, 1))
+    assert len({entry_key(folder, (0, 1), FOUR_BITS) for folder in folders}) == 2
+    shutil.copytree(folders[1], tmp_path / "blobs")  # no cache of the hub, whatever its name
+    before = entry_key(tmp_path / "blobs", (0, 1), FOUR_BITS)
+    shutil.copy(folders[0] / "model.safetensors", tmp_path / "blobs")
+    assert entry_key(tmp_path / "blobs", (0, 1), FOUR_BITS) != before
 
 
 def flip(entry: Path) -> None:

@@ -195,6 +195,18 @@ def test_a_file_that_a_folder_lacks_fails_its_owner_by_name(tmp_path: Path) -> N
         wait_for(lambda: running.node_status(1).state == control_pb2.READY, 20.0)
 
 
+def test_a_missing_file_fails_its_owner_also_where_it_is_quantised(tmp_path: Path) -> None:
+    folder = write_checkpoint("llama", tmp_path / "tiny", num_layers=5, max_shard_bytes=400_000)
+    last = sorted(folder.glob("*.safetensors"))[-1]
+    last.unlink()
+    load = {"quantize": {"bits": 4}, "cache": True}
+    with RingProcesses(tmp_path, folder, [(0, 1), (1, 2), (2, 5)], load=load) as running:
+        status = running.wait_status(lambda s: "failed" in s.reason)
+        assert "rank 2 (n2" in status.reason
+        assert f"{last.name} is missing, and layers 2:5 read" in status.reason
+        wait_for(lambda: running.node_status(1).state == control_pb2.READY, 20.0)
+
+
 def test_a_head_that_owns_the_missing_file_ends(tmp_path: Path) -> None:
     folder = write_checkpoint("llama", tmp_path / "tiny", num_layers=5, max_shard_bytes=400_000)
     first = min(folder.glob("*.safetensors"))
@@ -222,7 +234,7 @@ def test_a_head_without_a_model_ends_with_the_reason(
 ) -> None:
     if fault is not None:
         hub.trouble(fault, "api")
-    path = write_cluster(tmp_path, model, node())
+    path = write_cluster(tmp_path, model, node(), node())  # the other one is not there, and has nothing
     env = {key: value for key, value in homes(tmp_path, hub, {0: "home"})[0].items() if value is not None}
     ended = run_node("--rank", 0, "--config", path, "--no-api", env=env)
     assert ended.code == EXIT_ERROR
