@@ -13,6 +13,10 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from planner.kv_profile import PREFILL_CHUNK_TOKENS, CacheProfile
 from planner.model_profile import ModelProfile
@@ -30,6 +34,7 @@ LOCAL_LATENCY_MS, LOCAL_GBIT_S = 0.1, 20.0
 REMOTE_LATENCY_MS, REMOTE_GBIT_S = 0.5, 10.0
 FRAME_BYTES = 256  # what a frame carries beside the hidden state
 HEAD_RANK = 0
+Amount = TypeVar("Amount", float, NDArray[np.float64])  # of one stage, or of many at once
 # Head sizes for which MLX's attention does not write its scores to memory on a GPU.
 FUSED_HEAD_DIMS = (64, 80, 96, 128)
 
@@ -96,8 +101,8 @@ class CostModel:
     def __init__(
         self, model: ModelProfile, nodes: Sequence[NodeProfile], links: Sequence[Link], work: Workload
     ) -> None:
-        self.model, self.nodes, self.work = model, tuple(nodes), work
-        self._links = {link.ranks: link for link in links}
+        self.model, self.nodes, self.links, self.work = model, tuple(nodes), tuple(links), work
+        self._links = {link.ranks: link for link in self.links}
         self._hosts = {node.rank: node.host for node in nodes}
         layers, middle = model.layers, work.decode_context
         self._sources = {i: x.cache_source for i, x in enumerate(layers) if x.cache_source is not None}
@@ -146,13 +151,16 @@ class CostModel:
         count in plain, and attention scores are always written to memory. The last stage adds the logits of
         the chunk, and four rows of them in float32 for the sampler.
         """
-        node, model = self.nodes[index], self.model
-        is_fused = node.device != "cpu" and model.head_dim in FUSED_HEAD_DIMS
-        total = max(self._scratch[is_fused][start:stop])
+        model = self.model
+        total = max(self._scratch[self.is_fused(index)][start:stop])
         total += self._unquantized[stop] - self._unquantized[start]
         if stop == model.num_layers:
             total += self.chunk_tokens * model.vocab_size * model.dtype_bytes + 16 * model.vocab_size
         return total
+
+    def is_fused(self, index: int) -> bool:
+        """True where a node's attention does not write its scores to memory."""
+        return self.nodes[index].device != "cpu" and self.model.head_dim in FUSED_HEAD_DIMS
 
     def need_bytes(self, index: int, start: int, stop: int) -> int:
         """What a stage takes of its node's budget."""
@@ -173,12 +181,20 @@ class CostModel:
     # -- time ---------------------------------------------------------------------------------------------
     def decode_ms(self, index: int, start: int, stop: int) -> float:
         """One token of one user at half the context."""
+        return self.step_ms(index, float(self.read_bytes(start, stop)), float(stop - start))
+
+    def read_bytes(self, start: int, stop: int) -> int:
+        """What one token of one user reads of weights, of the head where it is owned, and of the caches."""
         model = self.model
         read_bytes = self._read[stop] - self._read[start]
         if stop == model.num_layers:
             read_bytes += model.norm_bytes + (model.embed_bytes if model.is_tied else model.head_bytes)
+        return read_bytes
+
+    def step_ms(self, index: int, read_bytes: Amount, num_layers: Amount) -> Amount:
+        """A decode step of a node that reads so much for so many layers."""
         rate_bytes_ms = self.nodes[index].figures.bandwidth_gb_s * 1e6 * DECODE_EFFICIENCY
-        return read_bytes / rate_bytes_ms + (stop - start) * LAYER_OVERHEAD_MS + STAGE_OVERHEAD_MS
+        return read_bytes / rate_bytes_ms + num_layers * LAYER_OVERHEAD_MS + STAGE_OVERHEAD_MS
 
     def prefill_ms(self, index: int, start: int, stop: int) -> float:
         """A prompt of `work.prompt_tokens` tokens, chunk after chunk; the head sees the last chunk only."""

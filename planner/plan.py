@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -78,6 +78,7 @@ class Plan:
     unused_nodes: tuple[str, ...]
     predicted: Predicted
     memory: MemorySummary
+    notes: tuple[str, ...] = field(default=(), compare=False)  # of the search; not in JSON
 
     def __post_init__(self) -> None:
         if not self.assignments:

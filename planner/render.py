@@ -56,6 +56,7 @@ def render_plan(plan: Plan, nodes: Sequence[NodeProfile], notes: Sequence[str] =
             promise,
             memory,
             *_notes(nodes, {part.rank for part in plan.assignments}),
+            *plan.notes,
             *notes,
         ]
     )

@@ -1,20 +1,21 @@
 """From a model, its nodes and their links to a plan, or to a refusal with numbers. Pure.
 
 Every strategy searches the feasible plans only, so none refuses what another would accept: `optimal`
-takes the one with the least predicted cost and may leave nodes idle; the others use every node that can
-hold a layer and come as close to their ideal split as memory lets them. Nodes keep the order of the
-configuration.
+takes the one with the least predicted cost, in any order of the nodes, and may leave nodes idle; the others
+use every node that can hold a layer and come as close to their ideal split as memory lets them. They keep
+the order of the configuration, unless only another one fits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planner.cost import CostModel, Link, Stage, Workload
 from planner.forced import check_forced
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile
+from planner.optimal import RingSearch
 from planner.plan import Assignment, MemorySummary, Plan, Predicted, Refusal
 from planner.refusal import explain
 from planner.search import Cost, Problem, add, cheapest, count_then_max
@@ -22,7 +23,7 @@ from planner.search import Cost, Problem, add, cheapest, count_then_max
 STRATEGIES = ("optimal", "balanced", "memory_proportional", "compute_proportional", "uniform")
 OBJECTIVES = ("latency", "throughput", "ttft")
 
-StageMs = Callable[[Stage], float | None]  # None: not allowed
+MIN_TOLD_GAP = 0.0005  # what a better order could gain at most, if it is to be told
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +56,9 @@ def make_plan(
     """
     solver = _Solver(CostModel(model, nodes, links, Workload(options.context, options.concurrency)), options)
     stages = solver.solve()
-    return (
-        explain(solver.cost, solver.overflow()) if stages is None else _as_plan(solver.cost, stages, options)
-    )
+    if stages is None:
+        return explain(solver.cost, solver.overflow())
+    return replace(_as_plan(solver.cost, stages, options), notes=tuple(solver.notes))
 
 
 class _Solver:
@@ -66,6 +67,8 @@ class _Solver:
         self.usable = [i for i, node in enumerate(cost.nodes) if node.use]
         self.forced = check_forced(cost.nodes, cost.model.num_layers)
         self.free = [i for i in self.usable if i not in self.forced]
+        self.rings = RingSearch(cost, options.legal_cuts, self.forced)
+        self.notes: list[str] = []
 
     def solve(self) -> list[Stage] | None:
         """The stages of the best feasible plan; None where nothing fits."""
@@ -73,67 +76,26 @@ class _Solver:
             case "optimal":
                 return self._optimal()
             case "balanced":
-                return self._balanced()
+                cost = self.cost
+                return self._balanced() or self.rings.widest(lambda *stage: cost.decode_ms(*stage) ** 2)
             case _:
                 return self._proportional(self._ideal_shares())
 
     def overflow(self) -> list[Stage] | None:
         """The stages that exceed their budgets by the least in all; None where the cuts allow no stages."""
-
-        def stage_cost(i: int, start: int, stop: int) -> Cost:
-            return (float(self.cost.overflow_bytes(i, start, stop)), 1.0)
-
-        found = cheapest(self._problem(stage_cost))
-        return found[1] if found else None
+        return self.rings.least_overflow()
 
     # -- strategies ---------------------------------------------------------------------------------------
     def _optimal(self) -> list[Stage] | None:
-        cost = self.cost
-        match self.options.objective:
-            case "latency":
-                return self._least_decode(limit_ms=float("inf"))
-            case "ttft":
-                tokens = cost.work.prompt_tokens
-                return self._least_sum(lambda s: cost.prefill_ms(s.index, s.start, s.stop), tokens)
-            case _:
-                return self._most_throughput()
-
-    def _least_decode(self, limit_ms: float) -> list[Stage] | None:
-        """The fastest token among the rings of which no stage takes longer than `limit_ms`."""
-
-        def stage_ms(stage: Stage) -> float | None:
-            decode_ms = self.cost.decode_ms(stage.index, stage.start, stage.stop)
-            return decode_ms if decode_ms <= limit_ms else None
-
-        return self._least_sum(stage_ms, tokens=1)
-
-    def _most_throughput(self) -> list[Stage] | None:
-        """Least max(path / k, slowest stage): bisection over the slowest stage's possible times, which is
-        exact.
-
-        Loosening the limit can only shorten the path; so the best limit is the first at which the path no
-        longer binds, or the one before it.
-        """
-        cost, options = self.cost, self.options
-        limits = sorted(
-            {
-                cost.decode_ms(i, start, stop)
-                for i in self.usable
-                for start in range(cost.model.num_layers)
-                for stop in range(start + 1, cost.model.num_layers + 1)
-            }
-        )
-        low, high = 0, len(limits) - 1
-        while low < high:
-            middle = (low + high) // 2
-            stages = self._least_decode(limits[middle])
-            if stages is not None and cost.path_ms(stages) / options.concurrency <= limits[middle]:
-                high = middle
-            else:
-                low = middle + 1
-        candidates = [self._least_decode(limits[at]) for at in range(max(low - 1, 0), low + 1)]
-        found = [stages for stages in candidates if stages is not None]
-        return max(found, key=cost.throughput_tok_s, default=None)
+        best = self.rings.fastest(self.options.objective)
+        if best is None:
+            return None
+        if best.gap >= MIN_TOLD_GAP:
+            self.notes.append(
+                f"note: with {len(self.usable)} different nodes not every order was tried: another would be "
+                f"better by {best.gap:.1%} at most"
+            )
+        return best.stages
 
     def _balanced(self) -> list[Stage] | None:
         """Least time of the slowest stage over all nodes; among those the most even ones."""
@@ -157,13 +119,14 @@ class _Solver:
     def _proportional(self, shares: list[float]) -> list[Stage] | None:
         """Least sum of squared distances between each node's part and its ideal share, over all nodes."""
 
+        def distance(i: int, start: int, stop: int) -> float:
+            return (self._part(start, stop) - shares[i]) ** 2
+
         def stage_cost(i: int, start: int, stop: int) -> Cost | None:
-            if not self._fits(i, start, stop):
-                return None
-            return (-1.0, (self._part(start, stop) - shares[i]) ** 2)
+            return (-1.0, distance(i, start, stop)) if self._fits(i, start, stop) else None
 
         found = cheapest(self._problem(stage_cost))
-        return found[1] if found else None
+        return found[1] if found else self.rings.widest(distance)
 
     def _ideal_shares(self) -> list[float]:
         """Each node's part of the model, from 0 to 1."""
@@ -194,25 +157,9 @@ class _Solver:
     def _fits(self, i: int, start: int, stop: int) -> bool:
         return self.cost.overflow_bytes(i, start, stop) == 0
 
-    def _least_sum(self, stage_ms: StageMs, tokens: int) -> list[Stage] | None:
-        cost = self.cost
-
-        def stage_cost(i: int, start: int, stop: int) -> Cost | None:
-            if not self._fits(i, start, stop):
-                return None
-            own_ms = stage_ms(Stage(i, start, stop))
-            return None if own_ms is None else (own_ms, 1.0)
-
-        def hop_cost(a: int | None, b: int | None) -> Cost:
-            return (cost.hop_between_ms(a, b, tokens), 0.0)
-
-        found = cheapest(self._problem(stage_cost, hop_cost=hop_cost))
-        return found[1] if found else None
-
     def _problem(
         self,
         stage_cost: Callable[[int, int, int], Cost | None],
-        hop_cost: Callable[[int | None, int | None], Cost] = lambda a, b: (0.0, 0.0),
         combine: Callable[[Cost, Cost], Cost] = add,
     ) -> Problem:
         return Problem(
@@ -220,7 +167,7 @@ class _Solver:
             free=self.free,
             forced=self.forced,
             stage_cost=stage_cost,
-            hop_cost=hop_cost,
+            hop_cost=lambda a, b: (0.0, 0.0),
             legal_cuts=self.options.legal_cuts,
             combine=combine,
         )

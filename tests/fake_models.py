@@ -6,13 +6,22 @@ import json
 import math
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from planner.headers import CONFIG_NAME, DTYPE_BITS, INDEX_NAME, TensorHeader
 from planner.kv_profile import CacheProfile
 from planner.model_profile import LayerProfile, ModelProfile
+from planner.node_profile import GB, NodeProfile, make_node
 
+CHIPS = (
+    ("Apple M1", 8),
+    ("Apple M4", 10),
+    ("Apple M4 Pro", 20),
+    ("Apple M3 Ultra", 80),
+    ("Apple M2 Max", 38),
+)
 Tensors = Mapping[str, tuple[str, tuple[int, ...]]]  # name to (safetensors dtype, shape)
 
 
@@ -129,3 +138,12 @@ def made_up_model(
         head_bytes=0 if is_tied else head_bytes,
         is_tied=is_tied,
     )
+
+
+def node(rank: int, budget_gb: float, chip: str = "Apple M4", **overrides: object) -> NodeProfile:
+    """A node with exactly that budget."""
+    budget_bytes = int(budget_gb * GB)
+    made = make_node(
+        rank, f"n{rank}", f"host{rank}", chip=chip, memory_bytes=budget_bytes, ceiling_bytes=budget_bytes
+    )
+    return replace(made, reserve_bytes=0, **overrides)

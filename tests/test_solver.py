@@ -1,167 +1,60 @@
-"""Every strategy against brute force: all node subsets in order, all cuts."""
+"""What every strategy promises; that `optimal` is optimal is test_optimal.py's."""
 
 from __future__ import annotations
 
-import itertools
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import pytest
 
-from planner.cost import CostModel, Link, Stage, Workload
+from planner.cost import CostModel, Link, Stage
 from planner.forced import ForcedLayersError
-from planner.node_profile import GB, NodeProfile, make_node
+from planner.node_profile import GB, NodeProfile
 from planner.plan import Plan, Refusal
-from planner.solver import OBJECTIVES, STRATEGIES, PlanOptions, make_plan
-from tests.fake_models import made_up_model
-
-CHIPS = (
-    ("Apple M1", 8),
-    ("Apple M4", 10),
-    ("Apple M4 Pro", 20),
-    ("Apple M3 Ultra", 80),
-    ("Apple M2 Max", 38),
-)
-NUM_CASES = 300
+from planner.solver import STRATEGIES, PlanOptions, make_plan
+from tests.brute_force import all_rings
+from tests.fake_models import CHIPS, made_up_model, node
+from tests.random_clusters import random_case, stages_of
 
 
-def node(rank: int, budget_gb: float, chip: str = "Apple M4", **overrides: object) -> NodeProfile:
-    """A node with exactly that budget."""
-    budget_bytes = int(budget_gb * GB)
-    made = make_node(
-        rank, f"n{rank}", f"host{rank}", chip=chip, memory_bytes=budget_bytes, ceiling_bytes=budget_bytes
-    )
-    return replace(made, reserve_bytes=0, **overrides)
+@pytest.mark.parametrize("batch", range(10))
+def test_every_strategy_accepts_what_fits_and_nothing_else(batch: int) -> None:
+    for case in range(30):
+        rng = random.Random(batch * 30 + case)
+        cost = random_case(rng, max_layers=6, max_nodes=4)
+        legal = None
+        if rng.random() < 0.3:
+            legal = frozenset(cut for cut in range(1, cost.model.num_layers) if rng.random() < 0.5)
+        rings = [r for r in all_rings(cost, legal) if fits(cost, r)]
+        in_order = [r for r in rings if [s.index for s in r] == sorted(s.index for s in r)]
+        for strategy in STRATEGIES:
+            check_strategy(cost, strategy, legal, in_order or rings, is_in_order=bool(in_order))
 
 
-def random_case(seed: int) -> tuple[CostModel, list[NodeProfile], list[Link], Workload]:
-    """A small cluster on which a model just fits, or just does not."""
-    rng = random.Random(seed)
-    num_layers, num_nodes = rng.randint(1, 8), rng.randint(1, 4)
-    model = made_up_model(
-        [rng.randint(1, 12) * GB // 10 for _ in range(num_layers)],
-        embed_bytes=rng.randint(0, 10) * GB // 10,
-        head_bytes=rng.randint(0, 10) * GB // 10,
-        is_tied=rng.random() < 0.3,
-        kv_token_bytes=rng.choice([0, 1000, 20000]),
-    )
-    work = Workload(rng.choice([256, 4096, 16384]), rng.choice([1, 3, 8]))
-    need_gb = CostModel(model, [node(0, 1)], (), work).need_bytes(0, 0, num_layers) / GB
-    shares = [rng.random() + 0.3 for _ in range(num_nodes)]
-    scale = need_gb * rng.choice([0.9, 1.1, 1.2, 1.3, 1.5, 2.0]) / sum(shares)
-    nodes = [make_random_node(rng, rank, share * scale) for rank, share in enumerate(shares)]
-    links = [
-        Link(frozenset(pair), rng.choice([0.05, 0.5, 5.0, 250.0]), rng.choice([0.1, 10.0]))
-        for pair in itertools.combinations(range(num_nodes), 2)
-        if rng.random() < 0.5
-    ]
-    return CostModel(model, nodes, links, work), nodes, links, work
-
-
-def make_random_node(rng: random.Random, rank: int, budget_gb: float) -> NodeProfile:
-    chip, cores = rng.choice(CHIPS)
-    return node(rank, budget_gb, chip, gpu_cores=cores, use=rng.random() < 0.9)
-
-
-def all_splits(cost: CostModel, legal: frozenset[int] | None = None) -> Iterator[list[Stage]]:
-    """Every way to cut the layers over some of the nodes in use, in order."""
-    usable = [i for i, n in enumerate(cost.nodes) if n.use]
-    num_layers = cost.model.num_layers
-    for size in range(1, min(len(usable), num_layers) + 1):
-        for chosen in itertools.combinations(usable, size):
-            for cuts in itertools.combinations(range(1, num_layers), size - 1):
-                if legal is None or set(cuts) <= legal:
-                    bounds = (0, *cuts, num_layers)
-                    yield [
-                        Stage(i, a, b) for i, (a, b) in zip(chosen, itertools.pairwise(bounds), strict=True)
-                    ]
-
-
-def feasible(cost: CostModel, legal: frozenset[int] | None = None) -> list[list[Stage]]:
-    return [
-        s
-        for s in all_splits(cost, legal)
-        if not any(cost.overflow_bytes(x.index, x.start, x.stop) for x in s)
-    ]
-
-
-def stages_of(plan: Plan, cost: CostModel) -> list[Stage]:
-    index = {n.rank: i for i, n in enumerate(cost.nodes)}
-    return [Stage(index[a.rank], a.start, a.stop) for a in plan.assignments]
-
-
-@pytest.mark.parametrize("seed", range(NUM_CASES))
-def test_optimal_is_the_best_of_all_splits(seed: int) -> None:
-    cost, nodes, links, work = random_case(seed)
-    if not any(n.use for n in nodes):
+def check_strategy(
+    cost: CostModel, strategy: str, legal: frozenset[int] | None, rings: list[list[Stage]], is_in_order: bool
+) -> None:
+    """A plan where there is one; but for `optimal` over the most nodes, in their order if that fits."""
+    options = PlanOptions(cost.work.context, cost.work.concurrency, strategy, legal_cuts=legal)
+    plan = make_plan(cost.model, cost.nodes, cost.links, options)
+    assert isinstance(plan, Plan) == bool(rings), strategy
+    if not isinstance(plan, Plan):
         return
-    splits = feasible(cost)
-    for objective in OBJECTIVES:
-        plan = make_plan(
-            cost.model, nodes, links, PlanOptions(work.context, work.concurrency, "optimal", objective)
-        )
-        if not splits:
-            assert isinstance(plan, Refusal)
-            continue
-        assert isinstance(plan, Plan)
-        mine = stages_of(plan, cost)
-        assert mine in splits
-        if objective == "latency":
-            assert cost.path_ms(mine) == pytest.approx(min(map(cost.path_ms, splits)))
-            assert plan.predicted.decode_tok_s == pytest.approx(1e3 / cost.path_ms(mine))
-        elif objective == "throughput":
-            assert cost.throughput_tok_s(mine) == pytest.approx(max(map(cost.throughput_tok_s, splits)))
-        else:
-            assert cost.ttft_ms(mine) == pytest.approx(min(map(cost.ttft_ms, splits)))
-
-
-@pytest.mark.parametrize("seed", range(NUM_CASES))
-def test_every_strategy_accepts_what_fits_and_nothing_else(seed: int) -> None:
-    cost, nodes, links, work = random_case(seed)
-    if not any(n.use for n in nodes):
+    mine = stages_of(plan, cost)
+    assert fits(cost, mine)
+    assert legal is None or set(plan.cuts) <= legal
+    if strategy == "optimal":
         return
-    splits = feasible(cost)
-    most = max(map(len, splits), default=0)
-    for strategy in STRATEGIES:
-        plan = make_plan(cost.model, nodes, links, PlanOptions(work.context, work.concurrency, strategy))
-        assert isinstance(plan, Plan) == bool(splits), strategy
-        if not isinstance(plan, Plan):
-            continue
-        assert stages_of(plan, cost) in splits
-        if strategy != "optimal":
-            assert len(plan.assignments) == most, strategy
-        if strategy == "balanced":
-            widest = [s for s in splits if len(s) == most]
-            assert cost.slowest_ms(stages_of(plan, cost)) == pytest.approx(min(map(cost.slowest_ms, widest)))
+    most = max(map(len, rings))
+    assert mine in rings
+    assert len(mine) == most, strategy
+    if strategy == "balanced" and is_in_order:
+        widest = [ring for ring in rings if len(ring) == most]
+        assert cost.slowest_ms(mine) == pytest.approx(min(map(cost.slowest_ms, widest)))
 
 
-@pytest.mark.parametrize("seed", range(0, NUM_CASES, 3))
-def test_only_legal_cuts_are_used(seed: int) -> None:
-    cost, nodes, links, work = random_case(seed)
-    if not any(n.use for n in nodes):
-        return
-    rng = random.Random(seed + 1)
-    legal = frozenset(cut for cut in range(1, cost.model.num_layers) if rng.random() < 0.5)
-    splits = feasible(cost, legal)
-    for strategy in STRATEGIES:
-        options = PlanOptions(work.context, work.concurrency, strategy, legal_cuts=legal)
-        plan = make_plan(cost.model, nodes, links, options)
-        assert isinstance(plan, Plan) == bool(splits)
-        assert not isinstance(plan, Plan) or set(plan.cuts) <= legal
-
-
-@pytest.mark.parametrize("seed", range(NUM_CASES))
-def test_missing_bytes_are_the_least_that_would_do(seed: int) -> None:
-    cost, nodes, links, work = random_case(seed)
-    if not any(n.use for n in nodes) or feasible(cost):
-        return
-    refusal = make_plan(cost.model, nodes, links, PlanOptions(work.context, work.concurrency))
-    assert isinstance(refusal, Refusal)
-    overflow = min(
-        sum(cost.overflow_bytes(s.index, s.start, s.stop) for s in split) for split in all_splits(cost)
-    )
-    assert refusal.missing_bytes == overflow > 0
+def fits(cost: CostModel, ring: Sequence[Stage]) -> bool:
+    return not any(cost.overflow_bytes(s.index, s.start, s.stop) for s in ring)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

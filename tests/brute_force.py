@@ -1,0 +1,88 @@
+"""Every ring of a small cluster: all subsets of its nodes, all their orders, all cuts. No part of the solver.
+
+It asks the cost model for single stages and hops only, and adds them up itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from planner.cost import CostModel, Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """Over all rings; inf where there is none."""
+
+    latency_ms: float
+    throughput_ms: float  # per token of all users
+    ttft_ms: float
+    overflow_bytes: float  # the least by which any ring exceeds its budgets
+    most_stages: int  # of the rings that fit
+
+    @property
+    def is_feasible(self) -> bool:
+        return self.overflow_bytes == 0
+
+
+def all_rings(cost: CostModel, legal: frozenset[int] | None = None) -> Iterator[list[Stage]]:
+    """Every ring, whether it fits or not; forced nodes own their range, and others nothing of it."""
+    num_layers = cost.model.num_layers
+    forced = {i: node.layers for i, node in enumerate(cost.nodes) if node.use and node.layers is not None}
+
+    def extend(ring: list[Stage], at: int) -> Iterator[list[Stage]]:
+        if at == num_layers:
+            if forced.keys() <= {stage.index for stage in ring}:
+                yield list(ring)
+            return
+        for i, node in enumerate(cost.nodes):
+            if not node.use or any(stage.index == i for stage in ring):
+                continue
+            for stop in range(at + 1, num_layers + 1):
+                if stop < num_layers and legal is not None and stop not in legal:
+                    continue
+                if i in forced and forced[i] != (at, stop):
+                    continue
+                ring.append(Stage(i, at, stop))
+                yield from extend(ring, stop)
+                ring.pop()
+
+    return extend([], 0)
+
+
+def brute_force(cost: CostModel, legal: frozenset[int] | None = None) -> Best:
+    """The best value of each objective, each perhaps of another ring."""
+    num_layers, users, prompt = cost.model.num_layers, cost.work.concurrency, cost.work.prompt_tokens
+    ends = [*range(len(cost.nodes)), None]
+    hop = {
+        (a, b): (cost.hop_between_ms(a, b, 1), cost.hop_between_ms(a, b, prompt)) for a in ends for b in ends
+    }
+    ranges = [(a, b) for a in range(num_layers) for b in range(a + 1, num_layers + 1)]
+    stage = {
+        (i, a, b): (cost.decode_ms(i, a, b), cost.prefill_ms(i, a, b), cost.overflow_bytes(i, a, b))
+        for i in range(len(cost.nodes))
+        for a, b in ranges
+    }
+    best = [math.inf, math.inf, math.inf, math.inf]
+    most_stages = 0
+    for ring in all_rings(cost, legal):
+        decode_ms = prefill_ms = slowest_ms = over = 0.0
+        last: int | None = None
+        for s in ring:
+            own = stage[s.index, s.start, s.stop]
+            between = hop[last, s.index]
+            decode_ms += own[0] + between[0]
+            prefill_ms += own[1] + between[1]
+            slowest_ms = max(slowest_ms, own[0])
+            over += own[2]
+            last = s.index
+        decode_ms += hop[last, None][0]
+        prefill_ms += hop[last, None][1]
+        best[3] = min(best[3], over)
+        if not over:
+            values = (decode_ms, max(decode_ms / users, slowest_ms), prefill_ms)
+            best[:3] = map(min, best[:3], values)
+            most_stages = max(most_stages, len(ring))
+    return Best(*best, most_stages)
