@@ -40,21 +40,23 @@ class Ring:
     free: tuple[int, ...]  # nodes that may own layers, in the order that is preferred
     forced: tuple[tuple[int, int, int], ...]  # (node, start, stop), in order of start
     stage: Callable[[int], Floats]  # (B, B) cost of a node's stages, inf where not allowed
-    hop: Floats  # (N + 1, N + 1) cost from a node to a node, symmetric
+    hop: Floats  # (N + 1, N + 1) cost from a node to a node, symmetric, inf where not allowed
 
     @property
     def head(self) -> int:
         return len(self.hop) - 1
 
 
-def kinds_of(ring: Ring, key_of: Callable[[int], object]) -> list[list[int]] | None:
+def kinds_of(
+    free: Sequence[int], hops: Sequence[Floats], key_of: Callable[[int], object]
+) -> list[list[int]] | None:
     """The free nodes by kind, in order; None where there are more kinds than can be searched.
 
-    Nodes with equal keys have equal stages.
+    Nodes with equal keys have equal stages. hops: (N + 1, N + 1) each, all of which must be alike.
     """
     kinds: list[list[int]] = []
-    for i in ring.free:
-        kind = next((k for k in kinds if key_of(k[0]) == key_of(i) and _is_alike(ring.hop, k[0], i)), None)
+    for i in free:
+        kind = next((k for k in kinds if key_of(k[0]) == key_of(i) and _is_alike(hops, k[0], i)), None)
         if kind is not None:
             kind.append(i)
         elif len(kinds) == MAX_KINDS:
@@ -64,10 +66,10 @@ def kinds_of(ring: Ring, key_of: Callable[[int], object]) -> list[list[int]] | N
     return kinds
 
 
-def _is_alike(hop: Floats, i: int, j: int) -> bool:
-    others = np.ones(len(hop), dtype=np.bool_)
+def _is_alike(hops: Sequence[Floats], i: int, j: int) -> bool:
+    others = np.ones(len(hops[0]), dtype=np.bool_)
     others[[i, j]] = False
-    return bool(np.array_equal(hop[i][others], hop[j][others]))
+    return all(np.array_equal(hop[i][others], hop[j][others]) for hop in hops)
 
 
 def num_steps(ring: Ring, kinds: Sequence[Sequence[int]]) -> int:
@@ -85,20 +87,6 @@ def cheapest_in_any_order(
     with the most stages.
     """
     return _Search(ring, kinds, tie).best(is_wide)
-
-
-def cheapest_with_reuse(ring: Ring) -> float:
-    """What no ring in any order can be below: the least sum where a node may have several stages."""
-    nodes = [*ring.free, *(node for node, _, _ in ring.forced)]
-    rows = np.array([*nodes, ring.head])
-    hop = ring.hop[np.ix_(rows, rows)]
-    value = np.full((len(rows), ring.size), np.inf)  # (N + 1, B)
-    value[-1, 0] = 0.0
-    for at in range(ring.size - 1):
-        arrive = (value[:, at, None] + hop).min(axis=0)
-        for k, node in enumerate(nodes):
-            np.minimum(value[k], arrive[k] + ring.stage(node)[at], out=value[k])
-    return float((value[:, -1] + hop[:, -1]).min())
 
 
 class _Search:

@@ -7,6 +7,7 @@ what is left is to find the limit, with bounds that prove the result.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -21,13 +22,17 @@ SMALLEST_GAIN = 1e-12  # below it two values are one, summed in another order
 
 
 def best_ring(
-    least_sum: LeastSum, slowest: Callable[[Sequence[Placed]], float], value: Value, limits: Floats
+    least_sum: LeastSum,
+    slowest: Callable[[Sequence[Placed]], float],
+    value: Value,
+    limits: Floats,
+    max_calls: int | None = None,
 ) -> tuple[float, list[Placed]] | None:
     """The least value and its ring; None: no ring. `limits`: all times of a stage, ascending, each once.
 
     Every interval [low, high] of limits has a lower bound on its rings' values: that of the least sum below
     its highest limit and of its lowest limit. The interval with the least bound is halved until none is
-    below the best ring that was found.
+    below the best ring that was found, or until `max_calls` calls.
     """
     found = least_sum(np.inf)
     if found is None:
@@ -35,7 +40,8 @@ def best_ring(
     best = (value(found[0], slowest(found[1])), found[1])
     high = int(np.searchsorted(limits, slowest(found[1]))) - 1
     intervals = [(found[0], 0, high)] if high >= 0 else []  # (least sum, low, high)
-    while intervals:
+    calls = itertools.count(1)
+    while intervals and next(calls) != max_calls:
         total, low, high = min(intervals, key=lambda i: value(i[0], float(limits[i[1]])))
         intervals.remove((total, low, high))
         if value(total, float(limits[low])) >= best[0] * (1 - SMALLEST_GAIN):

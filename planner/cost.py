@@ -4,7 +4,8 @@ source.
 A decode step reads the active weights and the cached keys and values once, so it is bound by memory
 bandwidth; a prefill chunk is bound by the matrix rate, or by reading the weights once. Both add what
 launching the work costs. The time of a token is the sum over its stages and its hops: only one stage
-works for one user at a time.
+works for one user at a time. The chunks of a prompt follow each other through the stages. docs/cost_model.md
+has every term on one page.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.kv_profile import PREFILL_CHUNK_TOKENS, CacheProfile
-from planner.model_profile import ModelProfile
+from planner.model_profile import LayerProfile, ModelProfile
 from planner.node_profile import NodeProfile
 
 # Decode reaches 55-85 % of the peak bandwidth on Apple chips (docs of mlx-lm, llama.cpp discussion 4167).
@@ -34,7 +35,7 @@ LOCAL_LATENCY_MS, LOCAL_GBIT_S = 0.1, 20.0
 REMOTE_LATENCY_MS, REMOTE_GBIT_S = 0.5, 10.0
 FRAME_BYTES = 256  # what a frame carries beside the hidden state
 HEAD_RANK = 0
-Amount = TypeVar("Amount", float, NDArray[np.float64])  # of one stage, or of many at once
+Amount = TypeVar("Amount", np.float64, NDArray[np.float64])  # of one stage, or of many at once
 # Head sizes for which MLX's attention does not write its scores to memory on a GPU.
 FUSED_HEAD_DIMS = (64, 80, 96, 128)
 
@@ -113,6 +114,8 @@ class CostModel:
         )
         self._read = _sums(layer.active_bytes + layer.cache.read_bytes(middle) for layer in layers)
         self._params = _sums(layer.active_params for layer in layers)
+        self._chunk_read = _sums(layer.batch_bytes(self.mean_chunk_tokens) for layer in layers)
+        self._chunk_flops = _sums(map(self._layer_chunk_flops, layers))
         self._scratch = {
             is_fused: [self._layer_scratch_bytes(i, is_fused) for i in range(len(layers))]
             for is_fused in (False, True)
@@ -158,6 +161,10 @@ class CostModel:
             total += self.chunk_tokens * model.vocab_size * model.dtype_bytes + 16 * model.vocab_size
         return total
 
+    def layer_bytes(self, layer: int) -> int:
+        """Weights and caches of one layer alone, which is the least that it takes of a stage."""
+        return self._weight[layer + 1] - self._weight[layer] + self._kv[layer + 1] - self._kv[layer]
+
     def is_fused(self, index: int) -> bool:
         """True where a node's attention does not write its scores to memory."""
         return self.nodes[index].device != "cpu" and self.model.head_dim in FUSED_HEAD_DIMS
@@ -181,7 +188,7 @@ class CostModel:
     # -- time ---------------------------------------------------------------------------------------------
     def decode_ms(self, index: int, start: int, stop: int) -> float:
         """One token of one user at half the context."""
-        return self.step_ms(index, float(self.read_bytes(start, stop)), float(stop - start))
+        return float(self.step_ms(index, np.float64(self.read_bytes(start, stop)), np.float64(stop - start)))
 
     def read_bytes(self, start: int, stop: int) -> int:
         """What one token of one user reads of weights, of the head where it is owned, and of the caches."""
@@ -193,33 +200,45 @@ class CostModel:
 
     def step_ms(self, index: int, read_bytes: Amount, num_layers: Amount) -> Amount:
         """A decode step of a node that reads so much for so many layers."""
-        rate_bytes_ms = self.nodes[index].figures.bandwidth_gb_s * 1e6 * DECODE_EFFICIENCY
-        return read_bytes / rate_bytes_ms + num_layers * LAYER_OVERHEAD_MS + STAGE_OVERHEAD_MS
+        return read_bytes / self.rate_bytes_ms(index) + num_layers * LAYER_OVERHEAD_MS + STAGE_OVERHEAD_MS
 
     def prefill_ms(self, index: int, start: int, stop: int) -> float:
-        """A prompt of `work.prompt_tokens` tokens, chunk after chunk; the head sees the last chunk only."""
-        figures, tokens = self.nodes[index].figures, self.work.prompt_tokens
-        params = self.active_params(start, stop)
-        chunks = ceil(tokens / PREFILL_CHUNK_TOKENS)
-        multiply_ms = 2 * params * tokens / (figures.tflops * 1e9 * PREFILL_EFFICIENCY)
-        rate_bytes_ms = figures.bandwidth_gb_s * 1e6 * DECODE_EFFICIENCY
-        read_ms = chunks * (self._weight[stop] - self._weight[start]) / rate_bytes_ms
-        head_ms = 0.0
-        if stop == self.model.num_layers:
-            head_ms = (
-                self.weight_bytes(start, stop) - self._weight[stop] + self._weight[start]
-            ) / rate_bytes_ms
-        launch_ms = chunks * ((stop - start) * LAYER_OVERHEAD_MS + STAGE_OVERHEAD_MS)
-        return max(multiply_ms, read_ms) + head_ms + launch_ms
+        """A prompt of `work.prompt_tokens` tokens: all chunks, and the step of its last token."""
+        return self.num_chunks * self.chunk_ms(index, start, stop) + self.decode_ms(index, start, stop)
+
+    def chunk_ms(self, index: int, start: int, stop: int) -> float:
+        """One chunk of that prompt."""
+        flops, read_bytes = self.chunk_flops(start, stop), self.chunk_read_bytes(start, stop)
+        return float(self.pass_ms(index, np.float64(flops), np.float64(read_bytes), np.float64(stop - start)))
+
+    def pass_ms(self, index: int, flops: Amount, read_bytes: Amount, num_layers: Amount) -> Amount:
+        """Many tokens at once on a node: multiplying, or reading the weights."""
+        multiply_ms = flops / self.rate_flops_ms(index)
+        bound_ms: Amount = np.maximum(multiply_ms, read_bytes / self.rate_bytes_ms(index))
+        return bound_ms + num_layers * LAYER_OVERHEAD_MS + STAGE_OVERHEAD_MS
+
+    def chunk_flops(self, start: int, stop: int) -> int:
+        """Floating-point operations of one chunk of the prompt; the last token's step has the head's."""
+        return self._chunk_flops[stop] - self._chunk_flops[start]
+
+    def chunk_read_bytes(self, start: int, stop: int) -> int:
+        """Weights that one chunk of the prompt reads."""
+        return self._chunk_read[stop] - self._chunk_read[start]
 
     def hop_ms(self, from_rank: int, to_rank: int, tokens: int) -> float:
-        """The hidden states of `tokens` tokens from one rank to another, in chunks; 0 tokens: ids only."""
+        """A frame with the hidden states of `tokens` tokens from rank to rank; 0 tokens: ids only."""
         if from_rank == to_rank:
             return 0.0
         latency_ms, gbit_s = self._link(from_rank, to_rank)
-        chunks = max(1, ceil(tokens / PREFILL_CHUNK_TOKENS))
-        nbytes = tokens * self.model.hidden_size * self.model.dtype_bytes + chunks * FRAME_BYTES
-        return chunks * latency_ms + nbytes * 8 / (gbit_s * 1e6)
+        return latency_ms + self.frame_bytes(tokens) * 8 / (gbit_s * 1e6)
+
+    def transfer_ms(self, a: int | None, b: int | None, tokens: int) -> float:
+        """How long a hop keeps its link busy: without the latency."""
+        from_rank, to_rank = (HEAD_RANK if i is None else self.nodes[i].rank for i in (a, b))
+        if from_rank == to_rank:
+            return 0.0
+        carried = 0 if a is None or b is None else tokens
+        return self.frame_bytes(carried) * 8 / (self._link(from_rank, to_rank)[1] * 1e6)
 
     def hop_between_ms(self, a: int | None, b: int | None, tokens: int) -> float:
         """A hop between the nodes at two indices; None is the head, to and from which only token ids go."""
@@ -249,15 +268,59 @@ class CostModel:
         return 1e3 / max(self.path_ms(stages) / self.work.concurrency, self.slowest_ms(stages))
 
     def ttft_ms(self, stages: Sequence[Stage]) -> float:
-        """Prompt to first token, stage after stage."""
-        stages_ms = sum(self.prefill_ms(s.index, s.start, s.stop) for s in stages)
-        return stages_ms + self.hops_ms(stages, self.work.prompt_tokens)
+        """Prompt to first token.
+
+        The first chunk passes all stages and hops; the others follow at the pace of the slowest stage or
+        link; behind them the last stage makes the step of the prompt's last token.
+        """
+        tokens = self.mean_chunk_tokens
+        chunks_ms = [self.chunk_ms(s.index, s.start, s.stop) for s in stages]
+        indices = [None, *(stage.index for stage in stages), None]
+        transfers_ms = [self.transfer_ms(a, b, tokens) for a, b in itertools.pairwise(indices)]
+        last = stages[-1]
+        return (
+            sum(chunks_ms)
+            + self.hops_ms(stages, tokens)
+            + (self.num_chunks - 1) * max(*chunks_ms, *transfers_ms)
+            + self.decode_ms(last.index, last.start, last.stop)
+        )
 
     # -- parts --------------------------------------------------------------------------------------------
     @property
     def chunk_tokens(self) -> int:
         """Tokens of the largest prefill chunk."""
         return min(PREFILL_CHUNK_TOKENS, self.work.context)
+
+    def frame_bytes(self, tokens: int) -> int:
+        """A frame with the hidden states of so many tokens."""
+        return tokens * self.model.hidden_size * self.model.dtype_bytes + FRAME_BYTES
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks of the prompt before its last token, which goes alone; at least one."""
+        return max(1, ceil((self.work.prompt_tokens - 1) / PREFILL_CHUNK_TOKENS))
+
+    @property
+    def mean_chunk_tokens(self) -> int:
+        """Tokens of such a chunk, taken as equal."""
+        return max(1, ceil((self.work.prompt_tokens - 1) / self.num_chunks))
+
+    def rate_flops_ms(self, index: int) -> float:
+        """Floating-point operations that a node makes in a ms."""
+        return self.nodes[index].figures.tflops * 1e9 * PREFILL_EFFICIENCY
+
+    def rate_bytes_ms(self, index: int) -> float:
+        """Bytes that a node reads in a ms."""
+        return self.nodes[index].figures.bandwidth_gb_s * 1e6 * DECODE_EFFICIENCY
+
+    def _layer_chunk_flops(self, layer: LayerProfile) -> int:
+        """Two for each weight and token; scores and their use cost two for each key and query element."""
+        model, tokens = self.model, self.mean_chunk_tokens
+        flops = 2 * layer.active_params * tokens
+        if layer.score_copies:
+            seen = min(self.work.prompt_tokens // 2, layer.cache.window or self.work.prompt_tokens)
+            flops += 4 * model.num_heads * model.head_dim * seen * tokens
+        return flops
 
     def _link(self, a: int, b: int) -> tuple[float, float]:
         is_local = a in self._hosts and self._hosts.get(a) == self._hosts.get(b)

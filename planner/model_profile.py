@@ -65,6 +65,18 @@ class LayerProfile:
     scan_bytes: int  # scratch of a recurrent layer's prefill
     cache: CacheProfile
     cache_source: int | None = None  # the earlier layer whose cache it reads; None: no other's
+    routed_bytes: int = 0  # of weight_bytes, experts that a router chooses
+    routed_share: float = 1.0  # of them that one token chooses
+
+    def batch_bytes(self, num_tokens: int) -> int:
+        """Weights that a pass over `num_tokens` tokens reads, each expert once.
+
+        Tokens choose independently: of E experts, k a token, E (1 - (1 - k / E)^n) are expected to be
+        chosen.
+        """
+        share = self.routed_share
+        more = (1 - (1 - share) ** num_tokens) - share
+        return self.active_bytes + round(self.routed_bytes * more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +187,13 @@ def _profile_layer(
 ) -> LayerProfile:
     num_experts = first_int(flat, EXPERTS_KEYS)
     top_k = _top_k(flat, index)
-    weight_bytes = active_bytes = active_params = width = 0
+    weight_bytes = routed_bytes = active_bytes = active_params = width = 0
     for rest, header in layer.items():
         nbytes, params = tensors.bytes_of(header), tensors.params_of(header)
         is_routed = num_experts > 0 and _is_routed(rest, header, num_experts)
         share = min(top_k / num_experts, 1.0) if is_routed else 1.0
         weight_bytes += nbytes
+        routed_bytes += nbytes if is_routed else 0
         active_bytes += round(nbytes * share)
         active_params += round(params * share)
         if params:
@@ -197,6 +210,8 @@ def _profile_layer(
         score_copies=(2 + any("sinks" in rest for rest in layer)) if cache.token_bytes else 0,
         cache=cache,
         cache_source=cache_source(flat, index),
+        routed_bytes=routed_bytes,
+        routed_share=min(top_k / num_experts, 1.0) if num_experts else 1.0,
     )
 
 

@@ -8,8 +8,10 @@ which a node may be used more than once.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -19,15 +21,18 @@ from planner.any_order import (
     Placed,
     Ring,
     cheapest_in_any_order,
-    cheapest_with_reuse,
     kinds_of,
     num_steps,
 )
 from planner.best_ring import Value, all_values, best_ring
+from planner.bounds import fluid_bounds, least_sum_with_reuse
 from planner.cost import CostModel, Stage
+from planner.hops import hop_tables
 from planner.one_order import cheapest_in_order
 from planner.tables import Floats, StageTables
 
+Cheapest = Callable[[Ring], tuple[float, list[Placed]] | None]
+MIN_CALLS = 6  # of the search in one order, for a limit of the slowest stage
 MAX_KEPT_ELEMENTS = 1 << 24  # of the tables of stages: 128 MiB
 
 
@@ -37,6 +42,19 @@ class BestRing:
 
     stages: list[Stage]
     gap: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """An objective: the sum over stages and hops, and what keeps a stage or a link busy at each beat."""
+
+    stage: Callable[[int], Floats]  # (B, B) by node
+    hop: Floats  # (N + 1, N + 1)
+    busy_stage: Callable[[int], Floats]
+    busy_hop: Floats
+    value: Value | None  # of the sum and the longest beat; None: the sum
+    layer_work: Floats  # (L,) what the stages do, at a rate of each node
+    rate: Callable[[int], float]  # of that work, a ms
 
 
 class RingSearch:
@@ -59,13 +77,8 @@ class RingSearch:
     # -- answers ------------------------------------------------------------------------------------------
     def fastest(self, objective: str) -> BestRing | None:
         """The best ring that fits, for `latency`, `throughput` or `ttft`; None where no ring was found."""
-        cost = self.cost
-        users = cost.work.concurrency
-        if objective == "ttft":
-            return self._best(self.tables.prefill_ms, self._hops(cost.work.prompt_tokens), None)
-        if objective == "throughput":
-            return self._best(self.tables.decode_ms, self._hops(1), lambda a, b: max(a / users, b))
-        return self._best(self.tables.decode_ms, self._hops(1), None)
+        goal = self._first_token() if objective == "ttft" else self._decode(objective == "throughput")
+        return self._best(goal)
 
     def least_overflow(self) -> list[Stage] | None:
         """The stages that exceed their budgets by the least in all; None where the cuts allow no stages."""
@@ -83,76 +96,121 @@ class RingSearch:
         found = None if kinds is None else cheapest_in_any_order(ring, kinds, is_wide=True)
         return self._stages(found[1]) if found else None
 
+    # -- goals --------------------------------------------------------------------------------------------
+    def _decode(self, has_users: bool) -> Goal:
+        stage = _Kept(self.tables.decode_ms, self.tables.size)
+        hop, _ = hop_tables(self.cost, 1)
+        users = self.cost.work.concurrency
+        value = (lambda path_ms, slowest_ms: max(path_ms / users, slowest_ms)) if has_users else None
+        work = self._of_layers(self.cost.read_bytes)
+        return Goal(stage, hop, stage, np.zeros_like(hop), value, work, self.cost.rate_bytes_ms)
+
+    def _first_token(self) -> Goal:
+        """The last stage makes the step of the prompt's last token besides."""
+        cost, tables = self.cost, self.tables
+        chunk = _Kept(tables.chunk_ms, tables.size)
+
+        def stage(i: int) -> Floats:
+            table = chunk(i).copy()
+            table[:, -1] += tables.decode_ms(i)[:, -1]
+            return table
+
+        hop, busy = hop_tables(cost, cost.mean_chunk_tokens)
+        more = cost.num_chunks - 1
+        value = (lambda total_ms, slowest_ms: total_ms + more * slowest_ms) if more else None
+        work = self._of_layers(cost.chunk_flops)
+        return Goal(_Kept(stage, tables.size), hop, chunk, busy, value, work, cost.rate_flops_ms)
+
+    def _of_layers(self, value_of: Callable[[int, int], int]) -> Floats:
+        return np.array([value_of(i, i + 1) for i in range(self.cost.model.num_layers)], dtype=np.float64)
+
     # -- parts --------------------------------------------------------------------------------------------
-    def _best(self, stage: Callable[[int], Floats], hop: Floats, value: Value | None) -> BestRing | None:
+    def _best(self, goal: Goal) -> BestRing | None:
         if not self.is_possible:
             return None
-        ring = replace(self.ring, stage=_Kept(stage, self.tables.size), hop=hop)
-        kinds = self._kinds(ring)
+        ring = replace(self.ring, stage=goal.stage, hop=goal.hop)
+        kinds = self._kinds(ring, goal.busy_hop)
         if kinds is not None:
-            found = self._search(ring, value, lambda r: cheapest_in_any_order(r, kinds))
+            found = self._search(ring, goal, lambda r: cheapest_in_any_order(r, kinds))
             return BestRing(self._stages(found[1])) if found else None
-        found = self._search(ring, value, lambda r: cheapest_in_order(r, r.free))
-        if found is None:
+        for order in self._orders():
+            found = self._search(ring, goal, partial(cheapest_in_order, order=order), is_bounded=True)
+            if found is not None:
+                break
+        else:
             return None
         used = {placed.index for placed in found[1]}
         mine = replace(ring, free=tuple(i for i in ring.free if i in used))
-        few = self._kinds(mine)
+        few = self._kinds(mine, goal.busy_hop)
         if few is not None:
-            other = self._search(mine, value, lambda r: cheapest_in_any_order(r, few))
+            other = self._search(mine, goal, lambda r: cheapest_in_any_order(r, few))
             found = other if other is not None and other[0] < found[0] * (1 - TIE) else found
-        bound = cheapest_with_reuse(ring)
-        if value is not None:
-            bound = value(bound, 0.0)
-        return BestRing(self._stages(found[1]), max(0.0, 1 - bound / found[0]))
+        gap = 1 - self._bound(ring, goal) / found[0]
+        return BestRing(self._stages(found[1]), max(0.0, gap))
+
+    def _bound(self, ring: Ring, goal: Goal) -> float:
+        """A value that no ring is below."""
+        nodes = [*ring.free, *(node for node, _, _ in ring.forced)]
+        rates = np.array([goal.rate(i) for i in nodes])
+        fluid_ms, beat_ms = fluid_bounds(self.cost, nodes, ring.hop, goal.layer_work, rates)
+        least_ms = max(least_sum_with_reuse(ring), fluid_ms)
+        return least_ms if goal.value is None else goal.value(least_ms, beat_ms)
 
     def _search(
-        self,
-        ring: Ring,
-        value: Value | None,
-        cheapest: Callable[[Ring], tuple[float, list[Placed]] | None],
+        self, ring: Ring, goal: Goal, cheapest: Cheapest, *, is_bounded: bool = False
     ) -> tuple[float, list[Placed]] | None:
-        """(value, stages) of the best ring; without `value` the least sum."""
-        if value is None:
+        """(value, stages) of the best ring. is_bounded: stop early where that would take too long."""
+        if goal.value is None:
             return cheapest(ring)
         nodes = [*ring.free, *(node for node, _, _ in ring.forced)]
 
         def least_sum(limit: float) -> tuple[float, list[Placed]] | None:
             def stage(i: int) -> Floats:
-                own = ring.stage(i)
-                return np.where(own <= limit, own, np.inf)
+                return np.where(goal.busy_stage(i) <= limit, ring.stage(i), np.inf)
 
-            return cheapest(replace(ring, stage=stage))
+            return cheapest(
+                replace(ring, stage=stage, hop=np.where(goal.busy_hop <= limit, ring.hop, np.inf))
+            )
 
         def slowest(stages: Sequence[Placed]) -> float:
-            return max(float(ring.stage(s.index)[s.start, s.stop]) for s in stages)
+            ends = [ring.head, *(s.index for s in stages), ring.head]
+            hops = [float(goal.busy_hop[a, b]) for a, b in itertools.pairwise(ends)]
+            return max(*hops, *(float(goal.busy_stage(s.index)[s.start, s.stop]) for s in stages))
 
-        limits = all_values({self._key(i): ring.stage(i) for i in nodes}.values())
-        return best_ring(least_sum, slowest, value, limits)
+        beats = {self._key(i): goal.busy_stage(i) for i in nodes}
+        num_steps = len(nodes) * ring.size * (ring.size + len(nodes))
+        return best_ring(
+            least_sum,
+            slowest,
+            goal.value,
+            all_values([goal.busy_hop, *beats.values()]),
+            max_calls=max(MIN_CALLS, MAX_STEPS // num_steps) if is_bounded else None,
+        )
+
+    def _orders(self) -> list[list[int]]:
+        """Orders of the free nodes: the configuration's, and for what does not fit in it by size."""
+        free, nodes = list(self.ring.free), self.cost.nodes
+        by_size = sorted(free, key=lambda i: nodes[i].budget_bytes)
+        return [free, by_size[::-1], by_size]
 
     def _cheapest(self, ring: Ring, tie: float = TIE) -> tuple[float, list[Placed]] | None:
         if not self.is_possible:
             return None
         kinds = self._kinds(ring)
         if kinds is None:
-            return cheapest_in_order(ring, ring.free, tie)
+            found = [cheapest_in_order(ring, order, tie) for order in self._orders()]
+            return min((f for f in found if f is not None), key=lambda f: f[0], default=None)
         return cheapest_in_any_order(ring, kinds, tie=tie)
 
-    def _kinds(self, ring: Ring) -> list[list[int]] | None:
-        """The free nodes by kind, where every order can be searched."""
-        kinds = kinds_of(ring, self._key)
+    def _kinds(self, ring: Ring, *hops: Floats) -> list[list[int]] | None:
+        """The free nodes by kind, where every order can be searched. hops: besides the ring's own."""
+        kinds = kinds_of(ring.free, [ring.hop, *hops], self._key)
         return None if kinds is None or num_steps(ring, kinds) > MAX_STEPS else kinds
 
     def _key(self, i: int) -> tuple[object, ...]:
         """What a node's stages depend on."""
         node = self.cost.nodes[i]
         return node.budget_bytes, node.device, node.figures.bandwidth_gb_s, node.figures.tflops, node.layers
-
-    def _hops(self, tokens: int) -> Floats:
-        """(N + 1, N + 1) ms of every hop; the last row and column are the head's."""
-        cost = self.cost
-        ends = [*range(len(cost.nodes)), None]
-        return np.array([[cost.hop_between_ms(a, b, tokens) for b in ends] for a in ends])
 
     def _stages(self, placed: Sequence[Placed]) -> list[Stage]:
         bounds = self.tables.bounds

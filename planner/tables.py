@@ -35,6 +35,8 @@ class StageTables:
         ends = np.array(self.bounds)
         self._layers = (ends[None, :] - ends[:, None]).astype(np.float64)
         self._read = self._all(cost.read_bytes)
+        self._chunk_flops = self._all(cost.chunk_flops)
+        self._chunk_read = self._all(cost.chunk_read_bytes)
         self._free = np.triu(np.ones((size, size), dtype=np.bool_), 1)
         for start, stop in self.forced.values():
             self._free &= (ends[None, :] <= start) | (ends[:, None] >= stop)
@@ -71,9 +73,10 @@ class StageTables:
         """(B, B): `CostModel.decode_ms` of the stages that fit, else inf."""
         return np.where(self.fits(index), self.cost.step_ms(index, self._read, self._layers), np.inf)
 
-    def prefill_ms(self, index: int) -> Floats:
-        """(B, B): `CostModel.prefill_ms` of the stages that fit, else inf."""
-        return self.filled(index, lambda a, b: self.cost.prefill_ms(index, a, b))
+    def chunk_ms(self, index: int) -> Floats:
+        """(B, B): `CostModel.chunk_ms` of the stages that fit, else inf."""
+        own_ms = self.cost.pass_ms(index, self._chunk_flops, self._chunk_read, self._layers)
+        return np.where(self.fits(index), own_ms, np.inf)
 
     def filled(self, index: int, value_of: Value) -> Floats:
         """(B, B): a value of each stage that fits, else inf."""

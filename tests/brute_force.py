@@ -5,6 +5,7 @@ It asks the cost model for single stages and hops only, and adds them up itself.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,35 +55,41 @@ def all_rings(cost: CostModel, legal: frozenset[int] | None = None) -> Iterator[
 
 def brute_force(cost: CostModel, legal: frozenset[int] | None = None) -> Best:
     """The best value of each objective, each perhaps of another ring."""
-    num_layers, users, prompt = cost.model.num_layers, cost.work.concurrency, cost.work.prompt_tokens
+    num_layers, users, chunk = cost.model.num_layers, cost.work.concurrency, cost.mean_chunk_tokens
     ends = [*range(len(cost.nodes)), None]
     hop = {
-        (a, b): (cost.hop_between_ms(a, b, 1), cost.hop_between_ms(a, b, prompt)) for a in ends for b in ends
+        (a, b): (
+            cost.hop_between_ms(a, b, 1),
+            cost.hop_between_ms(a, b, chunk),
+            cost.transfer_ms(a, b, chunk),
+        )
+        for a in ends
+        for b in ends
     }
     ranges = [(a, b) for a in range(num_layers) for b in range(a + 1, num_layers + 1)]
     stage = {
-        (i, a, b): (cost.decode_ms(i, a, b), cost.prefill_ms(i, a, b), cost.overflow_bytes(i, a, b))
+        (i, a, b): (cost.decode_ms(i, a, b), cost.chunk_ms(i, a, b), cost.overflow_bytes(i, a, b))
         for i in range(len(cost.nodes))
         for a, b in ranges
     }
     best = [math.inf, math.inf, math.inf, math.inf]
     most_stages = 0
     for ring in all_rings(cost, legal):
-        decode_ms = prefill_ms = slowest_ms = over = 0.0
-        last: int | None = None
-        for s in ring:
-            own = stage[s.index, s.start, s.stop]
-            between = hop[last, s.index]
-            decode_ms += own[0] + between[0]
-            prefill_ms += own[1] + between[1]
-            slowest_ms = max(slowest_ms, own[0])
-            over += own[2]
-            last = s.index
-        decode_ms += hop[last, None][0]
-        prefill_ms += hop[last, None][1]
+        stages = [stage[s.index, s.start, s.stop] for s in ring]
+        at = [None, *(s.index for s in ring), None]
+        hops = [hop[pair] for pair in itertools.pairwise(at)]
+        decode_ms = sum(s[0] for s in stages) + sum(h[0] for h in hops)
+        fill_ms = sum(s[1] for s in stages) + sum(h[1] for h in hops) + stages[-1][0]
+        beat_ms = max(*(s[1] for s in stages), *(h[2] for h in hops))
+        slowest_ms = max(s[0] for s in stages)
+        over = sum(s[2] for s in stages)
         best[3] = min(best[3], over)
         if not over:
-            values = (decode_ms, max(decode_ms / users, slowest_ms), prefill_ms)
+            values = (
+                decode_ms,
+                max(decode_ms / users, slowest_ms),
+                fill_ms + (cost.num_chunks - 1) * beat_ms,
+            )
             best[:3] = map(min, best[:3], values)
             most_stages = max(most_stages, len(ring))
     return Best(*best, most_stages)

@@ -125,3 +125,49 @@ def test_workloads_are_checked() -> None:
     )
     with pytest.raises(ValueError, match="context = 0 must be at least 1"):
         Workload(0, 1)
+
+
+def test_chunks_of_a_prompt_follow_each_other() -> None:
+    """Three stages and four chunks take six chunk times and the last token's step, not twelve."""
+    model = made_up_model([GB] * 3)
+    cost = CostModel(model, nodes("a", "a", "a"), (), Workload(8192, 1))
+    stages = [Stage(i, i, i + 1) for i in range(3)]
+    chunk_ms = cost.chunk_ms(0, 0, 1)
+    assert (cost.num_chunks, cost.mean_chunk_tokens) == (4, 512)
+    expected_ms = 6 * chunk_ms + cost.hops_ms(stages, 512) + cost.decode_ms(2, 2, 3)
+    assert cost.ttft_ms(stages) == pytest.approx(expected_ms)
+    alone = [Stage(0, 0, 3)]
+    assert cost.ttft_ms(alone) == pytest.approx(cost.prefill_ms(0, 0, 3))
+
+
+def test_a_link_slower_than_every_stage_sets_the_pace_of_a_prompt() -> None:
+    model = made_up_model([GB // 100] * 2)
+    slow = Link(frozenset((0, 1)), latency_ms=0.0, bandwidth_gbit_s=0.001)
+    cost = CostModel(model, nodes("a", "b"), [slow], Workload(8192, 1))
+    stages = [Stage(0, 0, 1), Stage(1, 1, 2)]
+    busy_ms = cost.transfer_ms(0, 1, 512)
+    assert busy_ms > cost.chunk_ms(0, 0, 1)
+    first_ms = cost.chunk_ms(0, 0, 1) + cost.chunk_ms(1, 1, 2) + cost.hops_ms(stages, 512)
+    assert cost.ttft_ms(stages) == pytest.approx(first_ms + 3 * busy_ms + cost.decode_ms(1, 1, 2))
+
+
+def test_a_batch_reads_the_experts_that_it_is_expected_to_choose() -> None:
+    """8 experts of 100 bytes, 2 a token: 2 for one token, 3.5 for two, all for many."""
+    layer = replace(
+        made_up_model([1000]).layers[0],
+        weight_bytes=1000,
+        active_bytes=400,
+        routed_bytes=800,
+        routed_share=0.25,
+    )
+    assert layer.batch_bytes(1) == 400
+    assert layer.batch_bytes(2) == 550
+    assert layer.batch_bytes(500) == 1000
+    assert made_up_model([1000]).layers[0].batch_bytes(500) == 1000
+
+
+def test_a_prompt_pays_for_attention() -> None:
+    model = made_up_model([GB])
+    wide = replace(model, num_heads=64, head_dim=128)
+    plain, more = (CostModel(m, nodes("a"), (), Workload(4096, 1)).chunk_flops(0, 1) for m in (model, wide))
+    assert more - plain == 4 * (64 * 128 - 64) * 1024 * 512
