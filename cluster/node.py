@@ -75,10 +75,6 @@ class Node:
         self._compute.start()
         self._memory.start()
 
-    def set_model(self, model_dir: Path, revision: str = "") -> None:
-        """As `NodeModel.found`."""
-        self.model.found(model_dir, revision)
-
     @property
     def model_dir(self) -> Path | None:
         """Where the model is on this machine, once that is known."""

@@ -30,7 +30,7 @@ class NodeModel:
         self._config, self._name = config, config.nodes[rank].name
         self._is_awaiting_head = False  # the model is on the hub, and the head says which revision
 
-    def found(self, folder: Path, revision: str) -> None:
+    def found(self, folder: Path, revision: str = "") -> None:
         """The folder, or of a hub's `revision` at least the headers, are here: plans are accepted."""
         self.digest = digest_with(model_digest(folder), self._config.adapters)
         self.samples = {} if revision else sample_files(folder)

@@ -137,7 +137,7 @@ class Runtime:
             is_here = find_folder(self.config.model, self.config.model_dir_base) is not None
             if is_here or self.rank == HEAD_RANK:
                 place = self._node.model.fetcher.find()
-                self._node.set_model(place.folder, place.revision)
+                self._node.model.found(place.folder, place.revision)
             else:
                 self._node.model.expected()
         except (ValueError, OSError) as error:

@@ -52,11 +52,11 @@ def _parser() -> Parser:
 
 def _config(model: str) -> dict[str, Any]:
     """config.json of a folder, of the local cache, or of the hub."""
-    from shard_loader.hub import find_model  # huggingface_hub takes a while
+    from shard_loader.hub import resolve_model  # huggingface_hub takes a while
     from shard_loader.sources import HubError
 
     try:
-        return read_config(find_model(model, Path.cwd()).folder)
+        return read_config(resolve_model(model, Path.cwd()))
     except (HubError, ModelFilesError) as error:
         raise UserError(str(error), EXIT_USAGE) from None
 

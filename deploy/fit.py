@@ -128,11 +128,11 @@ def _legal_cuts(folder: Path) -> frozenset[int]:
 
 
 def _folder(model: str) -> Path:
-    from shard_loader.hub import find_model  # huggingface_hub takes a while
+    from shard_loader.hub import resolve_model  # huggingface_hub takes a while
     from shard_loader.sources import HubError
 
     try:
-        return find_model(model, Path.cwd()).folder
+        return resolve_model(model, Path.cwd())
     except HubError as error:
         raise UserError(f"--model {model}: {error}", EXIT_USAGE) from error
 

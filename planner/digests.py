@@ -35,18 +35,20 @@ def digest_of(config: dict[str, Any], headers: dict[str, TensorHeader]) -> str:
 
 
 def sample_files(model_dir: Path) -> dict[str, str]:
-    """For each weight file here, a digest of its size and of SAMPLES pieces of its bytes.
+    """`sample_file` of each weight file here, by name."""
+    return {path.name: sample_file(path) for path in sorted(model_dir.glob("*.safetensors"))}
+
+
+def sample_file(path: Path) -> str:
+    """A digest of a file's size and of SAMPLES pieces of its bytes.
 
     Tells another revision or a fine-tune from the same model without reading it all; a flipped byte between
     the pieces goes unseen.
     """
-    found = {}
-    for path in sorted(model_dir.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest = hashlib.sha256(str(size).encode())
-        with path.open("rb") as file:
-            for i in range(SAMPLES):
-                file.seek(size * i // SAMPLES)
-                digest.update(file.read(SAMPLE_BYTES))
-        found[path.name] = digest.hexdigest()[:16]
-    return found
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for i in range(SAMPLES):
+            file.seek(size * i // SAMPLES)
+            digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()[:16]

@@ -25,7 +25,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from planner.digests import sample_files
+from planner.digests import sample_file
 from planner.headers import CONFIG_NAME, read_checkpoint
 from planner.load_options import LoadOptions
 from shard_loader.proof_store import user_cache_dir
@@ -90,16 +90,18 @@ def entry_key(model_dir: Path, layers: tuple[int, int], options: LoadOptions) ->
 
 
 def _file_keys(model_dir: Path) -> list[tuple[str, int, object]]:
-    store, samples = Store.open(model_dir), sample_files(model_dir)
+    store = Store.open(model_dir)
     found: list[tuple[str, int, object]] = []
     for name in sorted({header.file for header in read_checkpoint(model_dir).headers.values()}):
         path = (model_dir / name).resolve()
         stat = path.stat()
-        what: object = [stat.st_mtime_ns, samples.get(name)]
+        what: object
         if store is not None and name in store.manifest.files:
             what = store.manifest.files[name].etag
         elif path.parent.name == "blobs" and _HUB_HASH.fullmatch(path.name):
             what = path.name
+        else:
+            what = [stat.st_mtime_ns, sample_file(path)]
         found.append((name, stat.st_size, what))
     return found
 

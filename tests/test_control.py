@@ -91,7 +91,7 @@ def test_a_profile_says_what_the_machine_is(served: Served) -> None:
 
 def test_plans_that_are_not_taken(served: Served) -> None:
     assert served.assign().reason == "n0 is still fetching the model"
-    served.node.set_model(served.model)
+    served.node.model.found(served.model)
     refusals = {
         "n0 runs with another config (digest ": {"config_digest": "0" * 16},
         f"n0 has other files for {served.model} (digest ": {"model_digest": "0" * 16},
@@ -120,7 +120,7 @@ def test_plans_that_are_not_taken(served: Served) -> None:
 
 
 def test_a_plan_is_loaded_once_and_an_old_epoch_refused(served: Served) -> None:
-    served.node.set_model(served.model)
+    served.node.model.found(served.model)
     assert served.assign(5) == control_pb2.AssignReply(accepted=True)
     ready = served.wait_state(control_pb2.READY)
     assert (ready.epoch, ready.start, ready.stop) == (5, 0, 3)
@@ -135,7 +135,7 @@ def test_a_plan_is_loaded_once_and_an_old_epoch_refused(served: Served) -> None:
 
 
 def test_drain_leaves_the_epoch_and_keeps_the_node(served: Served) -> None:
-    served.node.set_model(served.model)
+    served.node.model.found(served.model)
     served.assign()
     served.wait_state(control_pb2.READY)
     assert served.stub.Drain(control_pb2.DrainRequest(), timeout=5.0).sessions_left == 0
@@ -146,7 +146,7 @@ def test_drain_leaves_the_epoch_and_keeps_the_node(served: Served) -> None:
 
 
 def test_a_watcher_gets_beats_and_changes(served: Served) -> None:
-    served.node.set_model(served.model)
+    served.node.model.found(served.model)
     call = served.stub.Watch(control_pb2.WatchRequest(beat_interval_ms=1), timeout=10.0)
     assert next(call).state == control_pb2.IDLE
     served.assign()
@@ -158,7 +158,7 @@ def test_a_node_leaves_its_epoch_when_its_head_is_gone(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(control, "HEAD_GONE_S", 0.3)
-    served.node.set_model(served.model)
+    served.node.model.found(served.model)
     served.assign()
     watches = [
         served.stub.Watch(control_pb2.WatchRequest(beat_interval_ms=50, head_incarnation=HEAD))
@@ -178,7 +178,7 @@ def test_a_node_leaves_its_epoch_when_its_head_is_gone(
 
 
 def test_a_stopping_node_takes_no_plan(served: Served) -> None:
-    served.node.set_model(served.model)
+    served.node.model.found(served.model)
     assert served.node.close(5.0)
     assert served.assign().reason == "n0 is stopping"
 

@@ -35,7 +35,7 @@ class Told:
         nodes = [node(name=f"n{rank}", layers=layers) for rank, layers in enumerate(LAYERS)]
         config = load_config(write_cluster(directory, model, *nodes, stall_timeout_s=10))
         own = Node(config, 0, token=None, import_base_rss_bytes=0)
-        own.set_model(model)
+        own.model.found(model)
         self.said: list[str] = []
         self.now = 0.0
         self.coordinator = Coordinator(

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from queue import SimpleQueue
 
 import grpc
@@ -247,6 +248,25 @@ sys.stdin.read()
 """
 
 
+@contextlib.contextmanager
+def sender_process(address: str) -> Iterator[subprocess.Popen[str]]:
+    """SENDER_SCRIPT in a process of its own, once its edge is up."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SENDER_SCRIPT, address],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
 @pytest.mark.parametrize(
     ("number", "limit_s", "reason"),
     [
@@ -257,50 +277,25 @@ sys.stdin.read()
 def test_a_sender_that_dies_or_freezes(number: int, limit_s: float, reason: str) -> None:
     with receiving() as receiver, sending(receiver.address, from_rank=4) as other:
         other.up()
-        process = subprocess.Popen(
-            [sys.executable, "-c", SENDER_SCRIPT, receiver.address],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "up\n"
+        with sender_process(receiver.address) as process:
             begin = time.monotonic()
             process.send_signal(number)
             hello, said = receiver.downs.get(timeout=WAIT_S)
             assert time.monotonic() - begin < limit_s
             assert (hello.from_rank, hello.epoch, said) == (1, 3, reason)
-        finally:
-            process.kill()
-            process.communicate()
         assert other.edge.send(step(), [raw(10)]), "the other edge lives on"
         assert receiver.frames.get(timeout=WAIT_S).hello.from_rank == 4
 
 
 # -- ends -------------------------------------------------------------------------------------------------
 def test_the_service_close_does_not_wait_for_a_frozen_sender() -> None:
-    with receiving() as receiver:
-        process = subprocess.Popen(
-            [sys.executable, "-c", SENDER_SCRIPT, receiver.address],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "up\n"
-            process.send_signal(signal.SIGSTOP)
-            begin = time.monotonic()
-            receiver.service.close()
-            assert receiver.server.stop(0).wait(1.0)
-            assert time.monotonic() - begin < 1.0
-            assert receiver.downs.empty(), "no callback after close()"
-        finally:
-            process.kill()
-            process.communicate()
+    with receiving() as receiver, sender_process(receiver.address) as process:
+        process.send_signal(signal.SIGSTOP)
+        begin = time.monotonic()
+        receiver.service.close()
+        assert receiver.server.stop(0).wait(1.0)
+        assert time.monotonic() - begin < 1.0
+        assert receiver.downs.empty(), "no callback after close()"
 
 
 def test_a_closing_receiver_says_so() -> None:
