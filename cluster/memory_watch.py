@@ -78,7 +78,7 @@ class MemoryWatch:
             now = time.monotonic()
             try:
                 self._look(now - read_at)
-            except Exception:  # border of the thread: a ring without a watch is better than none
+            except (OSError, RuntimeError, ValueError, psutil.Error):  # what reading the system may raise
                 logger.exception("memory could not be read")
             read_at = now
             self._stopping.wait(self._tick_s)
