@@ -14,32 +14,26 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from cluster.arguments import Parser
-from cluster.config import OBJECTIVES, STRATEGIES, ClusterConfig, load_config
-from cluster.config_nodes import parse_layers
-from cluster.config_read import ConfigError, nearest, show
+from cluster.config import ClusterConfig, load_config
+from cluster.config_read import ConfigError, show
 from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_ERROR, EXIT_OK, UserError
+from cluster.plan_arguments import plan_parser, with_arguments
 from cluster.plan_inputs import kv_note, plan_links, plan_nodes, plan_options, read_model
+from cluster.plan_output import plan_object, plan_text
 from cluster.probe import is_this_machine, this_machine
 from cluster.proof import Prover
 from cluster.proven_plan import make_proven_plan
-from planner.cost import CostModel, Workload
 from planner.forced import ForcedLayersError
 from planner.headers import read_checkpoint
-from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile
-from planner.plan import Plan, Refusal
-from planner.render import render_plan, render_refusal
-from planner.solver import PlanOptions
+from planner.plan import Plan
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the plan, or why there is none; returns the exit code."""
-    args = _parser().parse_args(argv)
+    args = plan_parser().parse_args(argv)
     try:
         return _run(args)
     except UserError as error:
@@ -60,47 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_ERROR
 
 
-def _parser() -> Parser:
-    parser = Parser(
-        prog="plan-dry-run", description="Plan a cluster without loading weights or connecting to nodes."
-    )
-    parser.add_argument(
-        "--config", type=Path, required=True, help="the cluster's JSON or YAML file, or a hostfile"
-    )
-    parser.add_argument("--model", help="a folder or a hub id, instead of the config's")
-    parser.add_argument("--strategy", choices=STRATEGIES, help="how to split the layers")
-    parser.add_argument("--objective", choices=OBJECTIVES, help="what the optimal strategy makes best")
-    parser.add_argument(
-        "--context", type=_positive, metavar="N", help="tokens of one request, prompt and answer"
-    )
-    parser.add_argument("--concurrency", type=_positive, metavar="N", help="requests at once")
-    parser.add_argument(
-        "--layers",
-        action="extend",
-        nargs="+",
-        metavar="NODE=A:B",
-        help="force layers A to B (B not included) onto a node; replaces all forced layers of the config",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
-    return parser
-
-
-def _positive(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number above 0")
-    return value
-
-
 def _run(args: argparse.Namespace) -> int:
-    config = load_config(args.config, model=args.model).with_overrides(
-        context=args.context, concurrency=args.concurrency, strategy=args.strategy, objective=args.objective
-    )
-    config = _with_layers(config, args.layers)
+    config = with_arguments(load_config(args.config, model=args.model), args)
     model_dir = _model_dir(config)
     model = read_model(config, model_dir)
     for file in read_checkpoint(model_dir).missing:
@@ -126,48 +81,14 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         for note in proven.notes:
             _say(note)
-        print(
-            json.dumps(
-                plan.as_dict() if isinstance(plan, Plan) else _refused(plan, model, nodes, options), indent=2
-            )
-        )
-    elif isinstance(plan, Plan):
-        print(render_plan(plan, nodes, [*proven.notes, *kv_note(config)]))
+        print(json.dumps(plan_object(plan, model, nodes, options), indent=2))
     else:
-        print(render_refusal(plan, model.name, nodes))
+        print(plan_text(plan, model, nodes, [*proven.notes, *kv_note(config)]))
     return EXIT_OK if isinstance(plan, Plan) else EXIT_DOES_NOT_FIT
 
 
 def _say(line: str) -> None:
     print(f"plan-dry-run: {line}", file=sys.stderr, flush=True)
-
-
-def _refused(
-    refusal: Refusal, model: ModelProfile, nodes: Sequence[NodeProfile], options: PlanOptions
-) -> dict[str, Any]:
-    """The keys of a plan, for none."""
-    full_bytes = CostModel(model, nodes, (), Workload(options.context, options.concurrency)).weight_bytes(
-        0, model.num_layers
-    )
-    return {
-        "model": model.name,
-        "digest": None,
-        "strategy": options.strategy,
-        "objective": options.objective,
-        "fits": False,
-        "num_layers": model.num_layers,
-        "context": options.context,
-        "concurrency": options.concurrency,
-        "assignments": [],
-        "unused_nodes": [node.name for node in nodes],
-        "predicted": None,
-        "memory": {"full_model_bytes": full_bytes, "largest_node_bytes": 0, "saved_bytes": full_bytes},
-        "refusal": {
-            "reason": refusal.reason,
-            "missing_bytes": refusal.missing_bytes,
-            "advice": refusal.advice,
-        },
-    }
 
 
 def _model_dir(config: ClusterConfig) -> Path:
@@ -186,31 +107,6 @@ def _measured(config: ClusterConfig) -> dict[int, NodeProfile]:
         for node in config.nodes
         if node.use and (node.memory_gb is None or node.chip is None) and is_this_machine(node.host)
     }
-
-
-def _with_layers(config: ClusterConfig, texts: Sequence[str] | None) -> ClusterConfig:
-    """The config with the layers that the command line forces, and none but those."""
-    if not texts:
-        return config
-    forced: dict[str, tuple[int, int]] = {}
-    names = [node.name for node in config.nodes]
-    for text in texts:
-        name, _, layers = text.rpartition("=")
-        if name not in names:
-            near = nearest(name, names)
-            hint = f", the nearest is {show(near)}" if near else f": the nodes are {', '.join(names)}"
-            raise ConfigError(f"--layers {text}: {show(name)} is no node{hint}")
-        if name in forced:
-            raise ConfigError(f"--layers {text}: {show(name)} is given twice")
-        try:
-            forced[name] = parse_layers(layers)
-        except ValueError as error:
-            raise ConfigError(f"--layers {text}: the layers {error}") from None
-    nodes = tuple(replace(node, layers=forced.get(node.name)) for node in config.nodes)
-    for node in nodes:
-        if node.layers is not None and not node.use:
-            raise ConfigError(f'--layers {node.name}=...: that node has "use": false')
-    return replace(config, nodes=nodes)
 
 
 if __name__ == "__main__":

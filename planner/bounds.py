@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from planner.any_order import Ring
-from planner.cost import LAYER_OVERHEAD_MS, STAGE_OVERHEAD_MS, CostModel
+from planner.cost import CostModel
 from planner.tables import Floats
 
 MAX_REUSE_ELEMENTS = 1 << 24  # of all nodes' stages
@@ -55,5 +55,7 @@ def fluid_bounds(
     num_stages = 1 + int(np.searchsorted(np.cumsum(np.sort(budgets)[::-1]), total_bytes))
     inner = hop[np.ix_(nodes, nodes)] + np.where(np.eye(len(nodes)), np.inf, 0.0)
     hops_ms = (num_stages - 1) * float(inner.min()) if num_stages > 1 else 0.0
-    least_ms = work_ms + num_layers * LAYER_OVERHEAD_MS + num_stages * STAGE_OVERHEAD_MS + hops_ms
+    layer_ms = min(cost.nodes[i].speeds.layer_ms for i in nodes)
+    stage_ms = min(cost.nodes[i].speeds.stage_ms for i in nodes)
+    least_ms = work_ms + num_layers * layer_ms + num_stages * stage_ms + hops_ms
     return least_ms, float(layer_work.sum() / rates.sum())

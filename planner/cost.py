@@ -23,13 +23,6 @@ from planner.kv_profile import PREFILL_CHUNK_TOKENS, CacheProfile
 from planner.model_profile import LayerProfile, ModelProfile
 from planner.node_profile import NodeProfile
 
-# Decode reaches 55-85 % of the peak bandwidth on Apple chips (docs of mlx-lm, llama.cpp discussion 4167).
-DECODE_EFFICIENCY = 0.7
-# Large matrix products reach about half of the peak rate, attention and quantised formats included.
-PREFILL_EFFICIENCY = 0.5
-# Launching one layer's kernels, and waking a stage up for one microbatch.
-LAYER_OVERHEAD_MS = 0.05
-STAGE_OVERHEAD_MS = 0.3
 # A link that the configuration does not describe.
 LOCAL_LATENCY_MS, LOCAL_GBIT_S = 0.1, 20.0
 REMOTE_LATENCY_MS, REMOTE_GBIT_S = 0.5, 10.0
@@ -200,7 +193,8 @@ class CostModel:
 
     def step_ms(self, index: int, read_bytes: Amount, num_layers: Amount) -> Amount:
         """A decode step of a node that reads so much for so many layers."""
-        return read_bytes / self.rate_bytes_ms(index) + num_layers * LAYER_OVERHEAD_MS + STAGE_OVERHEAD_MS
+        speeds = self.nodes[index].speeds
+        return read_bytes / speeds.read_bytes_ms + num_layers * speeds.layer_ms + speeds.stage_ms
 
     def prefill_ms(self, index: int, start: int, stop: int) -> float:
         """A prompt of `work.prompt_tokens` tokens: all chunks, and the step of its last token."""
@@ -215,7 +209,7 @@ class CostModel:
         """Many tokens at once on a node: multiplying, or reading the weights."""
         multiply_ms = flops / self.rate_flops_ms(index)
         bound_ms: Amount = np.maximum(multiply_ms, read_bytes / self.rate_bytes_ms(index))
-        return bound_ms + num_layers * LAYER_OVERHEAD_MS + STAGE_OVERHEAD_MS
+        return bound_ms + num_layers * self.nodes[index].speeds.layer_ms + self.nodes[index].speeds.stage_ms
 
     def chunk_flops(self, start: int, stop: int) -> int:
         """Floating-point operations of one chunk of the prompt; the last token's step has the head's."""
@@ -307,11 +301,11 @@ class CostModel:
 
     def rate_flops_ms(self, index: int) -> float:
         """Floating-point operations that a node makes in a ms."""
-        return self.nodes[index].figures.tflops * 1e9 * PREFILL_EFFICIENCY
+        return self.nodes[index].speeds.flops_ms
 
     def rate_bytes_ms(self, index: int) -> float:
         """Bytes that a node reads in a ms."""
-        return self.nodes[index].figures.bandwidth_gb_s * 1e6 * DECODE_EFFICIENCY
+        return self.nodes[index].speeds.read_bytes_ms
 
     def _layer_chunk_flops(self, layer: LayerProfile) -> int:
         """Two for each weight and token; scores and their use cost two for each key and query element."""

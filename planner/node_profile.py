@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from planner.chips import Chip, Device, find_chip, metal_ceiling_share
+from planner.speeds import Speeds, table_speeds
 
 GB = 10**9
 SMALL_MEMORY_BYTES = 8 * GB  # below it the reserve is a share alone
@@ -37,6 +38,7 @@ class NodeProfile:
     available_bytes: int | None = None  # free at the time of measuring; shown, not planned with
     device: Device = "metal"
     num_sharing: int = 1  # nodes that share this machine's memory evenly
+    measured: Speeds | None = None  # what `macrame profile` found; None: the chip table's
 
     @property
     def budget_bytes(self) -> int:
@@ -48,6 +50,11 @@ class NodeProfile:
     def figures(self) -> Chip:
         """Bandwidth and TFLOPS from the chip table."""
         return find_chip(self.chip, self.gpu_cores)
+
+    @property
+    def speeds(self) -> Speeds:
+        """What the planner reckons with: measured, else from the chip table."""
+        return self.measured or table_speeds(self.figures)
 
 
 def make_node(

@@ -210,7 +210,7 @@ class RingSearch:
     def _key(self, i: int) -> tuple[object, ...]:
         """What a node's stages depend on."""
         node = self.cost.nodes[i]
-        return node.budget_bytes, node.device, node.figures.bandwidth_gb_s, node.figures.tflops, node.layers
+        return node.budget_bytes, node.device, node.speeds, node.layers
 
     def _stages(self, placed: Sequence[Placed]) -> list[Stage]:
         bounds = self.tables.bounds

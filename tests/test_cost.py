@@ -5,17 +5,15 @@ from dataclasses import replace
 import pytest
 
 from planner.cost import (
-    DECODE_EFFICIENCY,
-    LAYER_OVERHEAD_MS,
     LOCAL_LATENCY_MS,
     REMOTE_LATENCY_MS,
-    STAGE_OVERHEAD_MS,
     CostModel,
     Link,
     Stage,
     Workload,
 )
 from planner.node_profile import GB, NodeProfile, make_node
+from planner.speeds import DECODE_EFFICIENCY, LAYER_OVERHEAD_MS, STAGE_OVERHEAD_MS
 from tests.fake_models import made_up_model
 
 

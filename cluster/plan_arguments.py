@@ -1,0 +1,83 @@
+"""The arguments of `plan-dry-run`, and the configuration that they make of the file's. Pure."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cluster.arguments import Parser
+from cluster.config import OBJECTIVES, STRATEGIES, ClusterConfig
+from cluster.config_nodes import parse_layers
+from cluster.config_read import ConfigError, nearest, show
+
+
+def plan_parser() -> Parser:
+    """All arguments."""
+    parser = Parser(
+        prog="plan-dry-run", description="Plan a cluster without loading weights or connecting to nodes."
+    )
+    parser.add_argument(
+        "--config", type=Path, required=True, help="the cluster's JSON or YAML file, or a hostfile"
+    )
+    parser.add_argument("--model", help="a folder or a hub id, instead of the config's")
+    parser.add_argument("--strategy", choices=STRATEGIES, help="how to split the layers")
+    parser.add_argument("--objective", choices=OBJECTIVES, help="what the optimal strategy makes best")
+    parser.add_argument(
+        "--context", type=_positive, metavar="N", help="tokens of one request, prompt and answer"
+    )
+    parser.add_argument("--concurrency", type=_positive, metavar="N", help="requests at once")
+    parser.add_argument(
+        "--layers",
+        action="extend",
+        nargs="+",
+        metavar="NODE=A:B",
+        help="force layers A to B (B not included) onto a node; replaces all forced layers of the config",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
+    return parser
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number above 0")
+    return value
+
+
+def with_arguments(config: ClusterConfig, args: argparse.Namespace) -> ClusterConfig:
+    """The config as the command line changes it. Raises ConfigError."""
+    config = config.with_overrides(
+        context=args.context, concurrency=args.concurrency, strategy=args.strategy, objective=args.objective
+    )
+    return _with_layers(config, args.layers)
+
+
+def _with_layers(config: ClusterConfig, texts: Sequence[str] | None) -> ClusterConfig:
+    """The config with the layers that the command line forces, and none but those."""
+    if not texts:
+        return config
+    forced: dict[str, tuple[int, int]] = {}
+    names = [node.name for node in config.nodes]
+    for text in texts:
+        name, _, layers = text.rpartition("=")
+        if name not in names:
+            near = nearest(name, names)
+            hint = f", the nearest is {show(near)}" if near else f": the nodes are {', '.join(names)}"
+            raise ConfigError(f"--layers {text}: {show(name)} is no node{hint}")
+        if name in forced:
+            raise ConfigError(f"--layers {text}: {show(name)} is given twice")
+        try:
+            forced[name] = parse_layers(layers)
+        except ValueError as error:
+            raise ConfigError(f"--layers {text}: the layers {error}") from None
+    nodes = tuple(replace(node, layers=forced.get(node.name)) for node in config.nodes)
+    for node in nodes:
+        if node.layers is not None and not node.use:
+            raise ConfigError(f'--layers {node.name}=...: that node has "use": false')
+    return replace(config, nodes=nodes)

@@ -1,0 +1,67 @@
+"""What a node does in a ms, and what launching work costs it: by the chip table, or measured. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from planner.chips import Chip
+
+# Decode reaches 55-85 % of the peak bandwidth on Apple chips (docs of mlx-lm, llama.cpp discussion 4167).
+DECODE_EFFICIENCY = 0.7
+# Large matrix products reach about half of the peak rate, attention and quantised formats included.
+PREFILL_EFFICIENCY = 0.5
+# Launching one layer's kernels, and waking a stage up for one microbatch.
+LAYER_OVERHEAD_MS = 0.05
+STAGE_OVERHEAD_MS = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class FormatRate:
+    """How fast a node multiplies with weights of one format.
+
+    Formats are named "float32", "bfloat16", "float16", "affine4/64" (bits/group size), "mxfp4", "mxfp8",
+    "nvfp4". Raises ValueError for a rate that is not above 0.
+    """
+
+    format: str
+    weights_ms: float  # weights that a product with few rows multiplies in a ms, for each row
+    flops_ms: float  # floating-point operations a ms of a product with 512 rows
+
+    def __post_init__(self) -> None:
+        _check_above_zero(self, ("weights_ms", "flops_ms"))
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """A node's rates. Raises ValueError for a rate that is not above 0, or a format that is named twice."""
+
+    read_bytes_ms: float  # weights and caches that a decode step reads in a ms
+    flops_ms: float  # of large products, for formats that `formats` does not name
+    layer_ms: float = LAYER_OVERHEAD_MS  # launching one layer's kernels
+    stage_ms: float = STAGE_OVERHEAD_MS  # waking a stage for one microbatch
+    formats: tuple[FormatRate, ...] = ()
+    source: Literal["table", "measured"] = "table"
+
+    def __post_init__(self) -> None:
+        _check_above_zero(self, ("read_bytes_ms", "flops_ms"))
+        for key in ("layer_ms", "stage_ms"):
+            if not 0 <= getattr(self, key) < float("inf"):
+                raise ValueError(f"{key} = {getattr(self, key)} must be a number of 0 or more")
+        names = [rate.format for rate in self.formats]
+        if len(set(names)) != len(names):
+            raise ValueError(f"formats = {', '.join(names)} names one twice")
+
+
+def table_speeds(chip: Chip) -> Speeds:
+    """What the chip's peak figures let expect."""
+    return Speeds(
+        read_bytes_ms=chip.bandwidth_gb_s * 1e6 * DECODE_EFFICIENCY,
+        flops_ms=chip.tflops * 1e9 * PREFILL_EFFICIENCY,
+    )
+
+
+def _check_above_zero(value: Speeds | FormatRate, keys: tuple[str, ...]) -> None:
+    for key in keys:
+        if not 0 < getattr(value, key) < float("inf"):
+            raise ValueError(f"{key} = {getattr(value, key)} must be a number above 0")
