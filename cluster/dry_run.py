@@ -26,7 +26,7 @@ from cluster.probe import is_this_machine, this_machine
 from cluster.proof import Prover
 from cluster.proven_plan import make_proven_plan
 from planner.forced import ForcedLayersError
-from planner.headers import read_checkpoint
+from planner.headers import missing_files
 from planner.node_profile import NodeProfile
 from planner.plan import Plan
 
@@ -58,7 +58,7 @@ def _run(args: argparse.Namespace) -> int:
     config = with_arguments(load_config(args.config, model=args.model), args)
     model_dir = _model_dir(config)
     model = read_model(config, model_dir)
-    for file in read_checkpoint(model_dir).missing:
+    for file in missing_files(model_dir):
         print(
             f"plan-dry-run: {file} is missing: its tensors are taken to be as those of other layers, and the "
             "node that owns them will refuse",
