@@ -18,6 +18,7 @@ from pathlib import Path
 
 from cluster.config import ClusterConfig, load_config
 from cluster.config_read import ConfigError, show
+from cluster.console import look_of
 from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_ERROR, EXIT_OK, UserError
 from cluster.plan_arguments import plan_parser, with_arguments
 from cluster.plan_inputs import kv_note, plan_links, plan_nodes, plan_options, read_model
@@ -83,7 +84,8 @@ def _run(args: argparse.Namespace) -> int:
             _say(note)
         print(json.dumps(plan_object(plan, model, nodes, options), indent=2))
     else:
-        print(plan_text(plan, model, nodes, [*proven.notes, *kv_note(config)]))
+        notes = [*proven.notes, *kv_note(config)]
+        print(plan_text(plan, model, nodes, notes, look_of(sys.stdout)))
     return EXIT_OK if isinstance(plan, Plan) else EXIT_DOES_NOT_FIT
 
 
