@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from planner.bars import PLAIN, Look
-from planner.cost import CostModel, Workload
+from planner.cost import CostModel
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile
 from planner.plan import Plan, Refusal
 from planner.render import render_plan, render_refusal
 from planner.solver import PlanOptions
+from planner.workload import Workload
 
 
 def plan_object(

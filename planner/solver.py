@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from planner.cost import CostModel, Link, Stage, Workload
+from planner.cost import CostModel, Link, Stage
 from planner.forced import check_forced
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile
@@ -19,6 +19,7 @@ from planner.optimal import RingSearch
 from planner.plan import Assignment, MemorySummary, Plan, Predicted, Refusal
 from planner.refusal import explain
 from planner.search import Cost, Problem, add, cheapest, count_then_max
+from planner.workload import Workload
 
 STRATEGIES = ("optimal", "balanced", "memory_proportional", "compute_proportional", "uniform")
 OBJECTIVES = ("latency", "throughput", "ttft")
@@ -38,13 +39,19 @@ class PlanOptions:
     strategy: str = "optimal"
     objective: str = "latency"
     legal_cuts: frozenset[int] | None = None  # layers at which a stage may start; None: all
+    rows: int = 1  # requests whose tokens one frame carries together; the scheduler sends one
 
     def __post_init__(self) -> None:
-        Workload(self.context, self.concurrency)
+        _ = self.work
         if self.strategy not in STRATEGIES:
             raise ValueError(f"strategy = {self.strategy!r} must be one of {', '.join(STRATEGIES)}")
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective = {self.objective!r} must be one of {', '.join(OBJECTIVES)}")
+
+    @property
+    def work(self) -> Workload:
+        """What the ring is asked to do."""
+        return Workload(self.context, self.concurrency, self.rows)
 
 
 def make_plan(
@@ -54,7 +61,7 @@ def make_plan(
 
     Raises ForcedLayersError where the nodes' forced layers overlap, leave a gap or exceed the model.
     """
-    solver = _Solver(CostModel(model, nodes, links, Workload(options.context, options.concurrency)), options)
+    solver = _Solver(CostModel(model, nodes, links, options.work), options)
     stages = solver.solve()
     if stages is None:
         return explain(solver.cost, solver.overflow())
@@ -134,7 +141,7 @@ class _Solver:
             case "memory_proportional":
                 sizes = [float(node.budget_bytes) for node in self.cost.nodes]
             case "compute_proportional":
-                sizes = [node.figures.tflops for node in self.cost.nodes]
+                sizes = [node.speeds.flops_ms for node in self.cost.nodes]
             case _:
                 sizes = [1.0 for _ in self.cost.nodes]
         amounts = [size if node.use else 0.0 for size, node in zip(sizes, self.cost.nodes, strict=True)]
