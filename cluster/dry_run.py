@@ -21,6 +21,7 @@ from cluster.config_read import ConfigError, show
 from cluster.console import look_of
 from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_ERROR, EXIT_OK, UserError
 from cluster.plan_arguments import plan_parser, with_arguments
+from cluster.plan_choices import choices_of
 from cluster.plan_inputs import kv_note, plan_links, plan_nodes, plan_options, read_model
 from cluster.plan_output import plan_object, plan_text
 from cluster.probe import is_this_machine, this_machine
@@ -66,7 +67,7 @@ def _run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     nodes = plan_nodes(config, _measured(config))
-    options = plan_options(config, model)
+    options = plan_options(config, model, choices_of(args))
     if options.context > model.max_context:
         print(
             f"plan-dry-run: the context {options.context} is beyond the {model.max_context} tokens that "
@@ -80,7 +81,8 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigError(f"{config.path}: {error}") from None
     plan = proven.result
     if args.json:
-        for note in proven.notes:
+        warnings = plan.warnings if isinstance(plan, Plan) else ()
+        for note in [*proven.notes, *(f"warning: {warning}" for warning in warnings)]:
             _say(note)
         print(json.dumps(plan_object(plan, model, nodes, options), indent=2))
     else:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.config import ClusterConfig
+from cluster.plan_choices import AS_IN_FILE, PlanChoices, without_excluded
 from cluster.plan_inputs import kv_note, plan_links, plan_nodes, plan_options, read_model
 from cluster.proof import Prover
 from cluster.proven_plan import ProvenPlan, make_proven_plan
@@ -37,6 +38,7 @@ def plan_cluster(
     model_dir: Path,
     told: Mapping[int, control_pb2.NodeProfile | None],
     prover: Prover | None = None,
+    choices: PlanChoices = AS_IN_FILE,
 ) -> Planning:
     """Plan as soon as every used node is known: its memory and chip from the config, else what the node told.
 
@@ -44,6 +46,7 @@ def plan_cluster(
     for model files that cannot be read, ForcedLayersError (a ValueError) for ranges that do not tile
     the model, UserError for cuts that cannot be proven.
     """
+    config = without_excluded(config, choices.excluded)
     model = read_model(config, model_dir)
     measured = {rank: _measured(rank, profile) for rank, profile in told.items() if profile is not None}
     missing = tuple(
@@ -54,7 +57,7 @@ def plan_cluster(
     if missing:
         return Planning(model, missing_ranks=missing)
     nodes = plan_nodes(config, measured)
-    wanted = (model, nodes, plan_links(config), plan_options(config, model))
+    wanted = (model, nodes, plan_links(config), plan_options(config, model, choices))
     if prover is None:
         proven = ProvenPlan(make_plan(*wanted))
     else:
