@@ -17,7 +17,10 @@ from cluster.plan_choices import add_choices, not_a_node, without_excluded
 def plan_parser() -> Parser:
     """All arguments."""
     parser = Parser(
-        prog="plan-dry-run", description="Plan a cluster without loading weights or connecting to nodes."
+        prog="plan-dry-run",
+        description="Plan a cluster without loading weights or connecting to nodes.",
+        epilog="plan-dry-run --from-running says what another plan would gain a ring that runs "
+        "(--from-running --help)",
     )
     parser.add_argument(
         "--config", type=Path, required=True, help="the cluster's JSON or YAML file, or a hostfile"
