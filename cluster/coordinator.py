@@ -324,7 +324,8 @@ class Coordinator:
             Limits(
                 context=plan.context,
                 max_active=plan.concurrency,
-                max_in_flight=len(plan.assignments) + 1,
+                max_in_flight=plan.frames_in_flight,
+                max_chunks=len(plan.assignments) + 1,
                 vocab_size=self._vocab_size,
             ),
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 from cluster.compute import ComputeThread, LoadWork, StepWork, TrimWork
 from cluster.config import ClusterConfig
 from cluster.console import say
+from cluster.fault import injected_address
 from cluster.load_bar import LoadBar
 from cluster.memory_limits import MemoryNeed
 from cluster.memory_status import fill_memory
@@ -265,7 +266,7 @@ class Node:
         )
         peer = self.config.nodes[edge.to_rank]
         return EdgeSender(
-            peer.address,
+            injected_address(edge.to_rank) or peer.address,
             self.token,
             opening,
             on_up=lambda: self._on_edge_up(epoch.number, edge),

@@ -11,12 +11,13 @@ from cluster.plan_choices import AS_IN_FILE, PlanChoices, without_excluded
 from cluster.plan_inputs import kv_note, plan_links, plan_nodes, plan_options, read_model
 from cluster.proof import Prover
 from cluster.proven_plan import ProvenPlan, make_proven_plan
-from planner.cost import CostModel, Workload
+from planner.cost import CostModel
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile, make_node
 from planner.plan import Plan
 from planner.render import render_plan
 from planner.solver import make_plan
+from planner.workload import Workload
 from proto import control_pb2, head_pb2
 
 

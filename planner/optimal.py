@@ -54,8 +54,7 @@ class Goal:
     busy_stage: Callable[[int], Floats]
     busy_hop: Floats
     value: Value | None  # of the sum and the longest beat; None: the sum
-    layer_work: Floats  # (L,) what the stages do, at a rate of each node
-    rate: Callable[[int], float]  # of that work, a ms
+    layers: Callable[[int], Floats]  # (L,) time of each layer on a node, without what a stage adds
 
 
 class RingSearch:
@@ -116,12 +115,14 @@ class RingSearch:
 
     # -- goals --------------------------------------------------------------------------------------------
     def _decode(self, has_users: bool) -> Goal:
-        stage = _Kept(self.tables.decode_ms, self.tables.size)
-        hop, _ = hop_tables(self.cost, 1)
-        users = self.cost.work.concurrency
-        value = (lambda path_ms, slowest_ms: max(path_ms / users, slowest_ms)) if has_users else None
-        work = self._of_layers(self.cost.read_bytes)
-        return Goal(stage, hop, stage, np.zeros_like(hop), value, work, self.cost.rate_bytes_ms)
+        """has_users: of all users together, whose frames carry `rows` tokens each."""
+        cost, tables, work = self.cost, self.tables, self.cost.work
+        stage = _Kept(partial(tables.decode_ms, is_batched=has_users), tables.size)
+        hop, busy = hop_tables(cost, work.rows if has_users else 1)
+        users, rows = work.concurrency, min(work.rows, work.concurrency)
+        value = (lambda path_ms, beat_ms: max(path_ms / users, beat_ms / rows)) if has_users else None
+        layers = partial(self._layers_ms, partial(cost.decode_sums_ms, is_batched=has_users))
+        return Goal(stage, hop, stage, busy if has_users else np.zeros_like(hop), value, layers)
 
     def _first_token(self) -> Goal:
         """The last stage makes the step of the prompt's last token besides."""
@@ -133,14 +134,14 @@ class RingSearch:
             table[:, -1] += tables.decode_ms(i)[:, -1]
             return table
 
-        hop, busy = hop_tables(cost, cost.mean_chunk_tokens)
-        more = cost.num_chunks - 1
+        hop, busy = hop_tables(cost, cost.work.mean_chunk_tokens)
+        more = cost.work.num_chunks - 1
         value = (lambda total_ms, slowest_ms: total_ms + more * slowest_ms) if more else None
-        work = self._of_layers(cost.chunk_flops)
-        return Goal(_Kept(stage, tables.size), hop, chunk, busy, value, work, cost.rate_flops_ms)
+        layers = partial(self._layers_ms, cost.chunk_sums_ms)
+        return Goal(_Kept(stage, tables.size), hop, chunk, busy, value, layers)
 
-    def _of_layers(self, value_of: Callable[[int, int], int]) -> Floats:
-        return np.array([value_of(i, i + 1) for i in range(self.cost.model.num_layers)], dtype=np.float64)
+    def _layers_ms(self, sums_of: Callable[[int], Floats], index: int) -> Floats:
+        return np.diff(sums_of(index))[: self.cost.model.num_layers]
 
     # -- parts --------------------------------------------------------------------------------------------
     def _best(self, goal: Goal) -> BestRing | None:
@@ -170,8 +171,8 @@ class RingSearch:
     def _bound(self, ring: Ring, goal: Goal) -> float:
         """A value that no ring is below."""
         nodes = [*ring.free, *(node for node, _, _ in ring.forced)]
-        rates = np.array([goal.rate(i) for i in nodes])
-        fluid_ms, beat_ms = fluid_bounds(self.cost, nodes, ring.hop, goal.layer_work, rates)
+        layers_ms = np.stack([goal.layers(i) for i in nodes])
+        fluid_ms, beat_ms = fluid_bounds(self.cost, nodes, ring.hop, layers_ms)
         least_ms = max(least_sum_with_reuse(ring), fluid_ms)
         return least_ms if goal.value is None else goal.value(least_ms, beat_ms)
 

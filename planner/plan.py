@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
+from math import ceil
 from typing import Any
+
+MAX_FRAMES = 1000  # in flight: what even the longest links need
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,16 @@ class Plan:
             for part in self.assignments
             if part.over_bytes
         )
+
+    @property
+    def frames_in_flight(self) -> int:
+        """How many frames keep the slowest stage busy.
+
+        One more than there are stages, or than fit into a round at that stage's pace where hops are long.
+        """
+        round_ms = 1e3 / self.predicted.decode_tok_s
+        slowest_ms = max(part.decode_ms for part in self.assignments)
+        return max(len(self.assignments), min(ceil(round_ms / slowest_ms), MAX_FRAMES)) + 1
 
     @property
     def cuts(self) -> tuple[int, ...]:

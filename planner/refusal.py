@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from planner.cost import CostModel, Stage, Workload
+from planner.cost import CostModel, Stage
 from planner.kv_profile import KV_STEP_TOKENS
 from planner.node_profile import GB
 from planner.plan import Refusal
+from planner.workload import Workload
 
 
 def explain(cost: CostModel, stages: Sequence[Stage] | None, *, keeps_order: bool = False) -> Refusal:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from planner.cost import CostModel, Link, Stage, Workload
+from planner.cost import CostModel, Link, Stage
 from planner.forced import check_forced
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile
@@ -20,6 +20,7 @@ from planner.optimal import RingSearch
 from planner.plan import Assignment, MemorySummary, Plan, Predicted, Refusal
 from planner.refusal import explain
 from planner.search import Cost, Problem, add, cheapest, count_then_max
+from planner.workload import Workload
 
 STRATEGIES = ("optimal", "balanced", "memory_proportional", "compute_proportional", "uniform")
 OBJECTIVES = ("latency", "throughput", "ttft")
@@ -39,15 +40,21 @@ class PlanOptions:
     strategy: str = "optimal"
     objective: str = "latency"
     legal_cuts: frozenset[int] | None = None  # layers at which a stage may start; None: all
+    rows: int = 1  # requests whose tokens one frame carries together; the scheduler sends one
     keeps_order: bool = False  # stages stand in the order of the nodes
     is_forced: bool = False  # where nothing fits, take what exceeds its budgets by the least
 
     def __post_init__(self) -> None:
-        Workload(self.context, self.concurrency)
+        _ = self.work
         if self.strategy not in STRATEGIES:
             raise ValueError(f"strategy = {self.strategy!r} must be one of {', '.join(STRATEGIES)}")
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective = {self.objective!r} must be one of {', '.join(OBJECTIVES)}")
+
+    @property
+    def work(self) -> Workload:
+        """What the ring is asked to do."""
+        return Workload(self.context, self.concurrency, self.rows)
 
 
 def make_plan(
@@ -59,7 +66,7 @@ def make_plan(
     that exceed their budgets by the least in all. Raises ForcedLayersError where the nodes' forced layers
     overlap, leave a gap or exceed the model.
     """
-    solver = _Solver(CostModel(model, nodes, links, Workload(options.context, options.concurrency)), options)
+    solver = _Solver(CostModel(model, nodes, links, options.work), options)
     stages = solver.solve()
     refusal = None
     if stages is None:
@@ -157,7 +164,7 @@ class _Solver:
             case "memory_proportional":
                 sizes = [float(node.budget_bytes) for node in self.cost.nodes]
             case "compute_proportional":
-                sizes = [node.figures.tflops for node in self.cost.nodes]
+                sizes = [node.speeds.flops_ms for node in self.cost.nodes]
             case _:
                 sizes = [1.0 for _ in self.cost.nodes]
         amounts = [size if node.use else 0.0 for size, node in zip(sizes, self.cost.nodes, strict=True)]

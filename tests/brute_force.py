@@ -55,20 +55,28 @@ def all_rings(cost: CostModel, legal: frozenset[int] | None = None) -> Iterator[
 
 def brute_force(cost: CostModel, legal: frozenset[int] | None = None, *, keeps_order: bool = False) -> Best:
     """The best value of each objective, each perhaps of another ring; keeps_order: in the nodes' order."""
-    num_layers, users, chunk = cost.model.num_layers, cost.work.concurrency, cost.mean_chunk_tokens
+    num_layers, users, chunk = cost.model.num_layers, cost.work.concurrency, cost.work.mean_chunk_tokens
     ends = [*range(len(cost.nodes)), None]
+    rows = min(cost.work.rows, users)
     hop = {
         (a, b): (
             cost.hop_between_ms(a, b, 1),
             cost.hop_between_ms(a, b, chunk),
             cost.transfer_ms(a, b, chunk),
+            cost.hop_between_ms(a, b, cost.work.rows),
+            cost.transfer_ms(a, b, cost.work.rows),
         )
         for a in ends
         for b in ends
     }
     ranges = [(a, b) for a in range(num_layers) for b in range(a + 1, num_layers + 1)]
     stage = {
-        (i, a, b): (cost.decode_ms(i, a, b), cost.chunk_ms(i, a, b), cost.overflow_bytes(i, a, b))
+        (i, a, b): (
+            cost.decode_ms(i, a, b),
+            cost.chunk_ms(i, a, b),
+            cost.overflow_bytes(i, a, b),
+            cost.decode_ms(i, a, b, is_batched=True),
+        )
         for i in range(len(cost.nodes))
         for a, b in ranges
     }
@@ -83,12 +91,13 @@ def brute_force(cost: CostModel, legal: frozenset[int] | None = None, *, keeps_o
         decode_ms = sum(s[0] for s in stages) + sum(h[0] for h in hops)
         fill_ms = sum(s[1] for s in stages) + sum(h[1] for h in hops) + stages[-1][0]
         beat_ms = max(*(s[1] for s in stages), *(h[2] for h in hops))
-        slowest_ms = max(s[0] for s in stages)
+        round_ms = sum(s[3] for s in stages) + sum(h[3] for h in hops)
+        busiest_ms = max(*(s[3] for s in stages), *(h[4] for h in hops))
         over = sum(s[2] for s in stages)
         values = (
             decode_ms,
-            max(decode_ms / users, slowest_ms),
-            fill_ms + (cost.num_chunks - 1) * beat_ms,
+            max(round_ms / users, busiest_ms / rows),
+            fill_ms + (cost.work.num_chunks - 1) * beat_ms,
         )
         best = [min(least, (over, value)) for least, value in zip(best, values, strict=True)]
         if not over:

@@ -9,12 +9,13 @@ from dataclasses import replace
 
 import pytest
 
-from planner.cost import CostModel, Link, Stage, Workload
+from planner.cost import CostModel, Link, Stage
 from planner.hops import hop_tables
 from planner.node_profile import GB
 from planner.optimal import RingSearch
 from planner.plan import Plan, Refusal
 from planner.solver import OBJECTIVES, PlanOptions, make_plan
+from planner.workload import Workload
 from tests.brute_force import Best, brute_force
 from tests.fake_models import CHIPS, made_up_model, node
 from tests.random_clusters import random_case, stages_of, with_forced
@@ -33,13 +34,15 @@ def check_optimal(cost: CostModel, legal: frozenset[int] | None = None, *, keeps
     """
     best = brute_force(cost, legal, keeps_order=keeps_order)
     for objective in OBJECTIVES:
+        work = cost.work
         options = PlanOptions(
-            cost.work.context,
-            cost.work.concurrency,
+            work.context,
+            work.concurrency,
             "optimal",
             objective,
             legal_cuts=legal,
             keeps_order=keeps_order,
+            rows=work.rows,
         )
         plan = make_plan(cost.model, cost.nodes, cost.links, options)
         forced = make_plan(cost.model, cost.nodes, cost.links, replace(options, is_forced=True))
