@@ -14,6 +14,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cluster.config import ClusterConfig, load_config
@@ -27,6 +28,7 @@ from cluster.plan_output import plan_object, plan_text
 from cluster.probe import is_this_machine, this_machine
 from cluster.proof import Prover
 from cluster.proven_plan import make_proven_plan
+from planner.compare import Compared, compare
 from planner.forced import ForcedLayersError
 from planner.headers import missing_files
 from planner.node_profile import NodeProfile
@@ -76,18 +78,23 @@ def _run(args: argparse.Namespace) -> int:
         )
     try:
         prover = Prover(model_dir, threading.Event(), _say)
-        proven = make_proven_plan(model, nodes, plan_links(config), options, prover, is_together=False)
+        links = plan_links(config)
+        proven = make_proven_plan(model, nodes, links, options, prover, is_together=False)
     except ForcedLayersError as error:
         raise ConfigError(f"{config.path}: {error}") from None
     plan = proven.result
+    compared: list[Compared] = []
+    if args.compare or not args.json:
+        same = replace(options, legal_cuts=proven.legal_cuts)
+        compared = compare(plan, model, nodes, links, same, is_quick=not args.compare)
     if args.json:
         warnings = plan.warnings if isinstance(plan, Plan) else ()
         for note in [*proven.notes, *(f"warning: {warning}" for warning in warnings)]:
             _say(note)
-        print(json.dumps(plan_object(plan, model, nodes, options), indent=2))
+        print(json.dumps(plan_object(plan, model, nodes, options, compared), indent=2))
     else:
         notes = [*proven.notes, *kv_note(config)]
-        print(plan_text(plan, model, nodes, notes, look_of(sys.stdout)))
+        print(plan_text(plan, model, nodes, notes, look_of(sys.stdout), compared=compared))
     return EXIT_OK if isinstance(plan, Plan) else EXIT_DOES_NOT_FIT
 
 

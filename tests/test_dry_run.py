@@ -13,6 +13,7 @@ from cluster.dry_run import main
 from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_ERROR, EXIT_OK, EXIT_USAGE
 from planner.node_profile import GB
 from planner.plan import Plan
+from planner.solver import STRATEGIES
 from shard_loader.cuts import proofs_of
 from shard_loader.hub_source import HubSource
 from tests.fake_models import llama_config, llama_tensors, write_model
@@ -225,6 +226,22 @@ def test_what_does_not_fit_can_be_forced(tmp_path: Path, capsys: pytest.CaptureF
     text = capsys.readouterr().out
     assert f"FORCED, IT DOES NOT FIT: {refusal['reason']}" in text
     assert f"WARNING: {plan.warnings[0]}" in text
+
+
+def test_all_strategies_stand_beside_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, data, _ = run(tmp_path, capsys, "--compare")
+    assert (code, set(data)) == (EXIT_OK, KEYS | {"strategies"})
+    assert {row["strategy"] for row in data["strategies"]} == set(STRATEGIES)
+    assert data["strategies"][0] == {
+        "strategy": "optimal",
+        "objective": "latency",
+        "is_chosen": True,
+        "fits": True,
+        "num_stages": 1,
+        "predicted": data["predicted"],
+    }
+    assert main(["--config", str(tmp_path / "cluster.json")]) == EXIT_OK
+    assert "memory_proportional       yes" in capsys.readouterr().out
 
 
 def test_force_changes_nothing_where_a_plan_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
