@@ -57,7 +57,7 @@ def make_plan(
     solver = _Solver(CostModel(model, nodes, links, Workload(options.context, options.concurrency)), options)
     stages = solver.solve()
     if stages is None:
-        return explain(solver.cost, solver.overflow())
+        return explain(solver.cost, solver.overflow(), options.legal_cuts)
     return replace(_as_plan(solver.cost, stages, options), notes=tuple(solver.notes))
 
 
