@@ -168,8 +168,8 @@ def _notes(advice: Advice) -> list[str]:
         layers = ", ".join(f"{node} {part}" for node, part in _layers(advice.untested).items())
         notes.append(
             f"note: {', '.join(advice.unmeasured)} own no layers and measured nothing; as fast as nodes like "
-            f"them were, they would bring {advice.untested_gain:.0%} with the layers {layers}: try it, or measure "
-            "them with macrame profile"
+            f"them were, they would bring {advice.untested_gain:.0%} with the layers {layers}: try it, or "
+            "measure them with macrame profile"
         )
     elif advice.unmeasured:
         notes.append(
