@@ -54,6 +54,7 @@ def render(cluster: dict[str, Any]) -> str:
             f"requests running, {cluster['num_queued']} queued, "
             f"{cluster['num_completion_tokens']} tokens answered"
         )
+    lines += [f"WARNING: {warning}" for warning in cluster.get("warnings", [])]
     lines += ["", *table([_row(node) for node in cluster["nodes"]])]
     lines += [
         f"rank {node['rank']} ({node['name']}): {node['reason']}"

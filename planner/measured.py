@@ -12,11 +12,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from planner.cost import CostModel, Link, Stage, Workload
+from planner.cost import CostModel, Link, Stage
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile
 from planner.plan import Assignment
 from planner.speeds import Speeds
+from planner.workload import Workload
 
 MIN_STEPS = 32  # decode steps of a stage
 MIN_CHUNK_TOKENS = 16  # a shorter chunk says little of the rate of large products

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from planner.cost import CostModel, Link, Workload
+from planner.cost import CostModel, Link
 from planner.measured import (
     MIN_STEPS,
     MeasuresError,
@@ -21,6 +21,7 @@ from planner.node_profile import GB
 from planner.plan import Assignment, Plan
 from planner.solver import PlanOptions, make_plan
 from planner.speeds import FormatRate, Speeds
+from planner.workload import Workload
 from tests.fake_models import made_up_model, node
 
 MODEL = made_up_model([GB // 10] * 9, embed_bytes=GB // 50, head_bytes=GB // 20, kv_token_bytes=4096)

@@ -11,10 +11,11 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 
-from planner.cost import CostModel, Workload
+from planner.cost import CostModel
 from planner.headers import ModelFilesError
 from planner.model_profile import NO_LIMIT_TOKENS, profile_model, read_model_profile
 from planner.node_profile import GB, make_node
+from planner.workload import Workload
 from tests.fake_models import headers_of, llama_config, llama_tensors
 from tests.tiny_models import write_checkpoint
 

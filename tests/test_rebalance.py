@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from planner.cost import CostModel, Link, Workload
+from planner.cost import CostModel, Link
 from planner.measured import StageTimes, scaled, stages_of
 from planner.node_profile import NodeProfile
 from planner.plan import Plan
 from planner.planned_from import PlannedFrom
 from planner.rebalance import MIN_GAIN, Advice, NoAdviceError, advise
 from planner.solver import PlanOptions, make_plan
+from planner.workload import Workload
 from tests.fake_models import node
 from tests.random_clusters import random_case
 from tests.test_measured import MODEL, OPTIONS, times_of

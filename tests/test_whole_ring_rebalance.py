@@ -16,8 +16,9 @@ import pytest
 
 from cluster.config import load_config
 from cluster.plan_inputs import read_model
-from planner.cost import CostModel, Workload
+from planner.cost import CostModel
 from planner.node_profile import GB
+from planner.workload import Workload
 from proto import head_pb2, head_pb2_grpc, ring_pb2
 from tests.fake_models import node
 from tests.ring_processes import RingProcesses
