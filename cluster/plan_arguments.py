@@ -21,8 +21,7 @@ def plan_parser() -> Parser:
     parser = Parser(
         prog="plan-dry-run",
         description="Plan a cluster without loading weights or connecting to nodes.",
-        epilog="plan-dry-run --from-running says what another plan would gain a ring that runs "
-        "(--from-running --help)",
+        epilog="'macrame plan --from-running' says what another plan would gain a ring that runs.",
     )
     parser.add_argument(
         "--config", type=Path, required=True, help="the cluster's JSON or YAML file, or a hostfile"
