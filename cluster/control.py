@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import grpc
 
 from cluster.lan_copy import CopyService
+from cluster.measured_speeds import told_speeds
 from cluster.node import Node
 from cluster.versions import macrame_version, mlx_lm_version, mlx_version
 from planner.node_profile import NodeProfile
@@ -55,6 +56,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             macrame_version=macrame_version(),
             config_digest=node.config.digest,
             platform=platform.platform(),
+            speeds=told_speeds(profile),
         )
 
     def Assign(  # noqa: N802

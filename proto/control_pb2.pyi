@@ -31,7 +31,7 @@ class ProfileRequest(_message.Message):
     def __init__(self, config_digest: _Optional[str] = ...) -> None: ...
 
 class NodeProfile(_message.Message):
-    __slots__ = ("name", "chip", "gpu_cores", "memory_bytes", "ceiling_bytes", "available_bytes", "device", "mlx_version", "mlx_lm_version", "macrame_version", "config_digest", "platform")
+    __slots__ = ("name", "chip", "gpu_cores", "memory_bytes", "ceiling_bytes", "available_bytes", "device", "mlx_version", "mlx_lm_version", "macrame_version", "config_digest", "platform", "speeds")
     NAME_FIELD_NUMBER: _ClassVar[int]
     CHIP_FIELD_NUMBER: _ClassVar[int]
     GPU_CORES_FIELD_NUMBER: _ClassVar[int]
@@ -44,6 +44,7 @@ class NodeProfile(_message.Message):
     MACRAME_VERSION_FIELD_NUMBER: _ClassVar[int]
     CONFIG_DIGEST_FIELD_NUMBER: _ClassVar[int]
     PLATFORM_FIELD_NUMBER: _ClassVar[int]
+    SPEEDS_FIELD_NUMBER: _ClassVar[int]
     name: str
     chip: str
     gpu_cores: int
@@ -56,7 +57,34 @@ class NodeProfile(_message.Message):
     macrame_version: str
     config_digest: str
     platform: str
-    def __init__(self, name: _Optional[str] = ..., chip: _Optional[str] = ..., gpu_cores: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., ceiling_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ..., device: _Optional[str] = ..., mlx_version: _Optional[str] = ..., mlx_lm_version: _Optional[str] = ..., macrame_version: _Optional[str] = ..., config_digest: _Optional[str] = ..., platform: _Optional[str] = ...) -> None: ...
+    speeds: Speeds
+    def __init__(self, name: _Optional[str] = ..., chip: _Optional[str] = ..., gpu_cores: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., ceiling_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ..., device: _Optional[str] = ..., mlx_version: _Optional[str] = ..., mlx_lm_version: _Optional[str] = ..., macrame_version: _Optional[str] = ..., config_digest: _Optional[str] = ..., platform: _Optional[str] = ..., speeds: _Optional[_Union[Speeds, _Mapping]] = ...) -> None: ...
+
+class Speeds(_message.Message):
+    __slots__ = ("read_bytes_ms", "flops_ms", "layer_ms", "stage_ms", "formats", "measured_on")
+    READ_BYTES_MS_FIELD_NUMBER: _ClassVar[int]
+    FLOPS_MS_FIELD_NUMBER: _ClassVar[int]
+    LAYER_MS_FIELD_NUMBER: _ClassVar[int]
+    STAGE_MS_FIELD_NUMBER: _ClassVar[int]
+    FORMATS_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_ON_FIELD_NUMBER: _ClassVar[int]
+    read_bytes_ms: float
+    flops_ms: float
+    layer_ms: float
+    stage_ms: float
+    formats: _containers.RepeatedCompositeFieldContainer[FormatRate]
+    measured_on: str
+    def __init__(self, read_bytes_ms: _Optional[float] = ..., flops_ms: _Optional[float] = ..., layer_ms: _Optional[float] = ..., stage_ms: _Optional[float] = ..., formats: _Optional[_Iterable[_Union[FormatRate, _Mapping]]] = ..., measured_on: _Optional[str] = ...) -> None: ...
+
+class FormatRate(_message.Message):
+    __slots__ = ("format", "weights_ms", "flops_ms")
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_MS_FIELD_NUMBER: _ClassVar[int]
+    FLOPS_MS_FIELD_NUMBER: _ClassVar[int]
+    format: str
+    weights_ms: float
+    flops_ms: float
+    def __init__(self, format: _Optional[str] = ..., weights_ms: _Optional[float] = ..., flops_ms: _Optional[float] = ...) -> None: ...
 
 class AssignRequest(_message.Message):
     __slots__ = ("epoch", "config_digest", "plan_json", "plan_digest", "model_digest", "head_incarnation", "revision", "file_samples")
