@@ -65,6 +65,11 @@ def plan_cluster(
     return Planning(model, plan=plan, table=table, predicted=predicted_memory(model, nodes, plan))
 
 
+def told_nodes(config: ClusterConfig, told: Mapping[int, control_pb2.NodeProfile]) -> list[NodeProfile]:
+    """All nodes, from the config and from what they told. Raises ConfigError where that is too little."""
+    return plan_nodes(config, {rank: _measured(rank, profile) for rank, profile in told.items()})
+
+
 def predicted_memory(
     model: ModelProfile, nodes: Sequence[NodeProfile], plan: Plan
 ) -> dict[int, head_pb2.PredictedMemory]:

@@ -16,6 +16,7 @@ COMMANDS = {
     "node": ("cluster.run_node", "run one node of the ring (run_node)"),
     "fit": ("deploy.fit", "what of a model fits machines of given memory"),
     "bench": ("deploy.bench", "tokens per second, hops and CPU time of a ring"),
+    "links": ("deploy.links", "round trip and bandwidth between the nodes of a running ring"),
     "status": ("deploy.status", "what the nodes of a running ring do"),
     "generate": ("deploy.generate", "one streamed answer of a running ring"),
 }
