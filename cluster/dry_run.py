@@ -14,27 +14,25 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cluster.config import ClusterConfig, load_config
 from cluster.config_read import ConfigError, show
 from cluster.console import look_of
 from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_ERROR, EXIT_OK, UserError
 from cluster.plan_arguments import plan_parser, with_arguments
+from cluster.plan_choices import choices_of
 from cluster.plan_inputs import kv_note, plan_links, plan_nodes, plan_options, read_model
 from cluster.plan_output import plan_object, plan_text
 from cluster.probe import is_this_machine, this_machine
 from cluster.proof import Prover
-from cluster.proven_plan import ProvenPlan, make_proven_plan
+from cluster.proven_plan import make_proven_plan
 from cluster.sweep import swept
 from planner.forced import ForcedLayersError
 from planner.headers import missing_files
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile
-from planner.plan import Plan
-from planner.solver import PlanOptions
+from planner.plan import Plan, Refusal
 from planner.sweep import Sweep, render_sweep
 from planner.sweep import as_dict as sweep_object
 
@@ -72,60 +70,45 @@ def _run(args: argparse.Namespace) -> int:
             "node that owns them will refuse",
             file=sys.stderr,
         )
-    ask = _Asker(model, model_dir, _measured(config))
     if args.sweep is not None:
-        return _sweep(config, args, ask)
-    asked = ask(config)
-    _warn_of_context(model, asked.options.context)
-    plan = asked.proven.result
+        return _sweep(config, args, model, model_dir)
+    nodes = plan_nodes(config, _measured(config))
+    options = plan_options(config, model, choices_of(args))
+    _warn_of_context(model, options.context)
+    try:
+        prover = Prover(model_dir, threading.Event(), _say)
+        proven = make_proven_plan(model, nodes, plan_links(config), options, prover, is_together=False)
+    except ForcedLayersError as error:
+        raise ConfigError(f"{config.path}: {error}") from None
+    plan = proven.result
     if args.json:
-        for note in asked.proven.notes:
+        warnings = plan.warnings if isinstance(plan, Plan) else ()
+        for note in [*proven.notes, *(f"warning: {warning}" for warning in warnings)]:
             _say(note)
-        print(json.dumps(asked.as_dict(model), indent=2))
+        print(json.dumps(plan_object(plan, model, nodes, options), indent=2))
     else:
-        notes = [*asked.proven.notes, *kv_note(config)]
-        print(plan_text(plan, model, asked.nodes, notes, look_of(sys.stdout)))
+        notes = [*proven.notes, *kv_note(config)]
+        print(plan_text(plan, model, nodes, notes, look_of(sys.stdout)))
     return EXIT_OK if isinstance(plan, Plan) else EXIT_DOES_NOT_FIT
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """One plan, and what it was made for."""
-
-    proven: ProvenPlan
-    nodes: list[NodeProfile]
-    options: PlanOptions
-
-    def as_dict(self, model: ModelProfile) -> dict[str, Any]:
-        return plan_object(self.proven.result, model, self.nodes, self.options)
-
-
-class _Asker:
-    """Plans one model for configs that differ in their nodes and in what is asked of them."""
-
-    def __init__(self, model: ModelProfile, model_dir: Path, measured: dict[int, NodeProfile]) -> None:
-        self.model, self._measured = model, measured
-        self._prover = Prover(model_dir, threading.Event(), _say)
-
-    def __call__(self, config: ClusterConfig) -> _Asked:
-        nodes, options = plan_nodes(config, self._measured), plan_options(config, self.model)
-        wanted = (self.model, nodes, plan_links(config), options)
+def _sweep(config: ClusterConfig, args: argparse.Namespace, model: ModelProfile, model_dir: Path) -> int:
+    """A plan for each value that --sweep names."""
+    prover = Prover(model_dir, threading.Event(), _say)
+    measured, objects = _measured(config), []
+    results: list[Plan | Refusal] = []
+    for changed in swept(config, args.sweep):
+        nodes, options = plan_nodes(changed, measured), plan_options(changed, model, choices_of(args))
         try:
-            return _Asked(make_proven_plan(*wanted, self._prover, is_together=False), nodes, options)
+            proven = make_proven_plan(model, nodes, plan_links(config), options, prover, is_together=False)
         except ForcedLayersError as error:
             raise ConfigError(f"{config.path}: {error}") from None
-
-
-def _sweep(config: ClusterConfig, args: argparse.Namespace, ask: _Asker) -> int:
-    """A plan for each value that --sweep names."""
-    asked = [ask(changed) for changed in swept(config, args.sweep)]
-    _warn_of_context(ask.model, max(one.options.context for one in asked))
-    for note in dict.fromkeys(note for one in asked for note in one.proven.notes):
-        _say(note)
-    results = tuple(one.proven.result for one in asked)
-    sweep = Sweep(ask.model.name, args.sweep, tuple(node.name for node in config.nodes), results)
+        results.append(proven.result)
+        objects.append(plan_object(proven.result, model, nodes, options))
+    _warn_of_context(model, max(found["context"] for found in objects))
+    sweep = Sweep(model.name, args.sweep, tuple(node.name for node in config.nodes), tuple(results))
     if args.json:
-        print(json.dumps(sweep_object(sweep, [one.as_dict(ask.model) for one in asked]), indent=2))
+        print(json.dumps(sweep_object(sweep, objects), indent=2))
     else:
         print(render_sweep(sweep, look_of(sys.stdout)))
     return EXIT_OK if sweep.plans else EXIT_DOES_NOT_FIT

@@ -53,6 +53,7 @@ def render_plan(
             f"{plan.model}: {plan.num_layers} layers, {users} of {plan.context} tokens, "
             f"strategy {plan.strategy}, objective {plan.objective}, plan {plan.digest}",
             "",
+            *forced_lines(plan),
             *table(rows),
             "",
             *_bars(plan, look),
@@ -64,6 +65,14 @@ def render_plan(
             *notes,
         ]
     )
+
+
+def forced_lines(plan: Plan) -> list[str]:
+    """What a forced plan risks, loudly; empty for a plan that fits."""
+    if plan.refusal is None:
+        return []
+    lines = [f"WARNING: {warning}" for warning in plan.warnings]
+    return [f"FORCED, IT DOES NOT FIT: {plan.refusal.sentence}", *lines, ""]
 
 
 def _chip(node: NodeProfile, look: Look) -> str:
@@ -146,7 +155,7 @@ def _notes(nodes: Sequence[NodeProfile], used: set[int]) -> list[str]:
     if idle:
         notes.append(f"note: {', '.join(idle)} would own no layers: a part there is slower, or does not fit")
     if off:
-        notes.append(f"note: {', '.join(off)} excluded by the config")
+        notes.append(f"note: {', '.join(off)} excluded by the config or by --exclude")
     if guessed:
         notes.append(f"note: the memory limit of {', '.join(guessed)} is a guess from the memory size")
     if shared:

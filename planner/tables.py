@@ -18,14 +18,22 @@ Value = Callable[[int, int], float]  # of the layers [start, stop)
 
 
 class StageTables:
-    """`forced` gives the nodes that own exactly that range, by index; no other node's stage touches it."""
+    """`forced` gives the nodes that own exactly that range, by index; no other node's stage touches it.
+
+    is_over_allowed: stages that exceed their budgets count as stages that fit.
+    """
 
     def __init__(
-        self, cost: CostModel, legal_cuts: frozenset[int] | None, forced: Mapping[int, tuple[int, int]]
+        self,
+        cost: CostModel,
+        legal_cuts: frozenset[int] | None,
+        forced: Mapping[int, tuple[int, int]],
+        *,
+        is_over_allowed: bool = False,
     ) -> None:
         num_layers = cost.model.num_layers
         inner = range(1, num_layers) if legal_cuts is None else sorted(legal_cuts & set(range(1, num_layers)))
-        self.cost, self.forced = cost, dict(forced)
+        self.cost, self.forced, self._is_over_allowed = cost, dict(forced), is_over_allowed
         self.bounds = (0, *inner, num_layers)
         self._position = {bound: at for at, bound in enumerate(self.bounds)}
         size = len(self.bounds)
@@ -64,6 +72,8 @@ class StageTables:
 
     def fits(self, index: int) -> Bools:
         """(B, B): the stages that a node may own and can hold."""
+        if self._is_over_allowed:
+            return self.may_own(index)
         return self.may_own(index) & (self._need_bytes(index) <= self.cost.nodes[index].budget_bytes)
 
     def decode_ms(self, index: int, *, is_batched: bool = False) -> Floats:

@@ -15,7 +15,7 @@ from planner.cost import CostModel, Stage
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """Over all rings; inf where there is none."""
+    """Over all rings, of those that exceed their budgets by the least; inf where there is none."""
 
     latency_ms: float
     throughput_ms: float  # per token of all users
@@ -53,8 +53,8 @@ def all_rings(cost: CostModel, legal: frozenset[int] | None = None) -> Iterator[
     return extend([], 0)
 
 
-def brute_force(cost: CostModel, legal: frozenset[int] | None = None) -> Best:
-    """The best value of each objective, each perhaps of another ring."""
+def brute_force(cost: CostModel, legal: frozenset[int] | None = None, *, keeps_order: bool = False) -> Best:
+    """The best value of each objective, each perhaps of another ring; keeps_order: in the nodes' order."""
     num_layers, users, chunk = cost.model.num_layers, cost.work.concurrency, cost.work.mean_chunk_tokens
     ends = [*range(len(cost.nodes)), None]
     rows = min(cost.work.rows, users)
@@ -80,9 +80,11 @@ def brute_force(cost: CostModel, legal: frozenset[int] | None = None) -> Best:
         for i in range(len(cost.nodes))
         for a, b in ranges
     }
-    best = [math.inf, math.inf, math.inf, math.inf]
+    best = [(math.inf, math.inf)] * 3  # (bytes over, ms)
     most_stages = 0
     for ring in all_rings(cost, legal):
+        if keeps_order and any(a.index > b.index for a, b in itertools.pairwise(ring)):
+            continue
         stages = [stage[s.index, s.start, s.stop] for s in ring]
         at = [None, *(s.index for s in ring), None]
         hops = [hop[pair] for pair in itertools.pairwise(at)]
@@ -92,13 +94,12 @@ def brute_force(cost: CostModel, legal: frozenset[int] | None = None) -> Best:
         round_ms = sum(s[3] for s in stages) + sum(h[3] for h in hops)
         busiest_ms = max(*(s[3] for s in stages), *(h[4] for h in hops))
         over = sum(s[2] for s in stages)
-        best[3] = min(best[3], over)
+        values = (
+            decode_ms,
+            max(round_ms / users, busiest_ms / rows),
+            fill_ms + (cost.work.num_chunks - 1) * beat_ms,
+        )
+        best = [min(least, (over, value)) for least, value in zip(best, values, strict=True)]
         if not over:
-            values = (
-                decode_ms,
-                max(round_ms / users, busiest_ms / rows),
-                fill_ms + (cost.work.num_chunks - 1) * beat_ms,
-            )
-            best[:3] = map(min, best[:3], values)
             most_stages = max(most_stages, len(ring))
-    return Best(*best, most_stages)
+    return Best(*(value for _, value in best), best[0][0], most_stages)

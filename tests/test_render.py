@@ -47,7 +47,7 @@ def test_a_plan_is_a_table_with_its_promises_and_notes() -> None:
     assert "AMD EPYC  3:6 (3)" in text
     assert f"predicted: {plan.predicted.decode_tok_s:.1f} tok/s for one user" in text
     assert "note: no speed is known for AMD EPYC: a low one is assumed" in text
-    assert "note: spare excluded by the config" in text
+    assert "note: spare excluded by the config or by --exclude" in text
     assert "note: the memory limit of mini is a guess from the memory size" in text
 
 
