@@ -24,10 +24,13 @@ from cluster.plan_arguments import plan_parser, with_arguments
 from cluster.plan_choices import choices_of
 from cluster.plan_inputs import kv_note, plan_links, plan_nodes, plan_options, read_model
 from cluster.plan_output import plan_object, plan_text
+from cluster.plan_plot import draw_plan
 from cluster.probe import is_this_machine, this_machine
 from cluster.proof import Prover
 from cluster.proven_plan import make_proven_plan
 from cluster.sweep import swept
+from cluster.sweep_plot import draw_sweep
+from planner.cost import CostModel
 from planner.forced import ForcedLayersError
 from planner.headers import missing_files
 from planner.model_profile import ModelProfile
@@ -81,6 +84,8 @@ def _run(args: argparse.Namespace) -> int:
     except ForcedLayersError as error:
         raise ConfigError(f"{config.path}: {error}") from None
     plan = proven.result
+    if args.plot is not None:
+        draw_plan(plan, CostModel(model, nodes, plan_links(config), options.work), args.plot)
     if args.json:
         warnings = plan.warnings if isinstance(plan, Plan) else ()
         for note in [*proven.notes, *(f"warning: {warning}" for warning in warnings)]:
@@ -107,6 +112,8 @@ def _sweep(config: ClusterConfig, args: argparse.Namespace, model: ModelProfile,
         objects.append(plan_object(proven.result, model, nodes, options))
     _warn_of_context(model, max(found["context"] for found in objects))
     sweep = Sweep(model.name, args.sweep, tuple(node.name for node in config.nodes), tuple(results))
+    if args.plot is not None:
+        draw_sweep(sweep, args.plot)
     if args.json:
         print(json.dumps(sweep_object(sweep, objects), indent=2))
     else:
