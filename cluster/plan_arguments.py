@@ -22,8 +22,7 @@ def plan_parser() -> Parser:
     parser = Parser(
         prog="plan-dry-run",
         description="Plan a cluster without loading weights or connecting to nodes.",
-        epilog="plan-dry-run --from-running says what another plan would gain a ring that runs "
-        "(--from-running --help)",
+        epilog="'macrame plan --from-running' says what another plan would gain a ring that runs.",
     )
     parser.add_argument(
         "--config", type=Path, required=True, help="the cluster's JSON or YAML file, or a hostfile"
@@ -51,6 +50,11 @@ def plan_parser() -> Parser:
     )
     parser.add_argument("--plot", type=plot_path, metavar="FILE.svg", help="also draw it, as .svg or .png")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help='every strategy beside the plan, however long that takes; "strategies" in JSON',
+    )
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
     return parser
 
