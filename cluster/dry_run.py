@@ -24,8 +24,10 @@ from cluster.plan_asker import PlanAsker
 from cluster.plan_choices import choices_of
 from cluster.plan_inputs import is_same_chip, kv_note, read_model
 from cluster.plan_output import plan_text
+from cluster.plan_plot import draw_plan
 from cluster.probe import is_this_machine, this_machine
 from cluster.sweep import swept
+from cluster.sweep_plot import draw_sweep
 from planner.headers import missing_files
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile
@@ -73,6 +75,8 @@ def _run(args: argparse.Namespace) -> int:
     asked = ask(config)
     _warn_of_context(model, asked.options.context)
     plan, notes = asked.proven.result, asked.proven.notes
+    if args.plot is not None:
+        draw_plan(plan, asked.cost, args.plot)
     compared = asked.compared(is_quick=not args.compare) if args.compare or not args.json else []
     if args.json:
         warnings = plan.warnings if isinstance(plan, Plan) else ()
@@ -93,6 +97,8 @@ def _sweep(config: ClusterConfig, args: argparse.Namespace, ask: PlanAsker) -> i
         _say(note)
     results = tuple(one.proven.result for one in asked)
     sweep = Sweep(ask.model.name, args.sweep, tuple(node.name for node in config.nodes), results)
+    if args.plot is not None:
+        draw_sweep(sweep, args.plot)
     if args.json:
         print(json.dumps(sweep_object(sweep, [one.as_dict() for one in asked]), indent=2))
     else:
