@@ -233,6 +233,9 @@ class Coordinator:
         self._say(planning.table)
         self._plan, self._plan_json = planning.plan, planning.plan.to_json()
         self._vocab_size, self.head.predicted = planning.model.vocab_size, planning.predicted
+        self.head.planned_from = head_pb2.PlanningReply(
+            planning_json=planning.planned_from, config_digest=self._config.digest
+        )
         self._epoch_at = now
         return True
 

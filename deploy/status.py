@@ -33,6 +33,11 @@ def main(argv: list[str] | None = None) -> int:
 def _show(client: Client, *, is_json: bool) -> int:
     cluster = client.get("/v1/cluster")
     print(json.dumps(cluster, indent=2) if is_json else render(cluster))
+    return exit_code(cluster)
+
+
+def exit_code(cluster: dict[str, Any]) -> int:
+    """0 where the ring of this /v1/cluster serves, 4 where it does not because a node is away, else 1."""
     if cluster["status"] == "ok":
         return EXIT_OK
     return EXIT_UNREACHABLE if any(n["state"] in _AWAY for n in cluster["nodes"]) else EXIT_ERROR
