@@ -98,20 +98,46 @@ class RingSearch:
     def least_overflow(self) -> list[Stage] | None:
         """The stages that exceed their budgets by the least in all; None where the cuts allow no stages."""
         found = self._least_overflow()
-        return self._stages(found[1]) if found else None
+        return self.stages(found[1]) if found else None
 
-    def widest(self, stage_cost: Callable[[int, int, int], float]) -> list[Stage] | None:
-        """The cheapest of the rings that fit and have the most stages, in any order; None: no such ring."""
-        if self.keeps_order:
+    def widest_in_order(self, stage: Callable[[int], Floats]) -> list[Placed] | None:
+        """The cheapest of the rings with the most stages, in the order of the nodes; None: no such ring.
+
+        stage: (B, B) by node, inf where it does not fit.
+        """
+
+        def wide(i: int) -> Floats:
+            table = stage(i)
+            return pairs(np.full_like(table, -1.0), table)
+
+        ring = replace(self.ring, stage=wide, hop=pairs(self.ring.hop, self.ring.hop))
+        found = cheapest_in_order(ring, ring.free) if self.is_possible else None
+        return found[1] if found else None
+
+    def widest_in_any_order(self, stage: Callable[[int], Floats]) -> list[Placed] | None:
+        """The same in any order."""
+        kinds = None if self.keeps_order or not self.is_possible else self._kinds(self.ring)
+        if kinds is None:
             return None
+        found = cheapest_in_any_order(replace(self.ring, stage=stage), kinds, is_wide=True)
+        return found[1] if found else None
 
-        def stage(i: int) -> Floats:
-            return self.tables.filled(i, lambda a, b: stage_cost(i, a, b))
+    def num_steps(self, *, is_any_order: bool) -> int:
+        """About how many additions one search makes: of all orders where they can be, or of one."""
+        kinds = self._kinds(self.ring) if is_any_order and not self.keeps_order else None
+        if kinds is not None:
+            return num_steps(self.ring, kinds)
+        return len(self.nodes) * self.tables.size * (self.tables.size + len(self.nodes))
 
-        ring = replace(self.ring, stage=stage)
-        kinds = self._kinds(ring)
-        found = None if kinds is None else cheapest_in_any_order(ring, kinds, is_wide=True)
-        return self._stages(found[1]) if found else None
+    @property
+    def nodes(self) -> list[int]:
+        """The nodes that may own layers."""
+        return [*self.ring.free, *(node for node, _, _ in self.ring.forced)]
+
+    def stages(self, placed: Sequence[Placed]) -> list[Stage]:
+        """The layers that boundaries stand for."""
+        bounds = self.tables.bounds
+        return [Stage(p.index, bounds[p.start], bounds[p.stop]) for p in placed]
 
     # -- goals --------------------------------------------------------------------------------------------
     def _decode(self, has_users: bool) -> Goal:
@@ -148,11 +174,11 @@ class RingSearch:
         ring = replace(self.ring, stage=goal.stage, hop=goal.hop)
         if self.keeps_order:
             found = self._search(ring, goal, partial(cheapest_in_order, order=ring.free))
-            return BestRing(self._stages(found[1])) if found else None
+            return BestRing(self.stages(found[1])) if found else None
         kinds = self._kinds(ring, goal.busy_hop)
         if kinds is not None:
             found = self._search(ring, goal, lambda r: cheapest_in_any_order(r, kinds))
-            return BestRing(self._stages(found[1])) if found else None
+            return BestRing(self.stages(found[1])) if found else None
         for order in self._orders():
             found = self._search(ring, goal, partial(cheapest_in_order, order=order), is_bounded=True)
             if found is not None:
@@ -166,7 +192,7 @@ class RingSearch:
             other = self._search(mine, goal, lambda r: cheapest_in_any_order(r, few))
             found = other if other is not None and other[0] < found[0] * (1 - TIE) else found
         gap = 1.0 if self.is_over_allowed else 1 - self._bound(ring, goal) / found[0]
-        return BestRing(self._stages(found[1]), max(0.0, gap))
+        return BestRing(self.stages(found[1]), max(0.0, gap))
 
     def _bound(self, ring: Ring, goal: Goal) -> float:
         """A value that no ring is below."""
@@ -251,10 +277,6 @@ class RingSearch:
         """What a node's stages depend on."""
         node = self.cost.nodes[i]
         return node.budget_bytes, node.device, node.speeds, node.layers
-
-    def _stages(self, placed: Sequence[Placed]) -> list[Stage]:
-        bounds = self.tables.bounds
-        return [Stage(p.index, bounds[p.start], bounds[p.stop]) for p in placed]
 
 
 class _Kept:
