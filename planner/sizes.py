@@ -15,6 +15,13 @@ def gb(nbytes: float) -> str:
     return f"{value * 1e3:.1f} MB"
 
 
+def lacking(nbytes: int) -> str:
+    """So much is missing, to the byte where it is less than GB and MB show."""
+    if nbytes == 1:
+        return "1 byte is missing"
+    return f"{gb(nbytes) if nbytes >= GB // 10_000 else f'{nbytes} bytes'} are missing"
+
+
 def at_least(nbytes: int) -> str:
     """As `gb`, rounded up: what is promised to be enough is."""
     step = GB // 10 if nbytes >= 10 * GB else GB // 100 if nbytes >= GB // 10 else GB // 10_000

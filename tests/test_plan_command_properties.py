@@ -233,6 +233,8 @@ def test_memory_is_exact_at_the_byte(checkpoint: Checkpoint, capsys: pytest.Capt
     check(data, Cluster(folder).add(whole), checkpoint.shaped)
     code, data = Cluster(folder).add(whole - 1).plan(capsys)
     assert (code, data["refusal"]["missing_bytes"]) == (EXIT_DOES_NOT_FIT, 1)
+    assert "the budget of n0 is" in data["refusal"]["reason"]
+    assert data["refusal"]["reason"].endswith("and 1 byte is missing")
     cut = num_layers // 3
     needs = [checkpoint.need_bytes(0, cut, 4096, 1), checkpoint.need_bytes(cut, num_layers, 4096, 1)]
     flags = ("--layers", f"n0=0:{cut}", f"n1={cut}:{num_layers}")

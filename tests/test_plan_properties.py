@@ -147,6 +147,7 @@ def check_bytes(case: Case) -> None:
         assert refusal.missing_bytes == 1
         name = cost.nodes[i].name
         assert f"{name} is forced to layers {stage.start}:{stage.stop}, which need " in refusal.reason
+        assert refusal.reason.endswith(": 1 byte is missing")
 
 
 def _holding(cost: CostModel, index: int, stage: Stage | None) -> NodeProfile:
@@ -171,6 +172,11 @@ def check_free_bytes(case: Case) -> None:
         short = [*exact]
         short[i] = replace(short[i], ceiling_bytes=short[i].ceiling_bytes - 1)
         check_case(case.with_nodes(short))
+        result = case.with_nodes(short).plan()
+        if isinstance(result, Refusal):
+            assert result.missing_bytes == 1
+            assert "1 byte is missing" in result.reason
+            assert any(one.use and one.name in result.reason for one in short)
 
 
 def check_few_layers(case: Case) -> None:
