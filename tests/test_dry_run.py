@@ -332,7 +332,7 @@ def test_what_nobody_thought_of_is_one_sentence_too(
     def fail(*args: object, **kwargs: object) -> None:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("cluster.dry_run.make_proven_plan", fail)
+    monkeypatch.setattr("cluster.plan_asker.make_proven_plan", fail)
     code, data, said = run(tmp_path, capsys)
     assert (code, data) == (EXIT_ERROR, None)
     assert said == "plan-dry-run: ZeroDivisionError: oh; --verbose shows where, please report it\n"
