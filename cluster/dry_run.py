@@ -18,15 +18,17 @@ from pathlib import Path
 
 from cluster.config import ClusterConfig, load_config
 from cluster.config_read import ConfigError, show
+from cluster.console import look_of
 from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_ERROR, EXIT_OK, UserError
 from cluster.plan_arguments import plan_parser, with_arguments
+from cluster.plan_choices import choices_of
 from cluster.plan_inputs import kv_note, plan_links, plan_nodes, plan_options, read_model
 from cluster.plan_output import plan_object, plan_text
 from cluster.probe import is_this_machine, this_machine
 from cluster.proof import Prover
 from cluster.proven_plan import make_proven_plan
 from planner.forced import ForcedLayersError
-from planner.headers import read_checkpoint
+from planner.headers import missing_files
 from planner.node_profile import NodeProfile
 from planner.plan import Plan
 
@@ -58,14 +60,14 @@ def _run(args: argparse.Namespace) -> int:
     config = with_arguments(load_config(args.config, model=args.model), args)
     model_dir = _model_dir(config)
     model = read_model(config, model_dir)
-    for file in read_checkpoint(model_dir).missing:
+    for file in missing_files(model_dir):
         print(
             f"plan-dry-run: {file} is missing: its tensors are taken to be as those of other layers, and the "
             "node that owns them will refuse",
             file=sys.stderr,
         )
     nodes = plan_nodes(config, _measured(config))
-    options = plan_options(config, model)
+    options = plan_options(config, model, choices_of(args))
     if options.context > model.max_context:
         print(
             f"plan-dry-run: the context {options.context} is beyond the {model.max_context} tokens that "
@@ -79,11 +81,13 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigError(f"{config.path}: {error}") from None
     plan = proven.result
     if args.json:
-        for note in proven.notes:
+        warnings = plan.warnings if isinstance(plan, Plan) else ()
+        for note in [*proven.notes, *(f"warning: {warning}" for warning in warnings)]:
             _say(note)
         print(json.dumps(plan_object(plan, model, nodes, options), indent=2))
     else:
-        print(plan_text(plan, model, nodes, [*proven.notes, *kv_note(config)]))
+        notes = [*proven.notes, *kv_note(config)]
+        print(plan_text(plan, model, nodes, notes, look_of(sys.stdout)))
     return EXIT_OK if isinstance(plan, Plan) else EXIT_DOES_NOT_FIT
 
 

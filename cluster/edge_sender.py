@@ -93,6 +93,11 @@ class EdgeSender:
         self._thread.start()
 
     @property
+    def to_rank(self) -> int:
+        """Whom the frames go to."""
+        return int(self._hello.to_rank)
+
+    @property
     def is_up(self) -> bool:
         """Frames can be sent."""
         return self._outbox is not None

@@ -45,6 +45,7 @@ class Engine:
         self.sessions: dict[int, Session] = {}
         self.stats = StepStats()
         self._error_at = int(injected(Fault.STEP_ERROR_AT))
+        self._delay_s = injected(Fault.LAYER_DELAY_MS) / 1e3 * (shard.stop - shard.start)
         self.memory = StepMemory()
 
     def drop_sessions(self) -> None:
@@ -101,6 +102,8 @@ class Engine:
                 session=slot.session, position=slot.position, is_sampled=slot.is_sampled, error=error
             )
         if frame.slots:
+            if self._delay_s:
+                time.sleep(self._delay_s)
             self._count(frame, (time.perf_counter() - started) * 1e3)
         return out, out_tensors
 

@@ -11,8 +11,10 @@ class Fault(Enum):
 
     LOAD_DELAY_S = "load_delay_s"  # the compute thread is busy loading for so long
     STEP_DELAY_MS = "step_delay_ms"  # every frame takes so much longer
+    LAYER_DELAY_MS = "layer_delay_ms"  # each own layer of every frame takes so much longer
     STEP_ERROR_AT = "step_error_at"  # slots from this position on raise
     AVAILABLE_SHARE = "available_share"  # a file with the share of memory that is said to be available
+    EDGES_VIA = "edges_via"  # rank@port+rank@port: relays on loopback through which edges to those ranks go
 
 
 def injected(fault: Fault) -> float:
@@ -27,3 +29,12 @@ def injected_text(fault: Fault) -> str:
         if key == fault.value:
             return value
     return ""
+
+
+def injected_address(rank: int) -> str | None:
+    """The relay through which this process reaches a rank's edges; None: none, straight to its address."""
+    for route in filter(None, injected_text(Fault.EDGES_VIA).split("+")):
+        to_rank, _, port = route.partition("@")
+        if int(to_rank) == rank:
+            return f"127.0.0.1:{int(port)}"
+    return None

@@ -13,6 +13,7 @@ from pathlib import Path
 from cluster.compute import ComputeThread, LoadWork, StepWork, TrimWork
 from cluster.config import ClusterConfig
 from cluster.console import say
+from cluster.fault import injected_address
 from cluster.load_bar import LoadBar
 from cluster.memory_limits import MemoryNeed
 from cluster.memory_status import fill_memory
@@ -170,7 +171,7 @@ class Node:
         with self._lock:
             epoch, state, reason, lost_edge = self._epoch, self._state, self._reason, self._lost_edge
             senders = tuple(self._senders.values())
-        hops = [ms for sender in senders for ms in sender.recent_hop_ms()]
+        hops = [(sender.to_rank, ms) for sender in senders for ms in sender.recent_hop_ms()]
         if state == control_pb2.CONNECTING and not reason:
             reason = "; ".join(sender.waiting_for for sender in senders if sender.waiting_for)
         compute, engine = self._compute, self._compute.engine
@@ -206,7 +207,9 @@ class Node:
             status.stats.busy_ms = stats.busy_ms
             status.stats.uptime_ms = (time.monotonic() - self._ready_at) * 1e3
             status.stats.recent_step_ms.extend(list(stats.recent_step_ms))
-            status.stats.recent_hop_ms.extend(hops)
+            status.stats.recent_hop_ms.extend(ms for _, ms in hops)
+            status.stats.recent_hop_rank.extend(rank for rank, _ in hops)
+            compute.step_times.fill(status.stats)
         return status
 
     def beat(self) -> ring_pb2.Beat:
@@ -265,7 +268,7 @@ class Node:
         )
         peer = self.config.nodes[edge.to_rank]
         return EdgeSender(
-            peer.address,
+            injected_address(edge.to_rank) or peer.address,
             self.token,
             opening,
             on_up=lambda: self._on_edge_up(epoch.number, edge),

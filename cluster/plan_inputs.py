@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cluster.config import DEFAULT_CONTEXT, ClusterConfig, NodeConfig, is_loopback
 from cluster.config_read import ConfigError
+from cluster.plan_choices import AS_IN_FILE, PlanChoices
 from planner.adapters import with_adapters
 from planner.cost import Link
 from planner.headers import ModelFilesError
@@ -72,7 +73,7 @@ def plan_links(config: ClusterConfig) -> list[Link]:
 
 
 def plan_options(
-    config: ClusterConfig, model: ModelProfile, legal_cuts: frozenset[int] | None = None
+    config: ClusterConfig, model: ModelProfile, choices: PlanChoices = AS_IN_FILE
 ) -> PlanOptions:
     """How to plan; the context is by default the smaller of 8192 and the model's."""
     return PlanOptions(
@@ -80,7 +81,8 @@ def plan_options(
         concurrency=config.concurrency,
         strategy=config.strategy,
         objective=config.objective,
-        legal_cuts=legal_cuts,
+        keeps_order=choices.keeps_order,
+        is_forced=choices.is_forced,
     )
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from planner.cost import CostModel, Workload
+from planner.bars import PLAIN, Look
+from planner.cost import CostModel
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile
 from planner.plan import Plan, Refusal
 from planner.render import render_plan, render_refusal
 from planner.solver import PlanOptions
+from planner.workload import Workload
 
 
 def plan_object(
@@ -21,12 +23,16 @@ def plan_object(
 
 
 def plan_text(
-    result: Plan | Refusal, model: ModelProfile, nodes: Sequence[NodeProfile], notes: Sequence[str]
+    result: Plan | Refusal,
+    model: ModelProfile,
+    nodes: Sequence[NodeProfile],
+    notes: Sequence[str],
+    look: Look = PLAIN,
 ) -> str:
     """The table and what it rests on, or why there is none."""
     if isinstance(result, Plan):
-        return render_plan(result, nodes, notes)
-    return render_refusal(result, model.name, nodes)
+        return render_plan(result, nodes, notes, look)
+    return render_refusal(result, model.name, nodes, look)
 
 
 def _refused(

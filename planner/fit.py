@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from planner.cost import CostModel, Workload
+from planner.cost import CostModel
 from planner.fitting import fits, largest
 from planner.headers import TensorHeader
 from planner.kv_profile import KV_STEP_TOKENS
@@ -87,5 +87,4 @@ def _most(low: int, high: int, is_fine: Callable[[int], bool]) -> int:
 
 
 def _fits(model: ModelProfile, nodes: Sequence[NodeProfile], options: PlanOptions) -> bool:
-    work = Workload(options.context, options.concurrency)
-    return fits(CostModel(model, nodes, (), work), options.legal_cuts)
+    return fits(CostModel(model, nodes, (), options.work), options.legal_cuts)

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from planner.cost import CostModel, Stage, Workload
+from planner.cost import CostModel, Stage
 from planner.forced import check_forced
 from planner.kinds import cheapest, is_exhaustive, node_key
 from planner.kv_profile import KV_STEP_TOKENS
 from planner.node_profile import NodeProfile
 from planner.optimal import RingSearch
 from planner.tables import Floats
+from planner.workload import Workload
 
 MIB = 1 << 20
 MAX_MORE_NODES = 64  # nobody adds more to a cluster on which nothing fits

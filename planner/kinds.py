@@ -26,7 +26,7 @@ def node_key(cost: CostModel) -> Key:
 
 def steps_of(search: RingSearch, objective: str) -> int | None:
     """About how many additions the best ring takes; None: not every order can be searched."""
-    tokens = search.cost.mean_chunk_tokens if objective == "ttft" else 1
+    tokens = search.cost.work.mean_chunk_tokens if objective == "ttft" else 1
     kinds = kinds_of(search.ring.free, hop_tables(search.cost, tokens), node_key(search.cost))
     if kinds is None:
         return None

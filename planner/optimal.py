@@ -29,6 +29,7 @@ from planner.bounds import fluid_bounds, least_sum_with_reuse
 from planner.cost import CostModel, Stage
 from planner.hops import hop_tables
 from planner.one_order import cheapest_in_order
+from planner.pairs import pairs, parts
 from planner.tables import Floats, StageTables
 
 Cheapest = Callable[[Ring], tuple[float, list[Placed]] | None]
@@ -53,24 +54,38 @@ class Goal:
     busy_stage: Callable[[int], Floats]
     busy_hop: Floats
     value: Value | None  # of the sum and the longest beat; None: the sum
-    layer_work: Floats  # (L,) what the stages do, at a rate of each node
-    rate: Callable[[int], float]  # of that work, a ms
+    layers: Callable[[int], Floats]  # (L,) time of each layer on a node, without what a stage adds
 
 
 class RingSearch:
-    """All rings of one cost model. `forced` gives the nodes that own exactly that range, by index."""
+    """All rings of one cost model. `forced` gives the nodes that own exactly that range, by index.
+
+    keeps_order: only rings in the order of the nodes. is_over_allowed: `fastest` takes the rings that exceed
+    their budgets by the least in all, and of these the best.
+    """
 
     def __init__(
-        self, cost: CostModel, legal_cuts: frozenset[int] | None, forced: Mapping[int, tuple[int, int]]
+        self,
+        cost: CostModel,
+        legal_cuts: frozenset[int] | None,
+        forced: Mapping[int, tuple[int, int]],
+        *,
+        keeps_order: bool = False,
+        is_over_allowed: bool = False,
     ) -> None:
-        self.cost, self.tables = cost, StageTables(cost, legal_cuts, forced)
-        free = tuple(i for i, node in enumerate(cost.nodes) if node.use and i not in forced)
+        self.cost, self.keeps_order, self.is_over_allowed = cost, keeps_order, is_over_allowed
+        self.tables = StageTables(cost, legal_cuts, forced, is_over_allowed=is_over_allowed)
+        used = tuple(i for i, node in enumerate(cost.nodes) if node.use)
         places = [
             (i, a, b)
             for i, (start, stop) in sorted(forced.items(), key=lambda item: item[1])
             if (a := self.tables.at(start)) is not None and (b := self.tables.at(stop)) is not None
         ]
         self.is_possible = len(places) == len(forced)
+        if keeps_order:  # a forced node takes its turn: its tables allow its own range alone, to it alone
+            free, places = used, []
+        else:
+            free = tuple(i for i in used if i not in forced)
         none = np.zeros((len(cost.nodes) + 1,) * 2)
         self.ring = Ring(self.tables.size, free, tuple(places), self.tables.overflow_bytes, none)
 
@@ -78,15 +93,17 @@ class RingSearch:
     def fastest(self, objective: str) -> BestRing | None:
         """The best ring that fits, for `latency`, `throughput` or `ttft`; None where no ring was found."""
         goal = self._first_token() if objective == "ttft" else self._decode(objective == "throughput")
-        return self._best(goal)
+        return self._best(goal) if self.is_possible else None
 
     def least_overflow(self) -> list[Stage] | None:
         """The stages that exceed their budgets by the least in all; None where the cuts allow no stages."""
-        found = self._cheapest(self.ring, tie=0.0)
+        found = self._least_overflow()
         return self._stages(found[1]) if found else None
 
     def widest(self, stage_cost: Callable[[int, int, int], float]) -> list[Stage] | None:
         """The cheapest of the rings that fit and have the most stages, in any order; None: no such ring."""
+        if self.keeps_order:
+            return None
 
         def stage(i: int) -> Floats:
             return self.tables.filled(i, lambda a, b: stage_cost(i, a, b))
@@ -98,12 +115,14 @@ class RingSearch:
 
     # -- goals --------------------------------------------------------------------------------------------
     def _decode(self, has_users: bool) -> Goal:
-        stage = _Kept(self.tables.decode_ms, self.tables.size)
-        hop, _ = hop_tables(self.cost, 1)
-        users = self.cost.work.concurrency
-        value = (lambda path_ms, slowest_ms: max(path_ms / users, slowest_ms)) if has_users else None
-        work = self._of_layers(self.cost.read_bytes)
-        return Goal(stage, hop, stage, np.zeros_like(hop), value, work, self.cost.rate_bytes_ms)
+        """has_users: of all users together, whose frames carry `rows` tokens each."""
+        cost, tables, work = self.cost, self.tables, self.cost.work
+        stage = _Kept(partial(tables.decode_ms, is_batched=has_users), tables.size)
+        hop, busy = hop_tables(cost, work.rows if has_users else 1)
+        users, rows = work.concurrency, min(work.rows, work.concurrency)
+        value = (lambda path_ms, beat_ms: max(path_ms / users, beat_ms / rows)) if has_users else None
+        layers = partial(self._layers_ms, partial(cost.decode_sums_ms, is_batched=has_users))
+        return Goal(stage, hop, stage, busy if has_users else np.zeros_like(hop), value, layers)
 
     def _first_token(self) -> Goal:
         """The last stage makes the step of the prompt's last token besides."""
@@ -115,20 +134,21 @@ class RingSearch:
             table[:, -1] += tables.decode_ms(i)[:, -1]
             return table
 
-        hop, busy = hop_tables(cost, cost.mean_chunk_tokens)
-        more = cost.num_chunks - 1
+        hop, busy = hop_tables(cost, cost.work.mean_chunk_tokens)
+        more = cost.work.num_chunks - 1
         value = (lambda total_ms, slowest_ms: total_ms + more * slowest_ms) if more else None
-        work = self._of_layers(cost.chunk_flops)
-        return Goal(_Kept(stage, tables.size), hop, chunk, busy, value, work, cost.rate_flops_ms)
+        layers = partial(self._layers_ms, cost.chunk_sums_ms)
+        return Goal(_Kept(stage, tables.size), hop, chunk, busy, value, layers)
 
-    def _of_layers(self, value_of: Callable[[int, int], int]) -> Floats:
-        return np.array([value_of(i, i + 1) for i in range(self.cost.model.num_layers)], dtype=np.float64)
+    def _layers_ms(self, sums_of: Callable[[int], Floats], index: int) -> Floats:
+        return np.diff(sums_of(index))[: self.cost.model.num_layers]
 
     # -- parts --------------------------------------------------------------------------------------------
     def _best(self, goal: Goal) -> BestRing | None:
-        if not self.is_possible:
-            return None
         ring = replace(self.ring, stage=goal.stage, hop=goal.hop)
+        if self.keeps_order:
+            found = self._search(ring, goal, partial(cheapest_in_order, order=ring.free))
+            return BestRing(self._stages(found[1])) if found else None
         kinds = self._kinds(ring, goal.busy_hop)
         if kinds is not None:
             found = self._search(ring, goal, lambda r: cheapest_in_any_order(r, kinds))
@@ -145,14 +165,14 @@ class RingSearch:
         if few is not None:
             other = self._search(mine, goal, lambda r: cheapest_in_any_order(r, few))
             found = other if other is not None and other[0] < found[0] * (1 - TIE) else found
-        gap = 1 - self._bound(ring, goal) / found[0]
+        gap = 1.0 if self.is_over_allowed else 1 - self._bound(ring, goal) / found[0]
         return BestRing(self._stages(found[1]), max(0.0, gap))
 
     def _bound(self, ring: Ring, goal: Goal) -> float:
         """A value that no ring is below."""
         nodes = [*ring.free, *(node for node, _, _ in ring.forced)]
-        rates = np.array([goal.rate(i) for i in nodes])
-        fluid_ms, beat_ms = fluid_bounds(self.cost, nodes, ring.hop, goal.layer_work, rates)
+        layers_ms = np.stack([goal.layers(i) for i in nodes])
+        fluid_ms, beat_ms = fluid_bounds(self.cost, nodes, ring.hop, layers_ms)
         least_ms = max(least_sum_with_reuse(ring), fluid_ms)
         return least_ms if goal.value is None else goal.value(least_ms, beat_ms)
 
@@ -160,6 +180,8 @@ class RingSearch:
         self, ring: Ring, goal: Goal, cheapest: Cheapest, *, is_bounded: bool = False
     ) -> tuple[float, list[Placed]] | None:
         """(value, stages) of the best ring. is_bounded: stop early where that would take too long."""
+        if self.is_over_allowed:
+            cheapest = self._of_least_overflow(cheapest)
         if goal.value is None:
             return cheapest(ring)
         nodes = [*ring.free, *(node for node, _, _ in ring.forced)]
@@ -187,20 +209,38 @@ class RingSearch:
             max_calls=max(MIN_CALLS, MAX_STEPS // num_steps) if is_bounded else None,
         )
 
+    def _of_least_overflow(self, cheapest: Cheapest) -> Cheapest:
+        """The search among the rings that exceed their budgets by the least."""
+        least = self._least_overflow()
+        least_bytes = least[0] if least else np.inf
+
+        def search(ring: Ring) -> tuple[float, list[Placed]] | None:
+            def stage(i: int) -> Floats:
+                return pairs(self.tables.overflow_bytes(i), ring.stage(i))
+
+            found = cheapest(replace(ring, stage=stage, hop=pairs(np.zeros_like(ring.hop), ring.hop)))
+            if found is None or parts(found[0])[0] > least_bytes:
+                return None
+            return parts(found[0])[1], found[1]
+
+        return search
+
     def _orders(self) -> list[list[int]]:
         """Orders of the free nodes: the configuration's, and for what does not fit in it by size."""
         free, nodes = list(self.ring.free), self.cost.nodes
+        if self.keeps_order:
+            return [free]
         by_size = sorted(free, key=lambda i: nodes[i].budget_bytes)
         return [free, by_size[::-1], by_size]
 
-    def _cheapest(self, ring: Ring, tie: float = TIE) -> tuple[float, list[Placed]] | None:
+    def _least_overflow(self) -> tuple[float, list[Placed]] | None:
         if not self.is_possible:
             return None
-        kinds = self._kinds(ring)
-        if kinds is None:
-            found = [cheapest_in_order(ring, order, tie) for order in self._orders()]
-            return min((f for f in found if f is not None), key=lambda f: f[0], default=None)
-        return cheapest_in_any_order(ring, kinds, tie=tie)
+        kinds = None if self.keeps_order else self._kinds(self.ring)
+        if kinds is not None:
+            return cheapest_in_any_order(self.ring, kinds, tie=0.0)
+        found = [cheapest_in_order(self.ring, order, tie=0.0) for order in self._orders()]
+        return min((f for f in found if f is not None), key=lambda f: f[0], default=None)
 
     def _kinds(self, ring: Ring, *hops: Floats) -> list[list[int]] | None:
         """The free nodes by kind, where every order can be searched. hops: besides the ring's own."""

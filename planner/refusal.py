@@ -16,15 +16,20 @@ SMALLER_MODEL = "take a smaller or more quantised model"
 
 
 def explain(
-    cost: CostModel, stages: Sequence[Stage] | None, legal_cuts: frozenset[int] | None = None
+    cost: CostModel,
+    stages: Sequence[Stage] | None,
+    legal_cuts: frozenset[int] | None = None,
+    *,
+    keeps_order: bool = False,
 ) -> Refusal:
     """The refusal for the split `stages`, which exceeds its budgets by the least in all.
 
-    None: no legal split.
+    None: no legal split. keeps_order: of those in the order of the nodes.
     """
     if stages is None:
+        order = ", or the order of the nodes, which --keep-order keeps" if keeps_order else ""
         return Refusal(
-            reason=f"no legal cut of {cost.model.name} fits the forced layers or the number of nodes",
+            reason=f"no legal cut of {cost.model.name} fits the forced layers or the number of nodes{order}",
             missing_bytes=0,
             advice="Remove forced layers, or move them to a cut that is proven for this model.",
         )

@@ -3,7 +3,8 @@
 Every strategy searches the feasible plans only, so none refuses what another would accept: `optimal`
 takes the one with the least predicted cost, in any order of the nodes, and may leave nodes idle; the others
 use every node that can hold a layer and come as close to their ideal split as memory lets them. They keep
-the order of the configuration, unless only another one fits.
+the order of the configuration, unless only another one fits. Where nothing fits, the options may ask for the
+split that exceeds its budgets by the least.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from planner.cost import CostModel, Link, Stage, Workload
+from planner.cost import CostModel, Link, Stage
 from planner.forced import check_forced
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile
@@ -19,6 +20,7 @@ from planner.optimal import RingSearch
 from planner.plan import Assignment, MemorySummary, Plan, Predicted, Refusal
 from planner.refusal import explain
 from planner.search import Cost, Problem, add, cheapest, count_then_max
+from planner.workload import Workload
 
 STRATEGIES = ("optimal", "balanced", "memory_proportional", "compute_proportional", "uniform")
 OBJECTIVES = ("latency", "throughput", "ttft")
@@ -38,13 +40,21 @@ class PlanOptions:
     strategy: str = "optimal"
     objective: str = "latency"
     legal_cuts: frozenset[int] | None = None  # layers at which a stage may start; None: all
+    rows: int = 1  # requests whose tokens one frame carries together; the scheduler sends one
+    keeps_order: bool = False  # stages stand in the order of the nodes
+    is_forced: bool = False  # where nothing fits, take what exceeds its budgets by the least
 
     def __post_init__(self) -> None:
-        Workload(self.context, self.concurrency)
+        _ = self.work
         if self.strategy not in STRATEGIES:
             raise ValueError(f"strategy = {self.strategy!r} must be one of {', '.join(STRATEGIES)}")
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective = {self.objective!r} must be one of {', '.join(OBJECTIVES)}")
+
+    @property
+    def work(self) -> Workload:
+        """What the ring is asked to do."""
+        return Workload(self.context, self.concurrency, self.rows)
 
 
 def make_plan(
@@ -52,13 +62,19 @@ def make_plan(
 ) -> Plan | Refusal:
     """The plan that `options.strategy` asks for, or why no split fits.
 
-    Raises ForcedLayersError where the nodes' forced layers overlap, leave a gap or exceed the model.
+    A forced plan that does not fit has the refusal in it, and is the best for the objective among the splits
+    that exceed their budgets by the least in all. Raises ForcedLayersError where the nodes' forced layers
+    overlap, leave a gap or exceed the model.
     """
-    solver = _Solver(CostModel(model, nodes, links, Workload(options.context, options.concurrency)), options)
+    solver = _Solver(CostModel(model, nodes, links, options.work), options)
     stages = solver.solve()
+    refusal = None
     if stages is None:
-        return explain(solver.cost, solver.overflow(), options.legal_cuts)
-    return replace(_as_plan(solver.cost, stages, options), notes=tuple(solver.notes))
+        refusal = explain(solver.cost, solver.overflow(), options.legal_cuts, keeps_order=options.keeps_order)
+        stages = solver.forced_stages() if options.is_forced else None
+        if stages is None:
+            return refusal
+    return replace(_as_plan(solver.cost, stages, options), notes=tuple(solver.notes), refusal=refusal)
 
 
 class _Solver:
@@ -66,8 +82,7 @@ class _Solver:
         self.cost, self.options = cost, options
         self.usable = [i for i, node in enumerate(cost.nodes) if node.use]
         self.forced = check_forced(cost.nodes, cost.model.num_layers)
-        self.free = [i for i in self.usable if i not in self.forced]
-        self.rings = RingSearch(cost, options.legal_cuts, self.forced)
+        self.rings = RingSearch(cost, options.legal_cuts, self.forced, keeps_order=options.keeps_order)
         self.notes: list[str] = []
 
     def solve(self) -> list[Stage] | None:
@@ -84,6 +99,21 @@ class _Solver:
     def overflow(self) -> list[Stage] | None:
         """The stages that exceed their budgets by the least in all; None where the cuts allow no stages."""
         return self.rings.least_overflow()
+
+    def forced_stages(self) -> list[Stage] | None:
+        """Of the splits that exceed their budgets by the least in all, the best one."""
+        options = self.options
+        rings = RingSearch(
+            self.cost,
+            options.legal_cuts,
+            self.forced,
+            keeps_order=options.keeps_order,
+            is_over_allowed=True,
+        )
+        best = rings.fastest(options.objective)
+        if best is not None and best.gap:
+            self.notes.append(f"note: with {len(self.usable)} different nodes not every order was tried")
+        return best.stages if best else None
 
     # -- strategies ---------------------------------------------------------------------------------------
     def _optimal(self) -> list[Stage] | None:
@@ -134,7 +164,7 @@ class _Solver:
             case "memory_proportional":
                 sizes = [float(node.budget_bytes) for node in self.cost.nodes]
             case "compute_proportional":
-                sizes = [node.figures.tflops for node in self.cost.nodes]
+                sizes = [node.speeds.flops_ms for node in self.cost.nodes]
             case _:
                 sizes = [1.0 for _ in self.cost.nodes]
         amounts = [size if node.use else 0.0 for size, node in zip(sizes, self.cost.nodes, strict=True)]
@@ -155,17 +185,24 @@ class _Solver:
 
     # -- parts --------------------------------------------------------------------------------------------
     def _fits(self, i: int, start: int, stop: int) -> bool:
-        return self.cost.overflow_bytes(i, start, stop) == 0
+        return self._may_own(i, start, stop) and self.cost.overflow_bytes(i, start, stop) == 0
+
+    def _may_own(self, i: int, start: int, stop: int) -> bool:
+        """False where layers are forced onto another node, or others onto this one."""
+        if i in self.forced:
+            return self.forced[i] == (start, stop)
+        return all(stop <= a or b <= start for a, b in self.forced.values())
 
     def _problem(
         self,
         stage_cost: Callable[[int, int, int], Cost | None],
         combine: Callable[[Cost, Cost], Cost] = add,
     ) -> Problem:
+        keeps_order = self.options.keeps_order  # then forced nodes take their turn as all others
         return Problem(
             num_layers=self.cost.model.num_layers,
-            free=self.free,
-            forced=self.forced,
+            free=[i for i in self.usable if keeps_order or i not in self.forced],
+            forced={} if keeps_order else self.forced,
             stage_cost=stage_cost,
             hop_cost=lambda a, b: (0.0, 0.0),
             legal_cuts=self.options.legal_cuts,

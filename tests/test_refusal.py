@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from planner.cost import CostModel, Workload
+from planner.cost import CostModel
 from planner.fitting import MIB, Fitting, do_fit, fits
 from planner.headers import TensorHeader
 from planner.kv_quant import KvQuantization
@@ -22,6 +22,7 @@ from planner.remedies import Remedy, mac_for, remedies
 from planner.sizes import at_least, gb
 from planner.solver import PlanOptions, make_plan
 from planner.variants import Checkpoint
+from planner.workload import Workload
 from tests.brute_force import all_rings
 from tests.fake_models import headers_of, llama_config, made_up_model, node
 from tests.random_clusters import random_case, with_forced
