@@ -24,6 +24,7 @@ from cluster.plan_arguments import plan_parser, with_arguments
 from cluster.plan_choices import choices_of
 from cluster.plan_inputs import kv_note, plan_links, plan_nodes, plan_options, read_model
 from cluster.plan_output import plan_object, plan_text
+from cluster.plan_why import Asked, account_of
 from cluster.probe import is_this_machine, this_machine
 from cluster.proof import Prover
 from cluster.proven_plan import make_proven_plan
@@ -80,14 +81,19 @@ def _run(args: argparse.Namespace) -> int:
     except ForcedLayersError as error:
         raise ConfigError(f"{config.path}: {error}") from None
     plan = proven.result
+    asked = Asked(config, model_dir, model, nodes, plan_links(config), options)
     if args.json:
         warnings = plan.warnings if isinstance(plan, Plan) else ()
         for note in [*proven.notes, *(f"warning: {warning}" for warning in warnings)]:
             _say(note)
-        print(json.dumps(plan_object(plan, model, nodes, options), indent=2))
+        printed = plan_object(plan, model, nodes, options)
+        if args.why:
+            printed["why"] = account_of(plan, asked, prover).as_dict()
+        print(json.dumps(printed, indent=2))
     else:
         notes = [*proven.notes, *kv_note(config)]
-        print(plan_text(plan, model, nodes, notes, look_of(sys.stdout)))
+        text = plan_text(plan, model, nodes, notes, look_of(sys.stdout))
+        print("\n".join([text, *account_of(plan, asked, prover).lines(is_full=args.why)]))
     return EXIT_OK if isinstance(plan, Plan) else EXIT_DOES_NOT_FIT
 
 

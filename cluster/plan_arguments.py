@@ -40,6 +40,9 @@ def plan_parser() -> Parser:
         help="force layers A to B (B not included) onto a node; replaces all forced layers of the config",
     )
     add_choices(parser)
+    parser.add_argument(
+        "--why", action="store_true", help="say all that binds the plan and would change it, also in the JSON"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
     return parser

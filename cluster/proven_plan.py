@@ -39,6 +39,8 @@ def make_proven_plan(
     UserError for a plan whose cuts cannot be proven, ForcedLayersError as `make_plan`.
     """
     best = make_plan(model, nodes, links, options)
+    if isinstance(best, Refusal) and (cuts := legal_cuts(prover)) is not None:
+        return ProvenPlan(make_plan(model, nodes, links, replace(options, legal_cuts=cuts)))
     if isinstance(best, Refusal) or not best.cuts:
         return ProvenPlan(best)
     proofs = _proofs(prover, best.cuts, is_together)
@@ -54,6 +56,14 @@ def make_proven_plan(
         return ProvenPlan(_refused(model, best, bad, legal, other))
     _check(_proofs(prover, other.cuts, is_together) if other.cuts else [])
     return ProvenPlan(other, (_note(best, bad, other),))
+
+
+def legal_cuts(prover: Prover) -> frozenset[int] | None:
+    """The cuts that are exact, where some are known not to be; None: as far as is known, all are."""
+    known = prover.known(None)
+    if known is None or all(proof.exact for proof in known):
+        return None
+    return frozenset(proof.cut for proof in known if proof.exact)
 
 
 def _proofs(prover: Prover, cuts: Sequence[int], is_together: bool) -> list[CutProof]:

@@ -35,7 +35,7 @@ def explain(
         )
     missing_bytes = sum(cost.overflow_bytes(s.index, s.start, s.stop) for s in stages)
     over = [s for s in stages if cost.overflow_bytes(s.index, s.start, s.stop)]
-    fitting = Fitting(cost, legal_cuts, stages)
+    fitting = Fitting(cost, legal_cuts, stages, keeps_order)
     return Refusal(_reason(cost, over, missing_bytes), missing_bytes, _advice(fitting))
 
 
