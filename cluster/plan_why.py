@@ -5,23 +5,18 @@ Computed after the plan, for this command alone. One thread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.config import ClusterConfig
-from cluster.proof import Prover
-from cluster.proven_plan import legal_cuts
+from cluster.plan_asker import AskedPlan
 from planner.adapters import with_adapters
-from planner.cost import Link
 from planner.headers import read_config
 from planner.missing import known_headers
-from planner.model_profile import ModelProfile, read_model_profile
-from planner.node_profile import NodeProfile
-from planner.plan import Plan, Refusal
+from planner.model_profile import read_model_profile
+from planner.plan import Plan
 from planner.remedies import Remedy
-from planner.solver import PlanOptions
 from planner.variants import Checkpoint
 from planner.why import Why, explain_plan, explain_refusal
 
@@ -47,33 +42,19 @@ class Account:
         return found | {"remedies": [remedy.as_dict() for remedy in self.remedies]}
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What was planned."""
-
-    config: ClusterConfig
-    model_dir: Path
-    model: ModelProfile
-    nodes: Sequence[NodeProfile]
-    links: Sequence[Link]
-    options: PlanOptions
-
-
-def account_of(result: Plan | Refusal, asked: Asked, prover: Prover) -> Account:
+def account_of(asked: AskedPlan, config: ClusterConfig, model_dir: Path) -> Account:
     """Why it is so. Cuts that are known not to be exact are not reckoned with."""
-    options = replace(asked.options, legal_cuts=legal_cuts(prover))
-    why = None
+    result, why = asked.proven.result, None
     if isinstance(result, Plan):
-        why = explain_plan(result, asked.model, asked.nodes, asked.links, options)
+        why = explain_plan(result, asked.model, asked.nodes, asked.links, asked.same_cuts)
         if result.refusal is None:
             return Account(why, ())
-    found = explain_refusal(asked.model, asked.nodes, options, _checkpoint(asked))
-    return Account(why, tuple(found))
+    checkpoint = _checkpoint(config, model_dir)
+    return Account(why, tuple(explain_refusal(asked.model, asked.nodes, asked.same_cuts, checkpoint)))
 
 
-def _checkpoint(asked: Asked) -> Checkpoint:
+def _checkpoint(config: ClusterConfig, model_dir: Path) -> Checkpoint:
     """The checkpoint's files, to tell what other precisions of it take; they were read before."""
-    config, model_dir = asked.config, asked.model_dir
     plain = read_model_profile(model_dir, config.model, config.load.options)
     return Checkpoint(
         config=read_config(model_dir),

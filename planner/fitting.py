@@ -14,7 +14,7 @@ import numpy as np
 
 from planner.cost import CostModel, Stage
 from planner.forced import check_forced
-from planner.kinds import cheapest, is_exhaustive, node_key
+from planner.kinds import cheapest, node_key
 from planner.kv_profile import KV_STEP_TOKENS
 from planner.node_profile import NodeProfile
 from planner.optimal import RingSearch
@@ -38,7 +38,9 @@ def fits(cost: CostModel, legal_cuts: frozenset[int] | None, *, keeps_order: boo
     forced = check_forced(cost.nodes, cost.model.num_layers)
     search = RingSearch(cost, legal_cuts, forced, keeps_order=keeps_order)
     stages = search.least_overflow()
-    return stages is not None and do_fit(cost, stages)
+    if stages is not None and do_fit(cost, stages):
+        return True
+    return not search.knows_least_overflow and search.feasibility.order is not None
 
 
 def do_fit(cost: CostModel, stages: Sequence[Stage]) -> bool:
@@ -97,7 +99,7 @@ class Fitting:
         while high - low > 1:
             if known is not None and held_by(known)(low + 1):
                 low = largest(low + 1, high, held_by(known))
-            elif not is_exhaustive(self.search):
+            elif not self.search.knows_least_overflow:
                 break
             else:
                 middle = (low + high) // 2
@@ -170,7 +172,7 @@ class Fitting:
         missing_bytes = cost.weight_bytes(0, num_layers) + cost.kv_bytes(0, num_layers)
         missing_bytes -= sum(node.budget_bytes for node in cost.nodes if node.use)
         least = max(1, -(-missing_bytes // max(1, self.best_node.budget_bytes)))
-        if not is_exhaustive(self.search):
+        if not self.search.knows_least_overflow:
             return None
         tried = range(least, min(MAX_MORE_NODES, 2 * least + 4) + 1)
         return next((n for n in tried if self.fits_with([*cost.nodes, *self._more(n)])), None)

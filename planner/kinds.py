@@ -52,11 +52,6 @@ def frame_tokens(cost: CostModel, objective: str) -> int:
             return 1
 
 
-def is_exhaustive(search: RingSearch) -> bool:
-    """Whether what fits is searched in every order of the nodes, or in the one that is kept."""
-    return search.keeps_order or _kinds(search.ring, node_key(search.cost)) is not None
-
-
 def cheapest(
     search: RingSearch, stage: Callable[[int], Floats], key: Key | None = None
 ) -> tuple[float, list[Stage]] | None:
@@ -75,8 +70,7 @@ def cheapest(
         found = None if kinds is None else cheapest_in_any_order(ring, kinds, tie=0.0)
     if found is None:
         return None
-    bounds = search.tables.bounds
-    return found[0], [Stage(p.index, bounds[p.start], bounds[p.stop]) for p in found[1]]
+    return found[0], search.stages(found[1])
 
 
 def _kinds(ring: Ring, key: Key) -> list[list[int]] | None:

@@ -77,9 +77,9 @@ class StageBytes:
 
         The fullest layer counts the outputs of all its linears, four hidden states, the attention scores
         and masks where they are written to memory, the scan of a recurrent layer, and a second copy of one
-        session's cache (it is copied when it grows). Where caches are quantised, those of one session's first chunk
-        count in plain, and attention scores are always written to memory. The last stage adds the logits of
-        the chunk, and four rows of them in float32 for the sampler.
+        session's cache (it is copied when it grows). Where caches are quantised, those of one session's
+        first chunk count in plain, and attention scores are always written to memory. The last stage adds the
+        logits of the chunk, and four rows of them in float32 for the sampler.
         """
         model = self.model
         total = max(self._scratch[is_fused][start:stop])

@@ -11,13 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from planner.cost import HEAD_RANK, CostModel, Link, Stage
-from planner.forced import check_forced
 from planner.kinds import node_key, steps_of
 from planner.moves import objective_ms
 from planner.node_profile import GB, NodeProfile
-from planner.optimal import RingSearch
 from planner.plan import Plan
-from planner.solver import PlanOptions, make_plan
+from planner.solver import PlanOptions, make_plan, rings_of
 
 MAX_STEPS = 240_000_000  # of all plans together: below half a second
 STEPS_OF_A_PLAN = 1_000_000  # what a plan takes besides its search
@@ -88,8 +86,7 @@ class WhatIf:
         """None where there is no room for it."""
         model, options = self.cost.model, self.options
         cost = CostModel(model, change.nodes, change.links, self.cost.work)
-        forced = check_forced(change.nodes, model.num_layers)
-        search = RingSearch(cost, options.legal_cuts, forced, keeps_order=options.keeps_order)
+        search = rings_of(cost, options)
         if not self.work.take(steps_of(search, options.objective)):
             return None
         plan = make_plan(model, change.nodes, change.links, options)

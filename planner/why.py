@@ -11,7 +11,6 @@ from typing import Any
 
 from planner.cost import CostModel, Link, Stage
 from planner.fitting import Fitting
-from planner.forced import check_forced
 from planner.kinds import steps_of
 from planner.model_profile import ModelProfile
 from planner.moves import Reason, reasons, told
@@ -19,7 +18,7 @@ from planner.node_profile import NodeProfile
 from planner.optimal import RingSearch
 from planner.plan import Plan
 from planner.remedies import Remedy, remedies
-from planner.solver import PlanOptions
+from planner.solver import PlanOptions, rings_of
 from planner.unused import Unused, plain_unused, unused
 from planner.variants import Checkpoint
 from planner.what_if import Gain, WhatIf, Work
@@ -138,7 +137,7 @@ def explain_plan(
     cost = CostModel(model, nodes, links, options.work)
     index = {node.rank: i for i, node in enumerate(nodes)}
     stages = [Stage(index[part.rank], part.start, part.stop) for part in plan.assignments]
-    search = _search(cost, options)
+    search = rings_of(cost, options)
     found, gains, note = _searched(search, stages, options, is_fitting=plan.refusal is None)
     return Why(
         objective=options.objective,
@@ -187,13 +186,8 @@ def explain_refusal(
 ) -> list[Remedy]:
     """What would make fit what `make_plan` refused, the least loss first."""
     cost = CostModel(model, nodes, (), options.work)
-    stages = _search(cost, options).least_overflow()
+    stages = rings_of(cost, options).least_overflow()
     return remedies(Fitting(cost, options.legal_cuts, stages, options.keeps_order), checkpoint)
-
-
-def _search(cost: CostModel, options: PlanOptions) -> RingSearch:
-    forced = check_forced(cost.nodes, cost.model.num_layers)
-    return RingSearch(cost, options.legal_cuts, forced, keeps_order=options.keeps_order)
 
 
 def _best_of_each(gains: Sequence[Gain]) -> list[Gain]:

@@ -54,7 +54,7 @@ def refused(seed: int) -> tuple[CostModel, frozenset[int] | None] | None:
     return cost, legal
 
 
-CASES = [case for case in map(refused, range(250)) if case is not None]
+CASES = [case for case in map(refused, range(180)) if case is not None]
 
 
 def has_plan(
