@@ -49,6 +49,9 @@ def plan_parser() -> Parser:
         help=f"what if: a plan for each value, doubling; such as {EXAMPLES}",
     )
     parser.add_argument("--plot", type=plot_path, metavar="FILE.svg", help="also draw it, as .svg or .png")
+    parser.add_argument(
+        "--why", action="store_true", help="say all that binds the plan and would change it, also in the JSON"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--compare",
