@@ -12,6 +12,9 @@ from cluster.config import OBJECTIVES, STRATEGIES, ClusterConfig
 from cluster.config_nodes import parse_layers
 from cluster.config_read import ConfigError, show
 from cluster.plan_choices import add_choices, not_a_node, without_excluded
+from cluster.plan_plot import plot_path
+from cluster.sweep import check_sweep, sweep_range
+from planner.sweep import EXAMPLES
 
 
 def plan_parser() -> Parser:
@@ -19,8 +22,7 @@ def plan_parser() -> Parser:
     parser = Parser(
         prog="plan-dry-run",
         description="Plan a cluster without loading weights or connecting to nodes.",
-        epilog="plan-dry-run --from-running says what another plan would gain a ring that runs "
-        "(--from-running --help)",
+        epilog="'macrame plan --from-running' says what another plan would gain a ring that runs.",
     )
     parser.add_argument(
         "--config", type=Path, required=True, help="the cluster's JSON or YAML file, or a hostfile"
@@ -40,7 +42,19 @@ def plan_parser() -> Parser:
         help="force layers A to B (B not included) onto a node; replaces all forced layers of the config",
     )
     add_choices(parser)
+    parser.add_argument(
+        "--sweep",
+        type=sweep_range,
+        metavar="AXIS=A..B",
+        help=f"what if: a plan for each value, doubling; such as {EXAMPLES}",
+    )
+    parser.add_argument("--plot", type=plot_path, metavar="FILE.svg", help="also draw it, as .svg or .png")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help='every strategy beside the plan, however long that takes; "strategies" in JSON',
+    )
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
     return parser
 
@@ -57,6 +71,7 @@ def _positive(text: str) -> int:
 
 def with_arguments(config: ClusterConfig, args: argparse.Namespace) -> ClusterConfig:
     """The config as the command line changes it. Raises ConfigError."""
+    check_sweep(args)
     config = config.with_overrides(
         context=args.context, concurrency=args.concurrency, strategy=args.strategy, objective=args.objective
     )

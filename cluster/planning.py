@@ -89,6 +89,11 @@ def _legal(prover: Prover | None) -> frozenset[int] | None:
     return None if proofs is None else frozenset(proof.cut for proof in proofs if proof.exact)
 
 
+def told_nodes(config: ClusterConfig, told: Mapping[int, control_pb2.NodeProfile]) -> list[NodeProfile]:
+    """All nodes, from the config and from what they told. Raises ConfigError where that is too little."""
+    return plan_nodes(config, {rank: _measured(rank, profile) for rank, profile in told.items()})
+
+
 def predicted_memory(
     model: ModelProfile, nodes: Sequence[NodeProfile], plan: Plan
 ) -> dict[int, head_pb2.PredictedMemory]:

@@ -13,6 +13,8 @@ from planner.kv_profile import PREFILL_CHUNK_TOKENS, CacheProfile
 from planner.model_profile import ModelProfile
 from planner.workload import Workload
 
+MASKS = 3  # of one byte for each score of one head: what a window's mask is made of
+
 
 @dataclass(frozen=True, slots=True)
 class StageWeights:
@@ -74,10 +76,10 @@ class StageBytes:
         """Scratch of a stage for one prefill chunk of 512 tokens: an upper bound.
 
         The fullest layer counts the outputs of all its linears, four hidden states, the attention scores
-        where they are written to memory, the scan of a recurrent layer, and a second copy of one session's
-        cache (it is copied when it grows). Where caches are quantised, those of one session's first chunk
-        count in plain, and attention scores are always written to memory. The last stage adds the logits of
-        the chunk, and four rows of them in float32 for the sampler.
+        and masks where they are written to memory, the scan of a recurrent layer, and a second copy of one
+        session's cache (it is copied when it grows). Where caches are quantised, those of one session's
+        first chunk count in plain, and attention scores are always written to memory. The last stage adds the
+        logits of the chunk, and four rows of them in float32 for the sampler.
         """
         model = self.model
         total = max(self._scratch[is_fused][start:stop])
@@ -100,11 +102,13 @@ class StageBytes:
 
     def _layer_scratch_bytes(self, i: int, is_fused: bool) -> int:
         model, layer, context = self.model, self.model.layers[i], self.work.context
+        mask_bytes = 0
         elements = self.chunk_tokens * (layer.output_width + 4 * model.hidden_size)
         if not is_fused or layer.cache.is_quantized:
             seen = min(context, (layer.cache.window or context) + PREFILL_CHUNK_TOKENS)
             elements += layer.score_copies * model.num_heads * self.chunk_tokens * seen
-        return elements * model.dtype_bytes + layer.scan_bytes + layer.cache.nbytes(context)
+            mask_bytes = MASKS * self.chunk_tokens * seen if layer.score_copies else 0
+        return elements * model.dtype_bytes + mask_bytes + layer.scan_bytes + layer.cache.nbytes(context)
 
 
 def _sums(values: Iterable[int]) -> list[int]:

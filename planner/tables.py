@@ -88,9 +88,9 @@ class StageTables:
         table = self._differences(index, self.cost.chunk_sums_ms(index))
         return np.where(self.fits(index), table, np.inf)
 
-    def filled(self, index: int, value_of: Value) -> Floats:
-        """(B, B): a value of each stage that fits, else inf."""
-        return np.where(self.fits(index), self._all(value_of), np.inf)
+    def filled(self, value_of: Value) -> Floats:
+        """(B, B): a value of each stage."""
+        return self._all(value_of)
 
     def _differences(self, index: int, sums: Floats) -> Floats:
         at = sums[self._ends]

@@ -8,6 +8,7 @@ from planner.cost import FRAME_BYTES, LOCAL_LATENCY_MS, REMOTE_LATENCY_MS, CostM
 from planner.layer_profile import WeightFormat
 from planner.node_profile import GB, NodeProfile, make_node
 from planner.speeds import DECODE_EFFICIENCY, LAYER_OVERHEAD_MS, STAGE_OVERHEAD_MS, FormatRate, Speeds
+from planner.stage_bytes import MASKS
 from planner.workload import Workload
 from tests.fake_models import made_up_model
 
@@ -91,7 +92,7 @@ def test_scratch_counts_attention_scores_where_they_are_written_to_memory() -> N
     model = replace(made_up_model([GB] * 2, kv_token_bytes=64), num_heads=8, head_dim=128)
     metal = CostModel(model, nodes("a"), (), Workload(8192, 1)).activation_bytes(0, 0, 1)
     cpu = CostModel(model, nodes("a", chip="AMD EPYC"), (), Workload(8192, 1)).activation_bytes(0, 0, 1)
-    assert cpu - metal == 2 * 8 * 512 * 8192 * 2
+    assert cpu - metal == 512 * 8192 * (2 * 8 * 2 + MASKS)
 
 
 def test_the_last_stage_has_room_for_logits() -> None:
