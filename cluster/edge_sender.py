@@ -191,7 +191,8 @@ class EdgeSender:
     def _run(self) -> None:
         pause_s = RETRY_S
         while not self._closing.is_set():
-            for self.place in self._places():
+            for place in self._places():
+                self.place = place
                 if self._stay():
                     return
             self._closing.wait(pause_s)
