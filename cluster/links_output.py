@@ -10,7 +10,7 @@ from planner.render import table
 from proto import control_pb2
 
 DIGITS = 3  # of a measured figure
-UNEVEN = 1.5  # a direction so much slower than the other is told
+UNEVEN = 2.0  # a direction so much slower than the other is told
 
 
 def config_links(measurement: Measurement) -> list[dict[str, Any]]:
