@@ -19,6 +19,7 @@ import mlx.core as mx
 from cluster.engine import Engine
 from cluster.fault import Fault, injected
 from cluster.memory_limits import MemoryLimits, MemoryNeed, apply_limits
+from cluster.step_times import StepTimes
 from planner.adapters import AdapterFiles
 from planner.kv_quant import KvQuantization
 from planner.load_options import LoadOptions
@@ -103,6 +104,7 @@ class ComputeThread:
         self.engine: Engine | None = None
         self.limits = MemoryLimits()
         self.load = LoadProgress()
+        self.step_times = StepTimes()
         self.progress = 0
         self.activity = "idle"
 
@@ -150,28 +152,33 @@ class ComputeThread:
                 trim_memory()
             else:
                 self.activity = "computing"
+                started = time.perf_counter()
                 if step_delay_s:
                     time.sleep(step_delay_s)
-                self._step(work)
+                if self._step(work):
+                    self.step_times.add(work.frame, (time.perf_counter() - started) * 1e3)
             self.progress += 1
             self.activity, self._busy_since = "idle", None
             work = None  # a frame's bytes are not kept until the next one comes
         self.engine = None
 
-    def _step(self, work: StepWork) -> None:
+    def _step(self, work: StepWork) -> bool:
+        """Whether the frame was run."""
         try:
             if work.frame.epoch == self._epoch and self.engine is not None:
                 output = self.engine.step(work.frame, work.tensors)
                 if output is not None:
                     self._on_output(*output)
+                return True
         except Exception as error:  # border: a frame that cannot even be read ends the epoch, not the node
             logger.exception("frame %d of epoch %d failed", work.frame.seq, work.frame.epoch)
             self._on_failed(work.frame.epoch, f"{type(error).__name__}: {error}")
         finally:
             work.release()
+        return False
 
     def _load(self, work: LoadWork) -> None:
-        self._epoch = work.epoch
+        self._epoch, self.step_times = work.epoch, StepTimes()
         wanted = (work.model_digest, work.start, work.stop, work.options)
         try:
             if work.need is not None:

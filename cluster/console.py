@@ -1,13 +1,23 @@
-"""Lines for people on standard error. Any thread; a closed terminal or a full disk never harms a ring."""
+"""Lines for people. Any thread; a closed terminal or a full disk never harms a ring."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from typing import TextIO
+
+from planner.bars import Look
 
 
 def say(line: str, stream: TextIO | None = None) -> None:
     """Print one line; it is lost where nobody can take it."""
     with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed
         print(line, file=stream or sys.stderr, flush=True)
+
+
+def look_of(stream: TextIO) -> Look:
+    """What the reader of `stream` can see: bars of blocks in UTF-8, colour on a terminal without NO_COLOR."""
+    encoding = (stream.encoding or "ascii").lower().replace("_", "-")
+    is_dumb = os.environ.get("TERM") == "dumb" or bool(os.environ.get("NO_COLOR"))
+    return Look(is_unicode=encoding in ("utf-8", "utf8"), is_color=stream.isatty() and not is_dumb)

@@ -10,6 +10,7 @@ import grpc
 
 from cluster.lan_copy import CopyService
 from cluster.link_measurer import LinkMeasurer
+from cluster.measured_speeds import told_speeds
 from cluster.node import Node
 from cluster.versions import macrame_version, mlx_lm_version, mlx_version
 from planner.node_profile import NodeProfile
@@ -59,6 +60,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             macrame_version=macrame_version(),
             config_digest=node.config.digest,
             platform=platform.platform(),
+            speeds=told_speeds(profile),
             addresses=self._addresses,
         )
 

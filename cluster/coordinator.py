@@ -18,6 +18,7 @@ from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_ERROR, EXIT_UNREACHABLE, EXIT
 from cluster.head import Head
 from cluster.membership import Member, Reach, Watcher, short_of_memory
 from cluster.node import Node
+from cluster.plan_choices import AS_IN_FILE, PlanChoices
 from cluster.planning import plan_cluster
 from cluster.proof import Prover
 from cluster.roll_call import RollCall
@@ -63,8 +64,9 @@ class Coordinator:
         wait_s: float | None,
         on_fatal: Callable[[UserError], None],
         say: Callable[[str], None],
+        choices: PlanChoices = AS_IN_FILE,
     ) -> None:
-        self._config, self._node = config, node
+        self._config, self._node, self._choices = config, node, choices
         self._on_fatal, self._say = on_fatal, say
         self._deadline = None if wait_s is None else time.monotonic() + wait_s
         self.changed = threading.Condition()
@@ -217,7 +219,7 @@ class Coordinator:
             return False
         try:
             prover = Prover(self._node.model_dir, self._stopping, self._starting)
-            planning = plan_cluster(self._config, self._node.model_dir, measured, prover)
+            planning = plan_cluster(self._config, self._node.model_dir, measured, prover, self._choices)
         except ValueError as error:
             raise UserError(str(error), EXIT_USAGE) from error
         if planning.refusal:
@@ -231,6 +233,9 @@ class Coordinator:
         self._say(planning.table)
         self._plan, self._plan_json = planning.plan, planning.plan.to_json()
         self._vocab_size, self.head.predicted = planning.model.vocab_size, planning.predicted
+        self.head.planned_from = head_pb2.PlanningReply(
+            planning_json=planning.planned_from, config_digest=self._config.digest
+        )
         self._epoch_at = now
         return True
 
@@ -327,7 +332,8 @@ class Coordinator:
             Limits(
                 context=plan.context,
                 max_active=plan.concurrency,
-                max_in_flight=len(plan.assignments) + 1,
+                max_in_flight=plan.frames_in_flight,
+                max_chunks=len(plan.assignments) + 1,
                 vocab_size=self._vocab_size,
             ),
         )

@@ -106,7 +106,7 @@ class EdgeSender:
 
     @property
     def to_rank(self) -> int:
-        return self._hello.to_rank
+        return int(self._hello.to_rank)
 
     @property
     def is_up(self) -> bool:

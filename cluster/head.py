@@ -71,6 +71,7 @@ class Head(head_pb2_grpc.HeadServicer):
         self._is_closing = False
         self._held_since: float | None = None
         self.predicted: Mapping[int, head_pb2.PredictedMemory] = {}  # by rank, once there is a plan
+        self.planned_from = head_pb2.PlanningReply()  # what the plan was made from, once there is one
 
     # -- the ring's side ----------------------------------------------------------------------------------
     def ring_up(self, epoch: int, limits: Limits) -> None:
@@ -188,6 +189,15 @@ class Head(head_pb2_grpc.HeadServicer):
                     self._changed.wait(STATUS_INTERVAL_S)
         finally:
             self._watchers.release()
+
+    def GetPlanning(  # noqa: N802
+        self, request: head_pb2.PlanningRequest, context: grpc.ServicerContext
+    ) -> head_pb2.PlanningReply:
+        """What the plan was made from."""
+        reply = self.planned_from
+        if not reply.planning_json:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the head has no plan yet; ask again when it serves")
+        return reply
 
     def _submit(self, request_id: str, client: _Client, request: head_pb2.GenerateRequest) -> None:
         with self._lock:

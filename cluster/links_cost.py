@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.links import Pair
-from planner.cost import REMOTE_GBIT_S, REMOTE_LATENCY_MS, CostModel, Link, Stage, Workload
+from planner.cost import REMOTE_GBIT_S, REMOTE_LATENCY_MS, CostModel, Link, Stage
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile
 from planner.plan import Plan
 from planner.solver import PlanOptions, make_plan
+from planner.workload import Workload
 
 MIN_GAIN = 0.03  # less is no reason to plan anew
 

@@ -40,13 +40,15 @@ def limits_for(need: MemoryNeed, *, recommended_bytes: int, can_wire: bool) -> M
     memory: budget and reserve together are the device's ceiling or the user's cap; beyond it MLX must not
     grow. cache: what the plan leaves over, at most CACHE_SHARE of the budget, but always the activations of
     one step, which the plan has counted: without them each step would ask the system for its buffers anew.
-    wired: the stage with a margin, not the whole machine, and never more than Metal accepts.
+    wired: the stage with a margin, not the whole machine, and never more than Metal accepts. A stage that
+    was forced beyond its budget may grow as far as it needs, or it would not load; it is not wired as far.
     """
     ceiling_bytes = need.budget_bytes + need.reserve_bytes
+    forced_bytes = int(need.need_bytes * WIRED_MARGIN) if need.need_bytes > need.budget_bytes else 0
     spare_bytes = min(int(need.budget_bytes * CACHE_SHARE), need.budget_bytes - need.need_bytes)
     wired_bytes = min(int(need.need_bytes * WIRED_MARGIN), ceiling_bytes, recommended_bytes or ceiling_bytes)
     return MemoryLimits(
-        memory_bytes=ceiling_bytes,
+        memory_bytes=max(ceiling_bytes, forced_bytes),
         cache_bytes=max(MIN_CACHE_BYTES, need.activation_bytes, spare_bytes),
         wired_bytes=wired_bytes if can_wire else 0,
     )

@@ -176,7 +176,7 @@ class Node:
         with self._lock:
             epoch, state, reason, lost_edge = self._epoch, self._state, self._reason, self._lost_edge
             senders = tuple(self._senders.values())
-        hops = [ms for sender in senders for ms in sender.recent_hop_ms()]
+        hops = [(sender.to_rank, ms) for sender in senders for ms in sender.recent_hop_ms()]
         if state == control_pb2.CONNECTING and not reason:
             reason = "; ".join(sender.waiting_for for sender in senders if sender.waiting_for)
         compute, engine = self._compute, self._compute.engine
@@ -221,7 +221,9 @@ class Node:
             status.stats.busy_ms = stats.busy_ms
             status.stats.uptime_ms = (time.monotonic() - self._ready_at) * 1e3
             status.stats.recent_step_ms.extend(list(stats.recent_step_ms))
-            status.stats.recent_hop_ms.extend(hops)
+            status.stats.recent_hop_ms.extend(ms for _, ms in hops)
+            status.stats.recent_hop_rank.extend(rank for rank, _ in hops)
+            compute.step_times.fill(status.stats)
         return status
 
     def beat(self) -> ring_pb2.Beat:

@@ -10,13 +10,19 @@ from pathlib import Path
 from cluster.arguments import Parser
 from cluster.config import OBJECTIVES, STRATEGIES, ClusterConfig
 from cluster.config_nodes import parse_layers
-from cluster.config_read import ConfigError, nearest, show
+from cluster.config_read import ConfigError, show
+from cluster.plan_choices import add_choices, not_a_node, without_excluded
+from cluster.plan_plot import plot_path
+from cluster.sweep import check_sweep, sweep_range
+from planner.sweep import EXAMPLES
 
 
 def plan_parser() -> Parser:
     """All arguments."""
     parser = Parser(
-        prog="plan-dry-run", description="Plan a cluster without loading weights or connecting to nodes."
+        prog="plan-dry-run",
+        description="Plan a cluster without loading weights or connecting to nodes.",
+        epilog="'macrame plan --from-running' says what another plan would gain a ring that runs.",
     )
     parser.add_argument(
         "--config", type=Path, required=True, help="the cluster's JSON or YAML file, or a hostfile"
@@ -35,7 +41,20 @@ def plan_parser() -> Parser:
         metavar="NODE=A:B",
         help="force layers A to B (B not included) onto a node; replaces all forced layers of the config",
     )
+    add_choices(parser)
+    parser.add_argument(
+        "--sweep",
+        type=sweep_range,
+        metavar="AXIS=A..B",
+        help=f"what if: a plan for each value, doubling; such as {EXAMPLES}",
+    )
+    parser.add_argument("--plot", type=plot_path, metavar="FILE.svg", help="also draw it, as .svg or .png")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help='every strategy beside the plan, however long that takes; "strategies" in JSON',
+    )
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
     return parser
 
@@ -52,10 +71,11 @@ def _positive(text: str) -> int:
 
 def with_arguments(config: ClusterConfig, args: argparse.Namespace) -> ClusterConfig:
     """The config as the command line changes it. Raises ConfigError."""
+    check_sweep(args)
     config = config.with_overrides(
         context=args.context, concurrency=args.concurrency, strategy=args.strategy, objective=args.objective
     )
-    return _with_layers(config, args.layers)
+    return without_excluded(_with_layers(config, args.layers), args.exclude)
 
 
 def _with_layers(config: ClusterConfig, texts: Sequence[str] | None) -> ClusterConfig:
@@ -67,9 +87,7 @@ def _with_layers(config: ClusterConfig, texts: Sequence[str] | None) -> ClusterC
     for text in texts:
         name, _, layers = text.rpartition("=")
         if name not in names:
-            near = nearest(name, names)
-            hint = f", the nearest is {show(near)}" if near else f": the nodes are {', '.join(names)}"
-            raise ConfigError(f"--layers {text}: {show(name)} is no node{hint}")
+            raise ConfigError(f"--layers {text}: {not_a_node(name, names)}")
         if name in forced:
             raise ConfigError(f"--layers {text}: {show(name)} is given twice")
         try:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cluster.config import ClusterConfig
+from cluster.measured_speeds import MeasuredSpeeds
+from cluster.plan_choices import AS_IN_FILE, PlanChoices, without_excluded
 from cluster.plan_inputs import kv_note, plan_links, plan_nodes, plan_options, read_model
 from cluster.proof import Prover
 from cluster.proven_plan import ProvenPlan, make_proven_plan
-from planner.cost import CostModel, Workload
+from planner.cost import CostModel
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile, make_node
 from planner.plan import Plan
+from planner.planned_from import PlannedFrom
 from planner.render import render_plan
 from planner.solver import make_plan
+from planner.workload import Workload
 from proto import control_pb2, head_pb2
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +35,7 @@ class Planning:
     table: str = ""
     missing_ranks: tuple[int, ...] = ()
     refusal: str = ""
+    planned_from: str = ""  # PlannedFrom.to_json()
     predicted: dict[int, head_pb2.PredictedMemory] = field(default_factory=dict)  # by rank, of those planned
 
 
@@ -36,6 +44,7 @@ def plan_cluster(
     model_dir: Path,
     told: Mapping[int, control_pb2.NodeProfile | None],
     prover: Prover | None = None,
+    choices: PlanChoices = AS_IN_FILE,
 ) -> Planning:
     """Plan as soon as every used node is known: its memory and chip from the config, else what the node told.
 
@@ -43,6 +52,7 @@ def plan_cluster(
     for model files that cannot be read, ForcedLayersError (a ValueError) for ranges that do not tile
     the model, UserError for cuts that cannot be proven.
     """
+    config = without_excluded(config, choices.excluded)
     model = read_model(config, model_dir)
     measured = {rank: _measured(rank, profile) for rank, profile in told.items() if profile is not None}
     missing = tuple(
@@ -53,7 +63,8 @@ def plan_cluster(
     if missing:
         return Planning(model, missing_ranks=missing)
     nodes = plan_nodes(config, measured)
-    wanted = (model, nodes, plan_links(config), plan_options(config, model))
+    links, options = plan_links(config), plan_options(config, model, choices)
+    wanted = (model, nodes, links, options)
     if prover is None:
         proven = ProvenPlan(make_plan(*wanted))
     else:
@@ -62,7 +73,20 @@ def plan_cluster(
     if not isinstance(plan, Plan):
         return Planning(model, refusal=plan.sentence)
     table = render_plan(plan, nodes, [*proven.notes, *kv_note(config)])
-    return Planning(model, plan=plan, table=table, predicted=predicted_memory(model, nodes, plan))
+    planned_from = PlannedFrom(model, tuple(nodes), tuple(links), replace(options, legal_cuts=_legal(prover)))
+    return Planning(
+        model,
+        plan=plan,
+        table=table,
+        planned_from=planned_from.to_json(),
+        predicted=predicted_memory(model, nodes, plan),
+    )
+
+
+def _legal(prover: Prover | None) -> frozenset[int] | None:
+    """The cuts that are known to be exact; None: not every cut was proven."""
+    proofs = None if prover is None else prover.known(None)
+    return None if proofs is None else frozenset(proof.cut for proof in proofs if proof.exact)
 
 
 def told_nodes(config: ClusterConfig, told: Mapping[int, control_pb2.NodeProfile]) -> list[NodeProfile]:
@@ -96,7 +120,7 @@ def predicted_memory(
 
 
 def _measured(rank: int, told: control_pb2.NodeProfile) -> NodeProfile:
-    return make_node(
+    node = make_node(
         rank,
         told.name,
         told.name,
@@ -106,3 +130,11 @@ def _measured(rank: int, told: control_pb2.NodeProfile) -> NodeProfile:
         ceiling_bytes=told.ceiling_bytes or None,
         available_bytes=told.available_bytes or None,
     )
+    if not told.HasField("speeds"):
+        return node
+    try:
+        found = MeasuredSpeeds.from_proto(told.speeds)
+    except ValueError as error:
+        logger.warning("the speeds that rank %d told are not used: %s", rank, error)
+        return node
+    return replace(node, measured=found.speeds, measured_on=found.measured_on)

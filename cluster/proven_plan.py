@@ -22,6 +22,7 @@ class ProvenPlan:
 
     result: Plan | Refusal
     notes: tuple[str, ...] = ()
+    legal_cuts: frozenset[int] | None = None  # that it was made of; None: of every cut
 
 
 def make_proven_plan(
@@ -53,7 +54,7 @@ def make_proven_plan(
     if isinstance(other, Refusal):
         return ProvenPlan(_refused(model, best, bad, legal, other))
     _check(_proofs(prover, other.cuts, is_together) if other.cuts else [])
-    return ProvenPlan(other, (_note(best, bad, other),))
+    return ProvenPlan(other, (_note(best, bad, other),), legal)
 
 
 def _proofs(prover: Prover, cuts: Sequence[int], is_together: bool) -> list[CutProof]:

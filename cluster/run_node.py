@@ -20,6 +20,7 @@ from cluster.config import ClusterConfig, ConfigError, load_config
 from cluster.console import say
 from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, UserError
 from cluster.ours import check_packages
+from cluster.plan_choices import add_choices, choices_of, without_excluded
 from cluster.versions import macrame_version
 
 STOP_S = 0.7  # for the compute thread and the HTTP process, each
@@ -46,6 +47,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="S",
         help="give up with exit code 4 if the ring is not complete after S seconds (default: wait for ever)",
     )
+    add_choices(parser)
     parser.add_argument("--no-api", action="store_true", help="do not start the HTTP process on rank 0")
     parser.add_argument("--verbose", action="store_true", help="log more, and show tracebacks")
     parser.add_argument("--version", action="version", version=f"macrame {macrame_version()}")
@@ -83,6 +85,13 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(
                 f"rank {args.rank} has use: false in {args.config}; set it to true to run it", EXIT_USAGE
             )
+        if args.rank > 0 and choices_of(args):
+            raise UserError(
+                f"--exclude, --keep-order and --force are for rank 0, which plans; rank {args.rank} has no "
+                "use for them",
+                EXIT_USAGE,
+            )
+        without_excluded(config, args.exclude)
         config.check_credentials()
         _run(config, args)
     except ConfigError as error:
@@ -111,7 +120,12 @@ def _run(config: ClusterConfig, args: argparse.Namespace) -> NoReturn:
     from cluster.runtime import Runtime  # MLX is imported from here on
 
     runtime = Runtime(
-        config, args.rank, wait_s=args.wait_s, with_api=not args.no_api, on_stop=lambda: os.write(stop, b"\0")
+        config,
+        args.rank,
+        wait_s=args.wait_s,
+        with_api=not args.no_api,
+        on_stop=lambda: os.write(stop, b"\0"),
+        choices=choices_of(args),
     )
     for s in signals:
         signal.signal(s, lambda *_: None)

@@ -18,6 +18,7 @@ from cluster.errors import EXIT_ERROR, EXIT_UNREACHABLE, UserError
 from cluster.link_service import ProbeService
 from cluster.node import Node
 from cluster.peer_links import own_addresses
+from cluster.plan_choices import AS_IN_FILE, PlanChoices
 from cluster.probe import this_machine
 from cluster.ring import EdgeService
 from cluster.routes import HEAD_RANK
@@ -52,12 +53,13 @@ class Runtime:
         wait_s: float | None,
         with_api: bool,
         on_stop: Callable[[], object],
+        choices: PlanChoices = AS_IN_FILE,
     ) -> None:
         self.config, self.rank = config, rank
         self.error: UserError | None = None
         self._is_closing = False
         self._on_stop = on_stop
-        self._wait_s = wait_s
+        self._wait_s, self._choices = wait_s, choices
         self._node = Node(config, rank, token=config.token(), import_base_rss_bytes=peak_rss_bytes())
         self._edges = EdgeService(
             accept=self._node.accept,
@@ -86,7 +88,12 @@ class Runtime:
         num_workers = SPARE_WORKERS
         if self.rank == HEAD_RANK:
             self._coordinator = Coordinator(
-                self.config, node, wait_s=self._wait_s, on_fatal=self._fatal, say=self._say
+                self.config,
+                node,
+                wait_s=self._wait_s,
+                on_fatal=self._fatal,
+                say=self._say,
+                choices=self._choices,
             )
             head = self._coordinator.head
             services.append(lambda server: head_pb2_grpc.add_HeadServicer_to_server(head, server))

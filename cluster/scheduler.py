@@ -32,8 +32,9 @@ class Limits:
 
     context: int
     max_active: int
-    max_in_flight: int  # frames in the ring at once: stages + 1
+    max_in_flight: int  # frames in the ring at once
     prefill_chunk: int = DEFAULT_PREFILL_CHUNK
+    max_chunks: int = 0  # of these, frames of prompts; 0: all
     vocab_size: int = 0  # 0: not checked
 
     def __post_init__(self) -> None:
@@ -134,6 +135,7 @@ class Scheduler:
     _by_id: dict[str, _Request] = field(default_factory=dict)
     _by_session: dict[int, _Request] = field(default_factory=dict)
     _in_flight: dict[int, tuple[int, ...]] = field(default_factory=dict)  # seq -> sessions
+    _chunks: set[int] = field(default_factory=set)  # of those, the frames of prompts
     _closes: list[int] = field(default_factory=list)
 
     @property
@@ -169,6 +171,7 @@ class Scheduler:
             self._by_id,
             self._by_session,
             self._in_flight,
+            self._chunks,
             self._closes,
         ):
             state.clear()
@@ -224,6 +227,7 @@ class Scheduler:
         """A frame came back from the last stage."""
         if epoch != self._epoch or self._limits is None or seq not in self._in_flight:
             return []
+        self._chunks.discard(seq)
         # Those missing here were cancelled while their frame was in the ring.
         due = {s: self._by_session[s] for s in self._in_flight.pop(seq) if s in self._by_session}
         instructions: list[Instruction] = []
@@ -323,7 +327,10 @@ class Scheduler:
             self._by_session[request.session] = request
         sends: list[Instruction] = []
         while len(self._in_flight) < limits.max_in_flight:
-            ready = next((r for r in self._active if r.can_send), None)
+            may_prefill = not limits.max_chunks or len(self._chunks) < limits.max_chunks
+            ready = next(
+                (r for r in self._active if r.can_send and (may_prefill or not r.is_prefilling)), None
+            )
             if ready is None:
                 break
             self._active.remove(ready)
@@ -356,6 +363,7 @@ class Scheduler:
             )
         position = request.num_sent
         if request.is_prefilling:
+            self._chunks.add(frame.seq)
             rest = len(request.prompt) - position
             count = 1 if rest == 1 else min(rest - 1, limits.prefill_chunk)
             tokens = list(request.prompt[position : position + count])

@@ -11,10 +11,11 @@ from cluster.arguments import Parser
 # command: (module with main(argv) -> exit code, one line of help)
 COMMANDS = {
     "demo": ("deploy.demo.run", "three nodes on this machine, one streamed answer, then stop"),
-    "plan": ("cluster.dry_run", "which node would own which layers (plan-dry-run)"),
+    "plan": ("deploy.plan", "which node would own which layers (plan-dry-run)"),
     "cuts": ("deploy.cuts", "before which layers a model may be cut, proven"),
     "node": ("cluster.run_node", "run one node of the ring (run_node)"),
     "fit": ("deploy.fit", "what of a model fits machines of given memory"),
+    "profile": ("deploy.profile", "measure this machine's speeds, for better plans"),
     "bench": ("deploy.bench", "tokens per second, hops and CPU time of a ring"),
     "links": ("deploy.links", "round trip and bandwidth between the nodes of a running ring"),
     "status": ("deploy.status", "what the nodes of a running ring do"),

@@ -33,6 +33,11 @@ def main(argv: list[str] | None = None) -> int:
 def _show(client: Client, *, is_json: bool) -> int:
     cluster = client.get("/v1/cluster")
     print(json.dumps(cluster, indent=2) if is_json else render(cluster))
+    return exit_code(cluster)
+
+
+def exit_code(cluster: dict[str, Any]) -> int:
+    """0 where the ring of this /v1/cluster serves, 4 where it does not because a node is away, else 1."""
     if cluster["status"] == "ok":
         return EXIT_OK
     return EXIT_UNREACHABLE if any(n["state"] in _AWAY for n in cluster["nodes"]) else EXIT_ERROR
@@ -49,6 +54,7 @@ def render(cluster: dict[str, Any]) -> str:
             f"requests running, {cluster['num_queued']} queued, "
             f"{cluster['num_completion_tokens']} tokens answered"
         )
+    lines += [f"WARNING: {warning}" for warning in cluster.get("warnings", [])]
     lines += ["", *table([_row(node) for node in cluster["nodes"]])]
     lines += [
         f"rank {node['rank']} ({node['name']}): {node['reason']}"

@@ -14,6 +14,7 @@ from math import prod
 
 import numpy as np
 
+from planner.pairs import up
 from planner.tables import Floats
 
 # Two costs whose relative distance is below this are equal: the sums of floats in another order.
@@ -39,7 +40,7 @@ class Ring:
     size: int  # boundaries, B
     free: tuple[int, ...]  # nodes that may own layers, in the order that is preferred
     forced: tuple[tuple[int, int, int], ...]  # (node, start, stop), in order of start
-    stage: Callable[[int], Floats]  # (B, B) cost of a node's stages, inf where not allowed
+    stage: Callable[[int], Floats]  # (B, B) cost of a node's stages, inf where not allowed; or pairs
     hop: Floats  # (N + 1, N + 1) cost from a node to a node, symmetric, inf where not allowed
 
     @property
@@ -116,7 +117,7 @@ class _Search:
         )
         self.level = self.counts.sum(axis=1)
         # (states, K + 1, B) least cost with the last stage on a kind
-        self.value = np.full((radix[-1], self.head + 1, ring.size), np.inf)
+        self.value = np.full((radix[-1], self.head + 1, ring.size), np.inf, self.hop.dtype)
         self.value[0, self.head, 0] = 0.0
         self._fill()
 
@@ -148,8 +149,8 @@ class _Search:
         if is_wide:
             widest = self.level[np.isfinite(least)].max()
             least = np.where(self.level == widest, least, np.inf)
-        cost = float(least.min())
-        tied = np.flatnonzero(least <= self._up(cost))
+        cost = least.min()
+        tied = np.flatnonzero(least <= up(cost, self.tie))
         state = min(tied.tolist(), key=lambda s: (int(self.level[s]), self._members(s)))
         return cost, self._trace(state, self._latest(ends[state]))
 
@@ -164,7 +165,7 @@ class _Search:
             else:
                 state -= self.radix[kind]
                 ways = self.value[state] + self.hop[:, kind, None] + self.stage[kind][:, at]  # (K + 1, B)
-                start = int(np.flatnonzero(ways.min(axis=0) <= self._up(float(ways.min())))[0])
+                start = int(np.flatnonzero(ways.min(axis=0) <= up(ways.min(), self.tie))[0])
                 arrive = ways[:, start]
             path.append((kind, start, at))
             at, kind = start, self._latest(arrive)
@@ -173,7 +174,7 @@ class _Search:
 
     def _latest(self, costs: Floats) -> int:
         """Of the cheapest kinds the one whose nodes stand last, so that rings run in the order of nodes."""
-        tied = np.flatnonzero(costs <= self._up(float(costs.min()))).tolist()
+        tied = np.flatnonzero(costs <= up(costs.min(), self.tie)).tolist()
         nodes = [*(kind[0] for kind in self.kinds), *(node for node, _, _ in self.ring.forced), -1]
         return max(tied, key=lambda k: nodes[k])
 
@@ -181,6 +182,3 @@ class _Search:
         """The nodes that a state uses, in order."""
         counts = self.counts[state].tolist()
         return sorted(i for kind, n in zip(self.kinds, counts, strict=True) for i in kind[:n])
-
-    def _up(self, cost: float) -> float:
-        return cost + abs(cost) * self.tie

@@ -35,12 +35,15 @@ def least_sum_with_reuse(ring: Ring) -> float:
 
 
 def fluid_bounds(
-    cost: CostModel, nodes: Sequence[int], hop: Floats, layer_work: Floats, rates: Floats
+    cost: CostModel, nodes: Sequence[int], hop: Floats, layers_ms: Floats
 ) -> tuple[float, float]:
-    """(sum, slowest stage), ms. layer_work: (L,) of each layer, done at rates (N,) a ms.
+    """(sum, slowest stage), ms. layers_ms: (N, L) time of each layer on each of the nodes.
 
-    inf where the budgets of all nodes together are too small.
+    A layer's work is its time where that is least; a node's rate is the most work that it does in a ms, of
+    any layer. inf where the budgets of all nodes together are too small.
     """
+    layer_work = layers_ms.min(axis=0)  # (L,)
+    rates = (layer_work / layers_ms).max(axis=1)  # (N,)
     num_layers = cost.model.num_layers
     need_bytes = np.array([cost.layer_bytes(i) for i in range(num_layers)], dtype=np.float64)
     budgets = np.array([cost.nodes[i].budget_bytes for i in nodes], dtype=np.float64)
@@ -55,7 +58,6 @@ def fluid_bounds(
     num_stages = 1 + int(np.searchsorted(np.cumsum(np.sort(budgets)[::-1]), total_bytes))
     inner = hop[np.ix_(nodes, nodes)] + np.where(np.eye(len(nodes)), np.inf, 0.0)
     hops_ms = (num_stages - 1) * float(inner.min()) if num_stages > 1 else 0.0
-    layer_ms = min(cost.nodes[i].speeds.layer_ms for i in nodes)
     stage_ms = min(cost.nodes[i].speeds.stage_ms for i in nodes)
-    least_ms = work_ms + num_layers * layer_ms + num_stages * stage_ms + hops_ms
+    least_ms = work_ms + num_stages * stage_ms + hops_ms
     return least_ms, float(layer_work.sum() / rates.sum())

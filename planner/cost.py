@@ -11,24 +11,21 @@ has every term on one page.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
-from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from planner.kv_profile import PREFILL_CHUNK_TOKENS, CacheProfile
-from planner.model_profile import LayerProfile, ModelProfile
+from planner.layer_times import Floats, LayerTimes
+from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile
+from planner.speeds import Speeds
+from planner.stage_bytes import StageBytes, StageWeights
+from planner.workload import Workload
 
 # A link that the configuration does not describe.
 LOCAL_LATENCY_MS, LOCAL_GBIT_S = 0.1, 20.0
 REMOTE_LATENCY_MS, REMOTE_GBIT_S = 0.5, 10.0
 FRAME_BYTES = 256  # what a frame carries beside the hidden state
 HEAD_RANK = 0
-Amount = TypeVar("Amount", np.float64, NDArray[np.float64])  # of one stage, or of many at once
 # Head sizes for which MLX's attention does not write its scores to memory on a GPU.
 FUSED_HEAD_DIMS = (64, 80, 96, 128)
 
@@ -43,50 +40,12 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
-    """What the ring is asked to do. Raises ValueError for a context or concurrency below 1."""
-
-    context: int  # tokens of one request, prompt and answer
-    concurrency: int  # requests at once
-
-    def __post_init__(self) -> None:
-        for key in ("context", "concurrency"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} = {getattr(self, key)} must be at least 1")
-
-    @property
-    def decode_context(self) -> int:
-        """Tokens in the cache when decode is timed."""
-        return self.context // 2
-
-    @property
-    def prompt_tokens(self) -> int:
-        """The prompt that prefill is timed with."""
-        return max(1, min(2048, self.context // 2))
-
-
-@dataclass(frozen=True, slots=True)
 class Stage:
     """Layers [start, stop) on the node at `index` of the cost model's nodes."""
 
     index: int
     start: int
     stop: int
-
-
-@dataclass(frozen=True, slots=True)
-class StageWeights:
-    """A stage's weights by part. A head tied to the embedding counts as head, unless the stage has both."""
-
-    layers_bytes: int
-    embed_bytes: int
-    norm_bytes: int  # and what else stands outside the layers of the last stage
-    head_bytes: int
-    other_bytes: int = 0  # what the layers of every stage read
-
-    @property
-    def total_bytes(self) -> int:
-        return self.layers_bytes + self.embed_bytes + self.norm_bytes + self.head_bytes + self.other_bytes
 
 
 class CostModel:
@@ -98,65 +57,31 @@ class CostModel:
         self.model, self.nodes, self.links, self.work = model, tuple(nodes), tuple(links), work
         self._links = {link.ranks: link for link in self.links}
         self._hosts = {node.rank: node.host for node in nodes}
-        layers, middle = model.layers, work.decode_context
-        self._sources = {i: x.cache_source for i, x in enumerate(layers) if x.cache_source is not None}
-        self._weight = _sums(layer.weight_bytes for layer in layers)
-        self._kv = _sums(layer.cache.nbytes(work.context) * work.concurrency for layer in layers)
-        self._unquantized = _sums(
-            CacheProfile(layer.cache.plain_token_bytes).nbytes(self.chunk_tokens) for layer in layers
-        )
-        self._read = _sums(layer.active_bytes + layer.cache.read_bytes(middle) for layer in layers)
-        self._params = _sums(layer.active_params for layer in layers)
-        self._chunk_read = _sums(layer.batch_bytes(self.mean_chunk_tokens) for layer in layers)
-        self._chunk_flops = _sums(map(self._layer_chunk_flops, layers))
-        self._scratch = {
-            is_fused: [self._layer_scratch_bytes(i, is_fused) for i in range(len(layers))]
-            for is_fused in (False, True)
-        }
+        self._bytes, self._times = StageBytes(model, work), LayerTimes(model, work)
+        self._decode_ms: dict[tuple[Speeds, bool], Floats] = {}
+        self._chunk_ms: dict[Speeds, Floats] = {}
+        self._params = [0, *itertools.accumulate(layer.active_params for layer in model.layers)]
 
     # -- bytes --------------------------------------------------------------------------------------------
     def weight_bytes(self, start: int, stop: int) -> int:
         """Weights of a stage, with the embedding, norm and head that it owns; a tied copy counts."""
-        return self.weights(start, stop).total_bytes
+        return self._bytes.weights(start, stop).total_bytes
 
     def weights(self, start: int, stop: int) -> StageWeights:
         """The same by part."""
-        model = self.model
-        is_first, is_last = start == 0, stop == model.num_layers
-        is_tied_copy = is_last and model.is_tied and not is_first
-        read_bytes = 0 if is_first else model.shared_embed_bytes  # of the embedding, by every stage
-        tied_bytes = (read_bytes or model.embed_bytes) if is_tied_copy else 0
-        return StageWeights(
-            layers_bytes=self._weight[stop] - self._weight[start],
-            embed_bytes=model.embed_bytes if is_first else 0,
-            norm_bytes=model.norm_bytes if is_last else 0,
-            head_bytes=model.head_bytes + tied_bytes if is_last else 0,
-            other_bytes=model.table_bytes + (0 if is_tied_copy else read_bytes),
-        )
+        return self._bytes.weights(start, stop)
 
     def kv_bytes(self, start: int, stop: int) -> int:
         """Caches of a stage for context x concurrency, with its copies of those that it shares."""
-        return self._kv[stop] - self._kv[start] + self._copies_bytes(start, stop)
+        return self._bytes.kv(start, stop)
 
     def activation_bytes(self, index: int, start: int, stop: int) -> int:
-        """Scratch of a stage for one prefill chunk of 512 tokens: an upper bound.
-
-        The fullest layer counts the outputs of all its linears, four hidden states, the attention scores
-        where they are written to memory, the scan of a recurrent layer, and a second copy of one session's
-        cache (it is copied when it grows). Where caches are quantised, those of one session's first chunk
-        count in plain, and attention scores are always written to memory. The last stage adds the logits of
-        the chunk, and four rows of them in float32 for the sampler.
-        """
-        model = self.model
-        total = max(self._scratch[self.is_fused(index)][start:stop])
-        total += self._unquantized[stop] - self._unquantized[start]
-        if stop == model.num_layers:
-            total += self.chunk_tokens * model.vocab_size * model.dtype_bytes + 16 * model.vocab_size
-        return total
+        """Scratch of a stage for one prefill chunk: an upper bound."""
+        return self._bytes.activation(start, stop, self.is_fused(index))
 
     def layer_bytes(self, layer: int) -> int:
         """Weights and caches of one layer alone, which is the least that it takes of a stage."""
-        return self._weight[layer + 1] - self._weight[layer] + self._kv[layer + 1] - self._kv[layer]
+        return self._bytes.layer(layer)
 
     def is_fused(self, index: int) -> bool:
         """True where a node's attention does not write its scores to memory."""
@@ -178,47 +103,38 @@ class CostModel:
         """Weights that one token is multiplied with."""
         return self._params[stop] - self._params[start]
 
-    # -- time ---------------------------------------------------------------------------------------------
-    def decode_ms(self, index: int, start: int, stop: int) -> float:
-        """One token of one user at half the context."""
-        return float(self.step_ms(index, np.float64(self.read_bytes(start, stop)), np.float64(stop - start)))
-
-    def read_bytes(self, start: int, stop: int) -> int:
-        """What one token of one user reads of weights, of the head where it is owned, and of the caches."""
-        model = self.model
-        read_bytes = self._read[stop] - self._read[start]
-        if stop == model.num_layers:
-            read_bytes += model.norm_bytes + (model.embed_bytes if model.is_tied else model.head_bytes)
-        return read_bytes
-
-    def step_ms(self, index: int, read_bytes: Amount, num_layers: Amount) -> Amount:
-        """A decode step of a node that reads so much for so many layers."""
-        speeds = self.nodes[index].speeds
-        return read_bytes / speeds.read_bytes_ms + num_layers * speeds.layer_ms + speeds.stage_ms
+    # -- time of a stage ----------------------------------------------------------------------------------
+    def decode_ms(self, index: int, start: int, stop: int, *, is_batched: bool = False) -> float:
+        """One token of one user at half the context; is_batched: of each of `work.rows` users."""
+        sums = self.decode_sums_ms(index, is_batched=is_batched)
+        head_ms = sums[-1] - sums[-2] if stop == self.model.num_layers else 0.0
+        return float(sums[stop] - sums[start] + head_ms) + self.nodes[index].speeds.stage_ms
 
     def prefill_ms(self, index: int, start: int, stop: int) -> float:
         """A prompt of `work.prompt_tokens` tokens: all chunks, and the step of its last token."""
-        return self.num_chunks * self.chunk_ms(index, start, stop) + self.decode_ms(index, start, stop)
+        return self.work.num_chunks * self.chunk_ms(index, start, stop) + self.decode_ms(index, start, stop)
 
     def chunk_ms(self, index: int, start: int, stop: int) -> float:
         """One chunk of that prompt."""
-        flops, read_bytes = self.chunk_flops(start, stop), self.chunk_read_bytes(start, stop)
-        return float(self.pass_ms(index, np.float64(flops), np.float64(read_bytes), np.float64(stop - start)))
+        sums = self.chunk_sums_ms(index)
+        return float(sums[stop] - sums[start]) + self.nodes[index].speeds.stage_ms
 
-    def pass_ms(self, index: int, flops: Amount, read_bytes: Amount, num_layers: Amount) -> Amount:
-        """Many tokens at once on a node: multiplying, or reading the weights."""
-        multiply_ms = flops / self.rate_flops_ms(index)
-        bound_ms: Amount = np.maximum(multiply_ms, read_bytes / self.rate_bytes_ms(index))
-        return bound_ms + num_layers * self.nodes[index].speeds.layer_ms + self.nodes[index].speeds.stage_ms
+    def decode_sums_ms(self, index: int, *, is_batched: bool = False) -> Floats:
+        """(L + 2,) sums of a decode step over the layers and, last, norm and head."""
+        speeds = self.nodes[index].speeds
+        key = speeds, is_batched
+        if key not in self._decode_ms:
+            self._decode_ms[key] = self._times.decode_ms(speeds, is_batched=is_batched)
+        return self._decode_ms[key]
 
-    def chunk_flops(self, start: int, stop: int) -> int:
-        """Floating-point operations of one chunk of the prompt; the last token's step has the head's."""
-        return self._chunk_flops[stop] - self._chunk_flops[start]
+    def chunk_sums_ms(self, index: int) -> Floats:
+        """(L + 2,) sums of a prefill chunk over the layers; the last token's step has norm and head."""
+        speeds = self.nodes[index].speeds
+        if speeds not in self._chunk_ms:
+            self._chunk_ms[speeds] = self._times.chunk_ms(speeds)
+        return self._chunk_ms[speeds]
 
-    def chunk_read_bytes(self, start: int, stop: int) -> int:
-        """Weights that one chunk of the prompt reads."""
-        return self._chunk_read[stop] - self._chunk_read[start]
-
+    # -- time of hops and rings ---------------------------------------------------------------------------
     def hop_ms(self, from_rank: int, to_rank: int, tokens: int) -> float:
         """A frame with the hidden states of `tokens` tokens from rank to rank; 0 tokens: ids only."""
         if from_rank == to_rank:
@@ -246,20 +162,27 @@ class CostModel:
         indices = [None, *(stage.index for stage in stages), None]
         return sum(self.hop_between_ms(a, b, tokens) for a, b in itertools.pairwise(indices))
 
-    def path_ms(self, stages: Sequence[Stage]) -> float:
-        """One token of one user, once round the ring."""
-        return sum(self.decode_ms(s.index, s.start, s.stop) for s in stages) + self.hops_ms(stages, 1)
+    def path_ms(self, stages: Sequence[Stage], *, is_batched: bool = False) -> float:
+        """One frame once round the ring: a token of one user; is_batched: of each of `work.rows` users."""
+        rows = self.work.rows if is_batched else 1
+        steps_ms = (self.decode_ms(s.index, s.start, s.stop, is_batched=is_batched) for s in stages)
+        return sum(steps_ms) + self.hops_ms(stages, rows)
 
-    def slowest_ms(self, stages: Sequence[Stage]) -> float:
-        """The decode time of the slowest stage."""
-        return max(self.decode_ms(s.index, s.start, s.stop) for s in stages)
+    def beat_ms(self, stages: Sequence[Stage], *, is_batched: bool = False) -> float:
+        """What keeps the busiest stage or link busy for one frame."""
+        rows = self.work.rows if is_batched else 1
+        steps_ms = (self.decode_ms(s.index, s.start, s.stop, is_batched=is_batched) for s in stages)
+        return max(*steps_ms, *self._transfers_ms(stages, rows))
 
     def throughput_tok_s(self, stages: Sequence[Stage]) -> float:
         """All users together.
 
-        `concurrency` tokens per round, unless the slowest stage is always busy first.
+        Each frame brings a token to each of its rows: `concurrency` tokens a round, unless the busiest
+        stage or link is always busy first.
         """
-        return 1e3 / max(self.path_ms(stages) / self.work.concurrency, self.slowest_ms(stages))
+        users, rows = self.work.concurrency, min(self.work.rows, self.work.concurrency)
+        path_ms, beat_ms = (each(stages, is_batched=True) for each in (self.path_ms, self.beat_ms))
+        return 1e3 / max(path_ms / users, beat_ms / rows)
 
     def ttft_ms(self, stages: Sequence[Stage]) -> float:
         """Prompt to first token.
@@ -267,54 +190,25 @@ class CostModel:
         The first chunk passes all stages and hops; the others follow at the pace of the slowest stage or
         link; behind them the last stage makes the step of the prompt's last token.
         """
-        tokens = self.mean_chunk_tokens
+        tokens = self.work.mean_chunk_tokens
         chunks_ms = [self.chunk_ms(s.index, s.start, s.stop) for s in stages]
-        indices = [None, *(stage.index for stage in stages), None]
-        transfers_ms = [self.transfer_ms(a, b, tokens) for a, b in itertools.pairwise(indices)]
+        transfers_ms = self._transfers_ms(stages, tokens)
         last = stages[-1]
         return (
             sum(chunks_ms)
             + self.hops_ms(stages, tokens)
-            + (self.num_chunks - 1) * max(*chunks_ms, *transfers_ms)
+            + (self.work.num_chunks - 1) * max(*chunks_ms, *transfers_ms)
             + self.decode_ms(last.index, last.start, last.stop)
         )
 
     # -- parts --------------------------------------------------------------------------------------------
-    @property
-    def chunk_tokens(self) -> int:
-        """Tokens of the largest prefill chunk."""
-        return min(PREFILL_CHUNK_TOKENS, self.work.context)
-
     def frame_bytes(self, tokens: int) -> int:
-        """A frame with the hidden states of so many tokens."""
-        return tokens * self.model.hidden_size * self.model.dtype_bytes + FRAME_BYTES
+        """A frame with what so many tokens take across the widest cut."""
+        return tokens * self.model.carry_bytes + FRAME_BYTES
 
-    @property
-    def num_chunks(self) -> int:
-        """Chunks of the prompt before its last token, which goes alone; at least one."""
-        return max(1, ceil((self.work.prompt_tokens - 1) / PREFILL_CHUNK_TOKENS))
-
-    @property
-    def mean_chunk_tokens(self) -> int:
-        """Tokens of such a chunk, taken as equal."""
-        return max(1, ceil((self.work.prompt_tokens - 1) / self.num_chunks))
-
-    def rate_flops_ms(self, index: int) -> float:
-        """Floating-point operations that a node makes in a ms."""
-        return self.nodes[index].speeds.flops_ms
-
-    def rate_bytes_ms(self, index: int) -> float:
-        """Bytes that a node reads in a ms."""
-        return self.nodes[index].speeds.read_bytes_ms
-
-    def _layer_chunk_flops(self, layer: LayerProfile) -> int:
-        """Two for each weight and token; scores and their use cost two for each key and query element."""
-        model, tokens = self.model, self.mean_chunk_tokens
-        flops = 2 * layer.active_params * tokens
-        if layer.score_copies:
-            seen = min(self.work.prompt_tokens // 2, layer.cache.window or self.work.prompt_tokens)
-            flops += 4 * model.num_heads * model.head_dim * seen * tokens
-        return flops
+    def _transfers_ms(self, stages: Sequence[Stage], tokens: int) -> list[float]:
+        indices = [None, *(stage.index for stage in stages), None]
+        return [self.transfer_ms(a, b, tokens) for a, b in itertools.pairwise(indices)]
 
     def _link(self, a: int, b: int) -> tuple[float, float]:
         is_local = a in self._hosts and self._hosts.get(a) == self._hosts.get(b)
@@ -327,23 +221,3 @@ class CostModel:
         if link is not None and link.bandwidth_gbit_s is not None:
             gbit_s = link.bandwidth_gbit_s
         return latency_ms, gbit_s
-
-    def _copies_bytes(self, start: int, stop: int) -> int:
-        """Caches of layers of earlier stages that layers of this one read: the stage has them too."""
-        if not self._sources:
-            return 0
-        layers = self.model.layers
-        copied = {s for i, s in self._sources.items() if start <= i < stop and s < start}
-        return sum(layers[s].cache.nbytes(self.work.context) for s in copied) * self.work.concurrency
-
-    def _layer_scratch_bytes(self, i: int, is_fused: bool) -> int:
-        model, layer, context = self.model, self.model.layers[i], self.work.context
-        elements = self.chunk_tokens * (layer.output_width + 4 * model.hidden_size)
-        if not is_fused or layer.cache.is_quantized:
-            seen = min(context, (layer.cache.window or context) + PREFILL_CHUNK_TOKENS)
-            elements += layer.score_copies * model.num_heads * self.chunk_tokens * seen
-        return elements * model.dtype_bytes + layer.scan_bytes + layer.cache.nbytes(context)
-
-
-def _sums(values: Iterable[int]) -> list[int]:
-    return [0, *itertools.accumulate(values)]

@@ -117,6 +117,15 @@ def read_checkpoint(model_dir: Path) -> CheckpointHeaders:
     return CheckpointHeaders(headers, lost)
 
 
+def missing_files(model_dir: Path) -> list[str]:
+    """The files that the index of the checkpoint in `model_dir` names and that are not there.
+
+    Raises ModelFilesError for a malformed index.
+    """
+    names = sorted(set((_read_index(model_dir) or {}).values()))
+    return [name for name in names if not (model_dir / name).exists()]
+
+
 def read_file_headers(model_dir: Path, name: str) -> list[TensorHeader]:
     """The tensors of the one safetensors file `name` in `model_dir`, in the order of its header.
 
@@ -167,8 +176,13 @@ def _read_index(model_dir: Path) -> dict[str, str] | None:
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelFilesError(f"{path} has no weight_map: download the model again")
+    places: dict[str, str] = {}  # file: a tensor in it
     for tensor, name in weight_map.items():
-        if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
+        if not isinstance(name, str):
+            raise ModelFilesError(f"{path} places {tensor} in {name!r}, which is no file of the model folder")
+        places.setdefault(name, tensor)
+    for name, tensor in places.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ModelFilesError(f"{path} places {tensor} in {name!r}, which is no file of the model folder")
     return weight_map
 
@@ -214,11 +228,7 @@ def _checked_entry(path: Path, tensor: str, entry: Any) -> tuple[str, tuple[int,
         raise ModelFilesError(f"{path} has a malformed header entry for {tensor}") from None
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise ModelFilesError(f"{path} stores {tensor} as {dtype!r}, which is no known dtype")
-    if (
-        not isinstance(shape, list)
-        or not all(_is_size(value) for value in [*shape, begin, end])
-        or begin > end
-    ):
+    if not isinstance(shape, list) or not all(map(_is_size, (*shape, begin, end))) or begin > end:
         raise ModelFilesError(f"{path} has a malformed header entry for {tensor}")
     if math.prod(shape) * DTYPE_BITS[dtype] != (end - begin) * 8:
         raise ModelFilesError(
@@ -228,4 +238,4 @@ def _checked_entry(path: Path, tensor: str, entry: Any) -> tuple[str, tuple[int,
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return type(value) is int and value >= 0

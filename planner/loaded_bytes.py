@@ -15,6 +15,7 @@ from planner.headers import DTYPE_BITS, ModelFilesError, TensorHeader
 from planner.load_options import LoadOptions, Quantization, is_packed
 
 _CAST_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _FLOATS = ("F16", "BF16", "F32", "F8_E4M3")
 _ROUTER = re.compile(r"(router(\.(gate|proj|layer))?|\.gate(\.gate_proj|\.proj)?|classifier)\.weight$")
 _NOT_LINEAR = re.compile(r"conv|norm|e_score|\.A_log|\.dt_bias|rotary|\.bias$|res_proj|position_ids")
@@ -97,6 +98,34 @@ class LoadedBytes:
         group = (own if isinstance(own, dict) else self._quantization).get("group_size", 64)
         return count // header.shape[-1] * scales.shape[-1] * int(group)
 
+    def format_of(self, header: TensorHeader) -> str:
+        """How the weights that a tensor belongs to are stored in memory, as planner.speeds names it.
+
+        Scales and biases are of their matrix's format, vectors of their own.
+        """
+        path, _, leaf = header.name.rpartition(".")
+        weight = self._headers.get(f"{path}.weight", header) if leaf in ("scales", "biases") else header
+        how = self._packing(weight) if weight.dtype in _FLOATS else None
+        if how is not None:
+            return _format_name(how.mode, how.bits, how.group_size)
+        if weight.dtype == "U32" or weight.name.endswith(("_blocks", "_scales")):
+            return self._packed_format(weight)
+        if self._cast_to is not None and weight.dtype in _FLOATS:
+            return self._cast_to
+        return "bfloat16" if f"{weight.name}_scale_inv" in self._headers else _NAMES.get(weight.dtype, "")
+
+    def _packed_format(self, header: TensorHeader) -> str:
+        """Of a tensor that is quantised in the file; config.json may name another packing for one path."""
+        if header.dtype != "U32":
+            return "mxfp4"  # as published: blocks and scales of 8 bits
+        path = header.name.removesuffix(".weight")
+        own = self._quantization.get(path)
+        found = own if isinstance(own, dict) else self._quantization
+        mode = str(found.get("mode", self._quantization.get("mode", "affine")))
+        group = int(found.get("group_size", 64))
+        params, words = self.params_of(header), math.prod(header.shape)
+        return _format_name(mode, round(32 * words / params) if params else int(found.get("bits", 4)), group)
+
     def _packing(self, header: TensorHeader) -> Quantization | None:
         """How this tensor is quantised on load, or None."""
         wanted, name = self._quantize, header.name
@@ -115,3 +144,7 @@ class LoadedBytes:
         if self._eight.search(name):
             return _EIGHT_BITS
         return wanted
+
+
+def _format_name(mode: str, bits: int, group_size: int) -> str:
+    return f"affine{bits}/{group_size}" if mode == "affine" else mode

@@ -12,18 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from planner.carry_profile import carry_bytes
 from planner.digests import digest_of
 from planner.headers import DTYPE_BITS, TensorHeader, read_config
 from planner.kv_profile import (
     HEADS_KEYS,
     HIDDEN_KEYS,
     STATE_DTYPE_BYTES,
-    CacheProfile,
     cache_profile,
     cache_source,
     first_int,
     head_dim,
 )
+from planner.layer_profile import LayerProfile, WeightFormat
 from planner.load_options import LoadOptions
 from planner.loaded_bytes import LoadedBytes
 from planner.missing import known_headers
@@ -54,32 +55,6 @@ NO_LIMIT_TOKENS = 1 << 20  # context of a model that names none, as recurrent on
 
 
 @dataclass(frozen=True, slots=True)
-class LayerProfile:
-    """One layer."""
-
-    weight_bytes: int
-    active_bytes: int  # read for one token: of routed experts only the chosen ones
-    active_params: int  # multiplied with one token
-    output_width: int  # elements that all its linears give for one token
-    score_copies: int  # of the attention scores that one step holds where they are written to memory
-    scan_bytes: int  # scratch of a recurrent layer's prefill
-    cache: CacheProfile
-    cache_source: int | None = None  # the earlier layer whose cache it reads; None: no other's
-    routed_bytes: int = 0  # of weight_bytes, experts that a router chooses
-    routed_share: float = 1.0  # of them that one token chooses
-
-    def batch_bytes(self, num_tokens: int) -> int:
-        """Weights that a pass over `num_tokens` tokens reads, each expert once.
-
-        Tokens choose independently: of E experts, k a token, E (1 - (1 - k / E)^n) are expected to be
-        chosen.
-        """
-        share = self.routed_share
-        more = (1 - (1 - share) ** num_tokens) - share
-        return self.active_bytes + round(self.routed_bytes * more)
-
-
-@dataclass(frozen=True, slots=True)
 class ModelProfile:
     """A whole model.
 
@@ -102,6 +77,16 @@ class ModelProfile:
     is_tied: bool
     table_bytes: int = 0  # what the layers of every stage read besides their own tensors and the embedding
     shared_embed_bytes: int = 0  # of the embeddings: what every stage reads
+    head_params: int = 0  # multiplied with one token, of the embedding where it is tied
+    head_format: str = ""
+    cut_bytes: tuple[
+        int, ...
+    ] = ()  # (L + 1,) of one token at the cut before each layer; empty: one hidden state
+
+    @property
+    def carry_bytes(self) -> int:
+        """What one token takes on the wire, at the cut where it takes most."""
+        return max(self.cut_bytes, default=0) or self.hidden_size * self.dtype_bytes
 
     @property
     def num_layers(self) -> int:
@@ -135,28 +120,34 @@ def profile_model(
     parts = split_parts(headers, first_int(flat, NUM_LAYERS_KEYS) or None, name)
     tensors = LoadedBytes(headers, config, name, options)
     is_tied = not parts.head or flat.get("tie_word_embeddings", config.get("tie_word_embeddings")) is True
+    embed = [header for header in parts.embed if tensors.params_of(header)]
+    head = embed[:1] if is_tied else [header for header in parts.head if tensors.params_of(header)]
     keyed = (header for layer in parts.layers for header in layer.values() if _sets_dtype(header))
     dtype_bytes = tensors.cast_bytes or _dtype_bytes([*parts.embed, *keyed])
+    layers = tuple(
+        _profile_layer(flat, index, layer, tensors, dtype_bytes) for index, layer in enumerate(parts.layers)
+    )
+    hidden_size = first_int(flat, HIDDEN_KEYS) or _size_of_norm(parts.layers)
     return ModelProfile(
         name=name,
         digest=digest_of(config, dict(headers)),
         model_type=str(config.get("model_type", "")),
         max_context=first_int(flat, CONTEXT_KEYS, NO_LIMIT_TOKENS),
-        hidden_size=first_int(flat, HIDDEN_KEYS) or _size_of_norm(parts.layers),
+        hidden_size=hidden_size,
         vocab_size=first_int(flat, ("vocab_size",)) or max((h.shape[0] for h in parts.embed), default=0),
         num_heads=first_int(flat, HEADS_KEYS, 1),
         head_dim=head_dim(flat),
         dtype_bytes=dtype_bytes,
-        layers=tuple(
-            _profile_layer(flat, index, layer, tensors, dtype_bytes)
-            for index, layer in enumerate(parts.layers)
-        ),
+        layers=layers,
         embed_bytes=tensors.nbytes(parts.embed),
         norm_bytes=tensors.nbytes(header for header in parts.other if PER_LAYER not in header.name),
         head_bytes=0 if is_tied else tensors.nbytes(parts.head),
         is_tied=is_tied,
         table_bytes=tensors.nbytes(header for header in parts.other if PER_LAYER in header.name),
         shared_embed_bytes=tensors.nbytes(_shared_embeddings(flat, parts.embed)),
+        head_params=sum(map(tensors.params_of, head)),
+        head_format=tensors.format_of(head[0]) if head else "",
+        cut_bytes=carry_bytes(flat, layers, hidden_size, dtype_bytes),
     )
 
 
@@ -188,14 +179,20 @@ def _profile_layer(
     num_experts = first_int(flat, EXPERTS_KEYS)
     top_k = _top_k(flat, index)
     weight_bytes = routed_bytes = active_bytes = active_params = width = 0
+    formats: dict[str, list[int]] = {}  # dense bytes, routed bytes, active weights
     for rest, header in layer.items():
         nbytes, params = tensors.bytes_of(header), tensors.params_of(header)
+        if not nbytes:
+            continue
         is_routed = num_experts > 0 and _is_routed(rest, header, num_experts)
         share = min(top_k / num_experts, 1.0) if is_routed else 1.0
         weight_bytes += nbytes
         routed_bytes += nbytes if is_routed else 0
         active_bytes += round(nbytes * share)
         active_params += round(params * share)
+        found = formats.setdefault(tensors.format_of(header), [0, 0, 0])
+        found[is_routed] += nbytes
+        found[2] += round(params * share)
         if params:
             rows = header.shape[-2] * (header.shape[0] if len(header.shape) == 3 else 1)
             width += round(rows * share)
@@ -212,6 +209,7 @@ def _profile_layer(
         cache_source=cache_source(flat, index),
         routed_bytes=routed_bytes,
         routed_share=min(top_k / num_experts, 1.0) if num_experts else 1.0,
+        formats=tuple(WeightFormat(name, *amounts) for name, amounts in formats.items()),
     )
 
 

@@ -8,10 +8,10 @@ which a node may be used more than once.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -24,16 +24,18 @@ from planner.any_order import (
     kinds_of,
     num_steps,
 )
-from planner.best_ring import Value, all_values, best_ring
+from planner.best_ring import all_values, best_ring
 from planner.bounds import fluid_bounds, least_sum_with_reuse
 from planner.cost import CostModel, Stage
-from planner.hops import hop_tables
+from planner.feasible import Feasibility, find_order, reach_of
+from planner.goals import Goal, goal_of
 from planner.one_order import cheapest_in_order
+from planner.pairs import pairs, parts
 from planner.tables import Floats, StageTables
 
 Cheapest = Callable[[Ring], tuple[float, list[Placed]] | None]
+MAX_MOVES = 60  # of single nodes in an order
 MIN_CALLS = 6  # of the search in one order, for a limit of the slowest stage
-MAX_KEPT_ELEMENTS = 1 << 24  # of the tables of stages: 128 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,96 +46,125 @@ class BestRing:
     gap: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """An objective: the sum over stages and hops, and what keeps a stage or a link busy at each beat."""
-
-    stage: Callable[[int], Floats]  # (B, B) by node
-    hop: Floats  # (N + 1, N + 1)
-    busy_stage: Callable[[int], Floats]
-    busy_hop: Floats
-    value: Value | None  # of the sum and the longest beat; None: the sum
-    layer_work: Floats  # (L,) what the stages do, at a rate of each node
-    rate: Callable[[int], float]  # of that work, a ms
-
-
 class RingSearch:
-    """All rings of one cost model. `forced` gives the nodes that own exactly that range, by index."""
+    """All rings of one cost model. `forced` gives the nodes that own exactly that range, by index.
+
+    keeps_order: only rings in the order of the nodes. is_over_allowed: `fastest` takes the rings that exceed
+    their budgets by the least in all, and of these the best.
+    """
 
     def __init__(
-        self, cost: CostModel, legal_cuts: frozenset[int] | None, forced: Mapping[int, tuple[int, int]]
+        self,
+        cost: CostModel,
+        legal_cuts: frozenset[int] | None,
+        forced: Mapping[int, tuple[int, int]],
+        *,
+        keeps_order: bool = False,
+        is_over_allowed: bool = False,
     ) -> None:
-        self.cost, self.tables = cost, StageTables(cost, legal_cuts, forced)
-        free = tuple(i for i, node in enumerate(cost.nodes) if node.use and i not in forced)
+        self.cost, self.keeps_order, self.is_over_allowed = cost, keeps_order, is_over_allowed
+        self.tables = StageTables(cost, legal_cuts, forced, is_over_allowed=is_over_allowed)
+        used = tuple(i for i, node in enumerate(cost.nodes) if node.use)
         places = [
             (i, a, b)
             for i, (start, stop) in sorted(forced.items(), key=lambda item: item[1])
             if (a := self.tables.at(start)) is not None and (b := self.tables.at(stop)) is not None
         ]
         self.is_possible = len(places) == len(forced)
+        if keeps_order:  # a forced node takes its turn: its tables allow its own range alone, to it alone
+            free, places = used, []
+        else:
+            free = tuple(i for i in used if i not in forced)
         none = np.zeros((len(cost.nodes) + 1,) * 2)
         self.ring = Ring(self.tables.size, free, tuple(places), self.tables.overflow_bytes, none)
 
     # -- answers ------------------------------------------------------------------------------------------
     def fastest(self, objective: str) -> BestRing | None:
         """The best ring that fits, for `latency`, `throughput` or `ttft`; None where no ring was found."""
-        goal = self._first_token() if objective == "ttft" else self._decode(objective == "throughput")
-        return self._best(goal)
+        return self._best(goal_of(self.tables, objective)) if self.is_possible else None
 
     def least_overflow(self) -> list[Stage] | None:
         """The stages that exceed their budgets by the least in all; None where the cuts allow no stages."""
-        found = self._cheapest(self.ring, tie=0.0)
-        return self._stages(found[1]) if found else None
+        found = self._least_overflow()
+        return self.stages(found[1]) if found else None
 
-    def widest(self, stage_cost: Callable[[int, int, int], float]) -> list[Stage] | None:
-        """The cheapest of the rings that fit and have the most stages, in any order; None: no such ring."""
+    def widest_in_order(self, stage: Callable[[int], Floats]) -> list[Placed] | None:
+        """The cheapest of the rings with the most stages, in the order of the nodes; None: no such ring.
 
-        def stage(i: int) -> Floats:
-            return self.tables.filled(i, lambda a, b: stage_cost(i, a, b))
+        stage: (B, B) by node, inf where it does not fit.
+        """
 
-        ring = replace(self.ring, stage=stage)
-        kinds = self._kinds(ring)
-        found = None if kinds is None else cheapest_in_any_order(ring, kinds, is_wide=True)
-        return self._stages(found[1]) if found else None
+        def wide(i: int) -> Floats:
+            table = stage(i)
+            return pairs(np.full_like(table, -1.0), table)
 
-    # -- goals --------------------------------------------------------------------------------------------
-    def _decode(self, has_users: bool) -> Goal:
-        stage = _Kept(self.tables.decode_ms, self.tables.size)
-        hop, _ = hop_tables(self.cost, 1)
-        users = self.cost.work.concurrency
-        value = (lambda path_ms, slowest_ms: max(path_ms / users, slowest_ms)) if has_users else None
-        work = self._of_layers(self.cost.read_bytes)
-        return Goal(stage, hop, stage, np.zeros_like(hop), value, work, self.cost.rate_bytes_ms)
+        ring = replace(self.ring, stage=wide, hop=pairs(self.ring.hop, self.ring.hop))
+        found = cheapest_in_order(ring, ring.free) if self.is_possible else None
+        return found[1] if found else None
 
-    def _first_token(self) -> Goal:
-        """The last stage makes the step of the prompt's last token besides."""
-        cost, tables = self.cost, self.tables
-        chunk = _Kept(tables.chunk_ms, tables.size)
+    def widest_in_any_order(self, stage: Callable[[int], Floats]) -> list[Placed] | None:
+        """The same in any order, or in one that fits where there are too many."""
+        if self.keeps_order or not self.is_possible:
+            return None
+        kinds, ring = self._kinds(self.ring), replace(self.ring, stage=stage)
+        if kinds is not None:
+            found = cheapest_in_any_order(ring, kinds, is_wide=True)
+        else:
+            tried = (cheapest_in_order(ring, order) for order in self._orders_to_try())
+            found = next((ring for ring in tried if ring is not None), None)
+        return found[1] if found else None
 
-        def stage(i: int) -> Floats:
-            table = chunk(i).copy()
-            table[:, -1] += tables.decode_ms(i)[:, -1]
-            return table
+    @cached_property
+    def feasibility(self) -> Feasibility:
+        """Whether any order fits at all, for more nodes than can be searched in every order."""
+        places = [(start, stop) for _, start, stop in self.ring.forced]
+        if not all(self.tables.fits(node)[start, stop] for node, start, stop in self.ring.forced):
+            return Feasibility(None, is_proven=True)
+        reach = {i: reach_of(self.tables.fits(i)) for i in self.ring.free}
+        known = {i: own for i, own in reach.items() if own is not None}
+        layers_bytes = [self.cost.layer_bytes(i) for i in range(self.cost.model.num_layers)]
+        sums = np.concatenate([[0], np.cumsum(layers_bytes)])[list(self.tables.bounds)]
+        found = find_order(known, places, np.array([self.tables.bounds, sums], dtype=np.float64))
+        return found if found.order or len(known) == len(reach) else Feasibility(None, is_proven=False)
 
-        hop, busy = hop_tables(cost, cost.mean_chunk_tokens)
-        more = cost.num_chunks - 1
-        value = (lambda total_ms, slowest_ms: total_ms + more * slowest_ms) if more else None
-        work = self._of_layers(cost.chunk_flops)
-        return Goal(_Kept(stage, tables.size), hop, chunk, busy, value, work, cost.rate_flops_ms)
+    @property
+    def knows_least_overflow(self) -> bool:
+        """False where another order may exceed the budgets by less than `least_overflow`."""
+        return self.keeps_order or self._kinds(self.ring) is not None
 
-    def _of_layers(self, value_of: Callable[[int, int], int]) -> Floats:
-        return np.array([value_of(i, i + 1) for i in range(self.cost.model.num_layers)], dtype=np.float64)
+    @property
+    def proves_refusals(self) -> bool:
+        """False where a ring may fit although none was found."""
+        return self.knows_least_overflow or self.feasibility.is_proven
+
+    def num_steps(self, *, is_any_order: bool) -> int:
+        """About how many additions one search makes: of all orders where they can be, or of one."""
+        kinds = self._kinds(self.ring) if is_any_order and not self.keeps_order else None
+        if kinds is not None:
+            return num_steps(self.ring, kinds)
+        return len(self.nodes) * self.tables.size * (self.tables.size + len(self.nodes))
+
+    @property
+    def nodes(self) -> list[int]:
+        """The nodes that may own layers."""
+        return [*self.ring.free, *(node for node, _, _ in self.ring.forced)]
+
+    def stages(self, placed: Sequence[Placed]) -> list[Stage]:
+        """The layers that boundaries stand for."""
+        bounds = self.tables.bounds
+        return [Stage(p.index, bounds[p.start], bounds[p.stop]) for p in placed]
 
     # -- parts --------------------------------------------------------------------------------------------
     def _best(self, goal: Goal) -> BestRing | None:
-        if not self.is_possible:
-            return None
         ring = replace(self.ring, stage=goal.stage, hop=goal.hop)
+        if self.keeps_order:
+            found = self._search(ring, goal, partial(cheapest_in_order, order=ring.free))
+            return BestRing(self.stages(found[1])) if found else None
         kinds = self._kinds(ring, goal.busy_hop)
         if kinds is not None:
             found = self._search(ring, goal, lambda r: cheapest_in_any_order(r, kinds))
-            return BestRing(self._stages(found[1])) if found else None
-        for order in self._orders():
+            return BestRing(self.stages(found[1])) if found else None
+        for order in self._orders_to_try():
             found = self._search(ring, goal, partial(cheapest_in_order, order=order), is_bounded=True)
             if found is not None:
                 break
@@ -145,14 +176,14 @@ class RingSearch:
         if few is not None:
             other = self._search(mine, goal, lambda r: cheapest_in_any_order(r, few))
             found = other if other is not None and other[0] < found[0] * (1 - TIE) else found
-        gap = 1 - self._bound(ring, goal) / found[0]
-        return BestRing(self._stages(found[1]), max(0.0, gap))
+        gap = 1.0 if self.is_over_allowed else 1 - self._bound(ring, goal) / found[0]
+        return BestRing(self.stages(found[1]), max(0.0, gap))
 
     def _bound(self, ring: Ring, goal: Goal) -> float:
         """A value that no ring is below."""
         nodes = [*ring.free, *(node for node, _, _ in ring.forced)]
-        rates = np.array([goal.rate(i) for i in nodes])
-        fluid_ms, beat_ms = fluid_bounds(self.cost, nodes, ring.hop, goal.layer_work, rates)
+        layers_ms = np.stack([goal.layers(i) for i in nodes])
+        fluid_ms, beat_ms = fluid_bounds(self.cost, nodes, ring.hop, layers_ms)
         least_ms = max(least_sum_with_reuse(ring), fluid_ms)
         return least_ms if goal.value is None else goal.value(least_ms, beat_ms)
 
@@ -160,47 +191,81 @@ class RingSearch:
         self, ring: Ring, goal: Goal, cheapest: Cheapest, *, is_bounded: bool = False
     ) -> tuple[float, list[Placed]] | None:
         """(value, stages) of the best ring. is_bounded: stop early where that would take too long."""
+        if self.is_over_allowed:
+            cheapest = self._of_least_overflow(cheapest)
         if goal.value is None:
             return cheapest(ring)
-        nodes = [*ring.free, *(node for node, _, _ in ring.forced)]
-
-        def least_sum(limit: float) -> tuple[float, list[Placed]] | None:
-            def stage(i: int) -> Floats:
-                return np.where(goal.busy_stage(i) <= limit, ring.stage(i), np.inf)
-
-            return cheapest(
-                replace(ring, stage=stage, hop=np.where(goal.busy_hop <= limit, ring.hop, np.inf))
-            )
-
-        def slowest(stages: Sequence[Placed]) -> float:
-            ends = [ring.head, *(s.index for s in stages), ring.head]
-            hops = [float(goal.busy_hop[a, b]) for a, b in itertools.pairwise(ends)]
-            return max(*hops, *(float(goal.busy_stage(s.index)[s.start, s.stop]) for s in stages))
-
-        beats = {self._key(i): goal.busy_stage(i) for i in nodes}
-        num_steps = len(nodes) * ring.size * (ring.size + len(nodes))
+        beats = {self._key(i): goal.busy_stage(i) for i in self.nodes}
+        num_steps = self.num_steps(is_any_order=False)
         return best_ring(
-            least_sum,
-            slowest,
+            lambda limit_ms: cheapest(goal.below(ring, limit_ms)),
+            goal.beat_ms,
             goal.value,
             all_values([goal.busy_hop, *beats.values()]),
             max_calls=max(MIN_CALLS, MAX_STEPS // num_steps) if is_bounded else None,
         )
 
+    def _of_least_overflow(self, cheapest: Cheapest) -> Cheapest:
+        """The search among the rings that exceed their budgets by the least."""
+        least = self._least_overflow()
+        least_bytes = least[0] if least else np.inf
+
+        def search(ring: Ring) -> tuple[float, list[Placed]] | None:
+            def stage(i: int) -> Floats:
+                return pairs(self.tables.overflow_bytes(i), ring.stage(i))
+
+            found = cheapest(replace(ring, stage=stage, hop=pairs(np.zeros_like(ring.hop), ring.hop)))
+            if found is None or parts(found[0])[0] > least_bytes:
+                return None
+            return parts(found[0])[1], found[1]
+
+        return search
+
     def _orders(self) -> list[list[int]]:
         """Orders of the free nodes: the configuration's, and for what does not fit in it by size."""
         free, nodes = list(self.ring.free), self.cost.nodes
+        if self.keeps_order:
+            return [free]
         by_size = sorted(free, key=lambda i: nodes[i].budget_bytes)
         return [free, by_size[::-1], by_size]
 
-    def _cheapest(self, ring: Ring, tie: float = TIE) -> tuple[float, list[Placed]] | None:
+    def _orders_to_try(self) -> Iterator[list[int]]:
+        """Those, and at last one that fits, if any was found, with the other nodes behind it."""
+        yield from self._orders()
+        if (order := self.feasibility.order) is not None:
+            yield [*order, *(i for i in self.ring.free if i not in order)]
+
+    def _least_overflow(self) -> tuple[float, list[Placed]] | None:
         if not self.is_possible:
             return None
-        kinds = self._kinds(ring)
-        if kinds is None:
-            found = [cheapest_in_order(ring, order, tie) for order in self._orders()]
-            return min((f for f in found if f is not None), key=lambda f: f[0], default=None)
-        return cheapest_in_any_order(ring, kinds, tie=tie)
+        kinds = None if self.keeps_order else self._kinds(self.ring)
+        if kinds is not None:
+            return cheapest_in_any_order(self.ring, kinds, tie=0.0)
+        found = [
+            (*ring, order)
+            for order in self._orders()
+            if (ring := cheapest_in_order(self.ring, order, tie=0.0))
+        ]
+        if not found:
+            return None
+        best = min(found, key=lambda f: f[0])
+        if not self.keeps_order:
+            best = self._fewer_over(*best)
+        return best[0], best[1]
+
+    def _fewer_over(
+        self, over_bytes: float, placed: list[Placed], order: list[int]
+    ) -> tuple[float, list[Placed], list[int]]:
+        """A smaller overflow, if moving single nodes in the order gives one; always tried alike."""
+        rng = random.Random(0)
+        best = (over_bytes, placed, order)
+        for _ in range(min(MAX_MOVES, MAX_STEPS // 4 // self.num_steps(is_any_order=False))):
+            moved = list(best[2])
+            moved.insert(rng.randrange(len(moved)), moved.pop(rng.randrange(len(moved))))
+            ring = cheapest_in_order(self.ring, moved, tie=0.0)
+            if ring is not None and ring[0] < best[0]:
+                best = (*ring, moved)
+        return best
 
     def _kinds(self, ring: Ring, *hops: Floats) -> list[list[int]] | None:
         """The free nodes by kind, where every order can be searched. hops: besides the ring's own."""
@@ -211,23 +276,3 @@ class RingSearch:
         """What a node's stages depend on."""
         node = self.cost.nodes[i]
         return node.budget_bytes, node.device, node.speeds, node.layers
-
-    def _stages(self, placed: Sequence[Placed]) -> list[Stage]:
-        bounds = self.tables.bounds
-        return [Stage(p.index, bounds[p.start], bounds[p.stop]) for p in placed]
-
-
-class _Kept:
-    """Tables by node, kept as long as there is room."""
-
-    def __init__(self, make: Callable[[int], Floats], size: int) -> None:
-        self._make, self._room = make, MAX_KEPT_ELEMENTS // size**2
-        self._kept: dict[int, Floats] = {}
-
-    def __call__(self, i: int) -> Floats:
-        if i in self._kept:
-            return self._kept[i]
-        table = self._make(i)
-        if len(self._kept) < self._room:
-            self._kept[i] = table
-        return table

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
+from math import ceil
 from typing import Any
+
+MAX_FRAMES = 1000  # in flight: what even the longest links need
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,11 @@ class Assignment:
     def need_bytes(self) -> int:
         """What the stage takes of its node's budget."""
         return self.weight_bytes + self.kv_bytes + self.activation_bytes
+
+    @property
+    def over_bytes(self) -> int:
+        """By how much that exceeds the budget: 0 but in a forced plan."""
+        return max(0, self.need_bytes - self.budget_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +87,7 @@ class Plan:
     predicted: Predicted
     memory: MemorySummary
     notes: tuple[str, ...] = field(default=(), compare=False)  # of the search; not in JSON
+    refusal: Refusal | None = None  # of a plan that was forced: it does not fit
 
     def __post_init__(self) -> None:
         if not self.assignments:
@@ -117,6 +126,31 @@ class Plan:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
+    def frames_in_flight(self) -> int:
+        """How many frames keep the slowest stage busy.
+
+        One more than there are stages, or than fit into a round at that stage's pace where hops are long.
+        """
+        round_ms = 1e3 / self.predicted.decode_tok_s
+        slowest_ms = max(part.decode_ms for part in self.assignments)
+        return max(len(self.assignments), min(ceil(round_ms / slowest_ms), MAX_FRAMES)) + 1
+
+    @property
+    def fits(self) -> bool:
+        """False for a plan that was forced although it exceeds budgets."""
+        return self.refusal is None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One sentence for each node that is given more than its budget; only a forced plan has any."""
+        return tuple(
+            f"{part.node} is given {part.over_bytes:,} bytes more than its budget of "
+            f"{part.budget_bytes:,} bytes: it may swap, slow down or run out of memory"
+            for part in self.assignments
+            if part.over_bytes
+        )
+
+    @property
     def cuts(self) -> tuple[int, ...]:
         """The layers at which a new stage starts, without 0."""
         return tuple(part.start for part in self.assignments[1:])
@@ -128,7 +162,7 @@ class Plan:
             "digest": self.digest,
             "strategy": self.strategy,
             "objective": self.objective,
-            "fits": True,
+            "fits": self.fits,
             "num_layers": self.num_layers,
             "context": self.context,
             "concurrency": self.concurrency,
@@ -136,7 +170,7 @@ class Plan:
             "unused_nodes": list(self.unused_nodes),
             "predicted": asdict(self.predicted),
             "memory": asdict(self.memory),
-            "refusal": None,
+            "refusal": None if self.refusal is None else asdict(self.refusal),
         }
 
     def to_json(self) -> str:
@@ -162,6 +196,7 @@ class Plan:
                 unused_nodes=tuple(_checked(name, str) for name in _checked(data["unused_nodes"], list)),
                 predicted=Predicted(**{key: float(value) for key, value in data["predicted"].items()}),
                 memory=MemorySummary(**{key: _checked(value, int) for key, value in data["memory"].items()}),
+                refusal=_refusal(data["refusal"]),
             )
         except KeyError as error:
             raise ValueError(f"a plan needs the key {error.args[0]}") from None
@@ -183,6 +218,12 @@ _TYPES: dict[str, type] = {
 
 def _assignment(data: Any) -> Assignment:
     return Assignment(**{key: _checked(value, _TYPES.get(key, object)) for key, value in data.items()})
+
+
+def _refusal(data: Any) -> Refusal | None:
+    if data is None:
+        return None
+    return Refusal(**{key: _checked(data[key], int if key == "missing_bytes" else str) for key in data})
 
 
 def _checked(value: Any, kind: type) -> Any:

@@ -1,32 +1,34 @@
-"""A plan as text: an aligned table, what it promises, and what it rests on. Pure."""
+"""A plan as text: an aligned table, bars of memory and time, what it promises and rests on. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from planner.bars import PLAIN, Look, single, stacked
 from planner.node_profile import NodeProfile
 from planner.plan import Plan, Refusal
 from planner.refusal import gb
 
-_LEFT = ("stage", "rank", "node", "chip", "layers", "owns", "state", "precision")
+_LEFT = ("stage", "rank", "node", "chip", "layers", "state", "precision", "strategy", "speed")
+NAME_WIDTH, CHIP_WIDTH = 16, 12
+MEMORY_WIDTH, TIME_WIDTH = 28, 16
 
 
-def render_plan(plan: Plan, nodes: Sequence[NodeProfile], notes: Sequence[str] = ()) -> str:
-    """Several lines, without colour or a newline at the end. `nodes` are those that the plan was made for.
+def render_plan(
+    plan: Plan, nodes: Sequence[NodeProfile], notes: Sequence[str] = (), look: Look = PLAIN
+) -> str:
+    """Several lines without a newline at the end. `nodes` are those that the plan was made for.
 
-    notes: further lines at the end.
+    notes: further lines at the end. look: ASCII without colour unless the reader's terminal has more.
     """
     by_rank = {node.rank: node for node in nodes}
     rows = [
         {
             "stage": str(part.stage),
             "rank": str(part.rank),
-            "node": part.node,
-            "chip": by_rank[part.rank].figures.name if part.rank in by_rank else "",
+            "node": look.shorten(part.node, NAME_WIDTH),
+            "chip": _chip(by_rank[part.rank], look) if part.rank in by_rank else "",
             "layers": f"{part.start}:{part.stop} ({part.stop - part.start})",
-            "owns": ", ".join(
-                word for word, is_own in (("embed", part.embed), ("head", part.head)) if is_own
-            ),
             "weights": gb(part.weight_bytes),
             "KV": gb(part.kv_bytes),
             "scratch": gb(part.activation_bytes),
@@ -51,7 +53,10 @@ def render_plan(plan: Plan, nodes: Sequence[NodeProfile], notes: Sequence[str] =
             f"{plan.model}: {plan.num_layers} layers, {users} of {plan.context} tokens, "
             f"strategy {plan.strategy}, objective {plan.objective}, plan {plan.digest}",
             "",
+            *forced_lines(plan),
             *table(rows),
+            "",
+            *_bars(plan, look),
             "",
             promise,
             memory,
@@ -62,13 +67,51 @@ def render_plan(plan: Plan, nodes: Sequence[NodeProfile], notes: Sequence[str] =
     )
 
 
-def render_refusal(refusal: Refusal, model: str, nodes: Sequence[NodeProfile]) -> str:
+def forced_lines(plan: Plan) -> list[str]:
+    """What a forced plan risks, loudly; empty for a plan that fits."""
+    if plan.refusal is None:
+        return []
+    lines = [f"WARNING: {warning}" for warning in plan.warnings]
+    return [f"FORCED, IT DOES NOT FIT: {plan.refusal.sentence}", *lines, ""]
+
+
+def _chip(node: NodeProfile, look: Look) -> str:
+    return look.shorten(node.figures.name.removeprefix("Apple "), CHIP_WIDTH)
+
+
+def _bars(plan: Plan, look: Look) -> list[str]:
+    """A line for each stage, its memory and its part of a token's time, and one for the hops: 80 columns."""
+    weights, kv, scratch, free = (look.paint(i, glyph) for i, glyph in enumerate(look.glyphs))
+    names = [look.shorten(part.node, NAME_WIDTH) for part in plan.assignments]
+    name_width = max(map(len, [*names, "hops"]))
+    token_ms = 1e3 / plan.predicted.decode_tok_s
+    hops_ms = max(token_ms - sum(part.decode_ms for part in plan.assignments), 0.0)
+    gap = " " * (name_width + 2)
+    key = f"{weights} weights  {kv} KV  {scratch} scratch  {free} free"
+    key_width = len("x weights  x KV  x scratch  x free")
+    lines = [f"{gap}{key}{' ' * (MEMORY_WIDTH + 8 - key_width)}{weights} a token's time"]
+
+    def time(ms: float) -> str:
+        return f"{single(ms / token_ms, TIME_WIDTH, look)}  {ms / token_ms:4.0%}"
+
+    for name, part in zip(names, plan.assignments, strict=True):
+        free_bytes = max(part.budget_bytes - part.need_bytes, 0)
+        sizes = (part.weight_bytes, part.kv_bytes, part.activation_bytes, free_bytes)
+        full = part.need_bytes / max(part.budget_bytes, 1)
+        bar = stacked(sizes, MEMORY_WIDTH, look)
+        lines.append(f"{name.ljust(name_width)}  {bar}  {full:4.0%}  {time(part.decode_ms)}")
+    if hops_ms / token_ms >= 0.005:
+        lines.append(f"{'hops'.ljust(name_width)}  {' ' * (MEMORY_WIDTH + 8)}{time(hops_ms)}")
+    return lines
+
+
+def render_refusal(refusal: Refusal, model: str, nodes: Sequence[NodeProfile], look: Look = PLAIN) -> str:
     """Why nothing fits, the budgets, and what would help."""
     rows = [
         {
             "rank": str(node.rank),
-            "node": node.name,
-            "chip": node.figures.name,
+            "node": look.shorten(node.name, NAME_WIDTH),
+            "chip": _chip(node, look),
             "memory": gb(node.memory_bytes),
             "ceiling": gb(node.ceiling_bytes),
             "cap": "" if node.cap_bytes is None else gb(node.cap_bytes),
@@ -105,14 +148,20 @@ def _notes(nodes: Sequence[NodeProfile], used: set[int]) -> list[str]:
     """What the figures rest on."""
     idle = [node.name for node in nodes if node.use and node.rank not in used]
     off = [node.name for node in nodes if not node.use]
-    unknown = sorted({node.figures.name for node in nodes if node.use and not node.figures.is_known})
+    measured = [node for node in nodes if node.use and node.measured is not None]
+    unknown = sorted(
+        {n.figures.name for n in nodes if n.use and n.measured is None and not n.figures.is_known}
+    )
     guessed = [node.name for node in nodes if node.use and node.ceiling_source == "guessed"]
     shared = [node.name for node in nodes if node.use and node.num_sharing > 1]
     notes = [f"note: no speed is known for {chip}: a low one is assumed" for chip in unknown]
+    for day in sorted({node.measured_on for node in measured}):
+        names = ", ".join(node.name for node in measured if node.measured_on == day)
+        notes.append(f"note: the speeds of {names} were measured{f' on {day}' if day else ''}")
     if idle:
         notes.append(f"note: {', '.join(idle)} would own no layers: a part there is slower, or does not fit")
     if off:
-        notes.append(f"note: {', '.join(off)} excluded by the config")
+        notes.append(f"note: {', '.join(off)} excluded by the config or by --exclude")
     if guessed:
         notes.append(f"note: the memory limit of {', '.join(guessed)} is a guess from the memory size")
     if shared:

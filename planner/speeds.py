@@ -52,6 +52,10 @@ class Speeds:
         if len(set(names)) != len(names):
             raise ValueError(f"formats = {', '.join(names)} names one twice")
 
+    def of(self, name: str) -> FormatRate | None:
+        """The rates of a format; None where only bytes and `flops_ms` are known to bind it."""
+        return next((rate for rate in self.formats if rate.format == name), None)
+
 
 def table_speeds(chip: Chip) -> Speeds:
     """What the chip's peak figures let expect."""

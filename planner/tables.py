@@ -18,14 +18,22 @@ Value = Callable[[int, int], float]  # of the layers [start, stop)
 
 
 class StageTables:
-    """`forced` gives the nodes that own exactly that range, by index; no other node's stage touches it."""
+    """`forced` gives the nodes that own exactly that range, by index; no other node's stage touches it.
+
+    is_over_allowed: stages that exceed their budgets count as stages that fit.
+    """
 
     def __init__(
-        self, cost: CostModel, legal_cuts: frozenset[int] | None, forced: Mapping[int, tuple[int, int]]
+        self,
+        cost: CostModel,
+        legal_cuts: frozenset[int] | None,
+        forced: Mapping[int, tuple[int, int]],
+        *,
+        is_over_allowed: bool = False,
     ) -> None:
         num_layers = cost.model.num_layers
         inner = range(1, num_layers) if legal_cuts is None else sorted(legal_cuts & set(range(1, num_layers)))
-        self.cost, self.forced = cost, dict(forced)
+        self.cost, self.forced, self._is_over_allowed = cost, dict(forced), is_over_allowed
         self.bounds = (0, *inner, num_layers)
         self._position = {bound: at for at, bound in enumerate(self.bounds)}
         size = len(self.bounds)
@@ -33,10 +41,7 @@ class StageTables:
         self._at = tuple(np.array(side, dtype=np.intp) for side in zip(*self._pairs, strict=True))
         self._need: dict[bool, Floats] = {}
         ends = np.array(self.bounds)
-        self._layers = (ends[None, :] - ends[:, None]).astype(np.float64)
-        self._read = self._all(cost.read_bytes)
-        self._chunk_flops = self._all(cost.chunk_flops)
-        self._chunk_read = self._all(cost.chunk_read_bytes)
+        self._ends = ends
         self._free = np.triu(np.ones((size, size), dtype=np.bool_), 1)
         for start, stop in self.forced.values():
             self._free &= (ends[None, :] <= start) | (ends[:, None] >= stop)
@@ -67,20 +72,30 @@ class StageTables:
 
     def fits(self, index: int) -> Bools:
         """(B, B): the stages that a node may own and can hold."""
+        if self._is_over_allowed:
+            return self.may_own(index)
         return self.may_own(index) & (self._need_bytes(index) <= self.cost.nodes[index].budget_bytes)
 
-    def decode_ms(self, index: int) -> Floats:
+    def decode_ms(self, index: int, *, is_batched: bool = False) -> Floats:
         """(B, B): `CostModel.decode_ms` of the stages that fit, else inf."""
-        return np.where(self.fits(index), self.cost.step_ms(index, self._read, self._layers), np.inf)
+        sums = self.cost.decode_sums_ms(index, is_batched=is_batched)
+        table = self._differences(index, sums)
+        table[:, -1] += sums[-1] - sums[-2]  # norm and head
+        return np.where(self.fits(index), table, np.inf)
 
     def chunk_ms(self, index: int) -> Floats:
         """(B, B): `CostModel.chunk_ms` of the stages that fit, else inf."""
-        own_ms = self.cost.pass_ms(index, self._chunk_flops, self._chunk_read, self._layers)
-        return np.where(self.fits(index), own_ms, np.inf)
+        table = self._differences(index, self.cost.chunk_sums_ms(index))
+        return np.where(self.fits(index), table, np.inf)
 
-    def filled(self, index: int, value_of: Value) -> Floats:
-        """(B, B): a value of each stage that fits, else inf."""
-        return np.where(self.fits(index), self._all(value_of), np.inf)
+    def filled(self, value_of: Value) -> Floats:
+        """(B, B): a value of each stage."""
+        return self._all(value_of)
+
+    def _differences(self, index: int, sums: Floats) -> Floats:
+        at = sums[self._ends]
+        table: Floats = at[None, :] - at[:, None] + self.cost.nodes[index].speeds.stage_ms
+        return table
 
     def _need_bytes(self, index: int) -> Floats:
         """(B, B), exact: bytes stay far below 2^53. Of a node only its kind of attention counts."""

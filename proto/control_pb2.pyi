@@ -31,7 +31,7 @@ class ProfileRequest(_message.Message):
     def __init__(self, config_digest: _Optional[str] = ...) -> None: ...
 
 class NodeProfile(_message.Message):
-    __slots__ = ("name", "chip", "gpu_cores", "memory_bytes", "ceiling_bytes", "available_bytes", "device", "mlx_version", "mlx_lm_version", "macrame_version", "config_digest", "platform", "addresses")
+    __slots__ = ("name", "chip", "gpu_cores", "memory_bytes", "ceiling_bytes", "available_bytes", "device", "mlx_version", "mlx_lm_version", "macrame_version", "config_digest", "platform", "speeds", "addresses")
     NAME_FIELD_NUMBER: _ClassVar[int]
     CHIP_FIELD_NUMBER: _ClassVar[int]
     GPU_CORES_FIELD_NUMBER: _ClassVar[int]
@@ -44,6 +44,7 @@ class NodeProfile(_message.Message):
     MACRAME_VERSION_FIELD_NUMBER: _ClassVar[int]
     CONFIG_DIGEST_FIELD_NUMBER: _ClassVar[int]
     PLATFORM_FIELD_NUMBER: _ClassVar[int]
+    SPEEDS_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     name: str
     chip: str
@@ -57,8 +58,35 @@ class NodeProfile(_message.Message):
     macrame_version: str
     config_digest: str
     platform: str
+    speeds: Speeds
     addresses: _containers.RepeatedCompositeFieldContainer[NodeAddress]
-    def __init__(self, name: _Optional[str] = ..., chip: _Optional[str] = ..., gpu_cores: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., ceiling_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ..., device: _Optional[str] = ..., mlx_version: _Optional[str] = ..., mlx_lm_version: _Optional[str] = ..., macrame_version: _Optional[str] = ..., config_digest: _Optional[str] = ..., platform: _Optional[str] = ..., addresses: _Optional[_Iterable[_Union[NodeAddress, _Mapping]]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., chip: _Optional[str] = ..., gpu_cores: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., ceiling_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ..., device: _Optional[str] = ..., mlx_version: _Optional[str] = ..., mlx_lm_version: _Optional[str] = ..., macrame_version: _Optional[str] = ..., config_digest: _Optional[str] = ..., platform: _Optional[str] = ..., speeds: _Optional[_Union[Speeds, _Mapping]] = ..., addresses: _Optional[_Iterable[_Union[NodeAddress, _Mapping]]] = ...) -> None: ...
+
+class Speeds(_message.Message):
+    __slots__ = ("read_bytes_ms", "flops_ms", "layer_ms", "stage_ms", "formats", "measured_on")
+    READ_BYTES_MS_FIELD_NUMBER: _ClassVar[int]
+    FLOPS_MS_FIELD_NUMBER: _ClassVar[int]
+    LAYER_MS_FIELD_NUMBER: _ClassVar[int]
+    STAGE_MS_FIELD_NUMBER: _ClassVar[int]
+    FORMATS_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_ON_FIELD_NUMBER: _ClassVar[int]
+    read_bytes_ms: float
+    flops_ms: float
+    layer_ms: float
+    stage_ms: float
+    formats: _containers.RepeatedCompositeFieldContainer[FormatRate]
+    measured_on: str
+    def __init__(self, read_bytes_ms: _Optional[float] = ..., flops_ms: _Optional[float] = ..., layer_ms: _Optional[float] = ..., stage_ms: _Optional[float] = ..., formats: _Optional[_Iterable[_Union[FormatRate, _Mapping]]] = ..., measured_on: _Optional[str] = ...) -> None: ...
+
+class FormatRate(_message.Message):
+    __slots__ = ("format", "weights_ms", "flops_ms")
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_MS_FIELD_NUMBER: _ClassVar[int]
+    FLOPS_MS_FIELD_NUMBER: _ClassVar[int]
+    format: str
+    weights_ms: float
+    flops_ms: float
+    def __init__(self, format: _Optional[str] = ..., weights_ms: _Optional[float] = ..., flops_ms: _Optional[float] = ...) -> None: ...
 
 class NodeAddress(_message.Message):
     __slots__ = ("ip", "interface", "kind", "mtu", "speed_mbit_s", "is_bound")
@@ -164,20 +192,32 @@ class Footprint(_message.Message):
     def __init__(self, layers_bytes: _Optional[int] = ..., embed_bytes: _Optional[int] = ..., norm_bytes: _Optional[int] = ..., head_bytes: _Optional[int] = ..., other_bytes: _Optional[int] = ..., full_model_bytes: _Optional[int] = ...) -> None: ...
 
 class StageStats(_message.Message):
-    __slots__ = ("num_steps", "num_tokens", "busy_ms", "uptime_ms", "recent_step_ms", "recent_hop_ms")
+    __slots__ = ("num_steps", "num_tokens", "busy_ms", "uptime_ms", "recent_step_ms", "recent_hop_ms", "decode_ms", "decode_position", "chunk_ms", "chunk_tokens", "chunk_position", "recent_hop_rank")
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     BUSY_MS_FIELD_NUMBER: _ClassVar[int]
     UPTIME_MS_FIELD_NUMBER: _ClassVar[int]
     RECENT_STEP_MS_FIELD_NUMBER: _ClassVar[int]
     RECENT_HOP_MS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_MS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_POSITION_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_MS_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_POSITION_FIELD_NUMBER: _ClassVar[int]
+    RECENT_HOP_RANK_FIELD_NUMBER: _ClassVar[int]
     num_steps: int
     num_tokens: int
     busy_ms: float
     uptime_ms: float
     recent_step_ms: _containers.RepeatedScalarFieldContainer[float]
     recent_hop_ms: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, num_steps: _Optional[int] = ..., num_tokens: _Optional[int] = ..., busy_ms: _Optional[float] = ..., uptime_ms: _Optional[float] = ..., recent_step_ms: _Optional[_Iterable[float]] = ..., recent_hop_ms: _Optional[_Iterable[float]] = ...) -> None: ...
+    decode_ms: _containers.RepeatedScalarFieldContainer[float]
+    decode_position: _containers.RepeatedScalarFieldContainer[int]
+    chunk_ms: _containers.RepeatedScalarFieldContainer[float]
+    chunk_tokens: _containers.RepeatedScalarFieldContainer[int]
+    chunk_position: _containers.RepeatedScalarFieldContainer[int]
+    recent_hop_rank: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, num_steps: _Optional[int] = ..., num_tokens: _Optional[int] = ..., busy_ms: _Optional[float] = ..., uptime_ms: _Optional[float] = ..., recent_step_ms: _Optional[_Iterable[float]] = ..., recent_hop_ms: _Optional[_Iterable[float]] = ..., decode_ms: _Optional[_Iterable[float]] = ..., decode_position: _Optional[_Iterable[int]] = ..., chunk_ms: _Optional[_Iterable[float]] = ..., chunk_tokens: _Optional[_Iterable[int]] = ..., chunk_position: _Optional[_Iterable[int]] = ..., recent_hop_rank: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class MemoryStatus(_message.Message):
     __slots__ = ("rss_bytes", "cache_bytes", "activation_bytes", "peak_kv_bytes", "memory_limit_bytes", "cache_limit_bytes", "wired_limit_bytes", "total_bytes", "available_bytes", "swap_used_bytes", "is_admitting", "num_trims")

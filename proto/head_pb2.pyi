@@ -54,6 +54,18 @@ class ClusterRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class PlanningRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PlanningReply(_message.Message):
+    __slots__ = ("planning_json", "config_digest")
+    PLANNING_JSON_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    planning_json: str
+    config_digest: str
+    def __init__(self, planning_json: _Optional[str] = ..., config_digest: _Optional[str] = ...) -> None: ...
+
 class ClusterStatus(_message.Message):
     __slots__ = ("status", "epoch", "plan_json", "ranks", "num_active", "num_queued", "max_active", "context", "incarnation", "num_requests", "num_prompt_tokens", "num_completion_tokens", "num_failed", "reason", "vocab_size")
     STATUS_FIELD_NUMBER: _ClassVar[int]

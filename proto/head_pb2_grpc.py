@@ -54,6 +54,11 @@ class HeadStub:
                 request_serializer=proto_dot_head__pb2.ClusterRequest.SerializeToString,
                 response_deserializer=proto_dot_head__pb2.ClusterStatus.FromString,
                 _registered_method=True)
+        self.GetPlanning = channel.unary_unary(
+                '/macrame.v1.Head/GetPlanning',
+                request_serializer=proto_dot_head__pb2.PlanningRequest.SerializeToString,
+                response_deserializer=proto_dot_head__pb2.PlanningReply.FromString,
+                _registered_method=True)
 
 
 class HeadServicer:
@@ -87,6 +92,13 @@ class HeadServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetPlanning(self, request, context):
+        """What the present plan was made from. UNAVAILABLE before there is a plan.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_HeadServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -109,6 +121,11 @@ def add_HeadServicer_to_server(servicer, server):
                     servicer.WatchCluster,
                     request_deserializer=proto_dot_head__pb2.ClusterRequest.FromString,
                     response_serializer=proto_dot_head__pb2.ClusterStatus.SerializeToString,
+            ),
+            'GetPlanning': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPlanning,
+                    request_deserializer=proto_dot_head__pb2.PlanningRequest.FromString,
+                    response_serializer=proto_dot_head__pb2.PlanningReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -219,6 +236,33 @@ class Head:
             '/macrame.v1.Head/WatchCluster',
             proto_dot_head__pb2.ClusterRequest.SerializeToString,
             proto_dot_head__pb2.ClusterStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPlanning(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/macrame.v1.Head/GetPlanning',
+            proto_dot_head__pb2.PlanningRequest.SerializeToString,
+            proto_dot_head__pb2.PlanningReply.FromString,
             options,
             channel_credentials,
             insecure,

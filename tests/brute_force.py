@@ -15,7 +15,7 @@ from planner.cost import CostModel, Stage
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """Over all rings; inf where there is none."""
+    """Over all rings, of those that exceed their budgets by the least; inf where there is none."""
 
     latency_ms: float
     throughput_ms: float  # per token of all users
@@ -53,43 +53,53 @@ def all_rings(cost: CostModel, legal: frozenset[int] | None = None) -> Iterator[
     return extend([], 0)
 
 
-def brute_force(cost: CostModel, legal: frozenset[int] | None = None) -> Best:
-    """The best value of each objective, each perhaps of another ring."""
-    num_layers, users, chunk = cost.model.num_layers, cost.work.concurrency, cost.mean_chunk_tokens
+def brute_force(cost: CostModel, legal: frozenset[int] | None = None, *, keeps_order: bool = False) -> Best:
+    """The best value of each objective, each perhaps of another ring; keeps_order: in the nodes' order."""
+    num_layers, users, chunk = cost.model.num_layers, cost.work.concurrency, cost.work.mean_chunk_tokens
     ends = [*range(len(cost.nodes)), None]
+    rows = min(cost.work.rows, users)
     hop = {
         (a, b): (
             cost.hop_between_ms(a, b, 1),
             cost.hop_between_ms(a, b, chunk),
             cost.transfer_ms(a, b, chunk),
+            cost.hop_between_ms(a, b, cost.work.rows),
+            cost.transfer_ms(a, b, cost.work.rows),
         )
         for a in ends
         for b in ends
     }
     ranges = [(a, b) for a in range(num_layers) for b in range(a + 1, num_layers + 1)]
     stage = {
-        (i, a, b): (cost.decode_ms(i, a, b), cost.chunk_ms(i, a, b), cost.overflow_bytes(i, a, b))
+        (i, a, b): (
+            cost.decode_ms(i, a, b),
+            cost.chunk_ms(i, a, b),
+            cost.overflow_bytes(i, a, b),
+            cost.decode_ms(i, a, b, is_batched=True),
+        )
         for i in range(len(cost.nodes))
         for a, b in ranges
     }
-    best = [math.inf, math.inf, math.inf, math.inf]
+    best = [(math.inf, math.inf)] * 3  # (bytes over, ms)
     most_stages = 0
     for ring in all_rings(cost, legal):
+        if keeps_order and any(a.index > b.index for a, b in itertools.pairwise(ring)):
+            continue
         stages = [stage[s.index, s.start, s.stop] for s in ring]
         at = [None, *(s.index for s in ring), None]
         hops = [hop[pair] for pair in itertools.pairwise(at)]
         decode_ms = sum(s[0] for s in stages) + sum(h[0] for h in hops)
         fill_ms = sum(s[1] for s in stages) + sum(h[1] for h in hops) + stages[-1][0]
         beat_ms = max(*(s[1] for s in stages), *(h[2] for h in hops))
-        slowest_ms = max(s[0] for s in stages)
+        round_ms = sum(s[3] for s in stages) + sum(h[3] for h in hops)
+        busiest_ms = max(*(s[3] for s in stages), *(h[4] for h in hops))
         over = sum(s[2] for s in stages)
-        best[3] = min(best[3], over)
+        values = (
+            decode_ms,
+            max(round_ms / users, busiest_ms / rows),
+            fill_ms + (cost.work.num_chunks - 1) * beat_ms,
+        )
+        best = [min(least, (over, value)) for least, value in zip(best, values, strict=True)]
         if not over:
-            values = (
-                decode_ms,
-                max(decode_ms / users, slowest_ms),
-                fill_ms + (cost.num_chunks - 1) * beat_ms,
-            )
-            best[:3] = map(min, best[:3], values)
             most_stages = max(most_stages, len(ring))
-    return Best(*best, most_stages)
+    return Best(*(value for _, value in best), best[0][0], most_stages)

@@ -12,7 +12,8 @@ from typing import Any
 
 from planner.headers import CONFIG_NAME, DTYPE_BITS, INDEX_NAME, TensorHeader
 from planner.kv_profile import CacheProfile
-from planner.model_profile import LayerProfile, ModelProfile
+from planner.layer_profile import LayerProfile
+from planner.model_profile import ModelProfile
 from planner.node_profile import GB, NodeProfile, make_node
 
 CHIPS = (

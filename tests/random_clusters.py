@@ -6,9 +6,11 @@ import itertools
 import random
 from dataclasses import replace
 
-from planner.cost import CostModel, Link, Stage, Workload
+from planner.cost import CostModel, Link, Stage
 from planner.node_profile import GB, NodeProfile
 from planner.plan import Plan
+from planner.speeds import FormatRate, Speeds
+from planner.workload import Workload
 from tests.fake_models import CHIPS, made_up_model, node
 
 
@@ -23,7 +25,7 @@ def random_case(rng: random.Random, max_layers: int, max_nodes: int) -> CostMode
         is_tied=rng.random() < 0.3,
         kv_token_bytes=rng.choice([0, 1000, 20000]),
     )
-    work = Workload(rng.choice([256, 4096, 16384]), rng.choice([1, 3, 8]))
+    work = Workload(rng.choice([256, 4096, 16384]), rng.choice([1, 3, 8]), rng.choice([1, 1, 4]))
     need_gb = CostModel(model, [node(0, 1)], (), work).need_bytes(0, 0, num_layers) / GB
     shares = [rng.random() + 0.3 for _ in range(num_nodes)]
     scale = need_gb * rng.choice([0.9, 1.1, 1.2, 1.3, 1.5, 2.0, 8.0]) / sum(shares)
@@ -63,4 +65,19 @@ def stages_of(plan: Plan, cost: CostModel) -> list[Stage]:
 
 def random_node(rng: random.Random, rank: int, budget_gb: float) -> NodeProfile:
     chip, cores = rng.choice(CHIPS)
-    return node(rank, budget_gb, chip, gpu_cores=cores, use=rng.random() < 0.9)
+    measured = random_speeds(rng) if rng.random() < 0.3 else None
+    return node(rank, budget_gb, chip, gpu_cores=cores, use=rng.random() < 0.9, measured=measured)
+
+
+def random_speeds(rng: random.Random) -> Speeds:
+    """Measured speeds, at times bound by arithmetic in decode; "" is the format of made-up models."""
+    read_bytes_ms = 10 ** rng.uniform(7, 9)
+    rate = FormatRate("", read_bytes_ms / 2 * rng.uniform(0.3, 3), 10 ** rng.uniform(9, 10))
+    return Speeds(
+        read_bytes_ms=read_bytes_ms,
+        flops_ms=10 ** rng.uniform(9, 10),
+        layer_ms=rng.choice([0.0, 0.1]),
+        stage_ms=rng.uniform(0, 1),
+        formats=(rate,) if rng.random() < 0.5 else (),
+        source="measured",
+    )

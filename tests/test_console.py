@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 
 import pytest
 
-from cluster.console import say
+from cluster.console import look_of, say
 
 
 def test_a_line_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,3 +22,30 @@ def test_a_line_that_nobody_reads_is_lost() -> None:
         say("lost", stream)
         os.dup2(os.open(os.devnull, os.O_WRONLY), writer)  # what is buffered still has to go somewhere
     say("lost", stream)
+
+
+class Terminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("encoding", "environment", "look"),
+    [
+        ("utf-8", {}, (True, True)),
+        ("UTF8", {"NO_COLOR": "1"}, (True, False)),
+        ("utf-8", {"TERM": "dumb"}, (True, False)),
+        ("ascii", {"NO_COLOR": ""}, (False, True)),
+        ("latin-1", {}, (False, True)),
+    ],
+)
+def test_a_terminal_gets_what_it_can_show(
+    encoding: str, environment: dict[str, str], look: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    found = look_of(Terminal(io.BytesIO(), encoding=encoding))
+    assert (found.is_unicode, found.is_color) == look
+    assert not look_of(io.TextIOWrapper(io.BytesIO(), encoding=encoding)).is_color

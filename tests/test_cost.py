@@ -4,16 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from planner.cost import (
-    LOCAL_LATENCY_MS,
-    REMOTE_LATENCY_MS,
-    CostModel,
-    Link,
-    Stage,
-    Workload,
-)
+from planner.cost import FRAME_BYTES, LOCAL_LATENCY_MS, REMOTE_LATENCY_MS, CostModel, Link, Stage
+from planner.layer_profile import WeightFormat
 from planner.node_profile import GB, NodeProfile, make_node
-from planner.speeds import DECODE_EFFICIENCY, LAYER_OVERHEAD_MS, STAGE_OVERHEAD_MS
+from planner.speeds import DECODE_EFFICIENCY, LAYER_OVERHEAD_MS, STAGE_OVERHEAD_MS, FormatRate, Speeds
+from planner.stage_bytes import MASKS
+from planner.workload import Workload
 from tests.fake_models import made_up_model
 
 
@@ -96,7 +92,7 @@ def test_scratch_counts_attention_scores_where_they_are_written_to_memory() -> N
     model = replace(made_up_model([GB] * 2, kv_token_bytes=64), num_heads=8, head_dim=128)
     metal = CostModel(model, nodes("a"), (), Workload(8192, 1)).activation_bytes(0, 0, 1)
     cpu = CostModel(model, nodes("a", chip="AMD EPYC"), (), Workload(8192, 1)).activation_bytes(0, 0, 1)
-    assert cpu - metal == 2 * 8 * 512 * 8192 * 2
+    assert cpu - metal == 512 * 8192 * (2 * 8 * 2 + MASKS)
 
 
 def test_the_last_stage_has_room_for_logits() -> None:
@@ -131,7 +127,7 @@ def test_chunks_of_a_prompt_follow_each_other() -> None:
     cost = CostModel(model, nodes("a", "a", "a"), (), Workload(8192, 1))
     stages = [Stage(i, i, i + 1) for i in range(3)]
     chunk_ms = cost.chunk_ms(0, 0, 1)
-    assert (cost.num_chunks, cost.mean_chunk_tokens) == (4, 512)
+    assert (cost.work.num_chunks, cost.work.mean_chunk_tokens) == (4, 512)
     expected_ms = 6 * chunk_ms + cost.hops_ms(stages, 512) + cost.decode_ms(2, 2, 3)
     assert cost.ttft_ms(stages) == pytest.approx(expected_ms)
     alone = [Stage(0, 0, 3)]
@@ -150,22 +146,63 @@ def test_a_link_slower_than_every_stage_sets_the_pace_of_a_prompt() -> None:
 
 
 def test_a_batch_reads_the_experts_that_it_is_expected_to_choose() -> None:
-    """8 experts of 100 bytes, 2 a token: 2 for one token, 3.5 for two, all for many."""
+    """8 experts of 100 MB, 2 a token: 2 for one token, 3.5 for two, all for many; the rest is read once."""
     layer = replace(
-        made_up_model([1000]).layers[0],
-        weight_bytes=1000,
-        active_bytes=400,
-        routed_bytes=800,
-        routed_share=0.25,
+        made_up_model([GB]).layers[0], active_bytes=4 * GB // 10, routed_bytes=8 * GB // 10, routed_share=0.25
     )
-    assert layer.batch_bytes(1) == 400
-    assert layer.batch_bytes(2) == 550
-    assert layer.batch_bytes(500) == 1000
-    assert made_up_model([1000]).layers[0].batch_bytes(500) == 1000
+    model = replace(made_up_model([GB]), layers=(layer,))
+    free = Speeds(1e6, 1e9, layer_ms=0.0, stage_ms=0.0)
+    node = replace(nodes("a")[0], measured=free)
+    for rows, mb in ((1, 400), (2, 550), (500, 1000)):
+        cost = CostModel(model, [node], (), Workload(256, 8, rows))
+        assert cost.decode_ms(0, 0, 1, is_batched=True) == pytest.approx(mb)
+        assert cost.decode_ms(0, 0, 1) == pytest.approx(400)
+    assert made_up_model([1000]).layers[0].batch_share(500) == 1.0
+
+
+def test_a_step_is_bound_by_bytes_or_by_the_arithmetic_of_each_format() -> None:
+    """1 GB in a slow format takes 10 ms for each row, in a fast one 5 ms for any number of rows."""
+    fast, slow = (WeightFormat(name, GB, 0, 10**9) for name in ("fast", "slow"))
+    layer = replace(made_up_model([2 * GB]).layers[0], formats=(fast, slow))
+    rates = (FormatRate("fast", 1e9, 1e12), FormatRate("slow", 1e8, 1e11))
+    speeds = Speeds(2e8, 1e12, layer_ms=0.0, stage_ms=1.0, formats=rates, source="measured")
+    node = replace(nodes("a")[0], measured=speeds)
+    cost = CostModel(replace(made_up_model([GB]), layers=(layer,)), [node], (), Workload(4096, 8, 4))
+    assert cost.decode_ms(0, 0, 1) == pytest.approx(1 + 5 + 10)
+    assert cost.decode_ms(0, 0, 1, is_batched=True) == pytest.approx(1 + 5 + 40)
+    chunk_ms = cost.chunk_ms(0, 0, 1)
+    attention_ms = 4 * 64 * 1024 * 512 / 1e12
+    assert chunk_ms == pytest.approx(1 + max(5, 2 * 1e9 * 512 / 1e12) + 2 * 1e9 * 512 / 1e11 + attention_ms)
+
+
+def test_rows_of_a_frame_share_the_weights_but_not_the_caches() -> None:
+    model = made_up_model([GB] * 2, kv_token_bytes=1000)
+    node = replace(nodes("a")[0], measured=Speeds(1e8, 1e12, layer_ms=0.0, stage_ms=0.0))
+    cost = CostModel(model, [node], (), Workload(20_000, 8, 4))
+    cache_ms = 2 * 10_000 * 1000 / 1e8
+    assert cost.decode_ms(0, 0, 2) == pytest.approx(20 + cache_ms)
+    assert cost.decode_ms(0, 0, 2, is_batched=True) == pytest.approx(20 + 4 * cache_ms)
+    assert cost.throughput_tok_s([Stage(0, 0, 2)]) == pytest.approx(4e3 / (20 + 4 * cache_ms))
+
+
+def test_a_slow_link_bounds_throughput() -> None:
+    model = made_up_model([GB // 100] * 2, hidden_size=4096)
+    slow = Link(frozenset((0, 1)), latency_ms=0.0, bandwidth_gbit_s=0.001)
+    cost = CostModel(model, nodes("a", "b"), [slow], Workload(256, 50))
+    busy_ms = (4096 * 2 + FRAME_BYTES) * 8 / 1e3
+    assert cost.throughput_tok_s([Stage(0, 0, 1), Stage(1, 1, 2)]) == pytest.approx(1e3 / busy_ms)
+
+
+def test_what_crosses_the_widest_cut_counts() -> None:
+    model = replace(made_up_model([GB] * 3, hidden_size=64), cut_bytes=(0, 128, 512, 0))
+    cost = CostModel(model, nodes("a", "b"), (), Workload(256, 1))
+    assert cost.frame_bytes(10) == 5120 + FRAME_BYTES
+    assert replace(model, cut_bytes=()).carry_bytes == 128
 
 
 def test_a_prompt_pays_for_attention() -> None:
     model = made_up_model([GB])
     wide = replace(model, num_heads=64, head_dim=128)
-    plain, more = (CostModel(m, nodes("a"), (), Workload(4096, 1)).chunk_flops(0, 1) for m in (model, wide))
-    assert more - plain == 4 * (64 * 128 - 64) * 1024 * 512
+    plain, more = (CostModel(m, nodes("a"), (), Workload(4096, 1)).chunk_ms(0, 0, 1) for m in (model, wide))
+    flops = 4 * (64 * 128 - 64) * 1024 * 512
+    assert more - plain == pytest.approx(flops / nodes("a")[0].speeds.flops_ms)

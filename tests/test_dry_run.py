@@ -13,6 +13,7 @@ from cluster.dry_run import main
 from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_ERROR, EXIT_OK, EXIT_USAGE
 from planner.node_profile import GB
 from planner.plan import Plan
+from planner.solver import STRATEGIES
 from shard_loader.cuts import proofs_of
 from shard_loader.hub_source import HubSource
 from tests.fake_models import llama_config, llama_tensors, write_model
@@ -191,9 +192,72 @@ def test_layers_are_forced_from_the_command_line(tmp_path: Path, capsys: pytest.
     assert data["unused_nodes"] == ["mini"]
 
 
+def test_excluded_nodes_own_nothing_this_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--strategy", "uniform", "--exclude"]
+    code, data, _ = run(tmp_path, capsys, *flags, "pro")
+    assert (code, list(layers(data)), data["unused_nodes"]) == (EXIT_OK, ["mini", "air"], ["pro"])
+    code, data, _ = run(tmp_path, capsys, *flags, "mini", "--exclude", "air")
+    assert (code, layers(data)) == (EXIT_OK, {"pro": (0, 9)})
+
+
+def test_the_order_of_the_file_can_be_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, data, _ = run(tmp_path, capsys, "--layers", "air=0:5")
+    assert (code, next(iter(layers(data)))) == (EXIT_OK, "air")
+    code, data, _ = run(tmp_path, capsys, "--layers", "air=0:5", "--keep-order")
+    assert code == EXIT_DOES_NOT_FIT
+    assert data["refusal"]["reason"].endswith("or the order of the nodes, which --keep-order keeps")
+    code, data, _ = run(tmp_path, capsys, "--layers", "air=5:9", "mini=0:3", "--keep-order")
+    assert (code, list(layers(data))) == (EXIT_OK, ["mini", "pro", "air"])
+
+
+def test_what_does_not_fit_can_be_forced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--context", "100000000"]
+    refusal = run(tmp_path, capsys, *flags)[1]["refusal"]
+    code, data, said = run(tmp_path, capsys, *flags, "--force")
+    assert code == EXIT_OK
+    assert set(data) == KEYS
+    assert (data["fits"], data["refusal"]) == (False, refusal)
+    plan = Plan.from_json(json.dumps(data))
+    assert sum(part.over_bytes for part in plan.assignments) == refusal["missing_bytes"]
+    assert plan.warnings
+    for warning in plan.warnings:
+        assert f"plan-dry-run: warning: {warning}" in said
+    assert main(["--config", str(tmp_path / "cluster.json"), *flags, "--force"]) == EXIT_OK
+    text = capsys.readouterr().out
+    assert f"FORCED, IT DOES NOT FIT: {refusal['reason']}" in text
+    assert f"WARNING: {plan.warnings[0]}" in text
+
+
+def test_all_strategies_stand_beside_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, data, _ = run(tmp_path, capsys, "--compare")
+    assert (code, set(data)) == (EXIT_OK, KEYS | {"strategies"})
+    assert {row["strategy"] for row in data["strategies"]} == set(STRATEGIES)
+    assert data["strategies"][0] == {
+        "strategy": "optimal",
+        "objective": "latency",
+        "is_chosen": True,
+        "fits": True,
+        "num_stages": 1,
+        "predicted": data["predicted"],
+    }
+    assert main(["--config", str(tmp_path / "cluster.json")]) == EXIT_OK
+    assert "memory_proportional       yes" in capsys.readouterr().out
+
+
+def test_force_changes_nothing_where_a_plan_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, capsys, "--force") == run(tmp_path, capsys)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--exclude", "airs"], '--exclude airs: "airs" is no node, the nearest is "air"'),
+        (["--exclude", "x"], '--exclude x: "x" is no node: the nodes are mini, pro, air'),
+        (["--exclude", "air", "pro", "mini"], "--exclude air pro mini: no node is left to own layers"),
+        (
+            ["--layers", "air=0:9", "--exclude", "air"],
+            "--exclude air: the layers 0:9 are forced onto that node",
+        ),
         (
             ["--layers", "air=0:2", "pro=1:9"],
             "layers 1:9 of pro overlap those of air, which end at 2",
@@ -268,7 +332,7 @@ def test_what_nobody_thought_of_is_one_sentence_too(
     def fail(*args: object, **kwargs: object) -> None:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("cluster.dry_run.make_proven_plan", fail)
+    monkeypatch.setattr("cluster.plan_asker.make_proven_plan", fail)
     code, data, said = run(tmp_path, capsys)
     assert (code, data) == (EXIT_ERROR, None)
     assert said == "plan-dry-run: ZeroDivisionError: oh; --verbose shows where, please report it\n"

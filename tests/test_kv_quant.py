@@ -16,11 +16,12 @@ from mlx_lm.models.cache import QuantizedKVCache, make_prompt_cache
 from mlx_lm.utils import load_model
 
 from cluster.engine import Engine
-from planner.cost import CostModel, Workload
+from planner.cost import CostModel
 from planner.kv_profile import CacheProfile
 from planner.kv_quant import KvQuantization, KvQuantizationError, quantize_kv
 from planner.model_profile import ModelProfile, read_model_profile
 from planner.node_profile import make_node
+from planner.workload import Workload
 from proto import ring_pb2
 from shard_loader.carry import flatten, from_wire, to_wire, unflatten
 from shard_loader.shard import Shard, ShardError

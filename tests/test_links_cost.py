@@ -8,9 +8,10 @@ import pytest
 
 from cluster.links import Pair
 from cluster.links_cost import LinksCost, cost_lines, links_cost, with_measured
-from planner.cost import CostModel, Link, Stage, Workload
+from planner.cost import CostModel, Link, Stage
 from planner.plan import Plan
 from planner.solver import PlanOptions, make_plan
+from planner.workload import Workload
 from tests.fake_models import made_up_model, node
 from tests.measured_links import pair, path, three_nodes
 

@@ -34,6 +34,11 @@ def test_a_full_budget_leaves_the_cache_one_steps_activations() -> None:
     assert limits(full).cache_bytes == 300_000_000
 
 
+def test_a_stage_forced_beyond_its_budget_may_load_and_is_not_wired_beyond_the_ceiling() -> None:
+    found = limits(MemoryNeed(20 * GB, 300_000_000, budget_bytes=8 * GB, reserve_bytes=2 * GB))
+    assert found == MemoryLimits(21 * GB, 300_000_000, 10 * GB)
+
+
 def test_a_small_budget_keeps_a_small_cache() -> None:
     assert limits(MemoryNeed(1000, 10, 1000, 0)).cache_bytes == MIN_CACHE_BYTES
 

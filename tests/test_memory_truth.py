@@ -11,9 +11,10 @@ import pytest
 
 from cluster.engine import Engine
 from deploy.demo.run import CONFIG
-from planner.cost import CostModel, Workload
+from planner.cost import CostModel
 from planner.model_profile import read_model_profile
 from planner.node_profile import make_node
+from planner.workload import Workload
 from proto import ring_pb2
 from shard_loader.weights import load_shard
 from tests.tiny_models import write_checkpoint

@@ -11,10 +11,11 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 
-from planner.cost import CostModel, Workload
+from planner.cost import CostModel
 from planner.headers import ModelFilesError
 from planner.model_profile import NO_LIMIT_TOKENS, profile_model, read_model_profile
 from planner.node_profile import GB, make_node
+from planner.workload import Workload
 from tests.fake_models import headers_of, llama_config, llama_tensors
 from tests.tiny_models import write_checkpoint
 
@@ -60,18 +61,19 @@ def test_cache_bytes_are_those_that_mlx_lm_keeps(tmp_path: Path, arch: str) -> N
     assert [layer.cache.nbytes(num_tokens) for layer in profile.layers] == [cache_bytes(c) for c in caches]
 
 
+@pytest.mark.parametrize("num_chunks", [2, 4])
 @pytest.mark.parametrize("arch", ARCHS)
-def test_scratch_covers_a_prefill_chunk_on_this_cpu(tmp_path: Path, arch: str) -> None:
+def test_scratch_covers_a_prefill_chunk_on_this_cpu(tmp_path: Path, arch: str, num_chunks: int) -> None:
     folder = write_checkpoint(arch, tmp_path, num_layers=NUM_LAYERS)
     node = make_node(0, "n", "h", memory_bytes=8 * GB, chip="AMD EPYC")
-    cost = CostModel(read_model_profile(folder), [node], (), Workload(2 * CHUNK, 1))
+    cost = CostModel(read_model_profile(folder), [node], (), Workload(num_chunks * CHUNK, 1))
     model, _ = load_model(folder)
     caches = make_prompt_cache(model)
     old_limit = mx.set_cache_limit(0)
     try:
         before_bytes = mx.get_active_memory()
         mx.reset_peak_memory()
-        for _ in range(2):
+        for _ in range(num_chunks):
             logits = model(mx.zeros((1, CHUNK), mx.int32), cache=caches)
             mx.eval(logits, [cache.state for cache in caches])
             del logits

@@ -41,8 +41,8 @@ def test_chips_that_the_table_lacks_get_a_floor() -> None:
         ("Apple M4 Ultra", "metal"),
         ("Apple M9", "metal"),
         (None, "metal"),
-        ("NVIDIA H200", "cuda"),
-        ("NVIDIA GeForce RTX 4090", "cuda"),
+        ("NVIDIA H900", "cuda"),
+        ("NVIDIA GeForce RTX 9090", "cuda"),
         ("AMD EPYC 7763", "cpu"),
         ("Intel(R) Xeon(R) Processor", "cpu"),
     ):

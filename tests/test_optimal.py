@@ -9,12 +9,13 @@ from dataclasses import replace
 
 import pytest
 
-from planner.cost import CostModel, Link, Stage, Workload
+from planner.cost import CostModel, Link, Stage
 from planner.hops import hop_tables
 from planner.node_profile import GB
 from planner.optimal import RingSearch
 from planner.plan import Plan, Refusal
 from planner.solver import OBJECTIVES, PlanOptions, make_plan
+from planner.workload import Workload
 from tests.brute_force import Best, brute_force
 from tests.fake_models import CHIPS, made_up_model, node
 from tests.random_clusters import random_case, stages_of, with_forced
@@ -22,25 +23,50 @@ from tests.random_clusters import random_case, stages_of, with_forced
 NUM_BATCHES, BATCH = 20, 120
 
 
-def check_optimal(cost: CostModel, legal: frozenset[int] | None = None) -> None:
-    """Each objective's plan has the value of the best ring; where none fits, the refusal says by how much."""
-    best = brute_force(cost, legal)
+def batches(num: int, num_short: int) -> list[object]:
+    """Seeds of batches, of which the first few are tested each time."""
+    return [pytest.param(i, marks=[] if i < num_short else [pytest.mark.long]) for i in range(num)]
+
+
+def check_optimal(cost: CostModel, legal: frozenset[int] | None = None, *, keeps_order: bool = False) -> None:
+    """Each objective's plan has the value of the best ring; where none fits, the refusal says by how much,
+    and a forced plan is the best of the rings that exceed their budgets by so much.
+    """
+    best = brute_force(cost, legal, keeps_order=keeps_order)
     for objective in OBJECTIVES:
+        work = cost.work
         options = PlanOptions(
-            cost.work.context, cost.work.concurrency, "optimal", objective, legal_cuts=legal
+            work.context,
+            work.concurrency,
+            "optimal",
+            objective,
+            legal_cuts=legal,
+            rows=work.rows,
+            keeps_order=keeps_order,
         )
         plan = make_plan(cost.model, cost.nodes, cost.links, options)
+        forced = make_plan(cost.model, cost.nodes, cost.links, replace(options, is_forced=True))
         if best.is_feasible:
             assert isinstance(plan, Plan)
+            assert forced == plan
             check_plan(plan, cost, objective, best, legal)
             continue
         assert isinstance(plan, Refusal)
         assert plan.missing_bytes == (0 if best.overflow_bytes == float("inf") else best.overflow_bytes)
+        if best.overflow_bytes == float("inf"):
+            assert forced == plan
+            continue
+        assert isinstance(forced, Plan)
+        assert forced.refusal == plan
+        check_plan(forced, cost, objective, best, legal)
 
 
 def check_plan(plan: Plan, cost: CostModel, objective: str, best: Best, legal: frozenset[int] | None) -> None:
     stages = stages_of(plan, cost)
-    assert not any(cost.overflow_bytes(s.index, s.start, s.stop) for s in stages)
+    over = [cost.overflow_bytes(s.index, s.start, s.stop) for s in stages]
+    assert sum(over) == best.overflow_bytes
+    assert plan.fits == (not any(over))
+    assert [a.over_bytes for a in plan.assignments] == over
     assert all(cost.nodes[s.index].use for s in stages)
     assert legal is None or set(plan.cuts) <= legal
     for i, n in enumerate(cost.nodes):
@@ -54,14 +80,14 @@ def check_plan(plan: Plan, cost: CostModel, objective: str, best: Best, legal: f
     assert mine == pytest.approx(least, rel=1e-8)
 
 
-@pytest.mark.parametrize("batch", range(NUM_BATCHES))
+@pytest.mark.parametrize("batch", batches(NUM_BATCHES, 3))
 def test_optimal_is_the_best_of_all_rings(batch: int) -> None:
     for case in range(BATCH):
         rng = random.Random(batch * BATCH + case)
         check_optimal(random_case(rng, max_layers=6, max_nodes=4))
 
 
-@pytest.mark.parametrize("batch", range(4))
+@pytest.mark.parametrize("batch", batches(10, 1))
 def test_optimal_with_legal_cuts_and_forced_layers(batch: int) -> None:
     for case in range(BATCH):
         rng = random.Random(10_000 + batch * BATCH + case)
@@ -70,13 +96,24 @@ def test_optimal_with_legal_cuts_and_forced_layers(batch: int) -> None:
         check_optimal(cost, legal if rng.random() < 0.5 else None)
 
 
+@pytest.mark.parametrize("batch", batches(10, 1))
+def test_optimal_in_the_order_of_the_nodes(batch: int) -> None:
+    for case in range(BATCH):
+        rng = random.Random(50_000 + batch * BATCH + case)
+        cost = random_case(rng, max_layers=6, max_nodes=5)
+        if rng.random() < 0.3:
+            cost = with_forced(rng, cost)
+        legal = frozenset(cut for cut in range(1, cost.model.num_layers) if rng.random() < 0.6)
+        check_optimal(cost, legal if rng.random() < 0.3 else None, keeps_order=True)
+
+
 def test_optimal_on_more_nodes() -> None:
     for case in range(20):
         rng = random.Random(20_000 + case)
         check_optimal(random_case(rng, max_layers=5, max_nodes=6))
 
 
-@pytest.mark.parametrize("batch", range(3))
+@pytest.mark.parametrize("batch", batches(10, 1))
 def test_a_stated_gap_holds(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where not every order may be searched, the plan fits and its gap bounds what the best ring gains."""
     monkeypatch.setattr("planner.optimal.MAX_STEPS", 0)

@@ -137,3 +137,13 @@ def test_a_plan_without_assignments_is_an_error() -> None:
 def test_what_is_no_plan_is_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Plan.from_json(text)
+
+
+def test_frames_in_flight_keep_the_slowest_stage_busy() -> None:
+    near = plan()
+    assert near.frames_in_flight == 4
+    slowest_ms = max(part.decode_ms for part in near.assignments)
+    far = replace(near, predicted=replace(near.predicted, decode_tok_s=1e3 / (9.5 * slowest_ms)))
+    assert far.frames_in_flight == 11
+    dead = replace(near, predicted=replace(near.predicted, decode_tok_s=1e-9))
+    assert dead.frames_in_flight == 1001

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cluster.config import ClusterConfig, ConfigError, load_config
+from cluster.plan_choices import PlanChoices
 from cluster.plan_inputs import kv_note, plan_links, plan_nodes, plan_options, read_model
 from planner.cost import Link
 from planner.node_profile import GB, make_node
@@ -102,8 +103,8 @@ def test_the_context_is_by_default_the_smaller_of_8192_and_the_models(
 ) -> None:
     folder = write_model(tmp_path / "m", llama_config(max_position_embeddings=own), llama_tensors())
     cluster = config(tmp_path, local(1), context=asked, concurrency=3, strategy="uniform", objective="ttft")
-    options = plan_options(cluster, read_model(cluster, folder), frozenset({2}))
-    assert (options.context, options.concurrency, options.legal_cuts) == (context, 3, frozenset({2}))
+    options = plan_options(cluster, read_model(cluster, folder), PlanChoices(is_forced=True))
+    assert (options.context, options.concurrency, options.is_forced) == (context, 3, True)
     assert (options.strategy, options.objective) == ("uniform", "ttft")
 
 

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
+import pytest
+
+from planner.bars import Look
+from planner.cost import Link
 from planner.node_profile import GB, make_node, share_machine
 from planner.plan import Plan, Refusal
 from planner.refusal import gb
-from planner.render import render_plan, render_refusal, table
+from planner.render import MEMORY_WIDTH, render_plan, render_refusal, table
 from planner.solver import PlanOptions, make_plan
 from tests.fake_models import made_up_model
 
@@ -38,12 +43,56 @@ def test_a_plan_is_a_table_with_its_promises_and_notes() -> None:
     assert plan.digest in text
     rows = [line.split() for line in text.splitlines() if line.startswith(("0 ", "1 "))]
     assert [row[:3] for row in rows] == [["0", "0", "mini"], ["1", "1", "box"]]
-    assert "0:3 (3)  embed" in text
-    assert "3:6 (3)  head" in text
+    assert "M4        0:3 (3)" in text
+    assert "AMD EPYC  3:6 (3)" in text
     assert f"predicted: {plan.predicted.decode_tok_s:.1f} tok/s for one user" in text
     assert "note: no speed is known for AMD EPYC: a low one is assumed" in text
-    assert "note: spare excluded by the config" in text
+    assert "note: spare excluded by the config or by --exclude" in text
     assert "note: the memory limit of mini is a guess from the memory size" in text
+
+
+def test_each_stage_has_a_bar_of_its_memory_and_one_of_its_time() -> None:
+    links = [Link(frozenset((0, 1)), latency_ms=50.0)]
+    plan = make_plan(made_up_model([GB] * 6), NODES, links, PlanOptions(4096, 2, "uniform"))
+    assert isinstance(plan, Plan)
+    lines = render_plan(plan, NODES).splitlines()
+    key = next(i for i, line in enumerate(lines) if "# weights  = KV  - scratch  . free" in line)
+    bars = {line.split()[0]: line for line in lines[key + 1 : key + 4]}
+    assert set(bars) == {"mini", "box", "hops"}
+    token_ms = 1e3 / plan.predicted.decode_tok_s
+    for part in plan.assignments:
+        _, memory, full, *_, share = bars[part.node].split()
+        assert len(memory) == MEMORY_WIDTH
+        assert memory.count("#") == pytest.approx(part.weight_bytes / part.budget_bytes * MEMORY_WIDTH, abs=1)
+        assert full == f"{part.need_bytes / part.budget_bytes:.0%}"
+        assert share == f"{part.decode_ms / token_ms:.0%}"
+    assert bars["hops"].endswith("%")
+
+
+def test_the_terminal_decides_how_bars_look() -> None:
+    plan = make_plan(made_up_model([GB] * 6), NODES, (), PlanOptions(4096, 2, "uniform"))
+    assert isinstance(plan, Plan)
+    plain, blocks = render_plan(plan, NODES), render_plan(plan, NODES, look=Look(is_unicode=True))
+    colored = render_plan(plan, NODES, look=Look(is_unicode=True, is_color=True))
+    assert plain.isascii()
+    assert blocks.translate(str.maketrans("█▓▒░", "#=-.")) == plain
+    assert re.sub(r"\x1b\[\d+m", "", colored) == blocks != colored
+
+
+def test_a_table_stays_narrow_whatever_the_names_are() -> None:
+    nodes = [
+        make_node(
+            rank, f"the-studio-in-the-room-upstairs-{rank}", f"h{rank}", memory_bytes=512 * GB, chip=chip
+        )
+        for rank, chip in enumerate(["Apple M3 Ultra", "Apple M9 Extraordinary Maximum"] * 4)
+    ]
+    plan = make_plan(made_up_model([GB] * 99), nodes, (), PlanOptions(4096, 1, "uniform"))
+    assert isinstance(plan, Plan)
+    text = render_plan(plan, nodes, look=Look(is_unicode=True))
+    bars = text.splitlines()[14:22]
+    assert all("the-stud…tairs-" in line for line in bars)
+    assert max(map(len, bars)) <= 80
+    assert max(len(line) for line in text.splitlines()[2:22]) <= 120
 
 
 def test_idle_nodes_and_shared_machines_are_noted() -> None:

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from cluster.dry_run import main as dry_run
+from deploy.status import render
 from tests.node_process import Ended, finish, node, run_node, start_node, wait_line, write_cluster
 from tests.ring_processes import free_ports
 from tests.tiny_models import write_checkpoint
@@ -181,6 +182,49 @@ def test_a_model_that_does_not_fit(tmp_path: Path, model: Path) -> None:
     assert ended.sentence.startswith(f"run_node: {model} needs 0.9 MB for its weights and ")
     assert "and 1.4 MB are missing; add a node with " in ended.sentence
     assert ended.text.count("are missing") == 1
+
+
+def test_a_model_that_does_not_fit_is_forced(tmp_path: Path, model: Path) -> None:
+    """It loads, answers, and says what it risks; the excluded node is not waited for."""
+    (api_port,) = free_ports(1)
+    config = write_cluster(tmp_path, model, node(memory_gb=0.0005), node(), api={"port": api_port})
+    head = start_node("--rank", 0, "--config", config, "--force", "--exclude", "node1")
+    with ExitStack() as stack:
+        stack.callback(finish, head)
+        stack.callback(head.terminate)
+        wait_line(head, "FORCED, IT DOES NOT FIT: ")
+        wait_line(head, "] ok")
+        url = f"http://127.0.0.1:{api_port}"
+        wait_for(lambda: is_ok(url), 20.0)
+        health = httpx.get(f"{url}/health").json()
+        assert health["status"] == "ok"
+        (warning,) = health["warnings"]
+        assert warning.startswith("node0 is given 1,")
+        assert "bytes more than its budget of 283,500 bytes" in warning
+        cluster = httpx.get(f"{url}/v1/cluster").json()
+        assert (cluster["plan"]["fits"], cluster["warnings"]) == (False, [warning])
+        assert f"WARNING: {warning}" in render(cluster)
+        asked = {"model": "tiny", "prompt": "a", "max_tokens": 2}
+        assert httpx.post(f"{url}/v1/completions", json=asked, timeout=20).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("rank", "flags", "sentence"),
+    [
+        (
+            1,
+            ["--force"],
+            "--exclude, --keep-order and --force are for rank 0, which plans; rank 1 has no use",
+        ),
+        (0, ["--exclude", "nod1"], '--exclude nod1: "nod1" is no node, the nearest is "node1"'),
+    ],
+)
+def test_choices_are_the_heads_and_are_checked(
+    rank: int, flags: list[str], sentence: str, tmp_path: Path, model: Path
+) -> None:
+    config = write_cluster(tmp_path, model, node(), node())
+    ended = run_node("--rank", rank, "--config", config, *flags)
+    assert (ended.code, ended.sentence[: len(sentence) + 10]) == (3, f"run_node: {sentence}")
 
 
 # -- ports ----------------------------------------------------------------------------------------------

@@ -61,6 +61,23 @@ def test_frames_in_flight_are_bounded_and_refilled() -> None:
     assert scheduler.num_in_flight == 2
 
 
+def test_prompts_leave_room_for_decodes_in_a_long_ring() -> None:
+    """Of ten frames in flight at most two are of prompts, however many wait."""
+    scheduler = Scheduler(max_queued=0)
+    scheduler.ring_up(7, Limits(64, 4, 10, 4, vocab_size=100, max_chunks=2))
+    (short,) = frames(scheduler.submit("a", [3], 5, greedy()))
+    first = frames(scheduler.submit("b", list(range(40)), 2, greedy()))
+    assert [len(f.slots[0].tokens) for f in first] == [4]
+    assert frames(scheduler.submit("c", list(range(40)), 2, greedy())) == []
+    decode, chunk = frames(answer(scheduler, short))
+    assert {decode.slots[0].session, chunk.slots[0].session} == {1, 2}
+    assert scheduler.num_in_flight == 3
+    assert len(frames(answer(scheduler, chunk))) == 1
+    scheduler.ring_down("gone")
+    scheduler.ring_up(8, Limits(64, 4, 10, 4, vocab_size=100, max_chunks=2))
+    assert len(frames(scheduler.submit("d", list(range(40)), 2, greedy()))) == 2
+
+
 def test_decode_goes_round_until_length() -> None:
     scheduler = up()
     (frame,) = frames(scheduler.submit("a", [3], 3, greedy()))

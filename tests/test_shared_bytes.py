@@ -8,9 +8,10 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from planner.cost import CostModel, Workload
+from planner.cost import CostModel
 from planner.model_profile import read_model_profile
 from planner.node_profile import GB, make_node
+from planner.workload import Workload
 from shard_loader.carry import flatten
 from shard_loader.weights import load_shard
 from tests.zoo.checkpoint import write_zoo_checkpoint

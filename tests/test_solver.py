@@ -35,7 +35,8 @@ def check_strategy(
     cost: CostModel, strategy: str, legal: frozenset[int] | None, rings: list[list[Stage]], is_in_order: bool
 ) -> None:
     """A plan where there is one; but for `optimal` over the most nodes, in their order if that fits."""
-    options = PlanOptions(cost.work.context, cost.work.concurrency, strategy, legal_cuts=legal)
+    work = cost.work
+    options = PlanOptions(work.context, work.concurrency, strategy, legal_cuts=legal, rows=work.rows)
     plan = make_plan(cost.model, cost.nodes, cost.links, options)
     assert isinstance(plan, Plan) == bool(rings), strategy
     if not isinstance(plan, Plan):
@@ -50,7 +51,11 @@ def check_strategy(
     assert len(mine) == most, strategy
     if strategy == "balanced" and is_in_order:
         widest = [ring for ring in rings if len(ring) == most]
-        assert cost.slowest_ms(mine) == pytest.approx(min(map(cost.slowest_ms, widest)))
+        assert slowest_ms(cost, mine) == pytest.approx(min(slowest_ms(cost, ring) for ring in widest))
+
+
+def slowest_ms(cost: CostModel, ring: Sequence[Stage]) -> float:
+    return max(cost.decode_ms(s.index, s.start, s.stop) for s in ring)
 
 
 def fits(cost: CostModel, ring: Sequence[Stage]) -> bool:

@@ -49,6 +49,9 @@ def make_app(service: Service, keys: Sequence[str]) -> Starlette:
     async def cluster(request: Request) -> Response:
         return JSONResponse(status.cluster(service.head, service.is_tokenizer_loaded, service.model))
 
+    async def planning(request: Request) -> Response:
+        return Response(await service.head.planning(), media_type="application/json")
+
     async def health(request: Request) -> Response:
         content = status.health(service.head, service.is_tokenizer_loaded)
         is_ok = content["status"] == "ok"
@@ -76,6 +79,7 @@ def make_app(service: Service, keys: Sequence[str]) -> Starlette:
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", model),
         Route("/v1/cluster", cluster),
+        Route("/v1/cluster/planning", planning),
         Route("/health", health),
         Route("/metrics", metrics_page),
     ]

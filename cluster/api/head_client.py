@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from typing import Any
 
@@ -15,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 0.1
 SILENT_S = 1.0  # then nothing new is sent to the head
+PLANNING_TIMEOUT_S = 5.0
 LOST_S = 1.4  # then what runs is ended: a frozen process never breaks a stream by itself
 RETRY_S = (0.1, 0.2, 0.4, 0.8, 1.0)
 MAX_MESSAGE_BYTES = 64 << 20
@@ -115,6 +117,18 @@ class HeadClient:
         generation = Generation(self, self._stub.Generate(request, metadata=self._metadata))
         self.generations.add(generation)
         return generation
+
+    async def planning(self) -> str:
+        """What the plan was made from, as JSON; raises ApiError where there is none, or no head."""
+        if self.trouble:
+            raise unavailable(self.trouble)
+        try:
+            reply = await self._stub.GetPlanning(
+                head_pb2.PlanningRequest(), metadata=self._metadata, timeout=PLANNING_TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error) from None
+        return f'{{"config_digest": {json.dumps(reply.config_digest)}, "planning": {reply.planning_json}}}'
 
     def fail_all(self, reason: str, *, is_closing: bool = False) -> None:
         """Ends every running request with a 503 or an error event; when closing, refuses new ones."""

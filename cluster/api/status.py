@@ -9,6 +9,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from cluster.api.head_client import HeadClient
+from planner.plan import Plan
 
 _STATES = ("starting", "loading", "degraded")
 
@@ -30,7 +31,8 @@ def health(head: HeadClient, is_tokenizer_loaded: bool) -> dict[str, Any]:
     """The body of /health."""
     name, reason = state(head, is_tokenizer_loaded)
     if name == "ok":
-        return {"status": "ok"}
+        warnings = _warnings(head)
+        return {"status": "ok"} | ({"warnings": warnings} if warnings else {})
     nodes = [{key: node[key] for key in ("rank", "name", "state", "reason")} for node in _nodes(head)]
     return {"status": name, "reason": reason, "nodes": nodes}
 
@@ -46,7 +48,14 @@ def cluster(head: HeadClient, is_tokenizer_loaded: bool, model: str) -> dict[str
     for key in ("status", "reason", "plan_json", "ranks"):
         del plain[key]
     plan = json.loads(status.plan_json) if status.plan_json else None
-    return content | plain | {"plan": plan, "nodes": _nodes(head)}
+    return content | plain | {"plan": plan, "warnings": _warnings(head), "nodes": _nodes(head)}
+
+
+def _warnings(head: HeadClient) -> list[str]:
+    """What a plan that was forced beyond its budgets risks, one sentence for each such node."""
+    if head.status is None or not head.status.plan_json:
+        return []
+    return list(Plan.from_json(head.status.plan_json).warnings)
 
 
 def to_plain(message: Message) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.arguments import Parser
+from cluster.console import look_of
 from cluster.errors import EXIT_OK, UserError
 from cluster.plan_inputs import plan_nodes
 from cluster.probe import this_machine
@@ -47,7 +48,8 @@ def _plan_table(ring: Running) -> str:
     """The plan that the head made, with this machine's figures where the config gives none."""
     plan = Plan.from_json(json.dumps(ring.client.get("/v1/cluster")["plan"]))
     here = this_machine()
-    return render_plan(plan, plan_nodes(ring.config, {node.rank: here for node in ring.config.nodes}))
+    nodes = plan_nodes(ring.config, {node.rank: here for node in ring.config.nodes})
+    return render_plan(plan, nodes, look=look_of(sys.stdout))
 
 
 def _answer(ring: Running, prompt: str, max_tokens: int) -> Timing:

@@ -72,13 +72,15 @@ def proofs_of_verdict(verdict: Verdict) -> list[Any]:
 def shipped(verdicts: Sequence[Verdict]) -> Iterator[tuple[Mapping[str, Any], Sequence[Any]]]:
     """Every config with a proof of every cut: the zoo's, the published ones of the tests, the demo's."""
     from shard_loader.cuts import prove_cuts
+    from tests.big_shapes import PUBLISHED
     from tests.real_configs import REAL_CONFIGS
     from tests.zoo.configs import zoo_config
 
     for verdict in verdicts:
         if verdict.status != REFUSED:
             yield zoo_config(verdict.name), proofs_of_verdict(verdict)
-    for name, config in [*REAL_CONFIGS.items(), ("demo", json.loads(DEMO.read_text()))]:
+    large = ((str(config["model_type"]), config) for config in PUBLISHED)
+    for name, config in [*REAL_CONFIGS.items(), *large, ("demo", json.loads(DEMO.read_text()))]:
         print(f"proving {name}", file=sys.stderr)
         yield config, prove_cuts(config)
 

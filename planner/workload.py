@@ -1,0 +1,42 @@
+"""What a ring is asked to do. A pure value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from planner.kv_profile import PREFILL_CHUNK_TOKENS
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Requests and how they go through the ring. Raises ValueError for a number below 1."""
+
+    context: int  # tokens of one request, prompt and answer
+    concurrency: int  # requests at once
+    rows: int = 1  # requests whose tokens one frame carries together; the scheduler sends one
+
+    def __post_init__(self) -> None:
+        for key in ("context", "concurrency", "rows"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} = {getattr(self, key)} must be at least 1")
+
+    @property
+    def decode_context(self) -> int:
+        """Tokens in the cache when decode is timed."""
+        return self.context // 2
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The prompt that prefill is timed with."""
+        return max(1, min(2048, self.context // 2))
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks of the prompt before its last token, which goes alone; at least one."""
+        return max(1, ceil((self.prompt_tokens - 1) / PREFILL_CHUNK_TOKENS))
+
+    @property
+    def mean_chunk_tokens(self) -> int:
+        """Tokens of such a chunk, taken as equal."""
+        return max(1, ceil((self.prompt_tokens - 1) / self.num_chunks))
