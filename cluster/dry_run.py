@@ -22,7 +22,7 @@ from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_ERROR, EXIT_OK, UserError
 from cluster.plan_arguments import plan_parser, with_arguments
 from cluster.plan_asker import PlanAsker
 from cluster.plan_choices import choices_of
-from cluster.plan_inputs import kv_note, read_model
+from cluster.plan_inputs import is_same_chip, kv_note, read_model
 from cluster.plan_output import plan_text
 from cluster.plan_plot import draw_plan
 from cluster.probe import is_this_machine, this_machine
@@ -130,11 +130,14 @@ def _model_dir(config: ClusterConfig) -> Path:
 
 
 def _measured(config: ClusterConfig) -> dict[int, NodeProfile]:
-    """This machine, for each node on it that the file does not describe."""
+    """This machine, for each node on it that the file does not describe, or describes as it is."""
+    local = [node for node in config.nodes if node.use and is_this_machine(node.host)]
     return {
         node.rank: this_machine()
-        for node in config.nodes
-        if node.use and (node.memory_gb is None or node.chip is None) and is_this_machine(node.host)
+        for node in local
+        if node.memory_gb is None
+        or node.chip is None
+        or is_same_chip(node.chip, node.gpu_cores, this_machine())
     }
 
 
