@@ -8,10 +8,11 @@ from planner.cost import CostModel, Stage
 from planner.fitting import Fitting
 from planner.plan import Refusal
 from planner.remedies import more_nodes, own_remedies
-from planner.sizes import gb
+from planner.sizes import gb, lacking
 
 __all__ = ["explain", "gb"]
 
+UNPROVEN = "; not every order of the nodes could be tried, so one may fit after all"
 SMALLER_MODEL = "take a smaller or more quantised model"
 
 
@@ -21,10 +22,13 @@ def explain(
     legal_cuts: frozenset[int] | None = None,
     *,
     keeps_order: bool = False,
+    is_least: bool = True,
+    is_proven: bool = True,
 ) -> Refusal:
     """The refusal for the split `stages`, which exceeds its budgets by the least in all.
 
-    None: no legal split. keeps_order: of those in the order of the nodes.
+    None: no legal split. keeps_order: of those in the order of the nodes. is_least, is_proven: False where
+    not every order was tried, and another one may exceed them by less, or even fit.
     """
     if stages is None:
         order = ", or the order of the nodes, which --keep-order keeps" if keeps_order else ""
@@ -36,10 +40,11 @@ def explain(
     missing_bytes = sum(cost.overflow_bytes(s.index, s.start, s.stop) for s in stages)
     over = [s for s in stages if cost.overflow_bytes(s.index, s.start, s.stop)]
     fitting = Fitting(cost, legal_cuts, stages)
-    return Refusal(_reason(cost, over, missing_bytes), missing_bytes, _advice(fitting))
+    reason = _reason(cost, over, missing_bytes, is_least=is_least)
+    return Refusal(reason if is_proven else f"{reason}{UNPROVEN}", missing_bytes, _advice(fitting))
 
 
-def _reason(cost: CostModel, over: Sequence[Stage], missing_bytes: int) -> str:
+def _reason(cost: CostModel, over: Sequence[Stage], missing_bytes: int, *, is_least: bool) -> str:
     model, work, num_layers = cost.model, cost.work, cost.model.num_layers
     users = "one request" if work.concurrency == 1 else f"{work.concurrency} requests"
     used = [node for node in cost.nodes if node.use]
@@ -54,14 +59,24 @@ def _reason(cost: CostModel, over: Sequence[Stage], missing_bytes: int) -> str:
         need_bytes = cost.need_bytes(stage.index, stage.start, stage.stop)
         return (
             f"{node.name} is forced to layers {stage.start}:{stage.stop}, which need {gb(need_bytes)}, "
-            f"and its budget is {gb(node.budget_bytes)}"
+            f"and its budget is {gb(node.budget_bytes)}: {lacking(missing_bytes)}"
         )
     budgets = (
         f"the budget of {used[0].name} is {gb(budget_bytes)}"
         if len(used) == 1
         else f"the budgets of the nodes add up to {gb(budget_bytes)}"
     )
-    return f"{whole}, {budgets}, and {gb(missing_bytes)} are missing"
+    missing = lacking(missing_bytes, is_least=is_least)
+    return f"{whole}, {budgets}, and {missing}{_where(cost, over, missing_bytes)}"
+
+
+def _where(cost: CostModel, over: Sequence[Stage], missing_bytes: int) -> str:
+    """The one node that is the matter: all others hold their layers, and it is less than a layer short."""
+    stage = over[0]
+    least_bytes = min(cost.layer_bytes(layer) for layer in range(stage.start, stage.stop))
+    if len(over) > 1 or len(cost.nodes) == 1 or missing_bytes >= least_bytes:
+        return ""
+    return f" on {cost.nodes[stage.index].name}, for layers {stage.start}:{stage.stop}"
 
 
 def _advice(fitting: Fitting) -> str:
