@@ -226,6 +226,7 @@ def test_properties(check: Callable[[Case], None], shape: dict[str, Any], count:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("check", "shape", "count"), CHECKS, ids=_name)
 def test_properties_on_thousands(check: Callable[[Case], None], shape: dict[str, Any], count: int) -> None:
     _examine(check, shape, 40 * count, derandomize=False)
