@@ -22,10 +22,12 @@ from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_ERROR, EXIT_OK, UserError
 from cluster.plan_arguments import plan_parser, with_arguments
 from cluster.plan_asker import PlanAsker
 from cluster.plan_choices import choices_of
-from cluster.plan_inputs import kv_note, read_model
+from cluster.plan_inputs import is_same_chip, kv_note, read_model
 from cluster.plan_output import plan_text
+from cluster.plan_plot import draw_plan
 from cluster.probe import is_this_machine, this_machine
 from cluster.sweep import swept
+from cluster.sweep_plot import draw_sweep
 from planner.headers import missing_files
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile
@@ -73,6 +75,8 @@ def _run(args: argparse.Namespace) -> int:
     asked = ask(config)
     _warn_of_context(model, asked.options.context)
     plan, notes = asked.proven.result, asked.proven.notes
+    if args.plot is not None:
+        draw_plan(plan, asked.cost, args.plot)
     compared = asked.compared(is_quick=not args.compare) if args.compare or not args.json else []
     if args.json:
         warnings = plan.warnings if isinstance(plan, Plan) else ()
@@ -93,6 +97,8 @@ def _sweep(config: ClusterConfig, args: argparse.Namespace, ask: PlanAsker) -> i
         _say(note)
     results = tuple(one.proven.result for one in asked)
     sweep = Sweep(ask.model.name, args.sweep, tuple(node.name for node in config.nodes), results)
+    if args.plot is not None:
+        draw_sweep(sweep, args.plot)
     if args.json:
         print(json.dumps(sweep_object(sweep, [one.as_dict() for one in asked]), indent=2))
     else:
@@ -119,11 +125,14 @@ def _model_dir(config: ClusterConfig) -> Path:
 
 
 def _measured(config: ClusterConfig) -> dict[int, NodeProfile]:
-    """This machine, for each node on it that the file does not describe."""
+    """This machine, for each node on it that the file does not describe, or describes as it is."""
+    local = [node for node in config.nodes if node.use and is_this_machine(node.host)]
     return {
         node.rank: this_machine()
-        for node in config.nodes
-        if node.use and (node.memory_gb is None or node.chip is None) and is_this_machine(node.host)
+        for node in local
+        if node.memory_gb is None
+        or node.chip is None
+        or is_same_chip(node.chip, node.gpu_cores, this_machine())
     }
 
 

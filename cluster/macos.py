@@ -1,6 +1,6 @@
 """What macOS tells of a Mac through its own commands. Parsers are pure; the rest runs a command and waits.
 
-vm_stat(1), sysctl(8) and system_profiler(8) are in every macOS. Any thread may call them.
+vm_stat(1), sysctl(8), system_profiler(8) and ioreg(8) are in every macOS. Any thread may call them.
 """
 
 from __future__ import annotations
@@ -26,6 +26,17 @@ def sysctl(key: str) -> str | None:
 def available_bytes() -> int | None:
     """Memory that a program can have without anything being compressed or swapped."""
     return parse_vm_stat(output(["vm_stat"]) or "")
+
+
+def platform_uuid() -> str | None:
+    """What tells this Mac from every other."""
+    return parse_platform_uuid(output(["ioreg", "-rd1", "-c", "IOPlatformExpertDevice"]) or "")
+
+
+def parse_platform_uuid(text: str) -> str | None:
+    """The line `"IOPlatformUUID" = "..."` of ioreg(8)."""
+    match = re.search(r'"IOPlatformUUID" = "([0-9A-Fa-f-]+)"', text)
+    return match[1] if match else None
 
 
 def parse_gpu_cores(text: str) -> int | None:

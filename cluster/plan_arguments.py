@@ -12,6 +12,7 @@ from cluster.config import MAX_CONCURRENCY, MAX_CONTEXT, OBJECTIVES, STRATEGIES,
 from cluster.config_nodes import parse_layers
 from cluster.config_read import ConfigError, show
 from cluster.plan_choices import add_choices, not_a_node, without_excluded
+from cluster.plan_plot import plot_path
 from cluster.sweep import check_sweep, sweep_range
 from planner.sweep import EXAMPLES
 
@@ -47,6 +48,7 @@ def plan_parser() -> Parser:
         metavar="AXIS=A..B",
         help=f"what if: a plan for each value, doubling; such as {EXAMPLES}",
     )
+    parser.add_argument("--plot", type=plot_path, metavar="FILE.svg", help="also draw it, as .svg or .png")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--compare",

@@ -18,7 +18,7 @@ from cluster.plan_output import plan_object
 from cluster.proof import Prover
 from cluster.proven_plan import ProvenPlan, make_proven_plan
 from planner.compare import Compared, compare
-from planner.cost import Link
+from planner.cost import CostModel, Link
 from planner.forced import ForcedLayersError
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile
@@ -34,6 +34,11 @@ class AskedPlan:
     nodes: list[NodeProfile]
     links: list[Link]
     options: PlanOptions
+
+    @property
+    def cost(self) -> CostModel:
+        """Bytes and times of any stage on these nodes."""
+        return CostModel(self.model, self.nodes, self.links, self.options.work)
 
     @property
     def same_cuts(self) -> PlanOptions:

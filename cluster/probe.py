@@ -10,6 +10,7 @@ import platform
 import re
 import socket
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,25 @@ import psutil
 from cluster import macos
 from cluster.config_nodes import is_loopback
 from cluster.container_memory import container_memory
+from cluster.profile_store import machine_of, read_speeds
 from planner.node_profile import NodeProfile, make_node
 
 
 @cache
 def this_machine() -> NodeProfile:
-    """This machine as a node of rank 0; measured once per process."""
+    """This machine as a node of rank 0, with the speeds that `macrame profile` measured earlier, if it did;
+    looked at once per process.
+    """
+    node = seen_machine()
+    found = read_speeds(machine_of(node.chip, node.gpu_cores, node.memory_bytes))
+    if found is None:
+        return node
+    return replace(node, measured=found.speeds, measured_on=found.measured_on)
+
+
+@cache
+def seen_machine() -> NodeProfile:
+    """This machine as the chip table knows it."""
     gpu = _gpu()
     memory_bytes = int(gpu["memory_bytes"]) if "memory_bytes" in gpu else _memory_bytes()
     ceiling = gpu.get("ceiling_bytes")

@@ -15,7 +15,9 @@ COMMANDS = {
     "cuts": ("deploy.cuts", "before which layers a model may be cut, proven"),
     "node": ("cluster.run_node", "run one node of the ring (run_node)"),
     "fit": ("deploy.fit", "what of a model fits machines of given memory"),
+    "profile": ("deploy.profile", "measure this machine's speeds, for better plans"),
     "bench": ("deploy.bench", "tokens per second, hops and CPU time of a ring"),
+    "links": ("deploy.links", "round trip and bandwidth between the nodes of a running ring"),
     "status": ("deploy.status", "what the nodes of a running ring do"),
     "generate": ("deploy.generate", "one streamed answer of a running ring"),
 }

@@ -8,10 +8,10 @@ which a node may be used more than once.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -24,17 +24,18 @@ from planner.any_order import (
     kinds_of,
     num_steps,
 )
-from planner.best_ring import Value, all_values, best_ring
+from planner.best_ring import all_values, best_ring
 from planner.bounds import fluid_bounds, least_sum_with_reuse
 from planner.cost import CostModel, Stage
-from planner.hops import hop_tables
+from planner.feasible import Feasibility, find_order, reach_of
+from planner.goals import Goal, goal_of
 from planner.one_order import cheapest_in_order
 from planner.pairs import pairs, parts
 from planner.tables import Floats, StageTables
 
 Cheapest = Callable[[Ring], tuple[float, list[Placed]] | None]
+MAX_MOVES = 60  # of single nodes in an order
 MIN_CALLS = 6  # of the search in one order, for a limit of the slowest stage
-MAX_KEPT_ELEMENTS = 1 << 24  # of the tables of stages: 128 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +44,6 @@ class BestRing:
 
     stages: list[Stage]
     gap: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """An objective: the sum over stages and hops, and what keeps a stage or a link busy at each beat."""
-
-    stage: Callable[[int], Floats]  # (B, B) by node
-    hop: Floats  # (N + 1, N + 1)
-    busy_stage: Callable[[int], Floats]
-    busy_hop: Floats
-    value: Value | None  # of the sum and the longest beat; None: the sum
-    layers: Callable[[int], Floats]  # (L,) time of each layer on a node, without what a stage adds
 
 
 class RingSearch:
@@ -92,8 +81,7 @@ class RingSearch:
     # -- answers ------------------------------------------------------------------------------------------
     def fastest(self, objective: str) -> BestRing | None:
         """The best ring that fits, for `latency`, `throughput` or `ttft`; None where no ring was found."""
-        goal = self._first_token() if objective == "ttft" else self._decode(objective == "throughput")
-        return self._best(goal) if self.is_possible else None
+        return self._best(goal_of(self.tables, objective)) if self.is_possible else None
 
     def least_overflow(self) -> list[Stage] | None:
         """The stages that exceed their budgets by the least in all; None where the cuts allow no stages."""
@@ -115,12 +103,39 @@ class RingSearch:
         return found[1] if found else None
 
     def widest_in_any_order(self, stage: Callable[[int], Floats]) -> list[Placed] | None:
-        """The same in any order."""
-        kinds = None if self.keeps_order or not self.is_possible else self._kinds(self.ring)
-        if kinds is None:
+        """The same in any order, or in one that fits where there are too many."""
+        if self.keeps_order or not self.is_possible:
             return None
-        found = cheapest_in_any_order(replace(self.ring, stage=stage), kinds, is_wide=True)
+        kinds, ring = self._kinds(self.ring), replace(self.ring, stage=stage)
+        if kinds is not None:
+            found = cheapest_in_any_order(ring, kinds, is_wide=True)
+        else:
+            tried = (cheapest_in_order(ring, order) for order in self._orders_to_try())
+            found = next((ring for ring in tried if ring is not None), None)
         return found[1] if found else None
+
+    @cached_property
+    def feasibility(self) -> Feasibility:
+        """Whether any order fits at all, for more nodes than can be searched in every order."""
+        places = [(start, stop) for _, start, stop in self.ring.forced]
+        if not all(self.tables.fits(node)[start, stop] for node, start, stop in self.ring.forced):
+            return Feasibility(None, is_proven=True)
+        reach = {i: reach_of(self.tables.fits(i)) for i in self.ring.free}
+        known = {i: own for i, own in reach.items() if own is not None}
+        layers_bytes = [self.cost.layer_bytes(i) for i in range(self.cost.model.num_layers)]
+        sums = np.concatenate([[0], np.cumsum(layers_bytes)])[list(self.tables.bounds)]
+        found = find_order(known, places, np.array([self.tables.bounds, sums], dtype=np.float64))
+        return found if found.order or len(known) == len(reach) else Feasibility(None, is_proven=False)
+
+    @property
+    def knows_least_overflow(self) -> bool:
+        """False where another order may exceed the budgets by less than `least_overflow`."""
+        return self.keeps_order or self._kinds(self.ring) is not None
+
+    @property
+    def proves_refusals(self) -> bool:
+        """False where a ring may fit although none was found."""
+        return self.knows_least_overflow or self.feasibility.is_proven
 
     def num_steps(self, *, is_any_order: bool) -> int:
         """About how many additions one search makes: of all orders where they can be, or of one."""
@@ -139,36 +154,6 @@ class RingSearch:
         bounds = self.tables.bounds
         return [Stage(p.index, bounds[p.start], bounds[p.stop]) for p in placed]
 
-    # -- goals --------------------------------------------------------------------------------------------
-    def _decode(self, has_users: bool) -> Goal:
-        """has_users: of all users together, whose frames carry `rows` tokens each."""
-        cost, tables, work = self.cost, self.tables, self.cost.work
-        stage = _Kept(partial(tables.decode_ms, is_batched=has_users), tables.size)
-        hop, busy = hop_tables(cost, work.rows if has_users else 1)
-        users, rows = work.concurrency, min(work.rows, work.concurrency)
-        value = (lambda path_ms, beat_ms: max(path_ms / users, beat_ms / rows)) if has_users else None
-        layers = partial(self._layers_ms, partial(cost.decode_sums_ms, is_batched=has_users))
-        return Goal(stage, hop, stage, busy if has_users else np.zeros_like(hop), value, layers)
-
-    def _first_token(self) -> Goal:
-        """The last stage makes the step of the prompt's last token besides."""
-        cost, tables = self.cost, self.tables
-        chunk = _Kept(tables.chunk_ms, tables.size)
-
-        def stage(i: int) -> Floats:
-            table = chunk(i).copy()
-            table[:, -1] += tables.decode_ms(i)[:, -1]
-            return table
-
-        hop, busy = hop_tables(cost, cost.work.mean_chunk_tokens)
-        more = cost.work.num_chunks - 1
-        value = (lambda total_ms, slowest_ms: total_ms + more * slowest_ms) if more else None
-        layers = partial(self._layers_ms, cost.chunk_sums_ms)
-        return Goal(_Kept(stage, tables.size), hop, chunk, busy, value, layers)
-
-    def _layers_ms(self, sums_of: Callable[[int], Floats], index: int) -> Floats:
-        return np.diff(sums_of(index))[: self.cost.model.num_layers]
-
     # -- parts --------------------------------------------------------------------------------------------
     def _best(self, goal: Goal) -> BestRing | None:
         ring = replace(self.ring, stage=goal.stage, hop=goal.hop)
@@ -179,7 +164,7 @@ class RingSearch:
         if kinds is not None:
             found = self._search(ring, goal, lambda r: cheapest_in_any_order(r, kinds))
             return BestRing(self.stages(found[1])) if found else None
-        for order in self._orders():
+        for order in self._orders_to_try():
             found = self._search(ring, goal, partial(cheapest_in_order, order=order), is_bounded=True)
             if found is not None:
                 break
@@ -210,26 +195,11 @@ class RingSearch:
             cheapest = self._of_least_overflow(cheapest)
         if goal.value is None:
             return cheapest(ring)
-        nodes = [*ring.free, *(node for node, _, _ in ring.forced)]
-
-        def least_sum(limit: float) -> tuple[float, list[Placed]] | None:
-            def stage(i: int) -> Floats:
-                return np.where(goal.busy_stage(i) <= limit, ring.stage(i), np.inf)
-
-            return cheapest(
-                replace(ring, stage=stage, hop=np.where(goal.busy_hop <= limit, ring.hop, np.inf))
-            )
-
-        def slowest(stages: Sequence[Placed]) -> float:
-            ends = [ring.head, *(s.index for s in stages), ring.head]
-            hops = [float(goal.busy_hop[a, b]) for a, b in itertools.pairwise(ends)]
-            return max(*hops, *(float(goal.busy_stage(s.index)[s.start, s.stop]) for s in stages))
-
-        beats = {self._key(i): goal.busy_stage(i) for i in nodes}
-        num_steps = len(nodes) * ring.size * (ring.size + len(nodes))
+        beats = {self._key(i): goal.busy_stage(i) for i in self.nodes}
+        num_steps = self.num_steps(is_any_order=False)
         return best_ring(
-            least_sum,
-            slowest,
+            lambda limit_ms: cheapest(goal.below(ring, limit_ms)),
+            goal.beat_ms,
             goal.value,
             all_values([goal.busy_hop, *beats.values()]),
             max_calls=max(MIN_CALLS, MAX_STEPS // num_steps) if is_bounded else None,
@@ -259,14 +229,43 @@ class RingSearch:
         by_size = sorted(free, key=lambda i: nodes[i].budget_bytes)
         return [free, by_size[::-1], by_size]
 
+    def _orders_to_try(self) -> Iterator[list[int]]:
+        """Those, and at last one that fits, if any was found, with the other nodes behind it."""
+        yield from self._orders()
+        if (order := self.feasibility.order) is not None:
+            yield [*order, *(i for i in self.ring.free if i not in order)]
+
     def _least_overflow(self) -> tuple[float, list[Placed]] | None:
         if not self.is_possible:
             return None
         kinds = None if self.keeps_order else self._kinds(self.ring)
         if kinds is not None:
             return cheapest_in_any_order(self.ring, kinds, tie=0.0)
-        found = [cheapest_in_order(self.ring, order, tie=0.0) for order in self._orders()]
-        return min((f for f in found if f is not None), key=lambda f: f[0], default=None)
+        found = [
+            (*ring, order)
+            for order in self._orders()
+            if (ring := cheapest_in_order(self.ring, order, tie=0.0))
+        ]
+        if not found:
+            return None
+        best = min(found, key=lambda f: f[0])
+        if not self.keeps_order:
+            best = self._fewer_over(*best)
+        return best[0], best[1]
+
+    def _fewer_over(
+        self, over_bytes: float, placed: list[Placed], order: list[int]
+    ) -> tuple[float, list[Placed], list[int]]:
+        """A smaller overflow, if moving single nodes in the order gives one; always tried alike."""
+        rng = random.Random(0)
+        best = (over_bytes, placed, order)
+        for _ in range(min(MAX_MOVES, MAX_STEPS // 4 // self.num_steps(is_any_order=False))):
+            moved = list(best[2])
+            moved.insert(rng.randrange(len(moved)), moved.pop(rng.randrange(len(moved))))
+            ring = cheapest_in_order(self.ring, moved, tie=0.0)
+            if ring is not None and ring[0] < best[0]:
+                best = (*ring, moved)
+        return best
 
     def _kinds(self, ring: Ring, *hops: Floats) -> list[list[int]] | None:
         """The free nodes by kind, where every order can be searched. hops: besides the ring's own."""
@@ -277,19 +276,3 @@ class RingSearch:
         """What a node's stages depend on."""
         node = self.cost.nodes[i]
         return node.budget_bytes, node.device, node.speeds, node.layers
-
-
-class _Kept:
-    """Tables by node, kept as long as there is room."""
-
-    def __init__(self, make: Callable[[int], Floats], size: int) -> None:
-        self._make, self._room = make, MAX_KEPT_ELEMENTS // size**2
-        self._kept: dict[int, Floats] = {}
-
-    def __call__(self, i: int) -> Floats:
-        if i in self._kept:
-            return self._kept[i]
-        table = self._make(i)
-        if len(self._kept) < self._room:
-            self._kept[i] = table
-        return table

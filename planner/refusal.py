@@ -12,6 +12,7 @@ from planner.sizes import gb, lacking
 
 __all__ = ["explain", "gb"]
 
+UNPROVEN = "; not every order of the nodes could be tried, so one may fit after all"
 SMALLER_MODEL = "take a smaller or more quantised model"
 
 
@@ -21,10 +22,13 @@ def explain(
     legal_cuts: frozenset[int] | None = None,
     *,
     keeps_order: bool = False,
+    is_least: bool = True,
+    is_proven: bool = True,
 ) -> Refusal:
     """The refusal for the split `stages`, which exceeds its budgets by the least in all.
 
-    None: no legal split. keeps_order: of those in the order of the nodes.
+    None: no legal split. keeps_order: of those in the order of the nodes. is_least, is_proven: False where
+    not every order was tried, and another one may exceed them by less, or even fit.
     """
     if stages is None:
         order = ", or the order of the nodes, which --keep-order keeps" if keeps_order else ""
@@ -36,10 +40,11 @@ def explain(
     missing_bytes = sum(cost.overflow_bytes(s.index, s.start, s.stop) for s in stages)
     over = [s for s in stages if cost.overflow_bytes(s.index, s.start, s.stop)]
     fitting = Fitting(cost, legal_cuts, stages)
-    return Refusal(_reason(cost, over, missing_bytes), missing_bytes, _advice(fitting))
+    reason = _reason(cost, over, missing_bytes, is_least=is_least)
+    return Refusal(reason if is_proven else f"{reason}{UNPROVEN}", missing_bytes, _advice(fitting))
 
 
-def _reason(cost: CostModel, over: Sequence[Stage], missing_bytes: int) -> str:
+def _reason(cost: CostModel, over: Sequence[Stage], missing_bytes: int, *, is_least: bool) -> str:
     model, work, num_layers = cost.model, cost.work, cost.model.num_layers
     users = "one request" if work.concurrency == 1 else f"{work.concurrency} requests"
     used = [node for node in cost.nodes if node.use]
@@ -61,7 +66,8 @@ def _reason(cost: CostModel, over: Sequence[Stage], missing_bytes: int) -> str:
         if len(used) == 1
         else f"the budgets of the nodes add up to {gb(budget_bytes)}"
     )
-    return f"{whole}, {budgets}, and {lacking(missing_bytes)}{_where(cost, over, missing_bytes)}"
+    missing = lacking(missing_bytes, is_least=is_least)
+    return f"{whole}, {budgets}, and {missing}{_where(cost, over, missing_bytes)}"
 
 
 def _where(cost: CostModel, over: Sequence[Stage], missing_bytes: int) -> str:

@@ -15,11 +15,12 @@ def gb(nbytes: float) -> str:
     return f"{value * 1e3:.1f} MB"
 
 
-def lacking(nbytes: int) -> str:
-    """So much is missing, to the byte where it is less than GB and MB show."""
+def lacking(nbytes: int, *, is_least: bool = True) -> str:
+    """So much is missing, to the byte where it is less than GB and MB show; is_least: no more than that."""
+    at_most = "" if is_least else "at most "
     if nbytes == 1:
-        return "1 byte is missing"
-    return f"{gb(nbytes) if nbytes >= GB // 10_000 else f'{nbytes} bytes'} are missing"
+        return f"{at_most}1 byte is missing"
+    return f"{at_most}{gb(nbytes) if nbytes >= GB // 10_000 else f'{nbytes} bytes'} are missing"
 
 
 def at_least(nbytes: int) -> str:

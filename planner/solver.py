@@ -70,7 +70,14 @@ def make_plan(
     rings = rings_of(cost, options)
     best, refusal = best_ring_of(rings, options.strategy, options.objective), None
     if best is None:
-        refusal = explain(cost, rings.least_overflow(), options.legal_cuts, keeps_order=options.keeps_order)
+        refusal = explain(
+            cost,
+            rings.least_overflow(),
+            options.legal_cuts,
+            keeps_order=options.keeps_order,
+            is_least=rings.knows_least_overflow,
+            is_proven=rings.proves_refusals,
+        )
         if options.is_forced:
             best = rings_of(cost, options, is_over_allowed=True).fastest(options.objective)
         if best is None:

@@ -2,6 +2,7 @@
 
     python -m tests.big_shapes FOLDER            writes all of them, with a cluster file for each cluster
     python -m tests.big_shapes FOLDER --time     also times plan-dry-run on each, as a process
+    python -m tests.big_shapes FOLDER --picture docs/plan.svg    draws the example of the documents, no more
 
 Names and shapes are those of mlx-lm's own model classes, made lazily and quantised as `mlx_lm.convert` does:
 no weight is made, read or fetched, and the files are holes. The configs are the published config.json files
@@ -188,7 +189,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--time", action="store_true", help="time plan-dry-run as a process")
+    parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw one plan")
     args = parser.parse_args(argv)
+    if args.picture is not None:
+        return _picture(args.folder, args.picture)
     for name in SHAPES:
         if not (args.folder / name).exists():
             write_shape(name, args.folder / name)
@@ -200,6 +204,17 @@ def main(argv: list[str] | None = None) -> int:
         if args.time:
             print(_timed(name, cluster, path), flush=True)
     return 0
+
+
+def _picture(folder: Path, picture: Path) -> int:
+    """The plan of a model with experts on three minis."""
+    name, cluster = CASES[1]
+    if not (folder / name).exists():
+        write_shape(name, folder / name)
+    path = folder / f"{name}-{cluster}.json"
+    path.write_text(json.dumps(cluster_file(cluster, name), indent=2))
+    command = [sys.executable, "-m", "cluster.dry_run", "--config", str(path), "--plot", str(picture)]
+    return subprocess.run(command, check=False).returncode
 
 
 def _timed(name: str, cluster: str, path: Path) -> str:

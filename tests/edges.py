@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -21,6 +21,7 @@ import grpc
 import pytest
 
 from cluster.edge_sender import EDGE_METHOD
+from cluster.peer_links import Place
 from cluster.ring import PROTOCOL, EdgeSender, EdgeService, IncomingFrame
 from cluster.rpc import make_server, token_metadata
 from proto import ring_pb2
@@ -37,7 +38,10 @@ class Receiver:
     """An EdgeService with its server, and queues of what it reports."""
 
     def __init__(
-        self, accept: Callable[[ring_pb2.Hello], str | None] = lambda _hello: None, **options: int
+        self,
+        accept: Callable[[ring_pb2.Hello], str | None] = lambda _hello: None,
+        port: int = 0,
+        **options: int,
     ) -> None:
         self.frames: SimpleQueue[IncomingFrame] = SimpleQueue()
         self.downs: SimpleQueue[tuple[ring_pb2.Hello, str]] = SimpleQueue()
@@ -51,7 +55,7 @@ class Receiver:
             incarnation=5,
             **options,
         )
-        self.server, self.port = make_server("127.0.0.1:0", [self.service.add_to], TOKEN, max_workers=8)
+        self.server, self.port = make_server(f"127.0.0.1:{port}", [self.service.add_to], TOKEN, max_workers=8)
         self.server.start()
 
     @property
@@ -66,7 +70,14 @@ class Receiver:
 class Sender:
     """An EdgeSender and queues of what it reports."""
 
-    def __init__(self, address: str, token: str | None = TOKEN, epoch: int = 3, from_rank: int = 1) -> None:
+    def __init__(
+        self,
+        address: str,
+        token: str | None = TOKEN,
+        epoch: int = 3,
+        from_rank: int = 1,
+        places: Sequence[str] = (),
+    ) -> None:
         self.ups: SimpleQueue[float] = SimpleQueue()
         self.downs: SimpleQueue[str] = SimpleQueue()
         self.refusals: SimpleQueue[str] = SimpleQueue()
@@ -80,6 +91,7 @@ class Sender:
             on_refused=self.refusals.put,
             beat=lambda: ring_pb2.Beat(progress=7, busy_s=0.5),
             on_beat=self.beats.put,
+            places=(lambda: [Place(place) for place in places]) if places else None,
         )
 
     def up(self) -> EdgeSender:

@@ -93,7 +93,7 @@ def _on_a_mac(monkeypatch: pytest.MonkeyPatch, name: str, vm_stat: str, gpu: dic
 def test_a_mac_is_known_by_brand_cores_and_its_gpus_own_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     metal = {"chip": "Apple M3 Max", "memory_bytes": 137438953472, "ceiling_bytes": 103079215104}
     _on_a_mac(monkeypatch, "max", VM_STAT_TAHOE, metal)
-    node = probe.this_machine.__wrapped__()
+    node = probe.seen_machine.__wrapped__()
     assert (node.chip, node.gpu_cores, node.ceiling_source) == ("Apple M3 Max", 40, "measured")
     assert (node.memory_bytes, node.ceiling_bytes) == (137438953472, 103079215104)
     assert node.available_bytes == 1_420_000 * 16384
@@ -103,7 +103,7 @@ def test_a_mac_is_known_by_brand_cores_and_its_gpus_own_limit(monkeypatch: pytes
 
 def test_an_intel_mac_is_a_cpu_with_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     _on_a_mac(monkeypatch, "intel", VM_STAT_INTEL, {})
-    node = probe.this_machine.__wrapped__()
+    node = probe.seen_machine.__wrapped__()
     assert (node.device, node.gpu_cores, node.memory_bytes) == ("cpu", None, 34359738368)
     assert node.ceiling_bytes == node.memory_bytes
     assert not node.figures.is_known
@@ -112,7 +112,7 @@ def test_an_intel_mac_is_a_cpu_with_its_memory(monkeypatch: pytest.MonkeyPatch) 
 def test_a_virtual_mac_gets_the_floor(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = {"chip": "Apple M1 (Virtual)", "memory_bytes": 8 * GB, "ceiling_bytes": 5 * GB}
     _on_a_mac(monkeypatch, "virtual", VM_STAT_SEQUOIA, gpu)
-    node = probe.this_machine.__wrapped__()
+    node = probe.seen_machine.__wrapped__()
     assert (node.device, node.gpu_cores, node.ceiling_bytes) == ("metal", None, 5 * GB)
     assert not node.figures.is_known
     assert node.figures.bandwidth_gb_s < 68.25
