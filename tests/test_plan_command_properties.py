@@ -27,7 +27,7 @@ from tests.shaped_models import SHAPES, Shape, Shaped, write_shaped
 from tests.tiny_models import write_checkpoint
 
 GB = 10**9
-NUM_SHORT, NUM_LONG = 5, 100  # cases for each checkpoint
+NUM_SHORT, NUM_LONG = 3, 100  # cases for each checkpoint
 HOST_HOPS, NODE_HOPS = (0.1, 20.0), (0.5, 10.0)  # ms, Gbit/s where the file says nothing
 
 
