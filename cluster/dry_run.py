@@ -25,6 +25,7 @@ from cluster.plan_choices import choices_of
 from cluster.plan_inputs import is_same_chip, kv_note, read_model
 from cluster.plan_output import plan_text
 from cluster.plan_plot import draw_plan
+from cluster.plan_why import account_of
 from cluster.probe import is_this_machine, this_machine
 from cluster.sweep import swept
 from cluster.sweep_plot import draw_sweep
@@ -84,10 +85,12 @@ def _run(args: argparse.Namespace) -> int:
         warnings = plan.warnings if isinstance(plan, Plan) else ()
         for note in [*notes, *(f"warning: {warning}" for warning in warnings)]:
             _say(note)
-        print(json.dumps(asked.as_dict(compared), indent=2))
+        account = {"why": account_of(asked, config, model_dir).as_dict()} if args.why else {}
+        print(json.dumps(asked.as_dict(compared) | account, indent=2))
     else:
         lines, look = [*notes, *kv_note(config)], look_of(sys.stdout)
-        print(plan_text(plan, model, asked.nodes, lines, look, compared=compared))
+        text = plan_text(plan, model, asked.nodes, lines, look, compared=compared)
+        print("\n".join([text, *account_of(asked, config, model_dir).lines(is_full=args.why)]))
     return EXIT_OK if isinstance(plan, Plan) else EXIT_DOES_NOT_FIT
 
 

@@ -201,6 +201,10 @@ class CostModel:
             + self.decode_ms(last.index, last.start, last.stop)
         )
 
+    def link_between(self, from_rank: int, to_rank: int) -> tuple[float, float]:
+        """Latency in ms, one way, and bandwidth in Gbit/s between two different ranks."""
+        return self._link(from_rank, to_rank)
+
     # -- parts --------------------------------------------------------------------------------------------
     def frame_bytes(self, tokens: int) -> int:
         """A frame with what so many tokens take across the widest cut."""
