@@ -43,6 +43,7 @@ class Ring:
     forced: tuple[tuple[int, int, int], ...]  # (node, start, stop), in order of start
     stage: Callable[[int], Floats]  # (B, B) cost of a node's stages, inf where not allowed; or pairs
     hop: Floats  # (N + 1, N + 1) cost from a node to a node, symmetric, inf where not allowed
+    required: frozenset[int] = frozenset()  # free nodes that must own layers; only in a search of every order
 
     @property
     def head(self) -> int:
@@ -102,6 +103,7 @@ def cheapest_in_any_order(
 
 class _Search:
     def __init__(self, ring: Ring, kinds: Sequence[Sequence[int]], tie: float) -> None:
+        kinds = [sorted(kind, key=lambda i: i not in ring.required) for kind in kinds]
         self.ring, self.kinds, self.tie = ring, kinds, tie
         forced = [[node] for node, _, _ in ring.forced]
         first = [members[0] for members in (*kinds, *forced)]
@@ -154,6 +156,8 @@ class _Search:
     def best(self, is_wide: bool) -> tuple[float, list[Placed]] | None:
         ends = self.value[:, :, -1] + self.hop[:, self.head]  # (states, K + 1)
         least = ends.min(axis=1)
+        for k, kind in enumerate(self.kinds):
+            least[self.counts[:, k] < len(self.ring.required.intersection(kind))] = np.inf
         if not np.isfinite(least).any():
             return None
         if is_wide:

@@ -26,6 +26,7 @@ from planner.any_order import (
 from planner.best_ring import all_values, best_ring
 from planner.bounds import fluid_bounds, fluid_prices
 from planner.cost import CostModel, Stage
+from planner.even import evened
 from planner.feasible import Feasibility, find_order, reach_of
 from planner.goals import Goal, goal_of
 from planner.one_order import cheapest_in_order
@@ -81,9 +82,14 @@ class RingSearch:
         self.ring = Ring(self.tables.size, free, tuple(places), self.tables.overflow_bytes, none)
 
     # -- answers ------------------------------------------------------------------------------------------
-    def fastest(self, objective: str) -> BestRing | None:
-        """The best ring that fits, for `latency`, `throughput` or `ttft`; None where no ring was found."""
-        return self._best(goal_of(self.tables, objective)) if self.is_possible else None
+    def fastest(self, objective: str, *, is_even: bool = False) -> BestRing | None:
+        """The best ring that fits, for `latency`, `throughput` or `ttft`; None where no ring was found.
+
+        is_even: of equally good ones an even one, where all orders are searched.
+        """
+        if not self.is_possible:
+            return None
+        return self._best(goal_of(self.tables, objective), is_even=is_even and objective != "ttft")
 
     def least_overflow(self) -> list[Stage] | None:
         """The stages that exceed their budgets by the least in all; None where the cuts allow no stages."""
@@ -157,14 +163,18 @@ class RingSearch:
         return [Stage(p.index, bounds[p.start], bounds[p.stop]) for p in placed]
 
     # -- parts --------------------------------------------------------------------------------------------
-    def _best(self, goal: Goal) -> BestRing | None:
+    def _best(self, goal: Goal, *, is_even: bool) -> BestRing | None:
         ring = replace(self.ring, stage=goal.stage, hop=goal.hop)
+        kinds = None if self.keeps_order else self._kinds(ring, goal.busy_hop)
+        exact: Cheapest | None = None
         if self.keeps_order:
-            found = self._search(ring, goal, partial(cheapest_in_order, order=ring.free))
-            return BestRing(self.stages(found[1])) if found else None
-        kinds = self._kinds(ring, goal.busy_hop)
-        if kinds is not None:
-            found = self._search(ring, goal, lambda r: cheapest_in_any_order(r, kinds))
+            exact = partial(cheapest_in_order, order=ring.free)
+        elif kinds is not None:
+            exact = partial(cheapest_in_any_order, kinds=kinds)
+        if exact is not None:
+            found = self._search(ring, goal, exact)
+            if found is not None and is_even and not self.is_over_allowed:
+                found = evened(found, goal, ring, exact)
             return BestRing(self.stages(found[1])) if found else None
         for order in self._orders_to_try():
             found = self._search(ring, goal, partial(cheapest_in_order, order=order), is_bounded=True)
