@@ -35,6 +35,8 @@ from planner.node_profile import NodeProfile
 from planner.plan import Plan
 from planner.sweep import Sweep, render_sweep
 from planner.sweep import as_dict as sweep_object
+from shard_loader.folder import find_folder
+from shard_loader.sources import HubError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,10 +121,13 @@ def _say(line: str) -> None:
 
 
 def _model_dir(config: ClusterConfig) -> Path:
-    from shard_loader.hub import HubError, resolve_model  # huggingface_hub takes a while
-
     try:
-        return resolve_model(config.model, config.model_dir_base)
+        folder = find_folder(config.model, config.model_dir_base)
+        if folder is None:
+            from shard_loader.hub import resolve_model  # huggingface_hub takes a while
+
+            folder = resolve_model(config.model, config.model_dir_base)
+        return folder
     except HubError as error:
         raise ConfigError(f"{config.path}: model = {show(config.model)}: {error}") from None
 

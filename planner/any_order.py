@@ -8,6 +8,7 @@ salesman; N equal nodes only N B. Forced nodes stand at a fixed place and need n
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -48,9 +49,18 @@ class Ring:
     def head(self) -> int:
         return len(self.hop) - 1
 
+    def total(self, placed: Sequence[Placed]) -> float:
+        """The sum of stages and hops."""
+        ends = [self.head, *(p.index for p in placed), self.head]
+        hops = sum(float(self.hop[a, b]) for a, b in itertools.pairwise(ends))
+        return hops + sum(float(self.stage(p.index)[p.start, p.stop]) for p in placed)
+
 
 def kinds_of(
-    free: Sequence[int], hops: Sequence[Floats], key_of: Callable[[int], object]
+    free: Sequence[int],
+    hops: Sequence[Floats],
+    key_of: Callable[[int], object],
+    max_kinds: int = MAX_KINDS,
 ) -> list[list[int]] | None:
     """The free nodes by kind, in order; None where there are more kinds than can be searched.
 
@@ -61,7 +71,7 @@ def kinds_of(
         kind = next((k for k in kinds if key_of(k[0]) == key_of(i) and _is_alike(hops, k[0], i)), None)
         if kind is not None:
             kind.append(i)
-        elif len(kinds) == MAX_KINDS:
+        elif len(kinds) == max_kinds:
             return None
         else:
             kinds.append([i])

@@ -89,7 +89,7 @@ class WhatIf:
         search = rings_of(cost, options)
         if not self.work.take(steps_of(search, options.objective)):
             return None
-        plan = make_plan(model, change.nodes, change.links, options)
+        plan = make_plan(model, change.nodes, change.links, replace(options, is_even=False))
         if not isinstance(plan, Plan):  # what fits fits a better cluster too
             return None
         return Gain(change, self.before_ms, plan_ms(plan, options.objective))
