@@ -12,8 +12,17 @@ import mlx.core as mx
 from cluster.profile_disk import DiskRate, disk_rate
 from cluster.profile_fit import TimedProduct, fit_speeds
 from cluster.profile_launches import NUM_WAKES, copy_case, layer_cases, layer_ms, wake_case
-from cluster.profile_products import MAIN_FORMATS, OTHER_FORMATS, ROWS, Product, make_pool, sized_product
-from cluster.profile_timing import OWN, WALL, Effort, Estimate, measure
+from cluster.profile_products import (
+    MAIN_FORMATS,
+    OTHER_FORMATS,
+    ROWS,
+    Product,
+    device_clocks,
+    is_gpu,
+    make_pool,
+    sized_product,
+)
+from cluster.profile_timing import Effort, Estimate, measure
 from planner.speeds import Speeds
 
 MEMORY_SHARE = 0.25  # of what is available may hold the weights of all formats
@@ -58,12 +67,11 @@ def measure_machine(effort: Effort, *, available_bytes: int, disk_folder: Path, 
     cases = {product.name: product.case() for product in products}
     copied_bytes = max(1 << 20, min(64 << 20, pool_bytes) // 8 * 8)
     cases |= layer_cases() | {"copy": copy_case(copied_bytes)}
-    is_gpu = mx.default_device().type == mx.DeviceType.gpu
     left = replace(effort, budget_s=effort.budget_s - (time.perf_counter() - started))
-    found = measure(cases, left, lambda done: say(f"round {done}"), WALL if is_gpu else OWN)
+    found = measure(cases, left, lambda done: say(f"round {done}"), device_clocks())
     wake = measure({"wake": wake_case()}, replace(effort, budget_s=WAKE_S, max_rounds=WAKE_ROUNDS))["wake"]
     measured = Measured(
-        device="gpu" if is_gpu else "cpu",
+        device="gpu" if is_gpu() else "cpu",
         products=tuple(_timed(product, found[product.name]) for product in products),
         copy_bytes_ms=2 * copied_bytes / found["copy"].ms,
         copy_spread=found["copy"].spread,

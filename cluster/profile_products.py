@@ -8,18 +8,19 @@ there the weights must be larger than its cache. Either way each call takes othe
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 
-from cluster.profile_timing import time_once_ms
+from cluster.profile_timing import OWN, WALL, Clock, time_once_ms
 
 WIDTH = 4096  # in-features: a multiple of all group sizes, as wide as an 8B model
 FIRST_OUT = 64
 MAX_OUT = 16384  # out-features of one matrix
 MIN_OUT = 4
+FAST_BYTES_MS = 5e5  # from 0.5 GB/s on, a cache matters, and all of the pool is used
 MAX_EACH = 1024
 ROTATION = 16  # calls before the same weights come again
 MAX_RESULTS = 1 << 26  # numbers that one call leaves behind
@@ -129,6 +130,8 @@ def make_pool(name: str, target_ms: float, pool_bytes: int) -> tuple[Weights, ..
         took_ms = _took_ms(1, (weights,))
     num_each = max(1, round(target_ms / took_ms))
     num_held = min(ROTATION * num_each, pool_bytes // weights.nbytes)
+    if weights.nbytes / took_ms > FAST_BYTES_MS:
+        num_held = pool_bytes // weights.nbytes
     return (weights, *(weights.repeated(1) for _ in range(num_held - 1)))
 
 
@@ -153,7 +156,17 @@ def sized_product(pool: tuple[Weights, ...], rows: int, target_ms: float) -> Pro
 
 
 def _took_ms(rows: int, pool: tuple[Weights, ...], num_each: int = 1) -> float:
-    return max(time_once_ms(Product(rows, pool, num_each).case()), 1e-3)
+    return max(time_once_ms(Product(rows, pool, num_each).case(), device_clocks()), 1e-3)
+
+
+def is_gpu() -> bool:
+    """Whether MLX's default device is one."""
+    return bool(mx.default_device().type == mx.DeviceType.gpu)
+
+
+def device_clocks() -> Sequence[Clock]:
+    """By which work of MLX's default device is timed."""
+    return WALL if is_gpu() else OWN
 
 
 def _evaluated(arrays: tuple[mx.array, ...]) -> tuple[mx.array, ...]:
