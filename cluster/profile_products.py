@@ -2,11 +2,12 @@
 
 For the thread that owns MLX. On a CPU, MLX computes a quantised product on one thread and is bound by
 arithmetic: there a small matrix is enough, and a large one would take minutes. A GPU is bound by memory:
-there the weights must be larger than its cache, and one call passes over them several times.
+there the weights must be larger than its cache. Either way each call takes other weights than the one before.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,8 @@ WIDTH = 4096  # in-features: a multiple of all group sizes, as wide as an 8B mod
 FIRST_OUT = 64
 MAX_OUT = 16384  # out-features of one matrix
 MIN_OUT = 4
-MAX_PASSES = 64
+MAX_EACH = 256
+ROTATION = 12  # calls before the same weights come again
 MAX_RESULTS = 1 << 26  # numbers that one call leaves behind
 FEW, MANY = 8, 512
 ROWS = (1, FEW, MANY)
@@ -69,32 +71,33 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A call: x (rows, WIDTH) with each of `matrices`, `num_passes` times over."""
+    """A call: x (rows, WIDTH) with the next `num_each` of `pool`, round and round; all are of one size."""
 
     rows: int
-    matrices: tuple[Weights, ...]
-    num_passes: int
+    pool: tuple[Weights, ...]
+    num_each: int
 
     @property
     def num_weights(self) -> int:
         """Weights that one call multiplies with, for each row."""
-        return self.num_passes * WIDTH * sum(w.num_out for w in self.matrices)
+        return self.num_each * WIDTH * self.pool[0].num_out
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of weights that one call reads, if no cache holds them."""
-        return self.num_passes * sum(w.nbytes for w in self.matrices)
+        """Bytes of weights that one call reads."""
+        return self.num_each * self.pool[0].nbytes
 
     @property
     def name(self) -> str:
-        return f"{self.matrices[0].format} x {self.rows}"
+        return f"{self.pool[0].format} x {self.rows}"
 
     def case(self) -> Callable[[], None]:
-        """What is timed: all products in one evaluation, each result reduced to nothing but itself."""
-        x = _evaluated((mx.random.normal((self.rows, WIDTH)).astype(self.matrices[0].dtype),))[0]
+        """What is timed. Each call takes other weights than the one before: no cache holds them by then."""
+        x = _evaluated((mx.random.normal((self.rows, WIDTH)).astype(self.pool[0].dtype),))[0]
+        weights = itertools.cycle(self.pool)
 
         def run() -> None:
-            mx.eval([w.times(x) for _ in range(self.num_passes) for w in self.matrices])
+            mx.eval([w.times(x) for w in itertools.islice(weights, self.num_each)])
 
         return run
 
@@ -119,28 +122,27 @@ def sized_products(name: str, target_ms: float, pool_bytes: int) -> list[Product
     Raises ValueError or RuntimeError for a format that this MLX or device lacks.
     """
     weights = make_weights(name)
-    took_ms = time_once_ms(Product(1, (weights,), 1).case())
+    took_ms = _took_ms(1, weights)
     while took_ms < target_ms / 3 and weights.num_out < MAX_OUT and 8 * weights.nbytes <= pool_bytes:
-        weights = weights.repeated(8 if 8 * weights.num_out <= MAX_OUT else MAX_OUT // weights.num_out)
-        took_ms = time_once_ms(Product(1, (weights,), 1).case())
-    num_matrices = max(1, min(pool_bytes // weights.nbytes, round(target_ms / max(took_ms, 1e-3))))
-    pool = (weights, *(weights.repeated(1) for _ in range(num_matrices - 1)))
+        weights = weights.repeated(min(8, MAX_OUT // weights.num_out))
+        took_ms = _took_ms(1, weights)
+    num_each = max(1, round(target_ms / took_ms))
+    num_held = min(ROTATION * num_each, pool_bytes // weights.nbytes)
+    pool = (weights, *(weights.repeated(1) for _ in range(num_held - 1)))
     return [_sized(pool, rows, target_ms) for rows in ROWS]
 
 
 def _sized(pool: tuple[Weights, ...], rows: int, target_ms: float) -> Product:
-    """As much of the pool as fits the time, or the pool several times."""
+    """Parts of the matrices, as large as fits the time, or several whole ones a call."""
     whole = pool[0].num_out
-    part = pool[0].first(min(whole, max(MIN_OUT, whole // rows)))
-    took_ms = _took_ms(rows, part)
-    while took_ms < target_ms / 3 and part.num_out < whole:
-        part = pool[0].first(min(4 * part.num_out, whole))
-        took_ms = _took_ms(rows, part)
-    if part.num_out < whole or took_ms > target_ms:
-        return Product(rows, (part,), 1)
-    matrices = pool[: max(1, int(target_ms / took_ms))]
-    num_passes = min(MAX_PASSES, int(target_ms / took_ms / len(matrices)), MAX_RESULTS // (rows * whole))
-    return Product(rows, matrices, max(1, num_passes))
+    num_out = min(whole, max(MIN_OUT, whole // rows))
+    took_ms = _took_ms(rows, pool[0].first(num_out))
+    while took_ms < target_ms / 3 and num_out < whole:
+        num_out = min(4 * num_out, whole)
+        took_ms = _took_ms(rows, pool[0].first(num_out))
+    if num_out < whole:
+        return Product(rows, tuple(w.first(num_out) for w in pool), 1)
+    return Product(rows, pool, max(1, min(int(target_ms / took_ms), MAX_EACH, MAX_RESULTS // (rows * whole))))
 
 
 def _took_ms(rows: int, weights: Weights) -> float:

@@ -14,7 +14,7 @@ from cluster import dry_run, profile_machine
 from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE
 from cluster.probe import seen_machine, this_machine
 from cluster.profile_machine import measure_machine
-from cluster.profile_products import MANY, ROWS, WIDTH, make_weights, sized_products
+from cluster.profile_products import MANY, ROWS, WIDTH, Product, Weights, make_weights, sized_products
 from cluster.profile_store import machine_of, read_speeds, write_speeds
 from cluster.profile_timing import Effort
 from deploy import profile
@@ -134,14 +134,23 @@ def test_products_are_those_of_the_weights(name: str) -> None:
 def test_calls_are_sized_to_the_time_and_the_memory() -> None:
     products = sized_products("affine4/64", 2.0, 1 << 20)
     assert [product.rows for product in products] == list(ROWS)
-    assert len({id(product.matrices[0].format) for product in products}) == 1
     for product in products:
-        assert sum(w.nbytes for w in product.matrices) <= 1 << 20
+        assert sum(w.nbytes for w in product.pool) <= 1 << 20
         product.case()()
     one, _, many = products
     assert many.rows == MANY
     assert one.num_weights >= many.num_weights
     assert one.num_bytes == pytest.approx(one.num_weights * (4 + 32 / 64) / 8)
+
+
+def test_each_call_takes_other_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = tuple(make_weights("float32", number + 1) for number in range(5))
+    taken: list[int] = []
+    monkeypatch.setattr(Weights, "times", lambda self, x: taken.append(self.num_out) or x)
+    run = Product(1, pool, 2).case()
+    for _ in range(4):
+        run()
+    assert taken == [1, 2, 3, 4, 5, 1, 2, 3]
 
 
 def local_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str], *nodes: dict[str, Any]) -> str:
