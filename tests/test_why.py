@@ -144,6 +144,8 @@ def test_a_plan_that_does_not_fit_says_by_how_much() -> None:
     assert min(reason.free_bytes for reason in why.reasons) < 0
     assert why.gains == ()
     assert {reason.constraint for reason in why.reasons} == {"memory"}
+    over = [reason for reason in why.reasons if reason.free_bytes < 0]
+    assert all(re.fullmatch(r"exceeds its budget by [\d.]+ [GM]B", reason.text) for reason in over)
 
 
 def test_with_another_strategy_what_would_be_better_is_told() -> None:
