@@ -87,7 +87,7 @@ def print_decode() -> None:
         )
         node = replace(node, measured=measured.speeds)
         print(
-            "| precision | by the chip table | predicted ms | wall ms | processor ms | predicted / processor |"
+            "| precision | by the chip table | predicted ms | wall ms | processor ms | ratio |"
         )
         print("| --- | --- | --- | --- | --- | --- |")
         for precision in PRECISIONS:
