@@ -25,6 +25,7 @@ from cluster.plan_choices import choices_of
 from cluster.plan_inputs import is_same_chip, kv_note, read_model
 from cluster.plan_output import plan_text
 from cluster.plan_plot import draw_plan
+from cluster.plan_why import account_of
 from cluster.probe import is_this_machine, this_machine
 from cluster.sweep import swept
 from cluster.sweep_plot import draw_sweep
@@ -34,6 +35,8 @@ from planner.node_profile import NodeProfile
 from planner.plan import Plan
 from planner.sweep import Sweep, render_sweep
 from planner.sweep import as_dict as sweep_object
+from shard_loader.folder import find_folder
+from shard_loader.sources import HubError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,10 +85,12 @@ def _run(args: argparse.Namespace) -> int:
         warnings = plan.warnings if isinstance(plan, Plan) else ()
         for note in [*notes, *(f"warning: {warning}" for warning in warnings)]:
             _say(note)
-        print(json.dumps(asked.as_dict(compared), indent=2))
+        account = {"why": account_of(asked, config, model_dir).as_dict()} if args.why else {}
+        print(json.dumps(asked.as_dict(compared) | account, indent=2))
     else:
         lines, look = [*notes, *kv_note(config)], look_of(sys.stdout)
-        print(plan_text(plan, model, asked.nodes, lines, look, compared=compared))
+        text = plan_text(plan, model, asked.nodes, lines, look, compared=compared)
+        print("\n".join([text, *account_of(asked, config, model_dir).lines(is_full=args.why)]))
     return EXIT_OK if isinstance(plan, Plan) else EXIT_DOES_NOT_FIT
 
 
@@ -116,10 +121,13 @@ def _say(line: str) -> None:
 
 
 def _model_dir(config: ClusterConfig) -> Path:
-    from shard_loader.hub import HubError, resolve_model  # huggingface_hub takes a while
-
     try:
-        return resolve_model(config.model, config.model_dir_base)
+        folder = find_folder(config.model, config.model_dir_base)
+        if folder is None:
+            from shard_loader.hub import resolve_model  # huggingface_hub takes a while
+
+            folder = resolve_model(config.model, config.model_dir_base)
+        return folder
     except HubError as error:
         raise ConfigError(f"{config.path}: model = {show(config.model)}: {error}") from None
 

@@ -10,6 +10,7 @@ from planner.cost import REMOTE_GBIT_S, REMOTE_LATENCY_MS, CostModel, Link, Stag
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile
 from planner.plan import Plan
+from planner.planned_from import PlannedFrom
 from planner.solver import PlanOptions, make_plan
 from planner.workload import Workload
 
@@ -42,19 +43,12 @@ class LinksCost:
     better: Speed | None  # None: a new plan would gain less than MIN_GAIN
 
 
-def links_cost(
-    plan: Plan,
-    model: ModelProfile,
-    nodes: Sequence[NodeProfile],
-    links: Sequence[Link],
-    *,
-    options: PlanOptions,
-    pairs: Sequence[Pair],
-) -> LinksCost:
-    """Compare; `links` are those of the config, and pairs without a measurement keep them.
+def links_cost(plan: Plan, made_from: PlannedFrom, pairs: Sequence[Pair]) -> LinksCost:
+    """Compare; pairs without a measurement keep the links that the plan was made from.
 
-    A cable is what the planner takes for a link that nobody describes. `options` are those of a new plan.
+    A cable is what the planner takes for a link that nobody describes.
     """
+    model, nodes, links = made_from.model, made_from.nodes, made_from.links
     measured = with_measured(links, pairs)
     now = _speed(plan, model, nodes, measured)
     wifi = [pair for pair in pairs if pair.wifi is not None and not pair.reasons]
@@ -62,7 +56,7 @@ def links_cost(
         assumed=_speed(plan, model, nodes, links),
         measured=now,
         wifi=tuple(WifiCost(p, _speed(plan, model, nodes, _with_cable(measured, p))) for p in wifi),
-        better=_better(now, model, nodes, measured, options),
+        better=_better(now, model, nodes, measured, made_from.options),
     )
 
 

@@ -10,7 +10,7 @@ from planner.render import table
 from proto import control_pb2
 
 DIGITS = 3  # of a measured figure
-UNEVEN = 1.5  # a direction so much slower than the other is told
+UNEVEN = 2.0  # a direction so much slower than the other is told
 
 
 def config_links(measurement: Measurement) -> list[dict[str, Any]]:
@@ -82,7 +82,8 @@ def _remarks(pair: Pair, measurement: Measurement) -> list[str]:
             lines.append(f"{_from_to(direction)} prefers {best.ip} ({_by(best)}) when the ring connects anew")
         lines += _unused(direction, measurement)
     slow, fast = sorted((pair.there, pair.back), key=_bandwidth)
-    if not pair.reasons and _bandwidth(fast) > UNEVEN * _bandwidth(slow):
+    is_local = any(d.best is not None and d.best.kind == "loopback" for d in (slow, fast))
+    if not pair.reasons and not is_local and _bandwidth(fast) > UNEVEN * _bandwidth(slow):
         lines.append(
             f"{_from_to(slow)} has {_bandwidth(slow):.3g} Gbit/s, the other way {_bandwidth(fast):.3g}: "
             "the plan reckons with the slower one"

@@ -26,7 +26,8 @@ from cluster.planning import told_nodes
 from cluster.routes import HEAD_RANK
 from cluster.rpc import connect
 from deploy.command import run_command
-from planner.plan import Plan
+from planner.plan import Plan, Refusal
+from planner.planned_from import PlannedFrom
 from planner.solver import make_plan
 from proto import head_pb2, head_pb2_grpc
 from shard_loader.hub import resolve_model
@@ -89,28 +90,33 @@ def _cost(config: ClusterConfig, token: str | None, measurement: Measurement) ->
     if all(pair.reasons for pair in measurement.pairs):
         return None, "no prediction: no link was measured"
     try:
-        model = read_model(config, resolve_model(config.model, config.model_dir_base))
-        nodes = told_nodes(config, measurement.profiles)
-        options = plan_options(config, model)
-        links = plan_links(config)
-        plan = _running_plan(config, token) or make_plan(model, nodes, links, options)
+        plan, made_from = _running_plan(config, token) or _own_plan(config, measurement)
     except (UserError, ValueError) as error:
         return None, f"no prediction: {error}"
     if not isinstance(plan, Plan):
         return None, f"no prediction: {plan.sentence}"
-    if plan.num_layers != model.num_layers or any(a.rank >= len(nodes) for a in plan.assignments):
-        return None, "no prediction: the ring runs another model than the config's; give its --model"
-    return links_cost(plan, model, nodes, links, options=options, pairs=measurement.pairs), ""
+    return links_cost(plan, made_from, measurement.pairs), ""
 
 
-def _running_plan(config: ClusterConfig, token: str | None) -> Plan | None:
-    """The plan that the head runs; None where it has none yet or is out of reach."""
+def _running_plan(config: ClusterConfig, token: str | None) -> tuple[Plan, PlannedFrom] | None:
+    """The plan that the head runs; None where it has none yet, or is out of reach. Raises ValueError."""
     with connect(config.nodes[HEAD_RANK].address, token) as channel:
+        head = head_pb2_grpc.HeadStub(channel)
         try:
-            status = head_pb2_grpc.HeadStub(channel).GetCluster(head_pb2.ClusterRequest(), timeout=ANSWER_S)
+            status = head.GetCluster(head_pb2.ClusterRequest(), timeout=ANSWER_S)
+            planning = head.GetPlanning(head_pb2.PlanningRequest(), timeout=ANSWER_S)
         except grpc.RpcError:
             return None
-    return Plan.from_json(status.plan_json) if status.plan_json else None
+    plan = Plan.from_json(status.plan_json)
+    return plan, PlannedFrom.from_plain(json.loads(planning.planning_json))
+
+
+def _own_plan(config: ClusterConfig, measurement: Measurement) -> tuple[Plan | Refusal, PlannedFrom]:
+    """The plan that the head would make of what is known here. Raises UserError or ValueError."""
+    model = read_model(config, resolve_model(config.model, config.model_dir_base))
+    nodes, links = tuple(told_nodes(config, measurement.profiles)), tuple(plan_links(config))
+    made_from = PlannedFrom(model, nodes, links, plan_options(config, model))
+    return make_plan(model, nodes, links, made_from.options), made_from
 
 
 def _predicted(cost: LinksCost) -> dict[str, object]:

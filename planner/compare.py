@@ -57,7 +57,7 @@ def compare(
         elif not isinstance(chosen, Plan) or not chosen.fits:  # none refuses what another would accept
             found.append(Compared(strategy, objective, is_chosen, False, 0, None))
         elif not is_quick or rings.num_steps(is_any_order=strategy == "optimal") <= QUICK_STEPS:
-            best = best_ring_of(rings, strategy, objective or options.objective)
+            best = best_ring_of(rings, strategy, objective or options.objective, is_even=options.is_even)
             stages = best.stages if best else []
             predicted = predict(cost, stages) if stages else None
             found.append(Compared(strategy, objective, is_chosen, bool(stages), len(stages), predicted))

@@ -19,7 +19,6 @@ from planner.node_profile import NodeProfile
 from planner.plan import Plan, Refusal
 from planner.precision import Precision, convert, num_params
 from planner.solver import PlanOptions, make_plan
-from planner.workload import Workload
 
 MAX_CONCURRENCY = 1024  # nobody asks for more of one ring
 
@@ -88,5 +87,4 @@ def _most(low: int, high: int, is_fine: Callable[[int], bool]) -> int:
 
 
 def _fits(model: ModelProfile, nodes: Sequence[NodeProfile], options: PlanOptions) -> bool:
-    work = Workload(options.context, options.concurrency)
-    return fits(CostModel(model, nodes, (), work), options.legal_cuts)
+    return fits(CostModel(model, nodes, (), options.work), options.legal_cuts)

@@ -1,8 +1,8 @@
 """What would fit instead of what does not: other workloads, higher limits, more nodes. Pure.
 
-Every answer is found over all splits by the planner's own search. Where there are too many different nodes to
-search every order, only the split that is at hand is asked, so that an answer still fits but need not be the
-largest.
+Every answer is found over all splits by the planner's own search. Where there are too many different nodes
+to search every order, only the split at hand or the order of the nodes is asked, so that an answer still fits
+but need not be the best.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from planner.cost import CostModel, Stage
 from planner.forced import check_forced
-from planner.kinds import cheapest, is_exhaustive, node_key
+from planner.kinds import cheapest, node_key
 from planner.kv_profile import KV_STEP_TOKENS
 from planner.node_profile import NodeProfile
 from planner.optimal import RingSearch
@@ -33,11 +33,14 @@ def largest(low: int, high: int, is_fine: Callable[[int], bool]) -> int:
     return low
 
 
-def fits(cost: CostModel, legal_cuts: frozenset[int] | None) -> bool:
+def fits(cost: CostModel, legal_cuts: frozenset[int] | None, *, keeps_order: bool = False) -> bool:
     """Whether the planner has a plan for it."""
-    search = RingSearch(cost, legal_cuts, check_forced(cost.nodes, cost.model.num_layers))
+    forced = check_forced(cost.nodes, cost.model.num_layers)
+    search = RingSearch(cost, legal_cuts, forced, keeps_order=keeps_order)
     stages = search.least_overflow()
-    return stages is not None and do_fit(cost, stages)
+    if stages is not None and do_fit(cost, stages):
+        return True
+    return not search.knows_least_overflow and search.feasibility.order is not None
 
 
 def do_fit(cost: CostModel, stages: Sequence[Stage]) -> bool:
@@ -52,25 +55,26 @@ class Fitting:
     cost: CostModel
     legal_cuts: frozenset[int] | None
     stages: Sequence[Stage] | None
+    keeps_order: bool = False
     forced: Mapping[int, tuple[int, int]] = field(init=False)
     search: RingSearch = field(init=False)
 
     def __post_init__(self) -> None:
         forced = check_forced(self.cost.nodes, self.cost.model.num_layers)
         object.__setattr__(self, "forced", forced)
-        object.__setattr__(self, "search", RingSearch(self.cost, self.legal_cuts, forced))
+        object.__setattr__(self, "search", self._search(self.cost))
 
     # -- less work ----------------------------------------------------------------------------------------
     def largest_context(self) -> int:
         """Tokens, a multiple of the step in which caches grow and below the asked one; 0: none fits."""
-        users = self.cost.work.concurrency
-        steps = (self.cost.work.context - 1) // KV_STEP_TOKENS
-        return KV_STEP_TOKENS * self._most(steps + 1, lambda n: Workload(n * KV_STEP_TOKENS, users))
+        work = self.cost.work
+        steps = (work.context - 1) // KV_STEP_TOKENS
+        return KV_STEP_TOKENS * self._most(steps + 1, lambda n: replace(work, context=n * KV_STEP_TOKENS))
 
     def largest_concurrency(self) -> int:
         """Requests at once, below the asked number; 0: not even one fits."""
-        context = self.cost.work.context
-        return self._most(self.cost.work.concurrency, lambda n: Workload(context, n))
+        work = self.cost.work
+        return self._most(work.concurrency, lambda n: replace(work, concurrency=n))
 
     def _most(self, high: int, work_of: Callable[[int], Workload]) -> int:
         """The largest n in [1, high) for which a split fits, where all below a fine one are; 0: none.
@@ -95,7 +99,7 @@ class Fitting:
         while high - low > 1:
             if known is not None and held_by(known)(low + 1):
                 low = largest(low + 1, high, held_by(known))
-            elif not is_exhaustive(self.search):
+            elif not self.search.knows_least_overflow:
                 break
             else:
                 middle = (low + high) // 2
@@ -105,7 +109,7 @@ class Fitting:
 
     def split(self, cost: CostModel) -> list[Stage] | None:
         """Stages that fit another cost model of nodes with the same forced layers; None where none do."""
-        stages = RingSearch(cost, self.legal_cuts, self.forced).least_overflow()
+        stages = self._search(cost).least_overflow()
         return stages if stages is not None and do_fit(cost, stages) else None
 
     # -- more memory --------------------------------------------------------------------------------------
@@ -114,21 +118,27 @@ class Fitting:
 
         Of all such splits the one that raises the limits by the least in all.
         """
-        nodes = [self._raised(i) for i in range(len(self.cost.nodes))]
-        high = RingSearch(CostModel(self.cost.model, nodes, (), self.cost.work), self.legal_cuts, self.forced)
+        least = self._least_limits([self._raised(i) for i in range(len(self.cost.nodes))])
+        return {i: -(-nbytes // MIB) for i, nbytes in least.items()}
 
+    def raised_caps_bytes(self) -> dict[int, int]:
+        """The user's own limits, by index, with which a split fits, likewise."""
+        return self._least_limits([replace(node, cap_bytes=None) for node in self.cost.nodes])
+
+    def _least_limits(self, high: Sequence[NodeProfile]) -> dict[int, int]:
+        """What nodes need, reserve included, where they exceed their budgets by the least within `high`."""
+        search = self._search(CostModel(self.cost.model, high, (), self.cost.work))
         key = node_key(self.cost)
 
         def raise_bytes(i: int) -> Floats:
-            return np.where(high.tables.fits(i), self.search.tables.overflow_bytes(i), np.inf)
+            return np.where(search.tables.fits(i), self.search.tables.overflow_bytes(i), np.inf)
 
-        found = cheapest(high, raise_bytes, lambda i: (nodes[i].budget_bytes, key(i)))
-        limits = {}
-        for s in found[1] if found is not None else ():
-            if self.cost.overflow_bytes(s.index, s.start, s.stop):
-                need_bytes = self.cost.need_bytes(s.index, s.start, s.stop)
-                limits[s.index] = -(-(need_bytes + self.cost.nodes[s.index].reserve_bytes) // MIB)
-        return limits
+        found = cheapest(search, raise_bytes, lambda i: (high[i].budget_bytes, key(i)))
+        return {
+            s.index: self.cost.need_bytes(s.index, s.start, s.stop) + self.cost.nodes[s.index].reserve_bytes
+            for s in (found[1] if found is not None else ())
+            if self.cost.overflow_bytes(s.index, s.start, s.stop)
+        }
 
     def _raised(self, index: int) -> NodeProfile:
         """The node with its GPU limit as high as its reserve lets it be, where it is a Mac."""
@@ -146,7 +156,7 @@ class Fitting:
         new = len(self.cost.nodes)
         empty = replace(self._more(1)[-1], ceiling_bytes=0, cap_bytes=None, reserve_bytes=0)
         cost = CostModel(self.cost.model, [*self.cost.nodes, empty], (), self.cost.work)
-        search = RingSearch(cost, self.legal_cuts, self.forced)
+        search = self._search(cost)
 
         def budget_bytes(i: int) -> Floats:
             if i == new:
@@ -158,17 +168,24 @@ class Fitting:
 
     def num_more_nodes(self) -> int | None:
         """How many nodes more like `best_node` let a split fit; None: too many."""
-
-        def is_enough(num: int) -> bool:
-            return self.fits_with([*self.cost.nodes, *self._more(num)])
-
-        if not is_exhaustive(self.search) or not is_enough(MAX_MORE_NODES):
+        cost, num_layers = self.cost, self.cost.model.num_layers
+        missing_bytes = cost.weight_bytes(0, num_layers) + cost.kv_bytes(0, num_layers)
+        missing_bytes -= sum(node.budget_bytes for node in cost.nodes if node.use)
+        least = max(1, -(-missing_bytes // max(1, self.best_node.budget_bytes)))
+        if not self.search.knows_least_overflow:
             return None
-        return MAX_MORE_NODES - largest(0, MAX_MORE_NODES, lambda less: is_enough(MAX_MORE_NODES - less))
+        tried = range(least, min(MAX_MORE_NODES, 2 * least + 4) + 1)
+        return next((n for n in tried if self.fits_with([*cost.nodes, *self._more(n)])), None)
 
-    def fits_with(self, nodes: Sequence[NodeProfile]) -> bool:
-        """Whether a split fits other nodes, with their own forced layers."""
-        return fits(CostModel(self.cost.model, nodes, (), self.cost.work), self.legal_cuts)
+    def fits_with(self, nodes: Sequence[NodeProfile], *, keeps_order: bool | None = None) -> bool:
+        """Whether a split fits other nodes, with their own forced layers; keeps_order None: as here."""
+        cost = CostModel(self.cost.model, nodes, (), self.cost.work)
+        return fits(
+            cost, self.legal_cuts, keeps_order=self.keeps_order if keeps_order is None else keeps_order
+        )
+
+    def _search(self, cost: CostModel) -> RingSearch:
+        return RingSearch(cost, self.legal_cuts, self.forced, keeps_order=self.keeps_order)
 
     @property
     def best_node(self) -> NodeProfile:

@@ -1,9 +1,8 @@
 """The best ring for an objective: which nodes own layers, in which order, and where the cuts are. Pure.
 
 Up to about twelve different nodes every subset and every order is searched, and the result is exact. Beyond
-that the nodes stay in the order of the configuration, which is searched exactly, and then the nodes of the
-ring that was found are put into every order; what any other ring could gain is bounded by a relaxation in
-which a node may be used more than once.
+that the nodes stay in the order of the configuration, or in one that fits, which is searched exactly; then
+the order is made better node by node, and a relaxation says what any other ring could gain at most.
 """
 
 from __future__ import annotations
@@ -25,15 +24,19 @@ from planner.any_order import (
     num_steps,
 )
 from planner.best_ring import all_values, best_ring
-from planner.bounds import fluid_bounds, least_sum_with_reuse
+from planner.bounds import fluid_bounds, fluid_prices
 from planner.cost import CostModel, Stage
+from planner.even import evened
 from planner.feasible import Feasibility, find_order, reach_of
 from planner.goals import Goal, goal_of
 from planner.one_order import cheapest_in_order
 from planner.pairs import pairs, parts
+from planner.relaxed import least_value, relax
+from planner.reorder import reorder
 from planner.tables import Floats, StageTables
 
 Cheapest = Callable[[Ring], tuple[float, list[Placed]] | None]
+MAX_REORDERED = 64  # nodes, or those of the ring that was found
 MAX_MOVES = 60  # of single nodes in an order
 MIN_CALLS = 6  # of the search in one order, for a limit of the slowest stage
 
@@ -79,9 +82,14 @@ class RingSearch:
         self.ring = Ring(self.tables.size, free, tuple(places), self.tables.overflow_bytes, none)
 
     # -- answers ------------------------------------------------------------------------------------------
-    def fastest(self, objective: str) -> BestRing | None:
-        """The best ring that fits, for `latency`, `throughput` or `ttft`; None where no ring was found."""
-        return self._best(goal_of(self.tables, objective)) if self.is_possible else None
+    def fastest(self, objective: str, *, is_even: bool = False) -> BestRing | None:
+        """The best ring that fits, for `latency`, `throughput` or `ttft`; None where no ring was found.
+
+        is_even: of equally good ones an even one, where all orders are searched.
+        """
+        if not self.is_possible:
+            return None
+        return self._best(goal_of(self.tables, objective), is_even=is_even and objective != "ttft")
 
     def least_overflow(self) -> list[Stage] | None:
         """The stages that exceed their budgets by the least in all; None where the cuts allow no stages."""
@@ -155,14 +163,18 @@ class RingSearch:
         return [Stage(p.index, bounds[p.start], bounds[p.stop]) for p in placed]
 
     # -- parts --------------------------------------------------------------------------------------------
-    def _best(self, goal: Goal) -> BestRing | None:
+    def _best(self, goal: Goal, *, is_even: bool) -> BestRing | None:
         ring = replace(self.ring, stage=goal.stage, hop=goal.hop)
+        kinds = None if self.keeps_order else self._kinds(ring, goal.busy_hop)
+        exact: Cheapest | None = None
         if self.keeps_order:
-            found = self._search(ring, goal, partial(cheapest_in_order, order=ring.free))
-            return BestRing(self.stages(found[1])) if found else None
-        kinds = self._kinds(ring, goal.busy_hop)
-        if kinds is not None:
-            found = self._search(ring, goal, lambda r: cheapest_in_any_order(r, kinds))
+            exact = partial(cheapest_in_order, order=ring.free)
+        elif kinds is not None:
+            exact = partial(cheapest_in_any_order, kinds=kinds)
+        if exact is not None:
+            found = self._search(ring, goal, exact)
+            if found is not None and is_even and not self.is_over_allowed:
+                found = evened(found, goal, ring, exact)
             return BestRing(self.stages(found[1])) if found else None
         for order in self._orders_to_try():
             found = self._search(ring, goal, partial(cheapest_in_order, order=order), is_bounded=True)
@@ -170,22 +182,42 @@ class RingSearch:
                 break
         else:
             return None
-        used = {placed.index for placed in found[1]}
-        mine = replace(ring, free=tuple(i for i in ring.free if i in used))
-        few = self._kinds(mine, goal.busy_hop)
-        if few is not None:
-            other = self._search(mine, goal, lambda r: cheapest_in_any_order(r, few))
-            found = other if other is not None and other[0] < found[0] * (1 - TIE) else found
-        gap = 1.0 if self.is_over_allowed else 1 - self._bound(ring, goal) / found[0]
+        found = self._reordered(ring, goal, *found)
+        gap = 1.0 if self.is_over_allowed else 1 - self._bound(ring, goal, *found) / found[0]
         return BestRing(self.stages(found[1]), max(0.0, gap))
 
-    def _bound(self, ring: Ring, goal: Goal) -> float:
+    def _reordered(
+        self, ring: Ring, goal: Goal, value: float, placed: list[Placed]
+    ) -> tuple[float, list[Placed]]:
+        """The ring that was found, or a better one of its nodes in another order, with a few others."""
+        used = [p.index for p in placed]
+        mine = replace(ring, free=tuple(i for i in ring.free if i in used))
+        kinds = self._kinds(mine, goal.busy_hop)
+        if kinds is not None:
+            other = self._search(mine, goal, lambda r: cheapest_in_any_order(r, kinds))
+        elif not ring.forced and not self.is_over_allowed:
+            prices = fluid_prices(self.cost, ring.free, np.stack([goal.layers(i) for i in ring.free]))
+            spare = [ring.free[at] for at in np.argsort(-prices, kind="stable").tolist()]
+            few = [*used, *(i for i in spare if i not in used)][: max(MAX_REORDERED, len(used))]
+            order = reorder(goal.below(ring, goal.beat_ms(placed)) if goal.value else ring, few)
+            other = self._search(
+                replace(ring, free=tuple(few)), goal, partial(cheapest_in_order, order=order), is_bounded=True
+            )
+        else:
+            other = None
+        return other if other is not None and other[0] < value * (1 - TIE) else (value, placed)
+
+    def _bound(self, ring: Ring, goal: Goal, value: float, placed: list[Placed]) -> float:
         """A value that no ring is below."""
-        nodes = [*ring.free, *(node for node, _, _ in ring.forced)]
-        layers_ms = np.stack([goal.layers(i) for i in nodes])
-        fluid_ms, beat_ms = fluid_bounds(self.cost, nodes, ring.hop, layers_ms)
-        least_ms = max(least_sum_with_reuse(ring), fluid_ms)
-        return least_ms if goal.value is None else goal.value(least_ms, beat_ms)
+        layers_ms = np.stack([goal.layers(i) for i in self.nodes])
+        least = fluid_bounds(self.cost, self.nodes, ring.hop, layers_ms)
+        relaxation = relax(ring, goal)
+        if relaxation is None:
+            return least[0] if goal.value is None else goal.value(*least)
+        at = {node: number for number, node in enumerate(self.nodes)}
+        rows = layers_ms[[at[node] for node in relaxation.nodes]]
+        relaxation.prices = fluid_prices(self.cost, relaxation.nodes, rows)
+        return least_value(relaxation, goal, (ring.total(placed), goal.beat_ms(placed)), least)
 
     def _search(
         self, ring: Ring, goal: Goal, cheapest: Cheapest, *, is_bounded: bool = False

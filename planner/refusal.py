@@ -39,7 +39,7 @@ def explain(
         )
     missing_bytes = sum(cost.overflow_bytes(s.index, s.start, s.stop) for s in stages)
     over = [s for s in stages if cost.overflow_bytes(s.index, s.start, s.stop)]
-    fitting = Fitting(cost, legal_cuts, stages)
+    fitting = Fitting(cost, legal_cuts, stages, keeps_order)
     reason = _reason(cost, over, missing_bytes, is_least=is_least)
     return Refusal(reason if is_proven else f"{reason}{UNPROVEN}", missing_bytes, _advice(fitting))
 

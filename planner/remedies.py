@@ -28,6 +28,10 @@ class Remedy:
     values: Mapping[str, Any] = field(default_factory=dict)
     lines: tuple[str, ...] = ()
 
+    def lines_of_text(self) -> list[str]:
+        """The order, and below it the commands, one a line, where they are more than the text names."""
+        return [f"- {self.text}", *(f"    {line}" for line in self.lines[MAX_NAMED:] and self.lines)]
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {"kind": self.kind, "text": self.text, **self.values, "lines": list(self.lines)}
@@ -43,6 +47,7 @@ def remedies(fitting: Fitting, checkpoint: Checkpoint | None = None) -> list[Rem
 
 def own_remedies(fitting: Fitting) -> Iterator[Remedy]:
     """What this cluster and checkpoint allow as they are, the least loss first; found as it is asked for."""
+    yield from _raised_caps(fitting)
     yield from _raised_limits(fitting)
     yield from _unforced(fitting)
     work = fitting.cost.work
@@ -55,6 +60,19 @@ def own_remedies(fitting: Fitting) -> Iterator[Remedy]:
             f"lower --context to {most}",
             {"context": most, "concurrency": work.concurrency},
         )
+
+
+def _raised_caps(fitting: Fitting) -> Iterator[Remedy]:
+    nodes = fitting.cost.nodes
+    if all(node.cap_bytes is None for node in nodes):
+        return
+    step = GB // 10
+    caps = {
+        nodes[i].name: -(-nbytes // step) / 10 for i, nbytes in sorted(fitting.raised_caps_bytes().items())
+    }
+    if caps:
+        shown = [f"of {name} to {cap:.1f}" for name, cap in caps.items()]
+        yield Remedy("max_memory_gb", f"raise max_memory_gb {_names(shown)}", {"max_memory_gb": caps})
 
 
 def _raised_limits(fitting: Fitting) -> Iterator[Remedy]:
@@ -80,6 +98,8 @@ def _unforced(fitting: Fitting) -> Iterator[Remedy]:
         yield Remedy(
             "forced_layers", f"let the planner choose the layers of {_names(names)}", {"nodes": names}
         )
+    if fitting.keeps_order and fitting.fits_with(nodes, keeps_order=False):
+        yield Remedy("order", "let the planner choose the order of the nodes, without --keep-order")
 
 
 def _excluded(fitting: Fitting) -> Iterator[Remedy]:
@@ -92,9 +112,7 @@ def _excluded(fitting: Fitting) -> Iterator[Remedy]:
         ]
         if fitting.fits_with(changed):
             names = [nodes[i].name for i in chosen]
-            yield Remedy(
-                "excluded_node", f"use {_names(names)}, which the configuration leaves out", {"nodes": names}
-            )
+            yield Remedy("excluded_node", f"use {_names(names)} too, left out so far", {"nodes": names})
             return
 
 

@@ -42,6 +42,7 @@ class PlanOptions:
     legal_cuts: frozenset[int] | None = None  # layers at which a stage may start; None: all
     rows: int = 1  # requests whose tokens one frame carries together; the scheduler sends one
     keeps_order: bool = False  # stages stand in the order of the nodes
+    is_even: bool = True  # of equally good plans, one whose slowest stage is faster
     is_forced: bool = False  # where nothing fits, take what exceeds its budgets by the least
 
     def __post_init__(self) -> None:
@@ -68,7 +69,7 @@ def make_plan(
     """
     cost = CostModel(model, nodes, links, options.work)
     rings = rings_of(cost, options)
-    best, refusal = best_ring_of(rings, options.strategy, options.objective), None
+    best, refusal = best_ring_of(rings, options.strategy, options.objective, is_even=options.is_even), None
     if best is None:
         refusal = explain(
             cost,
@@ -96,10 +97,12 @@ def rings_of(cost: CostModel, options: PlanOptions, *, is_over_allowed: bool = F
     )
 
 
-def best_ring_of(rings: RingSearch, strategy: str, objective: str) -> BestRing | None:
-    """The ring that a strategy takes; None where nothing fits."""
+def best_ring_of(
+    rings: RingSearch, strategy: str, objective: str, *, is_even: bool = False
+) -> BestRing | None:
+    """The ring that a strategy takes; None where nothing fits. is_even: see PlanOptions."""
     if strategy == "optimal":
-        return rings.fastest(objective)
+        return rings.fastest(objective, is_even=is_even)
     stages = balanced(rings) if strategy == "balanced" else proportional(rings, strategy)
     return BestRing(stages) if stages else None
 

@@ -101,7 +101,7 @@ class StageTables:
         """(B, B), exact: bytes stay far below 2^53. Of a node only its kind of attention counts."""
         is_fused = self.cost.is_fused(index)
         if is_fused not in self._need:
-            self._need[is_fused] = self._all(lambda a, b: self.cost.need_bytes(index, a, b))
+            self._need[is_fused] = self.cost.need_table(index, self.bounds).astype(np.float64)
         return self._need[is_fused]
 
     def _all(self, value_of: Value) -> Floats:

@@ -290,6 +290,8 @@ def test_what_cannot_be_planned_is_one_sentence(
         (["--config", "c", "--context", "-5"], "'-5' must be a whole number above 0"),
         (["--config", "c", "--concurrency", "0"], "'0' must be a whole number above 0"),
         (["--config", "c", "--concurrency", "nan"], "'nan' must be a whole number above 0"),
+        (["--config", "c", "--context", "1000000000001"], "must be at most 1000000000000"),
+        (["--config", "c", "--concurrency", "1000001"], "'1000001' must be at most 1000000"),
         (["--config", "c", "--nonsense"], "unrecognized arguments: --nonsense"),
     ],
 )

@@ -10,6 +10,7 @@ from cluster.links import Pair
 from cluster.links_cost import LinksCost, cost_lines, links_cost, with_measured
 from planner.cost import CostModel, Link, Stage
 from planner.plan import Plan
+from planner.planned_from import PlannedFrom
 from planner.solver import PlanOptions, make_plan
 from planner.workload import Workload
 from tests.fake_models import made_up_model, node
@@ -20,12 +21,12 @@ NODES = [node(rank, 12) for rank in range(3)]
 WIFI = path(62.0, 0.2, kind="wifi", interface="en0")
 
 
-def cost_of(*pairs: Pair, links: list[Link] | None = None, objective: str = "latency") -> LinksCost:
-    options = PlanOptions(1024, 1, "uniform", objective)
-    plan = make_plan(MODEL, NODES, [], options)
+def cost_of(*pairs: Pair, strategy: str = "uniform") -> LinksCost:
+    """Of a plan over all three nodes, or of the best one; a new one would be the best."""
+    plan = make_plan(MODEL, NODES, [], PlanOptions(1024, 1, strategy))
     assert isinstance(plan, Plan)
-    assert len(plan.assignments) == 3
-    return links_cost(plan, MODEL, NODES, links or [], options=PlanOptions(1024), pairs=pairs)
+    assert strategy == "optimal" or len(plan.assignments) == 3
+    return links_cost(plan, PlannedFrom(MODEL, tuple(NODES), (), PlanOptions(1024)), pairs)
 
 
 def test_measured_links_take_the_place_of_the_configs(tmp_path: Path) -> None:
@@ -75,11 +76,8 @@ def test_a_better_plan_for_the_measured_links_is_told(tmp_path: Path) -> None:
 
 def test_links_as_expected_change_nothing(tmp_path: Path) -> None:
     config = three_nodes(tmp_path)
-    options = PlanOptions(1024)
-    plan = make_plan(MODEL, NODES, [], options)
-    assert isinstance(plan, Plan)
     pairs = [pair(config, a, b, path(1.0, 10.0)) for a, b in ((0, 1), (0, 2), (1, 2))]
-    found = links_cost(plan, MODEL, NODES, [], options=options, pairs=pairs)
+    found = cost_of(*pairs, strategy="optimal")
     assert found.better is None
     assert found.measured == found.assumed
     assert len(cost_lines(found, 1)) == 1

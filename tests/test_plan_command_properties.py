@@ -22,11 +22,12 @@ from planner.model_profile import ModelProfile, read_model_profile
 from planner.solver import OBJECTIVES, STRATEGIES
 from planner.workload import Workload
 from tests.fake_models import CHIPS, node
+from tests.real_configs import REAL_CONFIGS
 from tests.shaped_models import SHAPES, Shape, Shaped, write_shaped
 from tests.tiny_models import write_checkpoint
 
 GB = 10**9
-NUM_SHORT, NUM_LONG = 5, 150  # cases for each checkpoint
+NUM_SHORT, NUM_LONG = 3, 100  # cases for each checkpoint
 HOST_HOPS, NODE_HOPS = (0.1, 20.0), (0.5, 10.0)  # ms, Gbit/s where the file says nothing
 
 
@@ -220,6 +221,7 @@ def test_what_fits_is_placed_and_adds_up(checkpoint: Checkpoint, capsys: pytest.
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_what_fits_is_placed_on_hundreds(checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
     check_random(range(100, 100 + NUM_LONG), checkpoint, capsys)
 
@@ -246,6 +248,35 @@ def test_memory_is_exact_at_the_byte(checkpoint: Checkpoint, capsys: pytest.Capt
         code, data = cluster.plan(capsys, *flags)
         assert (code, data["refusal"]["missing_bytes"]) == (EXIT_DOES_NOT_FIT, 1)
         assert data["refusal"]["reason"].startswith(f"n{short} is forced to layers ")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("arch", REAL_CONFIGS)
+def test_memory_is_exact_at_the_byte_for_every_architecture(
+    arch: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By what the plan itself says that the stages need."""
+    folder = write_shaped(Shape(arch, "BF16", None, 0), tmp_path / arch).folder
+    for users, num_nodes in ((1, 1), (4, 2)):
+        roomy = Cluster(folder, users=users)
+        for _ in range(num_nodes):
+            roomy.add(10**14)
+        code, data = roomy.plan(capsys, "--strategy", "uniform")
+        assert code == EXIT_OK
+        parts = data["assignments"]
+        assert len(parts) == min(num_nodes, data["num_layers"])
+        needs = {p["rank"]: p["weight_bytes"] + p["kv_bytes"] + p["activation_bytes"] for p in parts}
+        flags = ("--layers", *(f"{p['node']}={p['start']}:{p['stop']}" for p in parts))
+        for short in (None, *needs):
+            cluster = Cluster(folder, users=users)
+            for rank in range(num_nodes):
+                cluster.add(needs[rank] - (rank == short))
+            code, data = cluster.plan(capsys, *flags)
+            if short is None:
+                assert code == EXIT_OK
+                continue
+            assert (code, data["refusal"]["missing_bytes"]) == (EXIT_DOES_NOT_FIT, 1)
+            assert data["refusal"]["reason"].startswith(f"n{short} is forced to layers ")
 
 
 def test_a_node_behind_a_slow_link_is_used_only_where_it_must_be(

@@ -208,8 +208,8 @@ def check_context(case: Case) -> None:
 
 
 CHECKS: tuple[tuple[Callable[[Case], None], dict[str, Any], int], ...] = (
-    (check_case, {}, 250),
-    (check_bytes, {"with_cuts": False}, 60),
+    (check_case, {}, 150),
+    (check_bytes, {"with_cuts": False}, 40),
     (check_free_bytes, {"with_cuts": False, "max_layers": 4, "max_nodes": 3}, 40),
     (check_few_layers, {"with_cuts": False, "max_layers": 3, "max_nodes": 5}, 60),
     (check_context, {"max_layers": 5}, 40),
@@ -226,9 +226,10 @@ def test_properties(check: Callable[[Case], None], shape: dict[str, Any], count:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("check", "shape", "count"), CHECKS, ids=_name)
 def test_properties_on_thousands(check: Callable[[Case], None], shape: dict[str, Any], count: int) -> None:
-    _examine(check, shape, 40 * count, derandomize=False)
+    _examine(check, shape, 60 * count, derandomize=False)
 
 
 def _examine(check: Callable[[Case], None], shape: dict[str, Any], count: int, **more: Any) -> None:

@@ -46,7 +46,7 @@ def test_cases_take_turns_and_the_best_median_counts() -> None:
         "b": machine.case("b", 99, *[2] * 12),
     }
     rounds: list[int] = []
-    found = measure(cases, EFFORT, rounds.append, machine.clock)
+    found = measure(cases, EFFORT, rounds.append, [machine.clock])
     assert machine.log == "ab" + "aaabbb" * 4  # the first call of each is not timed
     assert found["a"].ms == pytest.approx(5)  # of 6, 8, 5, 9
     assert found["a"].spread == pytest.approx(7 / 5 - 1)
@@ -56,22 +56,29 @@ def test_cases_take_turns_and_the_best_median_counts() -> None:
 
 def test_a_long_call_is_made_once_a_round() -> None:
     machine = Scripted()
-    found = measure({"a": machine.case("a", 99, 40, 50, 31, 60)}, EFFORT, clock=machine.clock)
+    found = measure({"a": machine.case("a", 99, 40, 50, 31, 60)}, EFFORT, clocks=[machine.clock])
     assert machine.log == "a" * 5
     assert found["a"].ms == pytest.approx(31)
 
 
 def test_no_round_begins_after_the_budget_but_some_always_do() -> None:
     machine = Scripted()
-    found = measure({"a": machine.case("a", 99, *[20_000] * 4)}, EFFORT, clock=machine.clock)
+    found = measure({"a": machine.case("a", 99, *[20_000] * 4)}, EFFORT, clocks=[machine.clock])
     assert found["a"].num_rounds == EFFORT.min_rounds
 
 
 def test_a_clock_that_stands_still_gives_no_zero() -> None:
-    found = measure({"a": lambda: None}, EFFORT, clock=lambda: 1.0)
+    found = measure({"a": lambda: None}, EFFORT, clocks=[lambda: 1.0])
     assert found["a"] == Estimate(1e-6, found["a"].spread, 4)
 
 
 def test_sizes_are_found_with_the_second_call() -> None:
     machine = Scripted()
-    assert time_once_ms(machine.case("a", 500, 7), machine.clock) == pytest.approx(7)
+    assert time_once_ms(machine.case("a", 500, 7), [machine.clock]) == pytest.approx(7)
+
+
+def test_of_two_clocks_the_one_that_says_less_counts() -> None:
+    machine = Scripted()
+    clocks = [machine.clock, lambda: machine.now_s / 4]
+    assert time_once_ms(machine.case("a", 500, 8), clocks) == pytest.approx(2)
+    assert time_once_ms(machine.case("a", 500, 8), clocks[:1]) == pytest.approx(8)
