@@ -86,9 +86,7 @@ def print_decode() -> None:
             FULL, available_bytes=node.memory_bytes // 2, disk_folder=Path(folder), say=lambda _: None
         )
         node = replace(node, measured=measured.speeds)
-        print(
-            "| precision | by the chip table | predicted ms | wall ms | processor ms | ratio |"
-        )
+        print("| precision | by the chip table | predicted ms | wall ms | processor ms | ratio |")
         print("| --- | --- | --- | --- | --- | --- |")
         for precision in PRECISIONS:
             step, path = make_step(precision, Path(folder) / precision.replace("/", "-"))
