@@ -146,11 +146,12 @@ class RingSearch:
         return self.knows_least_overflow or self.feasibility.is_proven
 
     def num_steps(self, *, is_any_order: bool) -> int:
-        """About how many additions one search makes: of all orders where they can be, or of one."""
+        """About how many additions a search makes: of all orders, or as many as are tried; or of one."""
         kinds = self._kinds(self.ring) if is_any_order and not self.keeps_order else None
         if kinds is not None:
             return num_steps(self.ring, kinds)
-        return len(self.nodes) * self.tables.size * (self.tables.size + len(self.nodes))
+        in_order = len(self.nodes) * self.tables.size * (self.tables.size + len(self.nodes))
+        return in_order * (MAX_MOVES if is_any_order and not self.keeps_order else 1)
 
     @property
     def nodes(self) -> list[int]:
