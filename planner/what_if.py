@@ -104,7 +104,7 @@ class WhatIf:
         if not self.work.take(steps_of(search, options.objective)):
             return None
         plan = make_plan(model, change.nodes, change.links, replace(options, is_even=False))
-        if not isinstance(plan, Plan):  # what fits fits a better cluster too
+        if not isinstance(plan, Plan) or not plan.fits:  # what fits fits a better cluster too
             return None
         return Gain(change, self.before_ms, plan_ms(plan, options.objective))
 
