@@ -167,6 +167,12 @@ def measured_nodes(
     return made
 
 
+def median_factor(nodes: Sequence[NodeProfile], found: Sequence[StageFactor], rank: int) -> float:
+    """Of the measured nodes with the chip of the node of that rank, itself included."""
+    kinds = {node.rank: _kind(node) for node in nodes}
+    return statistics.median(one.factor for one in found if kinds[one.rank] == kinds[rank])
+
+
 def measured_links(links: Sequence[Link], hops: Mapping[tuple[int, int], Sequence[float]]) -> list[Link]:
     """The links with the one-way times in ms that were measured from rank to rank; bandwidths stay.
 
