@@ -32,7 +32,7 @@ class Effort:
     has_all_formats: bool
 
 
-FULL = Effort(10, 3, 3, 15, 13.0, 192 << 20, 256 << 20, True)
+FULL = Effort(10, 3, 2, 15, 13.0, 192 << 20, 256 << 20, True)
 QUICK = Effort(6, 2, 2, 6, 4.0, 128 << 20, 64 << 20, False)
 
 

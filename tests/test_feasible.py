@@ -77,6 +77,22 @@ def test_a_refusal_of_many_different_nodes_says_whether_it_is_proven(monkeypatch
     assert unproven.reason.endswith("; not every order of the nodes could be tried, so one may fit after all")
 
 
+def test_many_different_nodes_can_be_forced() -> None:
+    """The plan exceeds the budgets by as much as the refusal says, which another order found."""
+    cost = tight_cluster(16, 30, 0.95)
+    refusal = planned(cost)
+    assert isinstance(refusal, Refusal)
+    forced = make_plan(
+        cost.model, cost.nodes, (), PlanOptions(cost.work.context, cost.work.concurrency, is_forced=True)
+    )
+    assert isinstance(forced, Plan)
+    assert forced.refusal == refusal
+    assert sum(part.over_bytes for part in forced.assignments) == refusal.missing_bytes
+    in_file_order = RingSearch(cost, None, {}, keeps_order=True).least_overflow()
+    assert in_file_order is not None
+    assert refusal.missing_bytes < sum(cost.overflow_bytes(s.index, s.start, s.stop) for s in in_file_order)
+
+
 def test_few_states_find_what_is_easy_and_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("planner.feasible.MAX_STATES", (1,))
     reach = {i: np.array([i + 1, 3, 3, 3]) for i in range(2)}
