@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ import mlx.core as mx
 
 from cluster.profile_disk import DiskRate, disk_rate
 from cluster.profile_fit import TimedProduct, fit_speeds
-from cluster.profile_launches import NUM_WAKES, copy_case, layer_cases, layer_ms, wake_case
+from cluster.profile_launches import NUM_WAKES, copy_case, layer_ms, stage_ms, step_cases, wake_case
 from cluster.profile_products import (
     MAIN_FORMATS,
     OTHER_FORMATS,
@@ -26,6 +27,7 @@ from cluster.profile_timing import Effort, Estimate, measure
 from planner.speeds import Speeds
 
 MEMORY_SHARE = 0.25  # of what is available may hold the weights of all formats
+SIZING_SHARE = 0.4  # of the time: formats that are not begun by then are left out
 WAKE_S, WAKE_ROUNDS = 0.3, 50
 _LACKS = (ValueError, RuntimeError, NotImplementedError)  # what MLX raises for what it has not
 Say = Callable[[str], None]
@@ -63,20 +65,24 @@ def measure_machine(effort: Effort, *, available_bytes: int, disk_folder: Path, 
     disk = disk_rate(disk_folder, effort.disk_bytes)
     skipped = [] if isinstance(disk, DiskRate) else [f"disk: {disk}"]
     say(f"finding sizes for {len(names)} formats of weights")
-    products, without = _products(names, effort.target_ms, pool_bytes)
+    deadline = started + SIZING_SHARE * effort.budget_s
+    products, without = _products(names, effort.target_ms, pool_bytes, deadline)
     cases = {product.name: product.case() for product in products}
     copied_bytes = max(1 << 20, min(64 << 20, pool_bytes) // 8 * 8)
-    cases |= layer_cases() | {"copy": copy_case(copied_bytes)}
+    cases["copy"] = copy_case(copied_bytes)
+    with tempfile.TemporaryDirectory() as folder:
+        cases |= step_cases(Path(folder))
     left = replace(effort, budget_s=effort.budget_s - (time.perf_counter() - started))
     found = measure(cases, left, lambda done: say(f"round {done}"), device_clocks())
+    steps = {name: estimate.ms for name, estimate in found.items()}
     wake = measure({"wake": wake_case()}, replace(effort, budget_s=WAKE_S, max_rounds=WAKE_ROUNDS))["wake"]
     measured = Measured(
         device="gpu" if is_gpu() else "cpu",
         products=tuple(_timed(product, found[product.name]) for product in products),
         copy_bytes_ms=2 * copied_bytes / found["copy"].ms,
         copy_spread=found["copy"].spread,
-        layer_ms=layer_ms({name: estimate.ms for name, estimate in found.items()}),
-        stage_ms=wake.ms / NUM_WAKES,
+        layer_ms=layer_ms(steps),
+        stage_ms=stage_ms(steps) + wake.ms / NUM_WAKES,
         disk=disk if isinstance(disk, DiskRate) else None,
         skipped=(*skipped, *without),
         num_rounds=found["copy"].num_rounds,
@@ -85,11 +91,19 @@ def measure_machine(effort: Effort, *, available_bytes: int, disk_folder: Path, 
     return measured
 
 
-def _products(names: Sequence[str], target_ms: float, pool_bytes: int) -> tuple[list[Product], list[str]]:
-    """Those that MLX has here, and a sentence for each that it lacks."""
+def _products(
+    names: Sequence[str], target_ms: float, pool_bytes: int, deadline: float
+) -> tuple[list[Product], list[str]]:
+    """Those that MLX has here, and a sentence for each that it lacks, or that there is no time for.
+
+    A device that compiles its kernels takes seconds for a format; the main ones are measured in any case.
+    """
     products: list[Product] = []
     without = []
     for name in names:
+        if name not in MAIN_FORMATS and time.perf_counter() > deadline:
+            without.append(f"{name}: no time was left for it")
+            continue
         try:
             pool = make_pool(name, target_ms, pool_bytes)
         except _LACKS as error:
