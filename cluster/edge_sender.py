@@ -15,8 +15,10 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from cluster.heartbeat import BEAT_INTERVAL_S, SILENCE_LIMIT_S, TICK_S, heartbeat
-from cluster.rpc import connect, token_metadata
+from cluster.rpc import open_channel, token_metadata
 from cluster.stream import Stream, StreamEnded, open_stream
+from cluster.tls import Credentials
+from cluster.tls_trouble import handshake_trouble
 from proto import ring_pb2
 from proto.codec import Tensor, encode
 
@@ -59,16 +61,19 @@ class EdgeSender:
     def __init__(
         self,
         address: str,
-        token: str | None,
+        credentials: Credentials | str | None,
         hello: ring_pb2.Hello,
         *,
+        peer: str | None = None,
         on_up: Callable[[], None],
         on_down: Callable[[str], None],
         on_refused: Callable[[str], None],
         beat: Callable[[], ring_pb2.Beat],
         on_beat: Callable[[ring_pb2.Beat], None] | None = None,
     ) -> None:
-        self._address, self._metadata = address, token_metadata(token)
+        self._address, self._name = address, peer
+        self._credentials = Credentials.of(credentials)
+        self._metadata = token_metadata(self._credentials.token)
         self._hello = ring_pb2.Hello()
         self._hello.CopyFrom(hello)
         self._hello.protocol = PROTOCOL
@@ -178,7 +183,7 @@ class EdgeSender:
 
     # -- edge thread -------------------------------------------------------------------------------------
     def _run(self) -> None:
-        channel = connect(self._address, None)
+        channel = open_channel(self._address, self._credentials, self._name)
         pause_s = RETRY_S
         try:
             while not self._closing.is_set():
@@ -235,8 +240,14 @@ class EdgeSender:
         if code in _FINAL_CODES:
             reason = f"{self._peer} refused the edge: {details}"
             return lambda: self._on_refused(reason)
-        self._waiting_for = f"{self._peer}: {self._broken or details or 'no answer'}"
+        trouble = self._handshake_trouble(details) if code is grpc.StatusCode.UNAVAILABLE else ""
+        self._waiting_for = trouble or f"{self._peer}: {self._broken or details or 'no answer'}"
         return None
+
+    def _handshake_trouble(self, details: str) -> str:
+        if self._broken:
+            return ""
+        return handshake_trouble(self._address, self._credentials, self._peer, self._name, details)
 
     def _welcome(self, message: bytes, stream: Stream) -> None:
         reply = _parse(message)

@@ -17,6 +17,7 @@ COMMANDS = {
     "fit": ("deploy.fit", "what of a model fits machines of given memory"),
     "bench": ("deploy.bench", "tokens per second, hops and CPU time of a ring"),
     "status": ("deploy.status", "what the nodes of a running ring do"),
+    "certs": ("deploy.certs", "the certificates by which nodes know each other: make, show, renew"),
     "generate": ("deploy.generate", "one streamed answer of a running ring"),
 }
 

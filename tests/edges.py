@@ -23,6 +23,7 @@ import pytest
 from cluster.edge_sender import EDGE_METHOD
 from cluster.ring import PROTOCOL, EdgeSender, EdgeService, IncomingFrame
 from cluster.rpc import make_server, token_metadata
+from cluster.tls import Credentials
 from proto import ring_pb2
 from proto.codec import Tensor
 
@@ -37,7 +38,10 @@ class Receiver:
     """An EdgeService with its server, and queues of what it reports."""
 
     def __init__(
-        self, accept: Callable[[ring_pb2.Hello], str | None] = lambda _hello: None, **options: int
+        self,
+        credentials: Credentials | str = TOKEN,
+        accept: Callable[[ring_pb2.Hello], str | None] = lambda _hello: None,
+        **options: int,
     ) -> None:
         self.frames: SimpleQueue[IncomingFrame] = SimpleQueue()
         self.downs: SimpleQueue[tuple[ring_pb2.Hello, str]] = SimpleQueue()
@@ -51,7 +55,7 @@ class Receiver:
             incarnation=5,
             **options,
         )
-        self.server, self.port = make_server("127.0.0.1:0", [self.service.add_to], TOKEN, max_workers=8)
+        self.server, self.port = make_server("127.0.0.1:0", [self.service.add_to], credentials, max_workers=8)
         self.server.start()
 
     @property

@@ -10,6 +10,10 @@ from typing import Any
 import grpc
 
 from cluster.api.errors import from_rpc, internal, unavailable
+from cluster.certificate import NodeIdentity
+from cluster.rpc import peer_options, token_metadata
+from cluster.tls import Credentials
+from cluster.tls_trouble import handshake_trouble
 from proto import head_pb2, head_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -71,11 +75,15 @@ class Generation:
 class HeadClient:
     """Keeps the newest cluster status and all calls that run. `start` and `close` in the same event loop."""
 
-    def __init__(self, address: str, token: str | None) -> None:
+    def __init__(
+        self, address: str, credentials: Credentials | str | None, *, peer: str | None = None
+    ) -> None:
         self.address = address
+        self._credentials, self._peer = Credentials.of(credentials), peer
+        self._shown: NodeIdentity | None = None  # our certificate, of which the channel was made
         self.generations: set[Generation] = set()
         self.status: head_pb2.ClusterStatus | None = None
-        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._metadata = token_metadata(self._credentials.token)
         self._silent_s = 0.0  # a tick counts at most double: this loop being busy is no silence of the head
         self._broken = "it has not answered yet"
         self._closing = ""
@@ -84,8 +92,7 @@ class HeadClient:
         self._stub: Any = None
 
     async def start(self) -> None:
-        self._channel = grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS)
-        self._stub = head_pb2_grpc.HeadStub(self._channel)
+        self._open()
         self._tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self._count_silence())]
 
     async def close(self) -> None:
@@ -93,6 +100,23 @@ class HeadClient:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._channel.close()
+
+    def _open(self) -> None:
+        tls = self._credentials.tls
+        if tls is None:
+            self._channel = grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS)
+        else:
+            self._shown = tls.current()
+            options = [*CHANNEL_OPTIONS, *peer_options(self._peer)]
+            self._channel = grpc.aio.secure_channel(self.address, tls.channel_credentials(), options=options)
+        self._stub = head_pb2_grpc.HeadStub(self._channel)
+
+    async def _reopen_if_renewed(self) -> None:
+        """A channel keeps the certificate that it was made with."""
+        tls = self._credentials.tls
+        if tls is not None and tls.current() is not self._shown:
+            await self._channel.close()
+            self._open()
 
     @property
     def trouble(self) -> str:
@@ -149,13 +173,24 @@ class HeadClient:
                     num_failures = 0
                 self._broken = "it ended the connection"
             except grpc.aio.AioRpcError as error:
-                self._broken = (error.details() or error.code().name).rstrip(".")
+                self._broken = await self._explain(error)
                 if num_failures == 0:
                     logger.info("the watch on the head broke: %s", self._broken)
             finally:
                 call.cancel()
             num_failures += 1
+            await self._reopen_if_renewed()
             await asyncio.sleep(RETRY_S[min(num_failures, len(RETRY_S)) - 1])
+
+    async def _explain(self, error: grpc.aio.AioRpcError) -> str:
+        """A part of a sentence without a full stop."""
+        details = (error.details() or error.code().name).rstrip(".")
+        if error.code() is not grpc.StatusCode.UNAVAILABLE:
+            return details
+        trouble = await asyncio.to_thread(
+            handshake_trouble, self.address, self._credentials, "it", self._peer, details
+        )
+        return trouble or details
 
     async def _count_silence(self) -> None:
         loop = asyncio.get_running_loop()
