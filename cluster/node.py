@@ -206,6 +206,9 @@ class Node:
         fill_memory(status, engine=engine, limits=compute.limits, usage=self._usage, watch=self._memory)
         fetched = self.model.fetcher.result
         status.fetched_bytes, status.copied_bytes = fetched.from_hub, fetched.from_peers
+        if (tls := self.credentials.tls) is not None:
+            status.certificate_ends_s = tls.current().expires_at.timestamp()
+            status.certificate_warning = tls.warning()
         if engine is not None:
             stats = engine.stats
             status.num_sessions = len(engine.sessions)

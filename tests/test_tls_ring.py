@@ -69,7 +69,9 @@ class TlsRing(RingProcesses):
 def test_a_ring_over_tls_answers_and_refuses_strangers(tmp_path: Path, model: Path) -> None:
     """Edges, control, head and the HTTP process; the API itself is as without TLS."""
     other = Cluster(tmp_path / "other")
-    with TlsRing(tmp_path, model, with_api=True) as ring:
+    ring = TlsRing(tmp_path, model, with_api=True)
+    ring.certs.node("n1", life=20 * DAY)
+    with ring:
         url = ring.wait_api()
         assert len(ring.tokens([5, 6, 7], 4)) == 4
         body = {"model": "tiny", "prompt": "abc", "max_tokens": 3, "temperature": 0}
@@ -84,6 +86,11 @@ def test_a_ring_over_tls_answers_and_refuses_strangers(tmp_path: Path, model: Pa
                     with pytest.raises(grpc.RpcError) as caught:
                         control_pb2_grpc.ControlStub(channel).Status(control_pb2.StatusRequest(), timeout=5)
                     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        told = ring.node_status(1)
+        assert told.certificate_ends_s == int((NOW + 20 * DAY).timestamp())
+        assert f"n1.pem expires on {NOW + 20 * DAY:%Y-%m-%d}, in 19 days" in told.certificate_warning
+        assert told.certificate_warning in ring.log(1)
+        assert ring.node_status(2).certificate_warning == ""
         ring.assert_quiet()
 
 
