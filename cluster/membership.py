@@ -166,7 +166,8 @@ class Watcher:
             return Reach.REFUSED, f"{member.label} has another token; give every node the same one"
         if code is grpc.StatusCode.UNIMPLEMENTED:
             return Reach.REFUSED, f"{member.address} is not a macrame node; is another server on this port?"
-        if code is grpc.StatusCode.UNAVAILABLE and (trouble := self._handshake_trouble(error)):
+        is_new = member.reach is not Reach.CONNECTED  # what stood is not broken by a certificate
+        if is_new and code is grpc.StatusCode.UNAVAILABLE and (trouble := self._handshake_trouble(error)):
             return Reach.UNREACHABLE, trouble
         if member.reach is Reach.WAITING:
             return Reach.WAITING, f"{member.label} is not there yet"

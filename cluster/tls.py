@@ -14,13 +14,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from cluster.certificate import NodeIdentity, read_identity
 from cluster.config import ClusterConfig, ConfigError
 from cluster.config_security import TlsFiles
+
+if TYPE_CHECKING:  # the code for certificates takes 10 MB: not without TLS
+    from cluster.certificate import NodeIdentity
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ class Tls:
         self._files, self._clock = files, clock
         self._lock = threading.Lock()
         self._stamp = _stamp(files)
-        self._identity = read_identity(files)
+        self._identity = _read(files)
         self._identity.check_time(clock())
         self._looked_at = time.monotonic()
         self._warned_at = -WARN_EVERY_S
@@ -85,7 +87,7 @@ class Tls:
             return
         self._stamp = stamp
         try:
-            identity = read_identity(self._files)
+            identity = _read(self._files)
             identity.check_time(self._clock())
         except ConfigError as error:
             logger.warning("the certificate read before stays in use: %s", error)
@@ -115,6 +117,12 @@ def load_credentials(config: ClusterConfig, rank: int) -> Credentials:
     tls = Tls(files)
     tls.warning()
     return Credentials(config.token(), tls)
+
+
+def _read(files: TlsFiles) -> NodeIdentity:
+    from cluster.certificate import read_identity
+
+    return read_identity(files)
 
 
 def _configuration(identity: NodeIdentity) -> grpc.ServerCertificateConfiguration:

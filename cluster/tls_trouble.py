@@ -10,12 +10,13 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from cryptography import x509
-
-from cluster.certificate import RENEW, day, dns_names
 from cluster.config_security import identity
 from cluster.tls import Credentials, Tls
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 LIMIT_S = 1.0
 # The numbers that OpenSSL gives to what is wrong with a certificate (x509_vfy.h).
@@ -88,6 +89,8 @@ def _with_tls(connection: socket.socket, tls: Tls, label: str, name: str) -> str
 
 
 def _certificate_trouble(error: ssl.SSLCertVerificationError, place: tuple[str, int], label: str) -> str:
+    from cluster.certificate import RENEW, day, dns_names
+
     cert = _shown_by(place)
     if error.verify_code == _EXPIRED:
         when = f" on {day(cert.not_valid_after_utc)}" if cert is not None else ""
@@ -111,6 +114,8 @@ def _certificate_trouble(error: ssl.SSLCertVerificationError, place: tuple[str, 
 
 def _shown_by(place: tuple[str, int]) -> x509.Certificate | None:
     """The certificate, unverified, to name its dates and names."""
+    from cryptography import x509
+
     with (
         contextlib.suppress(OSError, ValueError),
         socket.create_connection(place[:2], LIMIT_S) as connection,

@@ -75,7 +75,7 @@ def _show(folder: CertificateFolder, now: datetime, *, is_json: bool) -> int:
     if is_json:
         print(json.dumps(_as_json(folder, standings, now), indent=2))
     else:
-        print("\n".join(_rows(standings, now)))
+        print("\n".join([*_about_ca(folder), *_rows(standings, now)]))
         if any(s.need for s in standings):
             print(f"\n{RENEW[0].upper()}{RENEW[1:]}.")
     is_bad = any(s.expires_at is None or s.expires_at <= now for s in standings)
@@ -127,6 +127,15 @@ def _ca(folder: CertificateFolder) -> dict[str, str] | None:
         "expires_at": cert.not_valid_after_utc.isoformat(),
         "key": str(key_file(authorities_folder(), cert)),
     }
+
+
+def _about_ca(folder: CertificateFolder) -> list[str]:
+    """Who signs, until when, and whether this machine can."""
+    ca = _ca(folder)
+    if ca is None:
+        return []
+    where = f"is in {ca['key']}" if Path(ca["key"]).exists() else "is not on this machine"
+    return [f"{ca['name']}, good until {ca['expires_at'][:10]}. Its key {where}.", ""]
 
 
 def _told(folder: CertificateFolder, standings: list[Standing], now: datetime, *, is_new: bool) -> list[str]:

@@ -63,7 +63,9 @@ def test_what_make_prints_for_the_config_is_understood(
     assert "nothing was changed" in text
 
 
-def test_show_finds_what_is_missing(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_finds_what_is_missing(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     code, text = run(capsys, "show", "--config", config)
     assert code == 1
     assert "missing" in text
@@ -73,6 +75,12 @@ def test_show_finds_what_is_missing(config: Path, capsys: pytest.CaptureFixture[
     code, text = run(capsys, "show", "--config", config)
     assert code == 0
     assert f"{NOW + 365 * DAY:%Y-%m-%d}" in text
+    assert re.match(
+        rf"macrame cluster CA .*, good until {NOW.year + 10}-.* Its key is in .*/ca\.key\.\n", text
+    )
+    monkeypatch.setenv("XDG_DATA_HOME", str(config.parent / "elsewhere"))
+    code, text = run(capsys, "show", "--config", config)
+    assert (code, text.splitlines()[0].endswith("Its key is not on this machine.")) == (0, True)
 
 
 def test_show_as_json(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

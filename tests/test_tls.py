@@ -6,6 +6,8 @@ import contextlib
 import logging
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,8 @@ from proto import ring_pb2
 from tests.certificates import DAY, NOW, Cluster, Unchecked
 from tests.edges import TOKEN, Receiver
 from tests.test_rpc import SHAPES, Echo, call, serve
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +211,14 @@ def test_what_cannot_be_used_is_not_taken_over(
     assert tls.current() is before
     own.node("mini1")
     assert tls.current() is not before
+
+
+def test_without_tls_the_code_for_certificates_is_not_loaded() -> None:
+    code = "import sys, cluster.membership, cluster.api.head_client; print('cryptography' in sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert result.stdout == "False\n"
 
 
 def test_files_are_looked_at_once_a_second_at_most(own: Cluster) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from cluster.api.errors import from_rpc, internal, unavailable
-from cluster.certificate import NodeIdentity
 from cluster.rpc import peer_options, token_metadata
 from cluster.tls import Credentials
 from cluster.tls_trouble import handshake_trouble
 from proto import head_pb2, head_pb2_grpc
+
+if TYPE_CHECKING:
+    from cluster.certificate import NodeIdentity
 
 logger = logging.getLogger(__name__)
 
@@ -112,9 +114,9 @@ class HeadClient:
         self._stub = head_pb2_grpc.HeadStub(self._channel)
 
     async def _reopen_if_renewed(self) -> None:
-        """A channel keeps the certificate that it was made with."""
+        """A channel keeps the certificate that it was made with; one that is in use needs no other."""
         tls = self._credentials.tls
-        if tls is not None and tls.current() is not self._shown:
+        if tls is not None and not self.generations and tls.current() is not self._shown:
             await self._channel.close()
             self._open()
 
@@ -173,7 +175,9 @@ class HeadClient:
                     num_failures = 0
                 self._broken = "it ended the connection"
             except grpc.aio.AioRpcError as error:
-                self._broken = await self._explain(error)
+                self._broken = (error.details() or error.code().name).rstrip(".")
+                if num_failures and error.code() is grpc.StatusCode.UNAVAILABLE:
+                    self._broken = await self._handshake_trouble(self._broken) or self._broken
                 if num_failures == 0:
                     logger.info("the watch on the head broke: %s", self._broken)
             finally:
@@ -182,15 +186,10 @@ class HeadClient:
             await self._reopen_if_renewed()
             await asyncio.sleep(RETRY_S[min(num_failures, len(RETRY_S)) - 1])
 
-    async def _explain(self, error: grpc.aio.AioRpcError) -> str:
-        """A part of a sentence without a full stop."""
-        details = (error.details() or error.code().name).rstrip(".")
-        if error.code() is not grpc.StatusCode.UNAVAILABLE:
-            return details
-        trouble = await asyncio.to_thread(
+    async def _handshake_trouble(self, details: str) -> str:
+        return await asyncio.to_thread(
             handshake_trouble, self.address, self._credentials, "it", self._peer, details
         )
-        return trouble or details
 
     async def _count_silence(self) -> None:
         loop = asyncio.get_running_loop()
