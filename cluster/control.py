@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import platform
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grpc
 
 from cluster.lan_copy import CopyService
+from cluster.link_measurer import LinkMeasurer
+from cluster.measured_speeds import told_speeds
 from cluster.node import Node
 from cluster.versions import macrame_version, mlx_lm_version, mlx_version
 from planner.node_profile import NodeProfile
@@ -19,10 +21,13 @@ HEAD_GONE_S = 2.0  # without a watching head for so long, a node frees its sessi
 
 
 class ControlService(control_pb2_grpc.ControlServicer):
-    """Answers the head; `profile` is what this machine measured of itself."""
+    """Answers the head; `profile` is what this machine measured of itself, `addresses` its own."""
 
-    def __init__(self, node: Node, profile: NodeProfile) -> None:
-        self._node, self._profile = node, profile
+    def __init__(
+        self, node: Node, profile: NodeProfile, addresses: Sequence[control_pb2.NodeAddress] = ()
+    ) -> None:
+        self._node, self._profile, self._addresses = node, profile, addresses
+        self.measurer = LinkMeasurer(node)
         self._copies = CopyService(node.config.model)
         self._lock = threading.Lock()
         self._num_heads = 0
@@ -55,6 +60,8 @@ class ControlService(control_pb2_grpc.ControlServicer):
             macrame_version=macrame_version(),
             config_digest=node.config.digest,
             platform=platform.platform(),
+            speeds=told_speeds(profile),
+            addresses=self._addresses,
         )
 
     def Assign(  # noqa: N802
@@ -122,6 +129,12 @@ class ControlService(control_pb2_grpc.ControlServicer):
     ) -> Iterator[control_pb2.CopyChunk]:
         """Bytes of the model for another node."""
         return self._copies.copy(request, context)
+
+    def MeasureLink(  # noqa: N802
+        self, request: control_pb2.MeasureLinkRequest, context: grpc.ServicerContext
+    ) -> Iterator[control_pb2.LinkReport]:
+        """Measure this node's ways to another one."""
+        return self.measurer.measure(request, context)
 
     def _head_came(self) -> None:
         with self._lock:

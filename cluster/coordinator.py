@@ -295,6 +295,11 @@ class Coordinator:
             head_incarnation=self._incarnation,
             revision=self._node.model.revision,
             file_samples=self._node.model.samples,
+            addresses=[
+                control_pb2.RankAddresses(rank=rank, addresses=member.profile.addresses)
+                for rank, member in members.items()
+                if member.profile is not None
+            ],
         )
         assigner.send(due, request, now)
 

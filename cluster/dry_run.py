@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import sys
-import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,16 +20,23 @@ from cluster.config_read import ConfigError, show
 from cluster.console import look_of
 from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_ERROR, EXIT_OK, UserError
 from cluster.plan_arguments import plan_parser, with_arguments
+from cluster.plan_asker import PlanAsker
 from cluster.plan_choices import choices_of
-from cluster.plan_inputs import kv_note, plan_links, plan_nodes, plan_options, read_model
-from cluster.plan_output import plan_object, plan_text
+from cluster.plan_inputs import is_same_chip, kv_note, read_model
+from cluster.plan_output import plan_text
+from cluster.plan_plot import draw_plan
+from cluster.plan_why import account_of
 from cluster.probe import is_this_machine, this_machine
-from cluster.proof import Prover
-from cluster.proven_plan import make_proven_plan
-from planner.forced import ForcedLayersError
+from cluster.sweep import swept
+from cluster.sweep_plot import draw_sweep
 from planner.headers import missing_files
+from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile
 from planner.plan import Plan
+from planner.sweep import Sweep, render_sweep
+from planner.sweep import as_dict as sweep_object
+from shard_loader.folder import find_folder
+from shard_loader.sources import HubError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,29 +72,48 @@ def _run(args: argparse.Namespace) -> int:
             "node that owns them will refuse",
             file=sys.stderr,
         )
-    nodes = plan_nodes(config, _measured(config))
-    options = plan_options(config, model, choices_of(args))
-    if options.context > model.max_context:
-        print(
-            f"plan-dry-run: the context {options.context} is beyond the {model.max_context} tokens that "
-            f"{model.name} was made for",
-            file=sys.stderr,
-        )
-    try:
-        prover = Prover(model_dir, threading.Event(), _say)
-        proven = make_proven_plan(model, nodes, plan_links(config), options, prover, is_together=False)
-    except ForcedLayersError as error:
-        raise ConfigError(f"{config.path}: {error}") from None
-    plan = proven.result
+    ask = PlanAsker(model, model_dir, _measured(config), choices_of(args), _say)
+    if args.sweep is not None:
+        return _sweep(config, args, ask)
+    asked = ask(config)
+    _warn_of_context(model, asked.options.context)
+    plan, notes = asked.proven.result, asked.proven.notes
+    if args.plot is not None:
+        draw_plan(plan, asked.cost, args.plot)
+    compared = asked.compared(is_quick=not args.compare) if args.compare or not args.json else []
     if args.json:
         warnings = plan.warnings if isinstance(plan, Plan) else ()
-        for note in [*proven.notes, *(f"warning: {warning}" for warning in warnings)]:
+        for note in [*notes, *(f"warning: {warning}" for warning in warnings)]:
             _say(note)
-        print(json.dumps(plan_object(plan, model, nodes, options), indent=2))
+        account = {"why": account_of(asked, config, model_dir).as_dict()} if args.why else {}
+        print(json.dumps(asked.as_dict(compared) | account, indent=2))
     else:
-        notes = [*proven.notes, *kv_note(config)]
-        print(plan_text(plan, model, nodes, notes, look_of(sys.stdout)))
+        lines, look = [*notes, *kv_note(config)], look_of(sys.stdout)
+        text = plan_text(plan, model, asked.nodes, lines, look, compared=compared)
+        print("\n".join([text, *account_of(asked, config, model_dir).lines(is_full=args.why)]))
     return EXIT_OK if isinstance(plan, Plan) else EXIT_DOES_NOT_FIT
+
+
+def _sweep(config: ClusterConfig, args: argparse.Namespace, ask: PlanAsker) -> int:
+    """A plan for each value that --sweep names."""
+    asked = [ask(changed) for changed in swept(config, args.sweep)]
+    _warn_of_context(ask.model, max(one.options.context for one in asked))
+    for note in dict.fromkeys(note for one in asked for note in one.proven.notes):
+        _say(note)
+    results = tuple(one.proven.result for one in asked)
+    sweep = Sweep(ask.model.name, args.sweep, tuple(node.name for node in config.nodes), results)
+    if args.plot is not None:
+        draw_sweep(sweep, args.plot)
+    if args.json:
+        print(json.dumps(sweep_object(sweep, [one.as_dict() for one in asked]), indent=2))
+    else:
+        print(render_sweep(sweep, look_of(sys.stdout)))
+    return EXIT_OK if sweep.plans else EXIT_DOES_NOT_FIT
+
+
+def _warn_of_context(model: ModelProfile, context: int) -> None:
+    if context > model.max_context:
+        _say(f"the context {context} is beyond the {model.max_context} tokens that {model.name} was made for")
 
 
 def _say(line: str) -> None:
@@ -96,20 +121,26 @@ def _say(line: str) -> None:
 
 
 def _model_dir(config: ClusterConfig) -> Path:
-    from shard_loader.hub import HubError, resolve_model  # huggingface_hub takes a while
-
     try:
-        return resolve_model(config.model, config.model_dir_base)
+        folder = find_folder(config.model, config.model_dir_base)
+        if folder is None:
+            from shard_loader.hub import resolve_model  # huggingface_hub takes a while
+
+            folder = resolve_model(config.model, config.model_dir_base)
+        return folder
     except HubError as error:
         raise ConfigError(f"{config.path}: model = {show(config.model)}: {error}") from None
 
 
 def _measured(config: ClusterConfig) -> dict[int, NodeProfile]:
-    """This machine, for each node on it that the file does not describe."""
+    """This machine, for each node on it that the file does not describe, or describes as it is."""
+    local = [node for node in config.nodes if node.use and is_this_machine(node.host)]
     return {
         node.rank: this_machine()
-        for node in config.nodes
-        if node.use and (node.memory_gb is None or node.chip is None) and is_this_machine(node.host)
+        for node in local
+        if node.memory_gb is None
+        or node.chip is None
+        or is_same_chip(node.chip, node.gpu_cores, this_machine())
     }
 
 

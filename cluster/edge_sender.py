@@ -1,5 +1,7 @@
 """The sending end of an edge.
 
+A peer may have several places where it listens: they are tried in turn, the best first, and none but the
+last one, which the config names, can refuse the edge for good.
 `send` never blocks, on any thread. An edge thread connects, greets, reads replies and makes all callbacks.
 """
 
@@ -15,6 +17,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from cluster.heartbeat import BEAT_INTERVAL_S, SILENCE_LIMIT_S, TICK_S, heartbeat
+from cluster.peer_links import Place
 from cluster.rpc import open_channel, token_metadata
 from cluster.stream import Stream, StreamEnded, open_stream
 from cluster.tls import Credentials
@@ -23,6 +26,7 @@ from proto import ring_pb2
 from proto.codec import Tensor, encode
 
 EDGE_METHOD = "/macrame.v1.Ring/Edge"
+NOT_ASSIGNED = "not assigned to this epoch yet"
 PROTOCOL = 1
 CREDIT_BATCH_BYTES = 64 << 10  # a receiver owes at most so much before it sends a credit
 MAX_WAITING_BYTES = 512 << 20  # of frames that wait for credit
@@ -55,7 +59,8 @@ class EdgeSender:
 
     It retries until the peer is there and assigned to the epoch. Callbacks run one at a time on the edge
     thread and none begins after close(): on_up() once the peer said WELCOME and on_down(reason) when that
-    is over, or on_refused(reason) alone. `beat` is asked on the timer thread and must be quick.
+    is over, or on_refused(reason) alone. `beat` is asked on the timer thread and must be quick; `places` on
+    the edge thread, at each start and whenever all that it gave were tried. `place` is the one in use.
     """
 
     def __init__(
@@ -70,16 +75,18 @@ class EdgeSender:
         on_refused: Callable[[str], None],
         beat: Callable[[], ring_pb2.Beat],
         on_beat: Callable[[ring_pb2.Beat], None] | None = None,
+        places: Callable[[], Sequence[Place]] | None = None,
     ) -> None:
-        self._address, self._name = address, peer
-        self._credentials = Credentials.of(credentials)
+        self._places = places or (lambda: (Place(address),))
+        self._configured, self.place = address, Place(address)
+        self._name, self._credentials = peer, Credentials.of(credentials)
         self._metadata = token_metadata(self._credentials.token)
         self._hello = ring_pb2.Hello()
         self._hello.CopyFrom(hello)
         self._hello.protocol = PROTOCOL
-        self._peer = f"rank {hello.to_rank} at {address}"
         self._on_up, self._on_down, self._on_refused = on_up, on_down, on_refused
         self._beat, self._on_beat = beat, on_beat
+        self._is_told_to_wait = False  # by the peer that the last attempt was made at
         self._closing = threading.Event()
         self._waiting_for = f"{self._peer}: connecting"
         self._lock = threading.Lock()  # guards what follows
@@ -98,8 +105,11 @@ class EdgeSender:
         self._thread.start()
 
     @property
+    def _peer(self) -> str:
+        return f"rank {self._hello.to_rank} at {self.place.address}"
+
+    @property
     def to_rank(self) -> int:
-        """Whom the frames go to."""
         return int(self._hello.to_rank)
 
     @property
@@ -183,7 +193,22 @@ class EdgeSender:
 
     # -- edge thread -------------------------------------------------------------------------------------
     def _run(self) -> None:
-        channel = open_channel(self._address, self._credentials, self._name)
+        pause_s = RETRY_S
+        while not self._closing.is_set():
+            for place in self._places():
+                self.place = place
+                if self._stay():
+                    return
+            self._closing.wait(pause_s)
+            pause_s = min(2 * pause_s, MAX_RETRY_S)
+
+    def _stay(self) -> bool:
+        """Attempts at the present place; True once the edge is over, False where another place is due.
+
+        A channel whose connecting failed is not used again: gRPC would go on connecting while no stream waits
+        for it, and then notices a connection only every 5 s.
+        """
+        channel = open_channel(self.place.address, self._credentials, self._name)
         pause_s = RETRY_S
         try:
             while not self._closing.is_set():
@@ -193,11 +218,14 @@ class EdgeSender:
                     if outcome is not None:
                         if not self._closing.is_set():
                             outcome()
-                        return
+                        return True
                 finally:
                     stream.drain()  # takes up to the ping timeout where a frozen peer has left a full pipe
+                if not self._is_told_to_wait:
+                    return False
                 self._closing.wait(pause_s)
                 pause_s = min(2 * pause_s, MAX_RETRY_S)
+            return True
         finally:
             channel.close()
 
@@ -237,7 +265,8 @@ class EdgeSender:
             else:
                 reason = f"{self._peer} ended the edge: {details or 'it is closing'}"
             return lambda: self._on_down(reason)
-        if code in _FINAL_CODES:
+        self._is_told_to_wait = details == NOT_ASSIGNED
+        if code in _FINAL_CODES and self.place.address == self._configured:
             reason = f"{self._peer} refused the edge: {details}"
             return lambda: self._on_refused(reason)
         trouble = self._handshake_trouble(details) if code is grpc.StatusCode.UNAVAILABLE else ""
@@ -247,7 +276,7 @@ class EdgeSender:
     def _handshake_trouble(self, details: str) -> str:
         if self._broken:
             return ""
-        return handshake_trouble(self._address, self._credentials, self._peer, self._name, details)
+        return handshake_trouble(self.place.address, self._credentials, self._peer, self._name, details)
 
     def _welcome(self, message: bytes, stream: Stream) -> None:
         reply = _parse(message)

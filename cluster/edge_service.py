@@ -17,7 +17,7 @@ from typing import Any
 
 import grpc
 
-from cluster.edge_sender import CREDIT_BATCH_BYTES, EDGE_METHOD, PROTOCOL
+from cluster.edge_sender import CREDIT_BATCH_BYTES, EDGE_METHOD, NOT_ASSIGNED, PROTOCOL
 from cluster.heartbeat import SILENCE_LIMIT_S, heartbeat
 from proto import ring_pb2
 from proto.codec import MAX_FRAME_BYTES, FrameAssembler, Tensor, WireError
@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 WINDOW_BYTES = 16 << 20
 CLOSING = "it is closing"
-NOT_ASSIGNED = "not assigned to this epoch yet"
 TAKEN = "another stream of the same edge is open"
 
 

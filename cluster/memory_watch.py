@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from cluster.container_memory import ROOT, container_memory
 from cluster.fault import Fault, injected_text
 from cluster.memory_pressure import Level, Pressure, Reading, decide
 
@@ -26,17 +27,6 @@ TICK_S = 1.0
 STOP_S = 1.0
 # Level of https://developer.apple.com/documentation/dispatch/dispatchsource/memorypressureevent
 _MACOS_LEVELS = {1: Level.NORMAL, 2: Level.WARNING, 4: Level.CRITICAL}
-_CGROUP = Path("/sys/fs/cgroup")
-# Files of cgroup 2 and 1: limit, what is used, and the key in memory.stat of what can be dropped at once.
-_CGROUP_FILES = (
-    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-    (
-        "memory/memory.limit_in_bytes",
-        "memory/memory.usage_in_bytes",
-        "memory/memory.stat",
-        "total_inactive_file",
-    ),
-)
 
 
 class MemoryWatch:
@@ -120,7 +110,7 @@ def _macos_level() -> Level:
     return Level.NORMAL if failed else _MACOS_LEVELS.get(value.value, Level.NORMAL)
 
 
-def _with_stalls(reading: Reading, root: Path = _CGROUP) -> Reading:
+def _with_stalls(reading: Reading, root: Path = ROOT) -> Reading:
     """Stall times of the container, or of the machine; kernels without them change nothing."""
     for path in (root / "memory.pressure", Path("/proc/pressure/memory")):
         try:
@@ -147,24 +137,13 @@ def stall_shares(text: str) -> dict[str, float]:
     return shares
 
 
-def _within_container(reading: Reading, root: Path = _CGROUP) -> Reading:
+def _within_container(reading: Reading, root: Path = ROOT) -> Reading:
     """The container's limit and what is left of it, where that is less than the machine's."""
-    for limit_name, used_name, stat_name, key in _CGROUP_FILES:
-        try:
-            limit = (root / limit_name).read_text().strip()
-            used_bytes = int((root / used_name).read_text())
-            stats = (root / stat_name).read_text()
-        except (OSError, ValueError):
-            continue
-        if not limit.isdecimal() or int(limit) >= reading.total_bytes:
-            return reading
-        lines = (line.split() for line in stats.splitlines())
-        droppable = next((int(line[1]) for line in lines if len(line) == 2 and line[0] == key), 0)
-        left_bytes = max(0, int(limit) - used_bytes + droppable)
-        return replace(
-            reading, total_bytes=int(limit), available_bytes=min(left_bytes, reading.available_bytes)
-        )
-    return reading
+    container = container_memory(root)
+    if container is None or container.limit_bytes >= reading.total_bytes:
+        return reading
+    left_bytes = min(container.left_bytes, reading.available_bytes)
+    return replace(reading, total_bytes=container.limit_bytes, available_bytes=left_bytes)
 
 
 def _injected_share() -> float | None:

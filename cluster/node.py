@@ -19,6 +19,7 @@ from cluster.memory_limits import MemoryNeed
 from cluster.memory_status import fill_memory
 from cluster.memory_watch import MemoryWatch
 from cluster.node_model import NodeModel
+from cluster.peer_links import PeerLinks
 from cluster.ring import NOT_ASSIGNED, EdgeSender, IncomingFrame
 from cluster.routes import HEAD_RANK, Edge, Route, hello, refusal, route
 from cluster.tls import Credentials
@@ -57,6 +58,7 @@ class Node:
         self.name = config.nodes[rank].name
         self.incarnation = time.time_ns()
         self.model = NodeModel(config, rank, self.credentials)
+        self.links = PeerLinks(config)
         self._load_work: LoadWork | None = None
         self.on_result: Callable[[ring_pb2.Frame], None] = lambda _frame: None
         self.changed = threading.Condition()
@@ -149,6 +151,9 @@ class Node:
         mine = route(plan, self.rank)
         self._epoch = Epoch(request.epoch, request.head_incarnation, plan, request.plan_digest, mine)
         self._state, self._reason, self._lost_edge = control_pb2.LOADING, "", ""
+        for told in request.addresses:
+            if told.rank < len(self.config.nodes):
+                self.links.tell(told.rank, told.addresses)
         part = mine.assignment
         need = None
         if part is not None:
@@ -204,6 +209,15 @@ class Node:
             num_threads=threading.active_count(),
         )
         fill_memory(status, engine=engine, limits=compute.limits, usage=self._usage, watch=self._memory)
+        for sender in senders:
+            place = sender.place
+            status.edges.add(
+                to_rank=sender.to_rank,
+                address=place.address,
+                interface=place.interface,
+                kind=place.kind,
+                is_up=sender.is_up,
+            )
         fetched = self.model.fetcher.result
         status.fetched_bytes, status.copied_bytes = fetched.from_hub, fetched.from_peers
         if (tls := self.credentials.tls) is not None:
@@ -286,6 +300,7 @@ class Node:
             on_down=lambda reason: self._lose(epoch.number, reason),
             on_refused=lambda reason: self._lose(epoch.number, reason),
             beat=self.beat,
+            places=lambda: self.links.places(edge.to_rank),
         )
 
     def _take_senders(self) -> list[EdgeSender]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from cluster.arguments import Parser
-from cluster.config import OBJECTIVES, STRATEGIES, ClusterConfig
+from cluster.config import MAX_CONCURRENCY, MAX_CONTEXT, OBJECTIVES, STRATEGIES, ClusterConfig
 from cluster.config_nodes import parse_layers
 from cluster.config_read import ConfigError, show
 from cluster.plan_choices import add_choices, not_a_node, without_excluded
+from cluster.plan_plot import plot_path
+from cluster.sweep import check_sweep, sweep_range
+from planner.sweep import EXAMPLES
 
 
 def plan_parser() -> Parser:
@@ -19,8 +22,7 @@ def plan_parser() -> Parser:
     parser = Parser(
         prog="plan-dry-run",
         description="Plan a cluster without loading weights or connecting to nodes.",
-        epilog="plan-dry-run --from-running says what another plan would gain a ring that runs "
-        "(--from-running --help)",
+        epilog="'macrame plan --from-running' says what another plan would gain a ring that runs.",
     )
     parser.add_argument(
         "--config", type=Path, required=True, help="the cluster's JSON or YAML file, or a hostfile"
@@ -29,9 +31,9 @@ def plan_parser() -> Parser:
     parser.add_argument("--strategy", choices=STRATEGIES, help="how to split the layers")
     parser.add_argument("--objective", choices=OBJECTIVES, help="what the optimal strategy makes best")
     parser.add_argument(
-        "--context", type=_positive, metavar="N", help="tokens of one request, prompt and answer"
+        "--context", type=_up_to(MAX_CONTEXT), metavar="N", help="tokens of one request, prompt and answer"
     )
-    parser.add_argument("--concurrency", type=_positive, metavar="N", help="requests at once")
+    parser.add_argument("--concurrency", type=_up_to(MAX_CONCURRENCY), metavar="N", help="requests at once")
     parser.add_argument(
         "--layers",
         action="extend",
@@ -40,23 +42,46 @@ def plan_parser() -> Parser:
         help="force layers A to B (B not included) onto a node; replaces all forced layers of the config",
     )
     add_choices(parser)
+    parser.add_argument(
+        "--sweep",
+        type=sweep_range,
+        metavar="AXIS=A..B",
+        help=f"what if: a plan for each value, doubling; such as {EXAMPLES}",
+    )
+    parser.add_argument("--plot", type=plot_path, metavar="FILE.svg", help="also draw it, as .svg or .png")
+    parser.add_argument(
+        "--why", action="store_true", help="say all that binds the plan and would change it, also in the JSON"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help='every strategy beside the plan, however long that takes; "strategies" in JSON',
+    )
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
     return parser
 
 
-def _positive(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number above 0")
-    return value
+def _up_to(most: int) -> Callable[[str], int]:
+    """Reads a whole number above 0, within the limit that the file has for it."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = 0
+        if value < 1:
+            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number above 0")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{text!r} must be at most {most}")
+        return value
+
+    return read
 
 
 def with_arguments(config: ClusterConfig, args: argparse.Namespace) -> ClusterConfig:
     """The config as the command line changes it. Raises ConfigError."""
+    check_sweep(args)
     config = config.with_overrides(
         context=args.context, concurrency=args.concurrency, strategy=args.strategy, objective=args.objective
     )

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from cluster.config import DEFAULT_CONTEXT, ClusterConfig, NodeConfig, is_loopback
 from cluster.config_read import ConfigError
 from cluster.plan_choices import AS_IN_FILE, PlanChoices
 from planner.adapters import with_adapters
+from planner.chips import find_chip
 from planner.cost import Link
 from planner.headers import ModelFilesError
 from planner.kv_quant import KvQuantizationError, quantize_kv
@@ -117,5 +119,12 @@ def _plan_node(
         use=node.use,
         available_bytes=found.available_bytes if found is not None else None,
     )
+    if found is not None and found.measured is not None and is_same_chip(profile.chip, node.gpu_cores, found):
+        profile = replace(profile, measured=found.measured, measured_on=found.measured_on)
     is_shared = own_bytes is None and node.use and num_sharing > 1
     return share_machine(profile, num_sharing) if is_shared else profile
+
+
+def is_same_chip(chip: str | None, gpu_cores: int | None, found: NodeProfile) -> bool:
+    """Measured speeds are those of the chip they were measured on, however the file spells it."""
+    return find_chip(chip, gpu_cores or found.gpu_cores) == found.figures

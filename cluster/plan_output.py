@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from planner.bars import PLAIN, Look
+from planner.compare import Compared, render_compared
 from planner.cost import CostModel
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile
@@ -16,10 +17,15 @@ from planner.workload import Workload
 
 
 def plan_object(
-    result: Plan | Refusal, model: ModelProfile, nodes: Sequence[NodeProfile], options: PlanOptions
+    result: Plan | Refusal,
+    model: ModelProfile,
+    nodes: Sequence[NodeProfile],
+    options: PlanOptions,
+    compared: Sequence[Compared] = (),
 ) -> dict[str, Any]:
-    """The object that `--json` prints."""
-    return result.as_dict() if isinstance(result, Plan) else _refused(result, model, nodes, options)
+    """The object that `--json` prints; compared: with `--compare`."""
+    told = result.as_dict() if isinstance(result, Plan) else _refused(result, model, nodes, options)
+    return told | ({"strategies": [row.as_dict() for row in compared]} if compared else {})
 
 
 def plan_text(
@@ -28,10 +34,13 @@ def plan_text(
     nodes: Sequence[NodeProfile],
     notes: Sequence[str],
     look: Look = PLAIN,
+    *,
+    compared: Sequence[Compared] = (),
 ) -> str:
-    """The table and what it rests on, or why there is none."""
+    """The table, what it rests on and what other strategies would make, or why there is none."""
     if isinstance(result, Plan):
-        return render_plan(result, nodes, notes, look)
+        text = render_plan(result, nodes, notes, look)
+        return "\n".join([text, "", *render_compared(compared)]) if compared else text
     return render_refusal(result, model.name, nodes, look)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cluster.config import ClusterConfig
+from cluster.measured_speeds import MeasuredSpeeds
 from cluster.plan_choices import AS_IN_FILE, PlanChoices, without_excluded
 from cluster.plan_inputs import kv_note, plan_links, plan_nodes, plan_options, read_model
 from cluster.proof import Prover
@@ -20,6 +22,8 @@ from planner.render import render_plan
 from planner.solver import make_plan
 from planner.workload import Workload
 from proto import control_pb2, head_pb2
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,11 @@ def _legal(prover: Prover | None) -> frozenset[int] | None:
     return None if proofs is None else frozenset(proof.cut for proof in proofs if proof.exact)
 
 
+def told_nodes(config: ClusterConfig, told: Mapping[int, control_pb2.NodeProfile]) -> list[NodeProfile]:
+    """All nodes, from the config and from what they told. Raises ConfigError where that is too little."""
+    return plan_nodes(config, {rank: _measured(rank, profile) for rank, profile in told.items()})
+
+
 def predicted_memory(
     model: ModelProfile, nodes: Sequence[NodeProfile], plan: Plan
 ) -> dict[int, head_pb2.PredictedMemory]:
@@ -111,7 +120,7 @@ def predicted_memory(
 
 
 def _measured(rank: int, told: control_pb2.NodeProfile) -> NodeProfile:
-    return make_node(
+    node = make_node(
         rank,
         told.name,
         told.name,
@@ -121,3 +130,11 @@ def _measured(rank: int, told: control_pb2.NodeProfile) -> NodeProfile:
         ceiling_bytes=told.ceiling_bytes or None,
         available_bytes=told.available_bytes or None,
     )
+    if not told.HasField("speeds"):
+        return node
+    try:
+        found = MeasuredSpeeds.from_proto(told.speeds)
+    except ValueError as error:
+        logger.warning("the speeds that rank %d told are not used: %s", rank, error)
+        return node
+    return replace(node, measured=found.speeds, measured_on=found.measured_on)

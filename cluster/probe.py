@@ -6,28 +6,39 @@ GPU, whose limits only MLX knows.
 
 from __future__ import annotations
 
-import json
 import platform
 import re
 import socket
-import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from cluster import macos
 from cluster.config_nodes import is_loopback
+from cluster.container_memory import container_memory
+from cluster.profile_store import machine_of, read_speeds
 from planner.node_profile import NodeProfile, make_node
-
-COMMAND_TIMEOUT_S = 15.0
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @cache
 def this_machine() -> NodeProfile:
-    """This machine as a node of rank 0; measured once per process."""
+    """This machine as a node of rank 0, with the speeds that `macrame profile` measured earlier, if it did;
+    looked at once per process.
+    """
+    node = seen_machine()
+    found = read_speeds(machine_of(node.chip, node.gpu_cores, node.memory_bytes))
+    if found is None:
+        return node
+    return replace(node, measured=found.speeds, measured_on=found.measured_on)
+
+
+@cache
+def seen_machine() -> NodeProfile:
+    """This machine as the chip table knows it."""
     gpu = _gpu()
     memory_bytes = int(gpu["memory_bytes"]) if "memory_bytes" in gpu else _memory_bytes()
     ceiling = gpu.get("ceiling_bytes")
@@ -36,10 +47,10 @@ def this_machine() -> NodeProfile:
         name=socket.gethostname(),
         host="localhost",
         chip=gpu.get("chip") or _cpu_name(),
-        gpu_cores=_apple_gpu_cores() if sys.platform == "darwin" else None,
+        gpu_cores=macos.gpu_cores() if sys.platform == "darwin" else None,
         memory_bytes=memory_bytes,
         ceiling_bytes=memory_bytes if ceiling is None and not gpu else ceiling,
-        available_bytes=min(psutil.virtual_memory().available, memory_bytes),
+        available_bytes=available_bytes(memory_bytes),
     )
 
 
@@ -58,15 +69,17 @@ def is_this_machine(host: str) -> bool:
 
 def _memory_bytes() -> int:
     """Physical memory, or the container's limit where that is smaller."""
-    limits = [psutil.virtual_memory().total]
-    for path in _CGROUP_LIMITS:
-        try:
-            text = Path(path).read_text().strip()
-        except OSError:
-            continue
-        if text.isdecimal():  # "max": no limit
-            limits.append(int(text))
-    return min(limits)
+    total_bytes, container = int(psutil.virtual_memory().total), container_memory()
+    return total_bytes if container is None else min(total_bytes, container.limit_bytes)
+
+
+def available_bytes(limit_bytes: int) -> int:
+    """What a program can have now, at most `limit_bytes`; the cache of files counts as free."""
+    if sys.platform == "darwin" and (told_bytes := macos.available_bytes()) is not None:
+        return min(told_bytes, limit_bytes)
+    left = [int(psutil.virtual_memory().available), limit_bytes]
+    container = container_memory()
+    return min(left if container is None else [*left, container.left_bytes])
 
 
 def _gpu() -> dict[str, Any]:
@@ -89,7 +102,7 @@ def _gpu() -> dict[str, Any]:
         return {}
     if is_metal:
         return {
-            "chip": _sysctl("machdep.cpu.brand_string") or info.get("device_name"),
+            "chip": macos.sysctl("machdep.cpu.brand_string") or info.get("device_name"),
             "memory_bytes": info["memory_size"],
             "ceiling_bytes": info["max_recommended_working_set_size"],
         }
@@ -100,32 +113,10 @@ def _gpu() -> dict[str, Any]:
 
 def _cpu_name() -> str:
     if sys.platform == "darwin":
-        return _sysctl("machdep.cpu.brand_string") or platform.machine()
+        return macos.sysctl("machdep.cpu.brand_string") or platform.machine()
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         text = ""
     match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return match.group(1).strip() if match else platform.processor() or platform.machine()
-
-
-def _sysctl(key: str) -> str | None:
-    return _output(["sysctl", "-n", key])
-
-
-def _apple_gpu_cores() -> int | None:
-    text = _output(["system_profiler", "SPDisplaysDataType", "-json"])
-    try:
-        displays = json.loads(text or "{}").get("SPDisplaysDataType", [])
-        return next((int(d["sppci_cores"]) for d in displays if "sppci_cores" in d), None)
-    except (ValueError, TypeError, AttributeError):
-        return None
-
-
-def _output(command: list[str]) -> str | None:
-    """What a command printed, or None where it is missing, fails or hangs."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None

@@ -22,6 +22,7 @@ class ProvenPlan:
 
     result: Plan | Refusal
     notes: tuple[str, ...] = ()
+    legal_cuts: frozenset[int] | None = None  # that are known, if not every cut is; no others were needed
 
 
 def make_proven_plan(
@@ -39,21 +40,31 @@ def make_proven_plan(
     UserError for a plan whose cuts cannot be proven, ForcedLayersError as `make_plan`.
     """
     best = make_plan(model, nodes, links, options)
+    if isinstance(best, Refusal) and (cuts := legal_cuts(prover)) is not None:
+        best = make_plan(model, nodes, links, replace(options, legal_cuts=cuts))
     if isinstance(best, Refusal) or not best.cuts:
-        return ProvenPlan(best)
+        return ProvenPlan(best, (), legal_cuts(prover))
     proofs = _proofs(prover, best.cuts, is_together)
     bad = [proof for proof in proofs if not proof.exact]
     if not bad or prover.is_stopped:
-        return ProvenPlan(best)
+        return ProvenPlan(best, (), legal_cuts(prover))
     every = prover.prove(None)
     if prover.is_stopped:
         return ProvenPlan(best)
     legal = frozenset(proof.cut for proof in every if proof.exact)
     other = make_plan(model, nodes, links, replace(options, legal_cuts=legal))
     if isinstance(other, Refusal):
-        return ProvenPlan(_refused(model, best, bad, legal, other))
+        return ProvenPlan(_refused(model, best, bad, legal, other), (), legal)
     _check(_proofs(prover, other.cuts, is_together) if other.cuts else [])
-    return ProvenPlan(other, (_note(best, bad, other),))
+    return ProvenPlan(other, (_note(best, bad, other),), legal)
+
+
+def legal_cuts(prover: Prover) -> frozenset[int] | None:
+    """The cuts that are exact, where some are known not to be; None: as far as is known, all are."""
+    known = prover.known(None)
+    if known is None or all(proof.exact for proof in known):
+        return None
+    return frozenset(proof.cut for proof in known if proof.exact)
 
 
 def _proofs(prover: Prover, cuts: Sequence[int], is_together: bool) -> list[CutProof]:

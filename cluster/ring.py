@@ -10,8 +10,8 @@ round trip; after 1.0 s of silence an end gives up.
 
 from __future__ import annotations
 
-from cluster.edge_sender import CREDIT_BATCH_BYTES, PROTOCOL, EdgeSender
-from cluster.edge_service import NOT_ASSIGNED, WINDOW_BYTES, EdgeService, IncomingFrame
+from cluster.edge_sender import CREDIT_BATCH_BYTES, NOT_ASSIGNED, PROTOCOL, EdgeSender
+from cluster.edge_service import WINDOW_BYTES, EdgeService, IncomingFrame
 from cluster.heartbeat import BEAT_INTERVAL_S, SILENCE_LIMIT_S
 
 __all__ = [

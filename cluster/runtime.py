@@ -15,7 +15,9 @@ from cluster.console import say
 from cluster.control import ControlService
 from cluster.coordinator import Coordinator
 from cluster.errors import EXIT_ERROR, EXIT_UNREACHABLE, UserError
+from cluster.link_service import ProbeService
 from cluster.node import Node
+from cluster.peer_links import own_addresses
 from cluster.plan_choices import AS_IN_FILE, PlanChoices
 from cluster.probe import this_machine
 from cluster.ring import EdgeService
@@ -79,9 +81,10 @@ class Runtime:
     def start(self) -> None:
         """Listen, say so, and fetch the model; raises UserError for a busy port."""
         node, mine = self._node, self.config.nodes[self.rank]
-        self._control = ControlService(node, this_machine())
+        self._control = ControlService(node, this_machine(), own_addresses(mine.host))
         services: list[Callable[[grpc.Server], None]] = [
             self._edges.add_to,
+            ProbeService(self._control.measurer.accept, node.incarnation).add_to,
             lambda server: control_pb2_grpc.add_ControlServicer_to_server(self._control, server),
         ]
         num_workers = SPARE_WORKERS

@@ -119,6 +119,23 @@ def load_credentials(config: ClusterConfig, rank: int) -> Credentials:
     return Credentials(config.token(), tls)
 
 
+def own_credentials(config: ClusterConfig) -> Credentials:
+    """What a command shows that is no node: the certificate of the first rank whose key is on this machine.
+
+    Raises ConfigError where there is none, and for one that cannot be used.
+    """
+    if not config.security.has_tls:
+        return Credentials(config.token())
+    for node in config.nodes:
+        files = config.tls_files(node.rank)
+        if files is not None and files.key.exists():
+            return load_credentials(config, node.rank)
+    raise ConfigError(
+        f"{config.path}: no key of security.tls is on this machine: run this on a node, or where 'macrame "
+        "certs' made them"
+    )
+
+
 def _read(files: TlsFiles) -> NodeIdentity:
     from cluster.certificate import read_identity
 

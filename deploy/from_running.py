@@ -49,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     client = client_of(args)
     cluster = client.get("/v1/cluster")
-    if cluster.get("status") != "ok":
+    if "status" not in cluster or "nodes" not in cluster:
+        raise UserError(f"{client.url} is not macrame's API; give the head's with --url or --config")
+    if cluster["status"] != "ok":
         reason = cluster.get("reason") or "its state is unknown"
         raise UserError(
             f"the ring at {client.url} does not serve, so nothing can be measured: {reason}",

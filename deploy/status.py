@@ -11,6 +11,7 @@ from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_UNREACHABLE
 from deploy.client import Client
 from deploy.command import run_command
 from deploy.sizes import size
+from deploy.status_edges import render_edges
 from deploy.status_memory import render_memory
 from deploy.target import add_target, client_of
 from planner.render import table
@@ -66,6 +67,9 @@ def render(cluster: dict[str, Any]) -> str:
         for node in cluster["nodes"]
         if node["reason"]
     ]
+    edges = render_edges(cluster["nodes"])
+    if edges:
+        lines += ["", *edges]
     memory = render_memory(cluster["nodes"])
     if memory:
         lines += ["", *memory]

@@ -8,6 +8,7 @@ salesman; N equal nodes only N B. Forced nodes stand at a fixed place and need n
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -42,14 +43,24 @@ class Ring:
     forced: tuple[tuple[int, int, int], ...]  # (node, start, stop), in order of start
     stage: Callable[[int], Floats]  # (B, B) cost of a node's stages, inf where not allowed; or pairs
     hop: Floats  # (N + 1, N + 1) cost from a node to a node, symmetric, inf where not allowed
+    required: frozenset[int] = frozenset()  # free nodes that must own layers; only in a search of every order
 
     @property
     def head(self) -> int:
         return len(self.hop) - 1
 
+    def total(self, placed: Sequence[Placed]) -> float:
+        """The sum of stages and hops."""
+        ends = [self.head, *(p.index for p in placed), self.head]
+        hops = sum(float(self.hop[a, b]) for a, b in itertools.pairwise(ends))
+        return hops + sum(float(self.stage(p.index)[p.start, p.stop]) for p in placed)
+
 
 def kinds_of(
-    free: Sequence[int], hops: Sequence[Floats], key_of: Callable[[int], object]
+    free: Sequence[int],
+    hops: Sequence[Floats],
+    key_of: Callable[[int], object],
+    max_kinds: int = MAX_KINDS,
 ) -> list[list[int]] | None:
     """The free nodes by kind, in order; None where there are more kinds than can be searched.
 
@@ -60,7 +71,7 @@ def kinds_of(
         kind = next((k for k in kinds if key_of(k[0]) == key_of(i) and _is_alike(hops, k[0], i)), None)
         if kind is not None:
             kind.append(i)
-        elif len(kinds) == MAX_KINDS:
+        elif len(kinds) == max_kinds:
             return None
         else:
             kinds.append([i])
@@ -92,6 +103,7 @@ def cheapest_in_any_order(
 
 class _Search:
     def __init__(self, ring: Ring, kinds: Sequence[Sequence[int]], tie: float) -> None:
+        kinds = [sorted(kind, key=lambda i: i not in ring.required) for kind in kinds]
         self.ring, self.kinds, self.tie = ring, kinds, tie
         forced = [[node] for node, _, _ in ring.forced]
         first = [members[0] for members in (*kinds, *forced)]
@@ -144,6 +156,8 @@ class _Search:
     def best(self, is_wide: bool) -> tuple[float, list[Placed]] | None:
         ends = self.value[:, :, -1] + self.hop[:, self.head]  # (states, K + 1)
         least = ends.min(axis=1)
+        for k, kind in enumerate(self.kinds):
+            least[self.counts[:, k] < len(self.ring.required.intersection(kind))] = np.inf
         if not np.isfinite(least).any():
             return None
         if is_wide:

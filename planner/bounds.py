@@ -1,8 +1,7 @@
-"""What no ring can be below, for clusters too large to search every order of. Pure.
+"""What no ring can be below if layers could be poured like a fluid. Pure.
 
-Two relaxations, of which the larger counts. Reuse: a node may have several stages, each within its budget.
-Fluid: layers may be poured in any amounts over nodes until their budgets are full, the fastest first, each
-byte at the price of the cheapest layer's; stages and hops then cost their least.
+They may be poured in any amounts over nodes until their budgets are full, the fastest first, each byte at the
+price of the cheapest layer's; stages and hops then cost their least.
 """
 
 from __future__ import annotations
@@ -11,27 +10,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from planner.any_order import Ring
 from planner.cost import CostModel
 from planner.tables import Floats
 
-MAX_REUSE_ELEMENTS = 1 << 24  # of all nodes' stages
+FILLED = 0.93  # of a budget, before the next layer does not fit
 
 
-def least_sum_with_reuse(ring: Ring) -> float:
-    """The least sum of stages and hops where a node may have several stages."""
-    nodes = [*ring.free, *(node for node, _, _ in ring.forced)]
-    if len(nodes) * ring.size**2 > MAX_REUSE_ELEMENTS:
-        return 0.0
-    rows = np.array([*nodes, ring.head])
-    hop = ring.hop[np.ix_(rows, rows)]
-    stages = np.stack([ring.stage(node) for node in nodes])  # (N, B, B)
-    value = np.full((len(rows), ring.size), np.inf)  # (N + 1, B)
-    value[-1, 0] = 0.0
-    for at in range(ring.size - 1):
-        arrive = (value[:, at, None] + hop).min(axis=0)
-        np.minimum(value[:-1], arrive[:-1, None] + stages[:, at], out=value[:-1])
-    return float((value[:, -1] + hop[:, -1]).min())
+def fluid_prices(cost: CostModel, nodes: Sequence[int], layers_ms: Floats) -> Floats:
+    """(N,) ms that the memory of each of the nodes saves over the slowest one that is needed.
+
+    layers_ms: (N, L) time of each layer on each of the nodes. Prices to start from, not a bound.
+    """
+    need_bytes = _layers_bytes(cost)
+    budgets = np.array([cost.nodes[i].budget_bytes for i in nodes], dtype=np.float64)
+    byte_ms = layers_ms.sum(axis=1) / max(need_bytes.sum(), 1.0)  # (N,)
+    order = np.argsort(byte_ms)
+    last = min(int(np.searchsorted(np.cumsum(budgets[order]), need_bytes.sum())), len(nodes) - 1)
+    prices: Floats = np.maximum(0.0, FILLED * budgets * (byte_ms[order[last]] - byte_ms))
+    return prices
 
 
 def fluid_bounds(
@@ -44,8 +40,7 @@ def fluid_bounds(
     """
     layer_work = layers_ms.min(axis=0)  # (L,)
     rates = (layer_work / layers_ms).max(axis=1)  # (N,)
-    num_layers = cost.model.num_layers
-    need_bytes = np.array([cost.layer_bytes(i) for i in range(num_layers)], dtype=np.float64)
+    need_bytes = _layers_bytes(cost)
     budgets = np.array([cost.nodes[i].budget_bytes for i in nodes], dtype=np.float64)
     total_bytes = need_bytes.sum()
     if budgets.sum() < total_bytes:
@@ -61,3 +56,7 @@ def fluid_bounds(
     stage_ms = min(cost.nodes[i].speeds.stage_ms for i in nodes)
     least_ms = work_ms + num_stages * stage_ms + hops_ms
     return least_ms, float(layer_work.sum() / rates.sum())
+
+
+def _layers_bytes(cost: CostModel) -> Floats:
+    return np.array([cost.layer_bytes(i) for i in range(cost.model.num_layers)], dtype=np.float64)

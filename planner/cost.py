@@ -14,6 +14,9 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from planner.layer_times import Floats, LayerTimes
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile
@@ -89,11 +92,11 @@ class CostModel:
 
     def need_bytes(self, index: int, start: int, stop: int) -> int:
         """What a stage takes of its node's budget."""
-        return (
-            self.weight_bytes(start, stop)
-            + self.kv_bytes(start, stop)
-            + self.activation_bytes(index, start, stop)
-        )
+        return self._bytes.need(start, stop, self.is_fused(index))
+
+    def need_table(self, index: int, bounds: Sequence[int]) -> NDArray[np.int64]:
+        """(B, B) of all stages between B boundaries."""
+        return self._bytes.need_table(bounds, self.is_fused(index))
 
     def overflow_bytes(self, index: int, start: int, stop: int) -> int:
         """By how much a stage exceeds its node's budget; 0 where it fits."""
@@ -200,6 +203,10 @@ class CostModel:
             + (self.work.num_chunks - 1) * max(*chunks_ms, *transfers_ms)
             + self.decode_ms(last.index, last.start, last.stop)
         )
+
+    def link_between(self, from_rank: int, to_rank: int) -> tuple[float, float]:
+        """Latency in ms, one way, and bandwidth in Gbit/s between two different ranks."""
+        return self._link(from_rank, to_rank)
 
     # -- parts --------------------------------------------------------------------------------------------
     def frame_bytes(self, tokens: int) -> int:

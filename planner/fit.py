@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from planner.cost import CostModel
+from planner.fitting import fits, largest
 from planner.headers import TensorHeader
 from planner.kv_profile import KV_STEP_TOKENS
 from planner.kv_quant import KvQuantization, quantize_kv
@@ -16,7 +18,6 @@ from planner.model_profile import ModelProfile, profile_model
 from planner.node_profile import NodeProfile
 from planner.plan import Plan, Refusal
 from planner.precision import Precision, convert, num_params
-from planner.refusal import largest
 from planner.solver import PlanOptions, make_plan
 
 MAX_CONCURRENCY = 1024  # nobody asks for more of one ring
@@ -86,4 +87,4 @@ def _most(low: int, high: int, is_fine: Callable[[int], bool]) -> int:
 
 
 def _fits(model: ModelProfile, nodes: Sequence[NodeProfile], options: PlanOptions) -> bool:
-    return isinstance(make_plan(model, nodes, (), options), Plan)
+    return fits(CostModel(model, nodes, (), options.work), options.legal_cuts)

@@ -39,6 +39,7 @@ class NodeProfile:
     device: Device = "metal"
     num_sharing: int = 1  # nodes that share this machine's memory evenly
     measured: Speeds | None = None  # what `macrame profile` found; None: the chip table's
+    measured_on: str = ""  # the day, as 2026-11-21
 
     @property
     def budget_bytes(self) -> int:
@@ -99,7 +100,11 @@ def make_node(
 
 
 def share_machine(node: NodeProfile, num_sharing: int) -> NodeProfile:
-    """An even share of a machine that `num_sharing` nodes use: memory, ceiling and reserve divided."""
+    """An even share of a machine that `num_sharing` nodes use: memory, ceiling and reserve divided.
+
+    Speeds are not divided: for one user only one stage works at a time, and has the whole machine then. With
+    many users the stages of one machine work at once and each is slower than predicted.
+    """
     return replace(
         node,
         memory_bytes=node.memory_bytes // num_sharing,

@@ -1,17 +1,16 @@
 """The best ring for an objective: which nodes own layers, in which order, and where the cuts are. Pure.
 
 Up to about twelve different nodes every subset and every order is searched, and the result is exact. Beyond
-that the nodes stay in the order of the configuration, which is searched exactly, and then the nodes of the
-ring that was found are put into every order; what any other ring could gain is bounded by a relaxation in
-which a node may be used more than once.
+that the nodes stay in the order of the configuration, or in one that fits, which is searched exactly; then
+the order is made better node by node, and a relaxation says what any other ring could gain at most.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -24,17 +23,22 @@ from planner.any_order import (
     kinds_of,
     num_steps,
 )
-from planner.best_ring import Value, all_values, best_ring
-from planner.bounds import fluid_bounds, least_sum_with_reuse
+from planner.best_ring import all_values, best_ring
+from planner.bounds import fluid_bounds, fluid_prices
 from planner.cost import CostModel, Stage
-from planner.hops import hop_tables
+from planner.even import evened
+from planner.feasible import Feasibility, find_order, reach_of
+from planner.goals import Goal, goal_of
 from planner.one_order import cheapest_in_order
 from planner.pairs import pairs, parts
+from planner.relaxed import least_value, relax
+from planner.reorder import reorder
 from planner.tables import Floats, StageTables
 
 Cheapest = Callable[[Ring], tuple[float, list[Placed]] | None]
+MAX_REORDERED = 64  # nodes, or those of the ring that was found
+MAX_MOVES = 60  # of single nodes in an order
 MIN_CALLS = 6  # of the search in one order, for a limit of the slowest stage
-MAX_KEPT_ELEMENTS = 1 << 24  # of the tables of stages: 128 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +47,6 @@ class BestRing:
 
     stages: list[Stage]
     gap: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """An objective: the sum over stages and hops, and what keeps a stage or a link busy at each beat."""
-
-    stage: Callable[[int], Floats]  # (B, B) by node
-    hop: Floats  # (N + 1, N + 1)
-    busy_stage: Callable[[int], Floats]
-    busy_hop: Floats
-    value: Value | None  # of the sum and the longest beat; None: the sum
-    layers: Callable[[int], Floats]  # (L,) time of each layer on a node, without what a stage adds
 
 
 class RingSearch:
@@ -90,91 +82,142 @@ class RingSearch:
         self.ring = Ring(self.tables.size, free, tuple(places), self.tables.overflow_bytes, none)
 
     # -- answers ------------------------------------------------------------------------------------------
-    def fastest(self, objective: str) -> BestRing | None:
-        """The best ring that fits, for `latency`, `throughput` or `ttft`; None where no ring was found."""
-        goal = self._first_token() if objective == "ttft" else self._decode(objective == "throughput")
-        return self._best(goal) if self.is_possible else None
+    def fastest(self, objective: str, *, is_even: bool = False) -> BestRing | None:
+        """The best ring that fits, for `latency`, `throughput` or `ttft`; None where no ring was found.
+
+        is_even: of equally good ones an even one, where all orders are searched.
+        """
+        if not self.is_possible:
+            return None
+        return self._best(goal_of(self.tables, objective), is_even=is_even and objective != "ttft")
 
     def least_overflow(self) -> list[Stage] | None:
         """The stages that exceed their budgets by the least in all; None where the cuts allow no stages."""
         found = self._least_overflow()
-        return self._stages(found[1]) if found else None
+        return self.stages(found[1]) if found else None
 
-    def widest(self, stage_cost: Callable[[int, int, int], float]) -> list[Stage] | None:
-        """The cheapest of the rings that fit and have the most stages, in any order; None: no such ring."""
-        if self.keeps_order:
+    def widest_in_order(self, stage: Callable[[int], Floats]) -> list[Placed] | None:
+        """The cheapest of the rings with the most stages, in the order of the nodes; None: no such ring.
+
+        stage: (B, B) by node, inf where it does not fit.
+        """
+
+        def wide(i: int) -> Floats:
+            table = stage(i)
+            return pairs(np.full_like(table, -1.0), table)
+
+        ring = replace(self.ring, stage=wide, hop=pairs(self.ring.hop, self.ring.hop))
+        found = cheapest_in_order(ring, ring.free) if self.is_possible else None
+        return found[1] if found else None
+
+    def widest_in_any_order(self, stage: Callable[[int], Floats]) -> list[Placed] | None:
+        """The same in any order, or in one that fits where there are too many."""
+        if self.keeps_order or not self.is_possible:
             return None
+        kinds, ring = self._kinds(self.ring), replace(self.ring, stage=stage)
+        if kinds is not None:
+            found = cheapest_in_any_order(ring, kinds, is_wide=True)
+        else:
+            tried = (cheapest_in_order(ring, order) for order in self._orders_to_try())
+            found = next((ring for ring in tried if ring is not None), None)
+        return found[1] if found else None
 
-        def stage(i: int) -> Floats:
-            return self.tables.filled(i, lambda a, b: stage_cost(i, a, b))
+    @cached_property
+    def feasibility(self) -> Feasibility:
+        """Whether any order fits at all, for more nodes than can be searched in every order."""
+        places = [(start, stop) for _, start, stop in self.ring.forced]
+        if not all(self.tables.fits(node)[start, stop] for node, start, stop in self.ring.forced):
+            return Feasibility(None, is_proven=True)
+        reach = {i: reach_of(self.tables.fits(i)) for i in self.ring.free}
+        known = {i: own for i, own in reach.items() if own is not None}
+        layers_bytes = [self.cost.layer_bytes(i) for i in range(self.cost.model.num_layers)]
+        sums = np.concatenate([[0], np.cumsum(layers_bytes)])[list(self.tables.bounds)]
+        found = find_order(known, places, np.array([self.tables.bounds, sums], dtype=np.float64))
+        return found if found.order or len(known) == len(reach) else Feasibility(None, is_proven=False)
 
-        ring = replace(self.ring, stage=stage)
-        kinds = self._kinds(ring)
-        found = None if kinds is None else cheapest_in_any_order(ring, kinds, is_wide=True)
-        return self._stages(found[1]) if found else None
+    @property
+    def knows_least_overflow(self) -> bool:
+        """False where another order may exceed the budgets by less than `least_overflow`."""
+        return self.keeps_order or self._kinds(self.ring) is not None
 
-    # -- goals --------------------------------------------------------------------------------------------
-    def _decode(self, has_users: bool) -> Goal:
-        """has_users: of all users together, whose frames carry `rows` tokens each."""
-        cost, tables, work = self.cost, self.tables, self.cost.work
-        stage = _Kept(partial(tables.decode_ms, is_batched=has_users), tables.size)
-        hop, busy = hop_tables(cost, work.rows if has_users else 1)
-        users, rows = work.concurrency, min(work.rows, work.concurrency)
-        value = (lambda path_ms, beat_ms: max(path_ms / users, beat_ms / rows)) if has_users else None
-        layers = partial(self._layers_ms, partial(cost.decode_sums_ms, is_batched=has_users))
-        return Goal(stage, hop, stage, busy if has_users else np.zeros_like(hop), value, layers)
+    @property
+    def proves_refusals(self) -> bool:
+        """False where a ring may fit although none was found."""
+        return self.knows_least_overflow or self.feasibility.is_proven
 
-    def _first_token(self) -> Goal:
-        """The last stage makes the step of the prompt's last token besides."""
-        cost, tables = self.cost, self.tables
-        chunk = _Kept(tables.chunk_ms, tables.size)
+    def num_steps(self, *, is_any_order: bool) -> int:
+        """About how many additions one search makes: of all orders where they can be, or of one."""
+        kinds = self._kinds(self.ring) if is_any_order and not self.keeps_order else None
+        if kinds is not None:
+            return num_steps(self.ring, kinds)
+        return len(self.nodes) * self.tables.size * (self.tables.size + len(self.nodes))
 
-        def stage(i: int) -> Floats:
-            table = chunk(i).copy()
-            table[:, -1] += tables.decode_ms(i)[:, -1]
-            return table
+    @property
+    def nodes(self) -> list[int]:
+        """The nodes that may own layers."""
+        return [*self.ring.free, *(node for node, _, _ in self.ring.forced)]
 
-        hop, busy = hop_tables(cost, cost.work.mean_chunk_tokens)
-        more = cost.work.num_chunks - 1
-        value = (lambda total_ms, slowest_ms: total_ms + more * slowest_ms) if more else None
-        layers = partial(self._layers_ms, cost.chunk_sums_ms)
-        return Goal(_Kept(stage, tables.size), hop, chunk, busy, value, layers)
-
-    def _layers_ms(self, sums_of: Callable[[int], Floats], index: int) -> Floats:
-        return np.diff(sums_of(index))[: self.cost.model.num_layers]
+    def stages(self, placed: Sequence[Placed]) -> list[Stage]:
+        """The layers that boundaries stand for."""
+        bounds = self.tables.bounds
+        return [Stage(p.index, bounds[p.start], bounds[p.stop]) for p in placed]
 
     # -- parts --------------------------------------------------------------------------------------------
-    def _best(self, goal: Goal) -> BestRing | None:
+    def _best(self, goal: Goal, *, is_even: bool) -> BestRing | None:
         ring = replace(self.ring, stage=goal.stage, hop=goal.hop)
+        kinds = None if self.keeps_order else self._kinds(ring, goal.busy_hop)
+        exact: Cheapest | None = None
         if self.keeps_order:
-            found = self._search(ring, goal, partial(cheapest_in_order, order=ring.free))
-            return BestRing(self._stages(found[1])) if found else None
-        kinds = self._kinds(ring, goal.busy_hop)
-        if kinds is not None:
-            found = self._search(ring, goal, lambda r: cheapest_in_any_order(r, kinds))
-            return BestRing(self._stages(found[1])) if found else None
-        for order in self._orders():
+            exact = partial(cheapest_in_order, order=ring.free)
+        elif kinds is not None:
+            exact = partial(cheapest_in_any_order, kinds=kinds)
+        if exact is not None:
+            found = self._search(ring, goal, exact)
+            if found is not None and is_even and not self.is_over_allowed:
+                found = evened(found, goal, ring, exact)
+            return BestRing(self.stages(found[1])) if found else None
+        for order in self._orders_to_try():
             found = self._search(ring, goal, partial(cheapest_in_order, order=order), is_bounded=True)
             if found is not None:
                 break
         else:
             return None
-        used = {placed.index for placed in found[1]}
-        mine = replace(ring, free=tuple(i for i in ring.free if i in used))
-        few = self._kinds(mine, goal.busy_hop)
-        if few is not None:
-            other = self._search(mine, goal, lambda r: cheapest_in_any_order(r, few))
-            found = other if other is not None and other[0] < found[0] * (1 - TIE) else found
-        gap = 1.0 if self.is_over_allowed else 1 - self._bound(ring, goal) / found[0]
-        return BestRing(self._stages(found[1]), max(0.0, gap))
+        found = self._reordered(ring, goal, *found)
+        gap = 1.0 if self.is_over_allowed else 1 - self._bound(ring, goal, *found) / found[0]
+        return BestRing(self.stages(found[1]), max(0.0, gap))
 
-    def _bound(self, ring: Ring, goal: Goal) -> float:
+    def _reordered(
+        self, ring: Ring, goal: Goal, value: float, placed: list[Placed]
+    ) -> tuple[float, list[Placed]]:
+        """The ring that was found, or a better one of its nodes in another order, with a few others."""
+        used = [p.index for p in placed]
+        mine = replace(ring, free=tuple(i for i in ring.free if i in used))
+        kinds = self._kinds(mine, goal.busy_hop)
+        if kinds is not None:
+            other = self._search(mine, goal, lambda r: cheapest_in_any_order(r, kinds))
+        elif not ring.forced and not self.is_over_allowed:
+            prices = fluid_prices(self.cost, ring.free, np.stack([goal.layers(i) for i in ring.free]))
+            spare = [ring.free[at] for at in np.argsort(-prices, kind="stable").tolist()]
+            few = [*used, *(i for i in spare if i not in used)][: max(MAX_REORDERED, len(used))]
+            order = reorder(goal.below(ring, goal.beat_ms(placed)) if goal.value else ring, few)
+            other = self._search(
+                replace(ring, free=tuple(few)), goal, partial(cheapest_in_order, order=order), is_bounded=True
+            )
+        else:
+            other = None
+        return other if other is not None and other[0] < value * (1 - TIE) else (value, placed)
+
+    def _bound(self, ring: Ring, goal: Goal, value: float, placed: list[Placed]) -> float:
         """A value that no ring is below."""
-        nodes = [*ring.free, *(node for node, _, _ in ring.forced)]
-        layers_ms = np.stack([goal.layers(i) for i in nodes])
-        fluid_ms, beat_ms = fluid_bounds(self.cost, nodes, ring.hop, layers_ms)
-        least_ms = max(least_sum_with_reuse(ring), fluid_ms)
-        return least_ms if goal.value is None else goal.value(least_ms, beat_ms)
+        layers_ms = np.stack([goal.layers(i) for i in self.nodes])
+        least = fluid_bounds(self.cost, self.nodes, ring.hop, layers_ms)
+        relaxation = relax(ring, goal)
+        if relaxation is None:
+            return least[0] if goal.value is None else goal.value(*least)
+        at = {node: number for number, node in enumerate(self.nodes)}
+        rows = layers_ms[[at[node] for node in relaxation.nodes]]
+        relaxation.prices = fluid_prices(self.cost, relaxation.nodes, rows)
+        return least_value(relaxation, goal, (ring.total(placed), goal.beat_ms(placed)), least)
 
     def _search(
         self, ring: Ring, goal: Goal, cheapest: Cheapest, *, is_bounded: bool = False
@@ -184,26 +227,11 @@ class RingSearch:
             cheapest = self._of_least_overflow(cheapest)
         if goal.value is None:
             return cheapest(ring)
-        nodes = [*ring.free, *(node for node, _, _ in ring.forced)]
-
-        def least_sum(limit: float) -> tuple[float, list[Placed]] | None:
-            def stage(i: int) -> Floats:
-                return np.where(goal.busy_stage(i) <= limit, ring.stage(i), np.inf)
-
-            return cheapest(
-                replace(ring, stage=stage, hop=np.where(goal.busy_hop <= limit, ring.hop, np.inf))
-            )
-
-        def slowest(stages: Sequence[Placed]) -> float:
-            ends = [ring.head, *(s.index for s in stages), ring.head]
-            hops = [float(goal.busy_hop[a, b]) for a, b in itertools.pairwise(ends)]
-            return max(*hops, *(float(goal.busy_stage(s.index)[s.start, s.stop]) for s in stages))
-
-        beats = {self._key(i): goal.busy_stage(i) for i in nodes}
-        num_steps = len(nodes) * ring.size * (ring.size + len(nodes))
+        beats = {self._key(i): goal.busy_stage(i) for i in self.nodes}
+        num_steps = self.num_steps(is_any_order=False)
         return best_ring(
-            least_sum,
-            slowest,
+            lambda limit_ms: cheapest(goal.below(ring, limit_ms)),
+            goal.beat_ms,
             goal.value,
             all_values([goal.busy_hop, *beats.values()]),
             max_calls=max(MIN_CALLS, MAX_STEPS // num_steps) if is_bounded else None,
@@ -233,14 +261,43 @@ class RingSearch:
         by_size = sorted(free, key=lambda i: nodes[i].budget_bytes)
         return [free, by_size[::-1], by_size]
 
+    def _orders_to_try(self) -> Iterator[list[int]]:
+        """Those, and at last one that fits, if any was found, with the other nodes behind it."""
+        yield from self._orders()
+        if (order := self.feasibility.order) is not None:
+            yield [*order, *(i for i in self.ring.free if i not in order)]
+
     def _least_overflow(self) -> tuple[float, list[Placed]] | None:
         if not self.is_possible:
             return None
         kinds = None if self.keeps_order else self._kinds(self.ring)
         if kinds is not None:
             return cheapest_in_any_order(self.ring, kinds, tie=0.0)
-        found = [cheapest_in_order(self.ring, order, tie=0.0) for order in self._orders()]
-        return min((f for f in found if f is not None), key=lambda f: f[0], default=None)
+        found = [
+            (*ring, order)
+            for order in self._orders()
+            if (ring := cheapest_in_order(self.ring, order, tie=0.0))
+        ]
+        if not found:
+            return None
+        best = min(found, key=lambda f: f[0])
+        if not self.keeps_order:
+            best = self._fewer_over(*best)
+        return best[0], best[1]
+
+    def _fewer_over(
+        self, over_bytes: float, placed: list[Placed], order: list[int]
+    ) -> tuple[float, list[Placed], list[int]]:
+        """A smaller overflow, if moving single nodes in the order gives one; always tried alike."""
+        rng = random.Random(0)
+        best = (over_bytes, placed, order)
+        for _ in range(min(MAX_MOVES, MAX_STEPS // 4 // self.num_steps(is_any_order=False))):
+            moved = list(best[2])
+            moved.insert(rng.randrange(len(moved)), moved.pop(rng.randrange(len(moved))))
+            ring = cheapest_in_order(self.ring, moved, tie=0.0)
+            if ring is not None and ring[0] < best[0]:
+                best = (*ring, moved)
+        return best
 
     def _kinds(self, ring: Ring, *hops: Floats) -> list[list[int]] | None:
         """The free nodes by kind, where every order can be searched. hops: besides the ring's own."""
@@ -251,23 +308,3 @@ class RingSearch:
         """What a node's stages depend on."""
         node = self.cost.nodes[i]
         return node.budget_bytes, node.device, node.speeds, node.layers
-
-    def _stages(self, placed: Sequence[Placed]) -> list[Stage]:
-        bounds = self.tables.bounds
-        return [Stage(p.index, bounds[p.start], bounds[p.stop]) for p in placed]
-
-
-class _Kept:
-    """Tables by node, kept as long as there is room."""
-
-    def __init__(self, make: Callable[[int], Floats], size: int) -> None:
-        self._make, self._room = make, MAX_KEPT_ELEMENTS // size**2
-        self._kept: dict[int, Floats] = {}
-
-    def __call__(self, i: int) -> Floats:
-        if i in self._kept:
-            return self._kept[i]
-        table = self._make(i)
-        if len(self._kept) < self._room:
-            self._kept[i] = table
-        return table

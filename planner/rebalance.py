@@ -18,7 +18,6 @@ from planner.node_profile import NodeProfile
 from planner.plan import Plan, Refusal
 from planner.planned_from import PlannedFrom
 from planner.solver import PlanOptions, make_plan
-from planner.workload import Workload
 
 MIN_GAIN = 0.03
 
@@ -136,8 +135,7 @@ class _Price:
 
     def cost(self, factors: Mapping[int, float] | None = None) -> CostModel:
         nodes = measured_nodes(self.planned.nodes, self.found, factors)
-        work = Workload(self.options.context, self.options.concurrency)
-        return CostModel(self.planned.model, nodes, self.links, work)
+        return CostModel(self.planned.model, nodes, self.links, self.options.work)
 
     def plan(self, nodes: Sequence[NodeProfile], **options: Any) -> Plan | Refusal:
         return make_plan(self.planned.model, nodes, self.links, replace(self.options, **options))
@@ -210,7 +208,7 @@ def _hops(
     plan: Plan,
 ) -> tuple[Hop, ...]:
     """The present ring's hops in order, with one token's hidden state where there is one."""
-    work = Workload(plan.context, plan.concurrency)
+    work = planned.options.work
     before = CostModel(planned.model, planned.nodes, planned.links, work)
     after = CostModel(planned.model, planned.nodes, links, work)
     at = [None, *(stage.index for stage in stages_of(plan.assignments, planned.nodes)), None]

@@ -9,7 +9,7 @@ from planner.node_profile import NodeProfile
 from planner.plan import Plan, Refusal
 from planner.refusal import gb
 
-_LEFT = ("stage", "rank", "node", "chip", "layers", "state", "precision")
+_LEFT = ("stage", "rank", "node", "chip", "layers", "state", "precision", "strategy", "speed")
 NAME_WIDTH, CHIP_WIDTH = 16, 12
 MEMORY_WIDTH, TIME_WIDTH = 28, 16
 
@@ -148,10 +148,16 @@ def _notes(nodes: Sequence[NodeProfile], used: set[int]) -> list[str]:
     """What the figures rest on."""
     idle = [node.name for node in nodes if node.use and node.rank not in used]
     off = [node.name for node in nodes if not node.use]
-    unknown = sorted({node.figures.name for node in nodes if node.use and not node.figures.is_known})
+    measured = [node for node in nodes if node.use and node.measured is not None]
+    unknown = sorted(
+        {n.figures.name for n in nodes if n.use and n.measured is None and not n.figures.is_known}
+    )
     guessed = [node.name for node in nodes if node.use and node.ceiling_source == "guessed"]
     shared = [node.name for node in nodes if node.use and node.num_sharing > 1]
     notes = [f"note: no speed is known for {chip}: a low one is assumed" for chip in unknown]
+    for day in sorted({node.measured_on for node in measured}):
+        names = ", ".join(node.name for node in measured if node.measured_on == day)
+        notes.append(f"note: the speeds of {names} were measured{f' on {day}' if day else ''}")
     if idle:
         notes.append(f"note: {', '.join(idle)} would own no layers: a part there is slower, or does not fit")
     if off:

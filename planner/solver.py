@@ -9,17 +9,17 @@ split that exceeds its budgets by the least.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from planner.cost import CostModel, Link, Stage
 from planner.forced import check_forced
 from planner.model_profile import ModelProfile
+from planner.named import balanced, proportional
 from planner.node_profile import NodeProfile
-from planner.optimal import RingSearch
+from planner.optimal import BestRing, RingSearch
 from planner.plan import Assignment, MemorySummary, Plan, Predicted, Refusal
 from planner.refusal import explain
-from planner.search import Cost, Problem, add, cheapest, count_then_max
 from planner.workload import Workload
 
 STRATEGIES = ("optimal", "balanced", "memory_proportional", "compute_proportional", "uniform")
@@ -42,6 +42,7 @@ class PlanOptions:
     legal_cuts: frozenset[int] | None = None  # layers at which a stage may start; None: all
     rows: int = 1  # requests whose tokens one frame carries together; the scheduler sends one
     keeps_order: bool = False  # stages stand in the order of the nodes
+    is_even: bool = True  # of equally good plans, one whose slowest stage is faster
     is_forced: bool = False  # where nothing fits, take what exceeds its budgets by the least
 
     def __post_init__(self) -> None:
@@ -66,148 +67,62 @@ def make_plan(
     that exceed their budgets by the least in all. Raises ForcedLayersError where the nodes' forced layers
     overlap, leave a gap or exceed the model.
     """
-    solver = _Solver(CostModel(model, nodes, links, options.work), options)
-    stages = solver.solve()
-    refusal = None
-    if stages is None:
-        refusal = explain(solver.cost, solver.overflow(), keeps_order=options.keeps_order)
-        stages = solver.forced_stages() if options.is_forced else None
-        if stages is None:
-            return refusal
-    return replace(_as_plan(solver.cost, stages, options), notes=tuple(solver.notes), refusal=refusal)
-
-
-class _Solver:
-    def __init__(self, cost: CostModel, options: PlanOptions) -> None:
-        self.cost, self.options = cost, options
-        self.usable = [i for i, node in enumerate(cost.nodes) if node.use]
-        self.forced = check_forced(cost.nodes, cost.model.num_layers)
-        self.rings = RingSearch(cost, options.legal_cuts, self.forced, keeps_order=options.keeps_order)
-        self.notes: list[str] = []
-
-    def solve(self) -> list[Stage] | None:
-        """The stages of the best feasible plan; None where nothing fits."""
-        match self.options.strategy:
-            case "optimal":
-                return self._optimal()
-            case "balanced":
-                cost = self.cost
-                return self._balanced() or self.rings.widest(lambda *stage: cost.decode_ms(*stage) ** 2)
-            case _:
-                return self._proportional(self._ideal_shares())
-
-    def overflow(self) -> list[Stage] | None:
-        """The stages that exceed their budgets by the least in all; None where the cuts allow no stages."""
-        return self.rings.least_overflow()
-
-    def forced_stages(self) -> list[Stage] | None:
-        """Of the splits that exceed their budgets by the least in all, the best one."""
-        options = self.options
-        rings = RingSearch(
-            self.cost,
+    cost = CostModel(model, nodes, links, options.work)
+    rings = rings_of(cost, options)
+    best, refusal = best_ring_of(rings, options.strategy, options.objective, is_even=options.is_even), None
+    if best is None:
+        refusal = explain(
+            cost,
+            rings.least_overflow(),
             options.legal_cuts,
-            self.forced,
             keeps_order=options.keeps_order,
-            is_over_allowed=True,
+            is_least=rings.knows_least_overflow,
+            is_proven=rings.proves_refusals,
         )
-        best = rings.fastest(options.objective)
-        if best is not None and best.gap:
-            self.notes.append(f"note: with {len(self.usable)} different nodes not every order was tried")
-        return best.stages if best else None
-
-    # -- strategies ---------------------------------------------------------------------------------------
-    def _optimal(self) -> list[Stage] | None:
-        best = self.rings.fastest(self.options.objective)
+        if options.is_forced:
+            best = rings_of(cost, options, is_over_allowed=True).fastest(options.objective)
         if best is None:
-            return None
-        if best.gap >= MIN_TOLD_GAP:
-            self.notes.append(
-                f"note: with {len(self.usable)} different nodes not every order was tried: another would be "
-                f"better by {best.gap:.1%} at most"
-            )
-        return best.stages
+            return refusal
+    return replace(_as_plan(cost, best.stages, options), notes=_notes(cost, best, refusal), refusal=refusal)
 
-    def _balanced(self) -> list[Stage] | None:
-        """Least time of the slowest stage over all nodes; among those the most even ones."""
-        cost = self.cost
 
-        def stage_cost(i: int, start: int, stop: int) -> Cost | None:
-            return (-1.0, cost.decode_ms(i, start, stop)) if self._fits(i, start, stop) else None
+def rings_of(cost: CostModel, options: PlanOptions, *, is_over_allowed: bool = False) -> RingSearch:
+    """The rings that the options allow. Raises ForcedLayersError."""
+    return RingSearch(
+        cost,
+        options.legal_cuts,
+        check_forced(cost.nodes, cost.model.num_layers),
+        keeps_order=options.keeps_order,
+        is_over_allowed=is_over_allowed,
+    )
 
-        found = cheapest(self._problem(stage_cost, combine=count_then_max))
-        if found is None:
-            return None
-        limit_ms = found[0][1]
 
-        def square(i: int, start: int, stop: int) -> Cost | None:
-            decode_ms = cost.decode_ms(i, start, stop)
-            return (-1.0, decode_ms**2) if decode_ms <= limit_ms and self._fits(i, start, stop) else None
+def best_ring_of(
+    rings: RingSearch, strategy: str, objective: str, *, is_even: bool = False
+) -> BestRing | None:
+    """The ring that a strategy takes; None where nothing fits. is_even: see PlanOptions."""
+    if strategy == "optimal":
+        return rings.fastest(objective, is_even=is_even)
+    stages = balanced(rings) if strategy == "balanced" else proportional(rings, strategy)
+    return BestRing(stages) if stages else None
 
-        even = cheapest(self._problem(square))
-        return even[1] if even else found[1]
 
-    def _proportional(self, shares: list[float]) -> list[Stage] | None:
-        """Least sum of squared distances between each node's part and its ideal share, over all nodes."""
+def predict(cost: CostModel, stages: Sequence[Stage]) -> Predicted:
+    """How fast a ring is."""
+    return Predicted(
+        decode_tok_s=1e3 / cost.path_ms(stages),
+        ttft_s=cost.ttft_ms(stages) / 1e3,
+        throughput_tok_s=cost.throughput_tok_s(stages),
+    )
 
-        def distance(i: int, start: int, stop: int) -> float:
-            return (self._part(start, stop) - shares[i]) ** 2
 
-        def stage_cost(i: int, start: int, stop: int) -> Cost | None:
-            return (-1.0, distance(i, start, stop)) if self._fits(i, start, stop) else None
-
-        found = cheapest(self._problem(stage_cost))
-        return found[1] if found else self.rings.widest(distance)
-
-    def _ideal_shares(self) -> list[float]:
-        """Each node's part of the model, from 0 to 1."""
-        match self.options.strategy:
-            case "memory_proportional":
-                sizes = [float(node.budget_bytes) for node in self.cost.nodes]
-            case "compute_proportional":
-                sizes = [node.speeds.flops_ms for node in self.cost.nodes]
-            case _:
-                sizes = [1.0 for _ in self.cost.nodes]
-        amounts = [size if node.use else 0.0 for size, node in zip(sizes, self.cost.nodes, strict=True)]
-        total = sum(amounts) or 1.0
-        return [amount / total for amount in amounts]
-
-    def _part(self, start: int, stop: int) -> float:
-        """The stage's part of the model: of its bytes, of its multiplications, or of its layers."""
-        model = self.cost.model
-        match self.options.strategy:
-            case "memory_proportional":
-                whole = self.cost.weight_bytes(0, model.num_layers) + self.cost.kv_bytes(0, model.num_layers)
-                return (self.cost.weight_bytes(start, stop) + self.cost.kv_bytes(start, stop)) / whole
-            case "compute_proportional":
-                return self.cost.active_params(start, stop) / self.cost.active_params(0, model.num_layers)
-            case _:
-                return (stop - start) / model.num_layers
-
-    # -- parts --------------------------------------------------------------------------------------------
-    def _fits(self, i: int, start: int, stop: int) -> bool:
-        return self._may_own(i, start, stop) and self.cost.overflow_bytes(i, start, stop) == 0
-
-    def _may_own(self, i: int, start: int, stop: int) -> bool:
-        """False where layers are forced onto another node, or others onto this one."""
-        if i in self.forced:
-            return self.forced[i] == (start, stop)
-        return all(stop <= a or b <= start for a, b in self.forced.values())
-
-    def _problem(
-        self,
-        stage_cost: Callable[[int, int, int], Cost | None],
-        combine: Callable[[Cost, Cost], Cost] = add,
-    ) -> Problem:
-        keeps_order = self.options.keeps_order  # then forced nodes take their turn as all others
-        return Problem(
-            num_layers=self.cost.model.num_layers,
-            free=[i for i in self.usable if keeps_order or i not in self.forced],
-            forced={} if keeps_order else self.forced,
-            stage_cost=stage_cost,
-            hop_cost=lambda a, b: (0.0, 0.0),
-            legal_cuts=self.options.legal_cuts,
-            combine=combine,
-        )
+def _notes(cost: CostModel, best: BestRing, refusal: Refusal | None) -> tuple[str, ...]:
+    """What of the search a user should know."""
+    if best.gap < MIN_TOLD_GAP:
+        return ()
+    num_nodes = sum(node.use for node in cost.nodes)
+    note = f"note: with {num_nodes} different nodes not every order was tried"
+    return (note if refusal else f"{note}: another would be better by {best.gap:.1%} at most",)
 
 
 def _as_plan(cost: CostModel, stages: Sequence[Stage], options: PlanOptions) -> Plan:
@@ -225,11 +140,7 @@ def _as_plan(cost: CostModel, stages: Sequence[Stage], options: PlanOptions) -> 
         concurrency=options.concurrency,
         assignments=assignments,
         unused_nodes=tuple(node.name for node in cost.nodes if node.rank not in used),
-        predicted=Predicted(
-            decode_tok_s=1e3 / cost.path_ms(stages),
-            ttft_s=cost.ttft_ms(stages) / 1e3,
-            throughput_tok_s=cost.throughput_tok_s(stages),
-        ),
+        predicted=predict(cost, stages),
         memory=MemorySummary(full_bytes, largest_bytes, full_bytes - largest_bytes),
     )
 

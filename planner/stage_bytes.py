@@ -6,8 +6,11 @@ Layer ranges are half-open. docs/memory.md explains the terms.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from planner.kv_profile import PREFILL_CHUNK_TOKENS, CacheProfile
 from planner.model_profile import ModelProfile
@@ -77,9 +80,9 @@ class StageBytes:
 
         The fullest layer counts the outputs of all its linears, four hidden states, the attention scores
         and masks where they are written to memory, the scan of a recurrent layer, and a second copy of one
-        session's cache (it is copied when it grows). Where caches are quantised, those of one session's first chunk
-        count in plain, and attention scores are always written to memory. The last stage adds the logits of
-        the chunk, and four rows of them in float32 for the sampler.
+        session's cache (it is copied when it grows). Where caches are quantised, those of one session's
+        first chunk count in plain, and attention scores are always written to memory. The last stage adds the
+        logits of the chunk, and four rows of them in float32 for the sampler.
         """
         model = self.model
         total = max(self._scratch[is_fused][start:stop])
@@ -87,6 +90,26 @@ class StageBytes:
         if stop == model.num_layers:
             total += self.chunk_tokens * model.vocab_size * model.dtype_bytes + 16 * model.vocab_size
         return total
+
+    def need(self, start: int, stop: int, is_fused: bool) -> int:
+        """All that a stage takes of its node's budget."""
+        kv_bytes, activation_bytes = self.kv(start, stop), self.activation(start, stop, is_fused)
+        return self.weights(start, stop).total_bytes + kv_bytes + activation_bytes
+
+    def need_table(self, bounds: Sequence[int], is_fused: bool) -> NDArray[np.int64]:
+        """(B, B) `need` of the stages between B boundaries, from 0 to the number of layers; 0 elsewhere."""
+        model, ends, last = self.model, np.array(bounds), len(bounds) - 1
+        sums = np.array(self._weight) + np.array(self._kv) + np.array(self._unquantized)
+        table = sums[ends][None, :] - sums[ends][:, None] + model.table_bytes + model.shared_embed_bytes
+        scratch = np.array(self._scratch[is_fused])
+        for at, start in enumerate(bounds[:-1]):
+            table[at, at + 1 :] += np.maximum.accumulate(scratch[start:])[ends[at + 1 :] - start - 1]
+        special = [(0, stop) for stop in range(1, last + 1)] + [(start, last) for start in range(1, last)]
+        if self._sources:  # copies of caches depend on the whole range
+            special = [(start, stop) for start in range(last) for stop in range(start + 1, last + 1)]
+        for start, stop in special:
+            table[start, stop] = self.need(bounds[start], bounds[stop], is_fused)
+        return np.triu(table, 1)
 
     def layer(self, layer: int) -> int:
         """Weights and caches of one layer alone, which is the least that it takes of a stage."""

@@ -88,9 +88,9 @@ class StageTables:
         table = self._differences(index, self.cost.chunk_sums_ms(index))
         return np.where(self.fits(index), table, np.inf)
 
-    def filled(self, index: int, value_of: Value) -> Floats:
-        """(B, B): a value of each stage that fits, else inf."""
-        return np.where(self.fits(index), self._all(value_of), np.inf)
+    def filled(self, value_of: Value) -> Floats:
+        """(B, B): a value of each stage."""
+        return self._all(value_of)
 
     def _differences(self, index: int, sums: Floats) -> Floats:
         at = sums[self._ends]
@@ -101,7 +101,7 @@ class StageTables:
         """(B, B), exact: bytes stay far below 2^53. Of a node only its kind of attention counts."""
         is_fused = self.cost.is_fused(index)
         if is_fused not in self._need:
-            self._need[is_fused] = self._all(lambda a, b: self.cost.need_bytes(index, a, b))
+            self._need[is_fused] = self.cost.need_table(index, self.bounds).astype(np.float64)
         return self._need[is_fused]
 
     def _all(self, value_of: Value) -> Floats:

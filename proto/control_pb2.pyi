@@ -31,7 +31,7 @@ class ProfileRequest(_message.Message):
     def __init__(self, config_digest: _Optional[str] = ...) -> None: ...
 
 class NodeProfile(_message.Message):
-    __slots__ = ("name", "chip", "gpu_cores", "memory_bytes", "ceiling_bytes", "available_bytes", "device", "mlx_version", "mlx_lm_version", "macrame_version", "config_digest", "platform")
+    __slots__ = ("name", "chip", "gpu_cores", "memory_bytes", "ceiling_bytes", "available_bytes", "device", "mlx_version", "mlx_lm_version", "macrame_version", "config_digest", "platform", "speeds", "addresses")
     NAME_FIELD_NUMBER: _ClassVar[int]
     CHIP_FIELD_NUMBER: _ClassVar[int]
     GPU_CORES_FIELD_NUMBER: _ClassVar[int]
@@ -44,6 +44,8 @@ class NodeProfile(_message.Message):
     MACRAME_VERSION_FIELD_NUMBER: _ClassVar[int]
     CONFIG_DIGEST_FIELD_NUMBER: _ClassVar[int]
     PLATFORM_FIELD_NUMBER: _ClassVar[int]
+    SPEEDS_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     name: str
     chip: str
     gpu_cores: int
@@ -56,10 +58,54 @@ class NodeProfile(_message.Message):
     macrame_version: str
     config_digest: str
     platform: str
-    def __init__(self, name: _Optional[str] = ..., chip: _Optional[str] = ..., gpu_cores: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., ceiling_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ..., device: _Optional[str] = ..., mlx_version: _Optional[str] = ..., mlx_lm_version: _Optional[str] = ..., macrame_version: _Optional[str] = ..., config_digest: _Optional[str] = ..., platform: _Optional[str] = ...) -> None: ...
+    speeds: Speeds
+    addresses: _containers.RepeatedCompositeFieldContainer[NodeAddress]
+    def __init__(self, name: _Optional[str] = ..., chip: _Optional[str] = ..., gpu_cores: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., ceiling_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ..., device: _Optional[str] = ..., mlx_version: _Optional[str] = ..., mlx_lm_version: _Optional[str] = ..., macrame_version: _Optional[str] = ..., config_digest: _Optional[str] = ..., platform: _Optional[str] = ..., speeds: _Optional[_Union[Speeds, _Mapping]] = ..., addresses: _Optional[_Iterable[_Union[NodeAddress, _Mapping]]] = ...) -> None: ...
+
+class Speeds(_message.Message):
+    __slots__ = ("read_bytes_ms", "flops_ms", "layer_ms", "stage_ms", "formats", "measured_on")
+    READ_BYTES_MS_FIELD_NUMBER: _ClassVar[int]
+    FLOPS_MS_FIELD_NUMBER: _ClassVar[int]
+    LAYER_MS_FIELD_NUMBER: _ClassVar[int]
+    STAGE_MS_FIELD_NUMBER: _ClassVar[int]
+    FORMATS_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_ON_FIELD_NUMBER: _ClassVar[int]
+    read_bytes_ms: float
+    flops_ms: float
+    layer_ms: float
+    stage_ms: float
+    formats: _containers.RepeatedCompositeFieldContainer[FormatRate]
+    measured_on: str
+    def __init__(self, read_bytes_ms: _Optional[float] = ..., flops_ms: _Optional[float] = ..., layer_ms: _Optional[float] = ..., stage_ms: _Optional[float] = ..., formats: _Optional[_Iterable[_Union[FormatRate, _Mapping]]] = ..., measured_on: _Optional[str] = ...) -> None: ...
+
+class FormatRate(_message.Message):
+    __slots__ = ("format", "weights_ms", "flops_ms")
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_MS_FIELD_NUMBER: _ClassVar[int]
+    FLOPS_MS_FIELD_NUMBER: _ClassVar[int]
+    format: str
+    weights_ms: float
+    flops_ms: float
+    def __init__(self, format: _Optional[str] = ..., weights_ms: _Optional[float] = ..., flops_ms: _Optional[float] = ...) -> None: ...
+
+class NodeAddress(_message.Message):
+    __slots__ = ("ip", "interface", "kind", "mtu", "speed_mbit_s", "is_bound")
+    IP_FIELD_NUMBER: _ClassVar[int]
+    INTERFACE_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    MTU_FIELD_NUMBER: _ClassVar[int]
+    SPEED_MBIT_S_FIELD_NUMBER: _ClassVar[int]
+    IS_BOUND_FIELD_NUMBER: _ClassVar[int]
+    ip: str
+    interface: str
+    kind: str
+    mtu: int
+    speed_mbit_s: int
+    is_bound: bool
+    def __init__(self, ip: _Optional[str] = ..., interface: _Optional[str] = ..., kind: _Optional[str] = ..., mtu: _Optional[int] = ..., speed_mbit_s: _Optional[int] = ..., is_bound: _Optional[bool] = ...) -> None: ...
 
 class AssignRequest(_message.Message):
-    __slots__ = ("epoch", "config_digest", "plan_json", "plan_digest", "model_digest", "head_incarnation", "revision", "file_samples")
+    __slots__ = ("epoch", "config_digest", "plan_json", "plan_digest", "model_digest", "head_incarnation", "revision", "file_samples", "addresses")
     class FileSamplesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +121,7 @@ class AssignRequest(_message.Message):
     HEAD_INCARNATION_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     FILE_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     config_digest: str
     plan_json: str
@@ -83,7 +130,16 @@ class AssignRequest(_message.Message):
     head_incarnation: int
     revision: str
     file_samples: _containers.ScalarMap[str, str]
-    def __init__(self, epoch: _Optional[int] = ..., config_digest: _Optional[str] = ..., plan_json: _Optional[str] = ..., plan_digest: _Optional[str] = ..., model_digest: _Optional[str] = ..., head_incarnation: _Optional[int] = ..., revision: _Optional[str] = ..., file_samples: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    addresses: _containers.RepeatedCompositeFieldContainer[RankAddresses]
+    def __init__(self, epoch: _Optional[int] = ..., config_digest: _Optional[str] = ..., plan_json: _Optional[str] = ..., plan_digest: _Optional[str] = ..., model_digest: _Optional[str] = ..., head_incarnation: _Optional[int] = ..., revision: _Optional[str] = ..., file_samples: _Optional[_Mapping[str, str]] = ..., addresses: _Optional[_Iterable[_Union[RankAddresses, _Mapping]]] = ...) -> None: ...
+
+class RankAddresses(_message.Message):
+    __slots__ = ("rank", "addresses")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    addresses: _containers.RepeatedCompositeFieldContainer[NodeAddress]
+    def __init__(self, rank: _Optional[int] = ..., addresses: _Optional[_Iterable[_Union[NodeAddress, _Mapping]]] = ...) -> None: ...
 
 class AssignReply(_message.Message):
     __slots__ = ("accepted", "reason", "is_overtaken")
@@ -192,7 +248,7 @@ class MemoryStatus(_message.Message):
     def __init__(self, rss_bytes: _Optional[int] = ..., cache_bytes: _Optional[int] = ..., activation_bytes: _Optional[int] = ..., peak_kv_bytes: _Optional[int] = ..., memory_limit_bytes: _Optional[int] = ..., cache_limit_bytes: _Optional[int] = ..., wired_limit_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ..., swap_used_bytes: _Optional[int] = ..., is_admitting: _Optional[bool] = ..., num_trims: _Optional[int] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("rank", "name", "incarnation", "epoch", "state", "reason", "progress", "busy_s", "activity", "loaded_bytes", "load_total_bytes", "footprint", "num_sessions", "kv_bytes", "active_bytes", "peak_bytes", "peak_rss_bytes", "import_base_rss_bytes", "stats", "cpu_s", "pid", "lost_edge", "start", "stop", "num_threads", "memory", "memory_pressure", "fetched_bytes", "copied_bytes", "certificate_ends_s", "certificate_warning")
+    __slots__ = ("rank", "name", "incarnation", "epoch", "state", "reason", "progress", "busy_s", "activity", "loaded_bytes", "load_total_bytes", "footprint", "num_sessions", "kv_bytes", "active_bytes", "peak_bytes", "peak_rss_bytes", "import_base_rss_bytes", "stats", "cpu_s", "pid", "lost_edge", "start", "stop", "num_threads", "memory", "memory_pressure", "fetched_bytes", "copied_bytes", "edges", "certificate_ends_s", "certificate_warning")
     RANK_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -222,6 +278,7 @@ class NodeStatus(_message.Message):
     MEMORY_PRESSURE_FIELD_NUMBER: _ClassVar[int]
     FETCHED_BYTES_FIELD_NUMBER: _ClassVar[int]
     COPIED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    EDGES_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_ENDS_S_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_WARNING_FIELD_NUMBER: _ClassVar[int]
     rank: int
@@ -253,9 +310,24 @@ class NodeStatus(_message.Message):
     memory_pressure: str
     fetched_bytes: int
     copied_bytes: int
+    edges: _containers.RepeatedCompositeFieldContainer[EdgeStatus]
     certificate_ends_s: float
     certificate_warning: str
-    def __init__(self, rank: _Optional[int] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., state: _Optional[_Union[NodeState, str]] = ..., reason: _Optional[str] = ..., progress: _Optional[int] = ..., busy_s: _Optional[float] = ..., activity: _Optional[str] = ..., loaded_bytes: _Optional[int] = ..., load_total_bytes: _Optional[int] = ..., footprint: _Optional[_Union[Footprint, _Mapping]] = ..., num_sessions: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., active_bytes: _Optional[int] = ..., peak_bytes: _Optional[int] = ..., peak_rss_bytes: _Optional[int] = ..., import_base_rss_bytes: _Optional[int] = ..., stats: _Optional[_Union[StageStats, _Mapping]] = ..., cpu_s: _Optional[float] = ..., pid: _Optional[int] = ..., lost_edge: _Optional[str] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., num_threads: _Optional[int] = ..., memory: _Optional[_Union[MemoryStatus, _Mapping]] = ..., memory_pressure: _Optional[str] = ..., fetched_bytes: _Optional[int] = ..., copied_bytes: _Optional[int] = ..., certificate_ends_s: _Optional[float] = ..., certificate_warning: _Optional[str] = ...) -> None: ...
+    def __init__(self, rank: _Optional[int] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., state: _Optional[_Union[NodeState, str]] = ..., reason: _Optional[str] = ..., progress: _Optional[int] = ..., busy_s: _Optional[float] = ..., activity: _Optional[str] = ..., loaded_bytes: _Optional[int] = ..., load_total_bytes: _Optional[int] = ..., footprint: _Optional[_Union[Footprint, _Mapping]] = ..., num_sessions: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., active_bytes: _Optional[int] = ..., peak_bytes: _Optional[int] = ..., peak_rss_bytes: _Optional[int] = ..., import_base_rss_bytes: _Optional[int] = ..., stats: _Optional[_Union[StageStats, _Mapping]] = ..., cpu_s: _Optional[float] = ..., pid: _Optional[int] = ..., lost_edge: _Optional[str] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., num_threads: _Optional[int] = ..., memory: _Optional[_Union[MemoryStatus, _Mapping]] = ..., memory_pressure: _Optional[str] = ..., fetched_bytes: _Optional[int] = ..., copied_bytes: _Optional[int] = ..., edges: _Optional[_Iterable[_Union[EdgeStatus, _Mapping]]] = ..., certificate_ends_s: _Optional[float] = ..., certificate_warning: _Optional[str] = ...) -> None: ...
+
+class EdgeStatus(_message.Message):
+    __slots__ = ("to_rank", "address", "interface", "kind", "is_up")
+    TO_RANK_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    INTERFACE_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    IS_UP_FIELD_NUMBER: _ClassVar[int]
+    to_rank: int
+    address: str
+    interface: str
+    kind: str
+    is_up: bool
+    def __init__(self, to_rank: _Optional[int] = ..., address: _Optional[str] = ..., interface: _Optional[str] = ..., kind: _Optional[str] = ..., is_up: _Optional[bool] = ...) -> None: ...
 
 class HoldingsRequest(_message.Message):
     __slots__ = ("model", "revision")
@@ -316,3 +388,53 @@ class CopyChunk(_message.Message):
     data: bytes
     sha256: bytes
     def __init__(self, start: _Optional[int] = ..., data: _Optional[bytes] = ..., sha256: _Optional[bytes] = ...) -> None: ...
+
+class MeasureLinkRequest(_message.Message):
+    __slots__ = ("to_address", "to_rank", "told", "is_forced")
+    TO_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    TO_RANK_FIELD_NUMBER: _ClassVar[int]
+    TOLD_FIELD_NUMBER: _ClassVar[int]
+    IS_FORCED_FIELD_NUMBER: _ClassVar[int]
+    to_address: str
+    to_rank: int
+    told: _containers.RepeatedCompositeFieldContainer[NodeAddress]
+    is_forced: bool
+    def __init__(self, to_address: _Optional[str] = ..., to_rank: _Optional[int] = ..., told: _Optional[_Iterable[_Union[NodeAddress, _Mapping]]] = ..., is_forced: _Optional[bool] = ...) -> None: ...
+
+class LinkReport(_message.Message):
+    __slots__ = ("activity", "paths")
+    ACTIVITY_FIELD_NUMBER: _ClassVar[int]
+    PATHS_FIELD_NUMBER: _ClassVar[int]
+    activity: str
+    paths: _containers.RepeatedCompositeFieldContainer[LinkPath]
+    def __init__(self, activity: _Optional[str] = ..., paths: _Optional[_Iterable[_Union[LinkPath, _Mapping]]] = ...) -> None: ...
+
+class LinkPath(_message.Message):
+    __slots__ = ("ip", "reason", "local_ip", "interface", "peer_interface", "kind", "mtu", "speed_mbit_s", "round_trip_p50_ms", "round_trip_p99_ms", "num_round_trips", "bandwidth_gbit_s", "num_bytes")
+    IP_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_IP_FIELD_NUMBER: _ClassVar[int]
+    INTERFACE_FIELD_NUMBER: _ClassVar[int]
+    PEER_INTERFACE_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    MTU_FIELD_NUMBER: _ClassVar[int]
+    SPEED_MBIT_S_FIELD_NUMBER: _ClassVar[int]
+    ROUND_TRIP_P50_MS_FIELD_NUMBER: _ClassVar[int]
+    ROUND_TRIP_P99_MS_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROUND_TRIPS_FIELD_NUMBER: _ClassVar[int]
+    BANDWIDTH_GBIT_S_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ip: str
+    reason: str
+    local_ip: str
+    interface: str
+    peer_interface: str
+    kind: str
+    mtu: int
+    speed_mbit_s: int
+    round_trip_p50_ms: float
+    round_trip_p99_ms: float
+    num_round_trips: int
+    bandwidth_gbit_s: float
+    num_bytes: int
+    def __init__(self, ip: _Optional[str] = ..., reason: _Optional[str] = ..., local_ip: _Optional[str] = ..., interface: _Optional[str] = ..., peer_interface: _Optional[str] = ..., kind: _Optional[str] = ..., mtu: _Optional[int] = ..., speed_mbit_s: _Optional[int] = ..., round_trip_p50_ms: _Optional[float] = ..., round_trip_p99_ms: _Optional[float] = ..., num_round_trips: _Optional[int] = ..., bandwidth_gbit_s: _Optional[float] = ..., num_bytes: _Optional[int] = ...) -> None: ...

@@ -69,6 +69,11 @@ class ControlStub:
                 request_serializer=proto_dot_control__pb2.CopyRequest.SerializeToString,
                 response_deserializer=proto_dot_control__pb2.CopyChunk.FromString,
                 _registered_method=True)
+        self.MeasureLink = channel.unary_stream(
+                '/macrame.v1.Control/MeasureLink',
+                request_serializer=proto_dot_control__pb2.MeasureLinkRequest.SerializeToString,
+                response_deserializer=proto_dot_control__pb2.LinkReport.FromString,
+                _registered_method=True)
 
 
 class ControlServicer:
@@ -120,6 +125,15 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MeasureLink(self, request, context):
+        """This node measures its way to another one; the last report has the result.
+        FAILED_PRECONDITION: requests are running, or the request is not for this node;
+        RESOURCE_EXHAUSTED: it is measuring already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -157,6 +171,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Copy,
                     request_deserializer=proto_dot_control__pb2.CopyRequest.FromString,
                     response_serializer=proto_dot_control__pb2.CopyChunk.SerializeToString,
+            ),
+            'MeasureLink': grpc.unary_stream_rpc_method_handler(
+                    servicer.MeasureLink,
+                    request_deserializer=proto_dot_control__pb2.MeasureLinkRequest.FromString,
+                    response_serializer=proto_dot_control__pb2.LinkReport.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -348,6 +367,33 @@ class Control:
             '/macrame.v1.Control/Copy',
             proto_dot_control__pb2.CopyRequest.SerializeToString,
             proto_dot_control__pb2.CopyChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MeasureLink(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/macrame.v1.Control/MeasureLink',
+            proto_dot_control__pb2.MeasureLinkRequest.SerializeToString,
+            proto_dot_control__pb2.LinkReport.FromString,
             options,
             channel_credentials,
             insecure,

@@ -88,7 +88,7 @@ class Frame(_message.Message):
     def __init__(self, header_bytes: _Optional[int] = ..., kind: _Optional[_Union[Kind, str]] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ..., opens: _Optional[_Iterable[_Union[SessionSpec, _Mapping]]] = ..., closes: _Optional[_Iterable[int]] = ..., slots: _Optional[_Iterable[_Union[Slot, _Mapping]]] = ..., tensors: _Optional[_Iterable[_Union[TensorMeta, _Mapping]]] = ..., payload_total_bytes: _Optional[int] = ..., payload_offset_bytes: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., is_batched: _Optional[bool] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "config_digest", "plan_digest", "epoch", "from_rank", "to_rank", "start", "stop", "dtype", "incarnation")
+    __slots__ = ("protocol", "config_digest", "plan_digest", "epoch", "from_rank", "to_rank", "start", "stop", "dtype", "incarnation", "is_forced")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     CONFIG_DIGEST_FIELD_NUMBER: _ClassVar[int]
     PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -99,6 +99,7 @@ class Hello(_message.Message):
     STOP_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    IS_FORCED_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     config_digest: str
     plan_digest: str
@@ -109,7 +110,8 @@ class Hello(_message.Message):
     stop: int
     dtype: str
     incarnation: int
-    def __init__(self, protocol: _Optional[int] = ..., config_digest: _Optional[str] = ..., plan_digest: _Optional[str] = ..., epoch: _Optional[int] = ..., from_rank: _Optional[int] = ..., to_rank: _Optional[int] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., dtype: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
+    is_forced: bool
+    def __init__(self, protocol: _Optional[int] = ..., config_digest: _Optional[str] = ..., plan_digest: _Optional[str] = ..., epoch: _Optional[int] = ..., from_rank: _Optional[int] = ..., to_rank: _Optional[int] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., dtype: _Optional[str] = ..., incarnation: _Optional[int] = ..., is_forced: _Optional[bool] = ...) -> None: ...
 
 class Beat(_message.Message):
     __slots__ = ("progress", "busy_s", "activity")

@@ -39,6 +39,11 @@ class RingStub:
                 request_serializer=proto_dot_ring__pb2.Frame.SerializeToString,
                 response_deserializer=proto_dot_ring__pb2.EdgeReply.FromString,
                 _registered_method=True)
+        self.Probe = channel.stream_stream(
+                '/macrame.v1.Ring/Probe',
+                request_serializer=proto_dot_ring__pb2.Frame.SerializeToString,
+                response_deserializer=proto_dot_ring__pb2.EdgeReply.FromString,
+                _registered_method=True)
 
 
 class RingServicer:
@@ -52,11 +57,24 @@ class RingServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Probe(self, request_iterator, context):
+        """Measures the way of an edge: the same greeting, then STEPs of random bytes, each of which is
+        answered at once by a credit for all of its message's bytes. Nothing is computed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RingServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Edge': grpc.stream_stream_rpc_method_handler(
                     servicer.Edge,
+                    request_deserializer=proto_dot_ring__pb2.Frame.FromString,
+                    response_serializer=proto_dot_ring__pb2.EdgeReply.SerializeToString,
+            ),
+            'Probe': grpc.stream_stream_rpc_method_handler(
+                    servicer.Probe,
                     request_deserializer=proto_dot_ring__pb2.Frame.FromString,
                     response_serializer=proto_dot_ring__pb2.EdgeReply.SerializeToString,
             ),
@@ -86,6 +104,33 @@ class Ring:
             request_iterator,
             target,
             '/macrame.v1.Ring/Edge',
+            proto_dot_ring__pb2.Frame.SerializeToString,
+            proto_dot_ring__pb2.EdgeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Probe(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/macrame.v1.Ring/Probe',
             proto_dot_ring__pb2.Frame.SerializeToString,
             proto_dot_ring__pb2.EdgeReply.FromString,
             options,

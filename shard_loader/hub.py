@@ -14,6 +14,7 @@ from pathlib import Path
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
+from shard_loader.folder import find_folder
 from shard_loader.hub_source import HubSource
 from shard_loader.prepare import PATTERNS, is_prepared, prepare
 from shard_loader.sources import HubError, Source
@@ -30,7 +31,6 @@ __all__ = [
 ]
 
 _PART = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,21 +99,6 @@ def resolve_model(model: str, base: Path) -> Path:
     return find_model(model, base).folder
 
 
-def find_folder(model: str, base: Path) -> Path | None:
-    """The folder that `model` names; None where it may be a hub id. Raises HubError where it is neither."""
-    if not model.strip():
-        raise HubError("the model is empty: name a folder or a hub id such as mlx-community/Qwen3-1.7B-8bit")
-    path = Path(model).expanduser()
-    places = [path] if path.is_absolute() else [base / path, Path.cwd() / path]
-    for place in places:
-        if place.is_dir():
-            return _checked_folder(place)
-    if path.is_absolute() or not _HUB_ID.fullmatch(model):
-        looked = " or ".join(dict.fromkeys(str(place) for place in places))
-        raise HubError(f"there is no model folder {looked}, and {model!r} is no hub id")
-    return None
-
-
 def cached_snapshot(model: str, revision: str = "", cache_dir: Path | None = None) -> Path | None:
     """The snapshot in the Hugging Face cache if it is complete, else None."""
     try:
@@ -148,12 +133,6 @@ def stored(model: str, revision: str = "", root: Path | None = None) -> ModelPla
     if not is_prepared(store):
         return None
     return ModelPlace(store.folder, revision)
-
-
-def _checked_folder(folder: Path) -> Path:
-    if not (folder / "config.json").is_file():
-        raise HubError(f"{folder} has no config.json: a model folder holds config.json and safetensors")
-    return folder.resolve()
 
 
 def _first_missing(folder: Path) -> str | None:

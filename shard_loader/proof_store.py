@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from shard_loader.cache_home import user_cache_dir
 from shard_loader.cut_proof import CutProof
 from shard_loader.shrink import TINY, recipes
 
@@ -78,15 +78,6 @@ def save(config: dict[str, Any], cuts: Sequence[int] | None, recipe: str, proofs
         os.replace(file.name, path)
     except OSError:
         return
-
-
-def user_cache_dir() -> Path:
-    """Where this user's programs cache: XDG_CACHE_HOME, else as the system has it."""
-    given = os.environ.get("XDG_CACHE_HOME")
-    if given:
-        return Path(given) / "macrame"
-    home = Path.home()
-    return (home / "Library" / "Caches" if sys.platform == "darwin" else home / ".cache") / "macrame"
 
 
 def mlx_lm_version() -> str:

@@ -28,7 +28,7 @@ import mlx.core as mx
 from planner.digests import sample_file
 from planner.headers import CONFIG_NAME, read_checkpoint
 from planner.load_options import LoadOptions
-from shard_loader.proof_store import user_cache_dir
+from shard_loader.cache_home import user_cache_dir
 from shard_loader.store import Store
 
 logger = logging.getLogger(__name__)

@@ -2,11 +2,13 @@
 
     python -m tests.big_shapes FOLDER            writes all of them, with a cluster file for each cluster
     python -m tests.big_shapes FOLDER --time     also times plan-dry-run on each, as a process
+    python -m tests.big_shapes FOLDER --picture docs/plan.svg    draws the example of the documents, no more
 
 Names and shapes are those of mlx-lm's own model classes, made lazily and quantised as `mlx_lm.convert` does:
-no weight is made, read or fetched, and the files are holes. The configs are the published config.json files
-of Qwen/Qwen3-1.7B, zai-org/GLM-4.7-Flash, Qwen/Qwen3-235B-A22B and deepseek-ai/DeepSeek-V3, but for token
-ids, dtype and what training alone reads.
+no weight is made, read or fetched, and the files are holes. The configs have the shapes of
+Qwen/Qwen3-1.7B, zai-org/GLM-4.7-Flash, Qwen/Qwen3-235B-A22B and deepseek-ai/DeepSeek-V3 as they are known from
+mlx-lm's defaults, converted copies and reports; they are not those models' own files, without token ids, dtype
+and what training alone reads.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import contextlib
 import io
 import json
 import math
+import resource
 import subprocess
 import sys
 import time
@@ -184,16 +187,19 @@ def _files(tensors: Tensors) -> list[Tensors]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write all; with --time print a Markdown table of the wall times, the least of three each."""
+    """Write all; with --time print a Markdown table of times, the least of three each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--time", action="store_true", help="time plan-dry-run as a process")
+    parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw one plan")
     args = parser.parse_args(argv)
+    if args.picture is not None:
+        return _picture(args.folder, args.picture)
     for name in SHAPES:
         if not (args.folder / name).exists():
             write_shape(name, args.folder / name)
     if args.time:
-        print("| model | cluster | fits | stages | tok/s | wall s |\n| --- | --- | --- | --- | --- | --- |")
+        print("| model | cluster | stages | tok/s | wall s | CPU s |\n| --- | --- | --- | --- | --- | --- |")
     for name, cluster in CASES:
         path = args.folder / f"{name}-{cluster}.json"
         path.write_text(json.dumps(cluster_file(cluster, name), indent=2))
@@ -202,17 +208,29 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _picture(folder: Path, picture: Path) -> int:
+    """The plan of a model with experts on three minis."""
+    name, cluster = CASES[1]
+    if not (folder / name).exists():
+        write_shape(name, folder / name)
+    path = folder / f"{name}-{cluster}.json"
+    path.write_text(json.dumps(cluster_file(cluster, name), indent=2))
+    command = [sys.executable, "-m", "cluster.dry_run", "--config", str(path), "--plot", str(picture)]
+    return subprocess.run(command, check=False).returncode
+
+
 def _timed(name: str, cluster: str, path: Path) -> str:
     command = [sys.executable, "-m", "cluster.dry_run", "--config", str(path), "--json"]
-    walls_s = []
+    walls_s, cpus_s = [], []
     for _ in range(3):
-        started_s = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        started_s, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
         walls_s.append(time.perf_counter() - started_s)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpus_s.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     plan = json.loads(done.stdout)
-    speed = f"{plan['predicted']['decode_tok_s']:.1f}" if plan["fits"] else ""
-    fits = "yes" if plan["fits"] else "no"
-    return f"| {name} | {cluster} | {fits} | {len(plan['assignments'])} | {speed} | {min(walls_s):.2f} |"
+    speed, stages = f"{plan['predicted']['decode_tok_s']:.1f}", len(plan["assignments"])
+    return f"| {name} | {cluster} | {stages} | {speed} | {min(walls_s):.2f} | {min(cpus_s):.2f} |"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -21,6 +21,7 @@ import grpc
 import pytest
 
 from cluster.edge_sender import EDGE_METHOD
+from cluster.peer_links import Place
 from cluster.ring import PROTOCOL, EdgeSender, EdgeService, IncomingFrame
 from cluster.rpc import make_server, token_metadata
 from cluster.tls import Credentials
@@ -41,6 +42,7 @@ class Receiver:
         self,
         credentials: Credentials | str = TOKEN,
         accept: Callable[[ring_pb2.Hello], str | None] = lambda _hello: None,
+        port: int = 0,
         **options: int,
     ) -> None:
         self.frames: SimpleQueue[IncomingFrame] = SimpleQueue()
@@ -55,7 +57,8 @@ class Receiver:
             incarnation=5,
             **options,
         )
-        self.server, self.port = make_server("127.0.0.1:0", [self.service.add_to], credentials, max_workers=8)
+        place = f"127.0.0.1:{port}"
+        self.server, self.port = make_server(place, [self.service.add_to], credentials, max_workers=8)
         self.server.start()
 
     @property
@@ -70,7 +73,14 @@ class Receiver:
 class Sender:
     """An EdgeSender and queues of what it reports."""
 
-    def __init__(self, address: str, token: str | None = TOKEN, epoch: int = 3, from_rank: int = 1) -> None:
+    def __init__(
+        self,
+        address: str,
+        token: str | None = TOKEN,
+        epoch: int = 3,
+        from_rank: int = 1,
+        places: Sequence[str] = (),
+    ) -> None:
         self.ups: SimpleQueue[float] = SimpleQueue()
         self.downs: SimpleQueue[str] = SimpleQueue()
         self.refusals: SimpleQueue[str] = SimpleQueue()
@@ -84,6 +94,7 @@ class Sender:
             on_refused=self.refusals.put,
             beat=lambda: ring_pb2.Beat(progress=7, busy_s=0.5),
             on_beat=self.beats.put,
+            places=(lambda: [Place(place) for place in places]) if places else None,
         )
 
     def up(self) -> EdgeSender:

@@ -11,7 +11,7 @@ from queue import SimpleQueue
 import pytest
 
 from cluster.compute import ComputeThread, LoadWork, StepWork
-from proto import ring_pb2
+from proto import control_pb2, ring_pb2
 from proto.codec import Tensor
 from shard_loader.sources import FetchStoppedError, HubError
 from tests.tiny_models import write_checkpoint
@@ -146,6 +146,34 @@ def test_every_credit_comes_back(compute: Watched, model: Path) -> None:
     wanted = "layers 2:3 failed: CarryError: a carry without structure is one array, not 0"
     assert (slot.session, slot.error) == (9, wanted)
     assert compute.next() == ("released", 3)
+
+
+def test_steps_are_timed_apart_from_chunks_and_anew_for_each_epoch(compute: Watched, model: Path) -> None:
+    def told() -> control_pb2.StageStats:
+        stats = control_pb2.StageStats()
+        compute.thread.step_times.fill(stats)
+        return stats
+
+    compute.thread.post(LoadWork(1, model, "digest", 0, 2))
+    assert compute.next() == ("loaded", 1)
+    position = 0
+    for tokens in ([1, 2, 3], [4], [5]):
+        frame = ring_pb2.Frame(kind=ring_pb2.STEP, epoch=1, seq=position + 1)
+        if not position:
+            frame.opens.add(session=7, prompt_tokens=4, max_tokens=2)
+        frame.slots.add(session=7, position=position, tokens=tokens)
+        position += len(tokens)
+        compute.step(frame)
+        assert compute.next()[0] == "output"
+        assert compute.next()[0] == "released"
+    compute.thread.post(StepWork(ring_pb2.Frame(epoch=99), (), lambda: compute.events.put(("stale",))))
+    assert compute.next() == ("stale",)  # by now the steps before it are counted
+    stats = told()
+    assert (list(stats.decode_position), list(stats.chunk_tokens)) == ([3, 4], [3])
+    assert min(*stats.decode_ms, *stats.chunk_ms) > 0
+    compute.thread.post(LoadWork(2, model, "digest", 0, 2))
+    assert compute.next() == ("loaded", 2)
+    assert told() == control_pb2.StageStats()
 
 
 def test_a_thread_at_work_is_not_stopped_in_time(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+import random
 from dataclasses import replace
 
 import pytest
@@ -8,8 +10,10 @@ from planner.cost import FRAME_BYTES, LOCAL_LATENCY_MS, REMOTE_LATENCY_MS, CostM
 from planner.layer_profile import WeightFormat
 from planner.node_profile import GB, NodeProfile, make_node
 from planner.speeds import DECODE_EFFICIENCY, LAYER_OVERHEAD_MS, STAGE_OVERHEAD_MS, FormatRate, Speeds
+from planner.stage_bytes import MASKS
 from planner.workload import Workload
 from tests.fake_models import made_up_model
+from tests.random_clusters import random_case
 
 
 def nodes(*hosts: str, chip: str = "Apple M4") -> list[NodeProfile]:
@@ -91,7 +95,7 @@ def test_scratch_counts_attention_scores_where_they_are_written_to_memory() -> N
     model = replace(made_up_model([GB] * 2, kv_token_bytes=64), num_heads=8, head_dim=128)
     metal = CostModel(model, nodes("a"), (), Workload(8192, 1)).activation_bytes(0, 0, 1)
     cpu = CostModel(model, nodes("a", chip="AMD EPYC"), (), Workload(8192, 1)).activation_bytes(0, 0, 1)
-    assert cpu - metal == 2 * 8 * 512 * 8192 * 2
+    assert cpu - metal == 512 * 8192 * (2 * 8 * 2 + MASKS)
 
 
 def test_the_last_stage_has_room_for_logits() -> None:
@@ -205,3 +209,20 @@ def test_a_prompt_pays_for_attention() -> None:
     plain, more = (CostModel(m, nodes("a"), (), Workload(4096, 1)).chunk_ms(0, 0, 1) for m in (model, wide))
     flops = 4 * (64 * 128 - 64) * 1024 * 512
     assert more - plain == pytest.approx(flops / nodes("a")[0].speeds.flops_ms)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_table_of_needs_is_that_of_each_stage(seed: int) -> None:
+    rng = random.Random(seed)
+    cost = random_case(rng, max_layers=9, max_nodes=2)
+    model = replace(cost.model, shared_embed_bytes=rng.choice([0, 7]), table_bytes=rng.choice([0, 3]))
+    if seed % 3 == 0 and model.num_layers > 2:
+        layers = (*model.layers[:-1], replace(model.layers[-1], cache_source=0))
+        model = replace(model, layers=layers)
+    cost = CostModel(model, cost.nodes, (), cost.work)
+    inner = [cut for cut in range(1, model.num_layers) if rng.random() < 0.7]
+    bounds = [0, *inner, model.num_layers]
+    for i in range(len(cost.nodes)):
+        table = cost.need_table(i, bounds)
+        for a, b in itertools.combinations(range(len(bounds)), 2):
+            assert table[a, b] == cost.need_bytes(i, bounds[a], bounds[b])

@@ -13,6 +13,7 @@ from cluster.dry_run import main
 from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_ERROR, EXIT_OK, EXIT_USAGE
 from planner.node_profile import GB
 from planner.plan import Plan
+from planner.solver import STRATEGIES
 from shard_loader.cuts import proofs_of
 from shard_loader.hub_source import HubSource
 from tests.fake_models import llama_config, llama_tensors, write_model
@@ -227,6 +228,22 @@ def test_what_does_not_fit_can_be_forced(tmp_path: Path, capsys: pytest.CaptureF
     assert f"WARNING: {plan.warnings[0]}" in text
 
 
+def test_all_strategies_stand_beside_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, data, _ = run(tmp_path, capsys, "--compare")
+    assert (code, set(data)) == (EXIT_OK, KEYS | {"strategies"})
+    assert {row["strategy"] for row in data["strategies"]} == set(STRATEGIES)
+    assert data["strategies"][0] == {
+        "strategy": "optimal",
+        "objective": "latency",
+        "is_chosen": True,
+        "fits": True,
+        "num_stages": 1,
+        "predicted": data["predicted"],
+    }
+    assert main(["--config", str(tmp_path / "cluster.json")]) == EXIT_OK
+    assert "memory_proportional       yes" in capsys.readouterr().out
+
+
 def test_force_changes_nothing_where_a_plan_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, capsys, "--force") == run(tmp_path, capsys)
 
@@ -273,6 +290,8 @@ def test_what_cannot_be_planned_is_one_sentence(
         (["--config", "c", "--context", "-5"], "'-5' must be a whole number above 0"),
         (["--config", "c", "--concurrency", "0"], "'0' must be a whole number above 0"),
         (["--config", "c", "--concurrency", "nan"], "'nan' must be a whole number above 0"),
+        (["--config", "c", "--context", "1000000000001"], "must be at most 1000000000000"),
+        (["--config", "c", "--concurrency", "1000001"], "'1000001' must be at most 1000000"),
         (["--config", "c", "--nonsense"], "unrecognized arguments: --nonsense"),
     ],
 )
@@ -315,7 +334,7 @@ def test_what_nobody_thought_of_is_one_sentence_too(
     def fail(*args: object, **kwargs: object) -> None:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("cluster.dry_run.make_proven_plan", fail)
+    monkeypatch.setattr("cluster.plan_asker.make_proven_plan", fail)
     code, data, said = run(tmp_path, capsys)
     assert (code, data) == (EXIT_ERROR, None)
     assert said == "plan-dry-run: ZeroDivisionError: oh; --verbose shows where, please report it\n"

@@ -131,7 +131,7 @@ def test_what_does_not_fit_is_exit_code_2_with_what_does(model: Path) -> None:
     code, answer = ask(model, "1GB", "--context", "1024")
     assert code == 2
     assert answer["plan"] is None
-    assert "budgets of the nodes add up to 0.57 GB" in answer["refusal"]["reason"]
+    assert "the budget of node0 is 0.57 GB" in answer["refusal"]["reason"]
     assert [p["fits"] for p in answer["precisions"]] == [False, False, False, False, True, True]
     assert answer["precisions"][0]["max_context"] == answer["precisions"][0]["max_concurrency"] == 0
 

@@ -94,3 +94,35 @@ def test_broken_files_raise_with_their_name(tmp_path: Path, model: Path) -> None
     (model / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0nonsense")
     with pytest.raises(ConfigError, match=r"model\.safetensors is no safetensors file"):
         plan_cluster(config_of(tmp_path, model, KNOWN), model, {})
+
+
+def test_the_speeds_that_a_node_told_take_the_tables_place(tmp_path: Path, model: Path) -> None:
+    config = config_of(tmp_path, model, {}, {"host": "10.0.0.2"}, security={})
+    slow = control_pb2.Speeds(read_bytes_ms=1, flops_ms=1, measured_on="2026-11-21")
+    both = {0: told(16, chip="Apple M4"), 1: told(16, chip="Apple M4")}
+    assert ranges(plan_cluster(config, model, both)) == [(0, 0, 5)]
+    both[0].speeds.CopyFrom(slow)
+    planning = plan_cluster(config, model, both)
+    assert ranges(planning) == [(1, 0, 5)]
+    assert "note: the speeds of 127.0.0.1 were measured on 2026-11-21" in planning.table
+
+
+def test_speeds_that_cannot_be_are_not_used(
+    tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_of(tmp_path, model, {}, {"host": "10.0.0.2"}, security={})
+    wrong = control_pb2.Speeds(read_bytes_ms=float("nan"), flops_ms=1, measured_on="2026-11-21")
+    both = {0: told(16, chip="Apple M4", speeds=wrong), 1: told(16, chip="Apple M4")}
+    planning = plan_cluster(config, model, both)
+    assert ranges(planning) == [(0, 0, 5)]
+    assert "were measured" not in planning.table
+    assert "the speeds that rank 0 told are not used: read_bytes_ms = nan must be" in caplog.text
+
+
+def test_measured_speeds_are_those_of_the_chip_that_the_file_names(tmp_path: Path, model: Path) -> None:
+    slow = control_pb2.Speeds(read_bytes_ms=1, flops_ms=1, measured_on="2026-11-21")
+    both = {0: told(16, chip="Apple M4", gpu_cores=10, speeds=slow), 1: None}
+    for chip, stage in (("m4", (1, 0, 5)), ("Apple M4 Max", (0, 0, 5))):
+        nodes = {"memory_gb": 16, "chip": chip}, {"host": "10.0.0.2", **KNOWN}
+        config = config_of(tmp_path, model, *nodes, security={})
+        assert ranges(plan_cluster(config, model, both)) == [stage]

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import socket
-import sys
-from pathlib import Path
 
 import psutil
 import pytest
 
 from cluster import probe
+from cluster.container_memory import ContainerMemory
 from cluster.probe import is_this_machine, this_machine
 from planner.node_profile import GB
 
@@ -40,28 +39,13 @@ def test_this_machine_is_measured_once() -> None:
     assert node.ceiling_source == "measured"
 
 
-def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(probe, "_CGROUP_LIMITS", (str(limit), str(tmp_path / "none")))
-    limit.write_text("max\n")
-    assert probe._memory_bytes() == psutil.virtual_memory().total
-    limit.write_text("123456789\n")
-    assert probe._memory_bytes() == 123456789
-
-
-def test_commands_that_fail_measure_nothing() -> None:
-    assert probe._output(["/nonexistent/command"]) is None
-    assert probe._output([sys.executable, "-c", "raise SystemExit(1)"]) is None
-    assert probe._output([sys.executable, "-c", "print(' x ')"]) == "x"
-
-
-def test_gpu_cores_come_from_the_system_profiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = [
-        ('{"SPDisplaysDataType": [{"_name": "screen"}, {"sppci_cores": "10"}]}', 10),
-        ('{"SPDisplaysDataType": []}', None),
-        ("not json", None),
-        (None, None),
-    ]
-    for text, cores in answers:
-        monkeypatch.setattr(probe, "_output", lambda command, text=text: text)
-        assert probe._apple_gpu_cores() == cores
+def test_a_containers_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    total_bytes = psutil.virtual_memory().total
+    for container, memory_bytes, left_bytes in (
+        (None, total_bytes, total_bytes),
+        (ContainerMemory(2 * total_bytes, 2 * total_bytes), total_bytes, total_bytes),
+        (ContainerMemory(123456789, 5), 123456789, 5),
+    ):
+        monkeypatch.setattr(probe, "container_memory", lambda container=container: container)
+        assert probe._memory_bytes() == memory_bytes
+        assert 0 < probe.available_bytes(memory_bytes) <= left_bytes

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from shard_loader import proof_store
+from shard_loader.cache_home import user_cache_dir
 from shard_loader.cut_proof import CutProof
 from shard_loader.cuts import main, proofs_of
-from shard_loader.proof_store import as_shipped, find, pattern_of, save, user_cache_dir
+from shard_loader.proof_store import as_shipped, find, pattern_of, save
 from shard_loader.rehearsal import Rehearsal
 from tests.real_configs import REAL_CONFIGS
 from tests.tiny_models import tiny_config

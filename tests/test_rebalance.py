@@ -212,3 +212,11 @@ def _measured(cost: CostModel, plan: Plan, rng: random.Random) -> dict[int, Stag
         steps = tuple(own_ms * rng.uniform(0.98, 1.02) for _ in range(40))
         times[part.rank] = StageTimes(steps, (100,) * 40)
     return times
+
+
+def test_a_ring_that_was_forced_beyond_its_budgets_is_priced_as_it_is() -> None:
+    planned = three(0.4, 0.4, 0.1, layers=((0, 5), (5, 9), None))
+    planned = replace(planned, options=replace(planned.options, is_forced=True))
+    advice = advice_of(planned, {0: 1.0, 1: 1.0}, keeps_forced=True)
+    assert advice.verdict == "leave"
+    assert parts(advice.present) == {"n0": (0, 5), "n1": (5, 9)}

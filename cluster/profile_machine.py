@@ -1,0 +1,100 @@
+"""Measures what this machine does in a ms. For the thread that owns MLX, on MLX's default device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import mlx.core as mx
+
+from cluster.profile_disk import DiskRate, disk_rate
+from cluster.profile_fit import TimedProduct, fit_speeds
+from cluster.profile_launches import NUM_WAKES, copy_case, layer_cases, layer_ms, wake_case
+from cluster.profile_products import MAIN_FORMATS, OTHER_FORMATS, Product, sized_products
+from cluster.profile_timing import OWN, WALL, Effort, Estimate, measure
+from planner.speeds import Speeds
+
+MEMORY_SHARE = 0.25  # of what is available may hold the weights of all formats
+WAKE_S, WAKE_ROUNDS = 0.3, 50
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """All that was timed, and the speeds that follow."""
+
+    device: str  # MLX's default: "gpu" or "cpu"
+    products: tuple[TimedProduct, ...]
+    copy_bytes_ms: float  # read and written, together
+    copy_spread: float
+    layer_ms: float
+    stage_ms: float
+    disk: DiskRate | None
+    skipped: tuple[str, ...]  # a sentence for each thing that could not be measured
+    num_rounds: int
+
+    @property
+    def speeds(self) -> Speeds:
+        """Raises ValueError where no format could be timed."""
+        return fit_speeds(self.products, self.layer_ms, self.stage_ms)
+
+
+def measure_machine(effort: Effort, *, available_bytes: int, disk_folder: Path, say: Say) -> Measured:
+    """Takes about effort.budget_s, and up to as long again to find the sizes and for the disk.
+
+    Raises ValueError where no format could be timed.
+    """
+    names = (*MAIN_FORMATS, *OTHER_FORMATS) if effort.has_all_formats else MAIN_FORMATS
+    pool_bytes = min(effort.pool_bytes, int(MEMORY_SHARE * available_bytes / len(names)))
+    say("reading from the disk")
+    disk = disk_rate(disk_folder, effort.disk_bytes)
+    skipped = [] if isinstance(disk, DiskRate) else [f"disk: {disk}"]
+    say(f"finding sizes for {len(names)} formats of weights")
+    products, without = _products(names, effort.target_ms, pool_bytes)
+    cases = {product.name: product.case() for product in products}
+    copied_bytes = max(1 << 20, min(64 << 20, pool_bytes) // 8 * 8)
+    cases |= layer_cases() | {"copy": copy_case(copied_bytes)}
+    is_gpu = mx.default_device().type == mx.DeviceType.gpu
+    found = measure(cases, effort, lambda done: say(f"round {done}"), WALL if is_gpu else OWN)
+    wake = measure({"wake": wake_case()}, replace(effort, budget_s=WAKE_S, max_rounds=WAKE_ROUNDS))["wake"]
+    measured = Measured(
+        device="gpu" if is_gpu else "cpu",
+        products=tuple(_timed(product, found[product.name]) for product in products),
+        copy_bytes_ms=2 * copied_bytes / found["copy"].ms,
+        copy_spread=found["copy"].spread,
+        layer_ms=layer_ms({name: estimate.ms for name, estimate in found.items()}),
+        stage_ms=wake.ms / NUM_WAKES,
+        disk=disk if isinstance(disk, DiskRate) else None,
+        skipped=(*skipped, *without),
+        num_rounds=found["copy"].num_rounds,
+    )
+    mx.clear_cache()
+    return measured
+
+
+def _products(names: Sequence[str], target_ms: float, pool_bytes: int) -> tuple[list[Product], list[str]]:
+    """Those that MLX has here, and a sentence for each that it lacks."""
+    products: list[Product] = []
+    without = []
+    for name in names:
+        try:
+            products += sized_products(name, target_ms, pool_bytes)
+        except (ValueError, RuntimeError, NotImplementedError) as error:
+            without.append(f"{name}: MLX has no product of this format here ({_first_line(error)})")
+    return products, without
+
+
+def _timed(product: Product, estimate: Estimate) -> TimedProduct:
+    return TimedProduct(
+        format=product.pool[0].format,
+        rows=product.rows,
+        num_weights=product.num_weights,
+        num_bytes=product.num_bytes,
+        ms=estimate.ms,
+        spread=estimate.spread,
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]

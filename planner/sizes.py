@@ -1,0 +1,29 @@
+"""Bytes as words. Pure."""
+
+from __future__ import annotations
+
+import math
+
+from planner.node_profile import GB
+
+
+def gb(nbytes: float) -> str:
+    """Bytes as GB, or as MB below 0.1 GB, with three digits or more."""
+    value = nbytes / GB
+    if value >= 0.1:
+        return f"{value:.1f} GB" if value >= 10 else f"{value:.2f} GB"
+    return f"{value * 1e3:.1f} MB"
+
+
+def lacking(nbytes: int, *, is_least: bool = True) -> str:
+    """So much is missing, to the byte where it is less than GB and MB show; is_least: no more than that."""
+    at_most = "" if is_least else "at most "
+    if nbytes == 1:
+        return f"{at_most}1 byte is missing"
+    return f"{at_most}{gb(nbytes) if nbytes >= GB // 10_000 else f'{nbytes} bytes'} are missing"
+
+
+def at_least(nbytes: int) -> str:
+    """As `gb`, rounded up: what is promised to be enough is."""
+    step = GB // 10 if nbytes >= 10 * GB else GB // 100 if nbytes >= GB // 10 else GB // 10_000
+    return gb(math.ceil(nbytes / step) * step)
