@@ -76,8 +76,6 @@ def main(argv: list[str] | None = None) -> int:
         stream=sys.stderr,
     )
     faulthandler.register(signal.SIGUSR1)  # kill -USR1 shows where each thread is
-    if not args.verbose:  # gRPC's C code prints each failed handshake; it reads this when it is imported
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         check_packages()
         config = load_config(args.config, model=args.model)
