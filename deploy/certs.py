@@ -12,8 +12,9 @@ from typing import Any
 
 from cluster.arguments import Parser
 from cluster.certificate import RENEW, common_name, day, fingerprint, parse_certificates
-from cluster.config import is_loopback, load_config
+from cluster.config import load_config
 from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, UserError
+from cluster.probe import is_this_machine
 from deploy.authority import NODE_LIFE, authorities_folder, key_file
 from deploy.certificates import CertificateFolder, Standing, folder_of, make
 from deploy.command import run_command
@@ -168,7 +169,7 @@ def _settled(standing: Standing) -> Standing:
 
 def _copying(made: list[Standing]) -> list[str]:
     """Lines that say which file belongs where."""
-    away = [s for s in made if not is_loopback(s.node.host)]
+    away = [s for s in made if not is_this_machine(s.node.host)]
     if not away:
         return ["A running node takes the new files by itself."]
     lines = ["Copy to each other machine its own three files, to where its cluster file looks for them:"]

@@ -16,8 +16,9 @@ import grpc
 import pytest
 
 from cluster import tls as tls_module
+from cluster.config_security import TlsFiles
 from cluster.ring import EdgeSender
-from cluster.rpc import connect
+from cluster.rpc import BindError, connect, make_server
 from cluster.tls import Credentials, Tls
 from proto import ring_pb2
 from tests.certificates import DAY, NOW, Cluster, Unchecked
@@ -104,6 +105,16 @@ def test_a_client_refuses_a_server_that_cannot_prove_itself(
 def test_another_node_of_the_cluster_is_not_taken_for_the_one_that_was_meant(certs: Cluster) -> None:
     with serve([Echo().add_to], Credentials(None, certs.tls("mini3"))) as port:
         assert "Hostname Verification" in refused(port, Credentials(None, certs.tls("mini1")), "mini2")
+
+
+def test_a_certificate_that_grpc_does_not_take(certs: Cluster) -> None:
+    """A CA's own is for signing alone. (Reading the files finds that earlier: it is for no node.)"""
+    (key,) = (certs.folder / "authorities").rglob("ca.key")
+    shown = Unchecked(TlsFiles("mini2", certs.ca_file, certs.ca_file, key))
+    with pytest.raises(
+        BindError, match=r"cannot listen on .*: gRPC does not take the certificate of security"
+    ):
+        make_server("127.0.0.1:0", [], Credentials(None, shown), max_workers=1)
 
 
 def test_the_token_is_asked_for_besides(certs: Cluster) -> None:

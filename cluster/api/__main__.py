@@ -71,7 +71,10 @@ def main(argv: list[str] | None = None) -> int:
             port=config.api.port if args.port is None else args.port,
         )
         if not 0 <= args.rank < len(config.nodes):
-            raise UserError(f"--rank {args.rank} is not in {args.config}", EXIT_USAGE)
+            raise UserError(
+                f"--rank {args.rank} is not in {args.config}, which has ranks 0 to {len(config.nodes) - 1}",
+                EXIT_USAGE,
+            )
         return _serve(replace(config, api=api), args.rank, args.head, args.parent_pipe)
     except UserError as error:
         if args.verbose:
