@@ -85,12 +85,13 @@ def _run(args: argparse.Namespace) -> int:
         warnings = plan.warnings if isinstance(plan, Plan) else ()
         for note in [*notes, *(f"warning: {warning}" for warning in warnings)]:
             _say(note)
-        account = {"why": account_of(asked, config, model_dir).as_dict()} if args.why else {}
-        print(json.dumps(asked.as_dict(compared) | account, indent=2))
+        why = {"why": account_of(asked, config, model_dir, is_quick=False).as_dict()} if args.why else {}
+        print(json.dumps(asked.as_dict(compared) | why, indent=2))
     else:
         lines, look = [*notes, *kv_note(config)], look_of(sys.stdout)
         text = plan_text(plan, model, asked.nodes, lines, look, compared=compared)
-        print("\n".join([text, *account_of(asked, config, model_dir).lines(is_full=args.why)]))
+        account = account_of(asked, config, model_dir, is_quick=not args.why)
+        print("\n".join([text, *account.lines(is_full=args.why)]))
     return EXIT_OK if isinstance(plan, Plan) else EXIT_DOES_NOT_FIT
 
 

@@ -135,7 +135,7 @@ def _read() -> tuple[Interface, ...]:
             kind = mac_kind(name, ports, members)
         else:
             kind = linux_kind(name)
-        speed = 0 if kind in ("virtual", "loopback") else state.speed
+        speed = 0 if kind in ("virtual", "loopback") else max(0, state.speed)
         found.append(Interface(name, kind, state.mtu, speed, tuple(a for a in parsed if a is not None)))
     return tuple(found)
 

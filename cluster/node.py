@@ -58,7 +58,7 @@ class Node:
         self.name = config.nodes[rank].name
         self.incarnation = time.time_ns()
         self.model = NodeModel(config, rank, self.credentials)
-        self.links = PeerLinks(config)
+        self.links = PeerLinks(config, self.credentials)
         self._load_work: LoadWork | None = None
         self.on_result: Callable[[ring_pb2.Frame], None] = lambda _frame: None
         self.changed = threading.Condition()

@@ -1,7 +1,6 @@
 """The ways from this node to the others: their addresses, what was measured, which one an edge tries first.
 
-Any thread may call it. `ways` and `places` ask the system and, for a peer with several addresses, its name
-server: they may take a while.
+Any thread may call. `ways` and `places` ask the system, the name server and the peer: that may take a while.
 """
 
 from __future__ import annotations
@@ -12,13 +11,17 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import grpc
+
 from cluster.config import ClusterConfig, NodeConfig, is_loopback
 from cluster.fault import injected_address
 from cluster.interfaces import KINDS, interface_to, is_attached, plain_ip, read_interfaces, worse
-from cluster.rpc import format_address, split_address
-from proto import control_pb2
+from cluster.rpc import connect, format_address, split_address
+from cluster.tls import Credentials
+from proto import control_pb2, control_pb2_grpc
 
 MAX_ADDRESSES = 32  # that a node tells; more are not looked at
+ASK_S = 1.0
 MAX_NAME_CHARS = 64  # of an interface
 TYPICAL_BYTES = 64 << 10  # a frame between a token and a chunk of a prompt: by it ways are compared
 NEAR_TIE = 1.1  # a way must be faster by so much to be preferred against the order of kinds
@@ -64,8 +67,8 @@ class Measured:
 class PeerLinks:
     """What one node knows of its ways to the others. It forgets them when the process ends."""
 
-    def __init__(self, config: ClusterConfig) -> None:
-        self._config = config
+    def __init__(self, config: ClusterConfig, credentials: Credentials | str | None) -> None:
+        self._config, self._credentials = config, credentials
         self._lock = threading.Lock()
         self._told: dict[int, tuple[control_pb2.NodeAddress, ...]] = {}
         self._measured: dict[int, dict[str, Measured | None]] = {}  # by rank and address
@@ -112,6 +115,8 @@ class PeerLinks:
         node = self._config.nodes[rank]
         if via := injected_address(rank):
             return [Place(via, kind="loopback")]
+        if not is_loopback(node.host):
+            self._ask(rank)
         try:
             told = [] if is_loopback(node.host) else self._attached(rank)
             if len(told) < 2:
@@ -125,6 +130,20 @@ class PeerLinks:
         if all(place.address != node.address for place in places):
             places.append(Place(node.address))
         return places
+
+    def _ask(self, rank: int) -> None:
+        """Ask a node for its addresses, where the head has not told them: it may have come later than we."""
+        with self._lock:
+            if rank in self._told:
+                return
+        node = self._config.nodes[rank]
+        with connect(node.address, self._credentials, node.name) as channel:
+            try:
+                request = control_pb2.ProfileRequest(config_digest=self._config.digest)
+                profile = control_pb2_grpc.ControlStub(channel).Profile(request, timeout=ASK_S)
+            except grpc.RpcError:
+                return  # it is not there yet, or does not answer; the edge will tell why
+        self.tell(rank, profile.addresses)
 
     def _configured(self, node: NodeConfig, told: Sequence[control_pb2.NodeAddress]) -> Place:
         """The config's host:port; described without asking a name server, which may take seconds."""

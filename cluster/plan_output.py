@@ -40,7 +40,7 @@ def plan_text(
     """The table, what it rests on and what other strategies would make, or why there is none."""
     if isinstance(result, Plan):
         text = render_plan(result, nodes, notes, look)
-        return "\n".join([text, "", *render_compared(compared)]) if compared else text
+        return "\n".join([text, "", *render_compared(compared)]) if compared and result.fits else text
     return render_refusal(result, model.name, nodes, look)
 
 

@@ -42,11 +42,14 @@ class Account:
         return found | {"remedies": [remedy.as_dict() for remedy in self.remedies]}
 
 
-def account_of(asked: AskedPlan, config: ClusterConfig, model_dir: Path) -> Account:
-    """Why it is so. Cuts that are known not to be exact are not reckoned with."""
+def account_of(asked: AskedPlan, config: ClusterConfig, model_dir: Path, *, is_quick: bool) -> Account:
+    """Why it is so. Cuts that are known not to be exact are not reckoned with.
+
+    is_quick: no more than the short form tells.
+    """
     result, why = asked.proven.result, None
     if isinstance(result, Plan):
-        why = explain_plan(result, asked.model, asked.nodes, asked.links, asked.same_cuts)
+        why = explain_plan(result, asked.model, asked.nodes, asked.links, asked.same_cuts, is_quick=is_quick)
         if result.refusal is None:
             return Account(why, ())
     checkpoint = _checkpoint(config, model_dir)

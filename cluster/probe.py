@@ -63,8 +63,14 @@ def is_this_machine(host: str) -> bool:
     short = {name.partition(".")[0] for name in names}
     if host.lower() in names | short | {f"{name}.local" for name in short}:
         return True
-    addresses = {a.address.partition("%")[0] for found in psutil.net_if_addrs().values() for a in found}
-    return host.partition("%")[0] in addresses
+    return host.partition("%")[0] in _own_addresses()
+
+
+@cache
+def _own_addresses() -> frozenset[str]:
+    """Of all interfaces; a plan of many nodes asks once."""
+    found = psutil.net_if_addrs().values()
+    return frozenset(a.address.partition("%")[0] for addresses in found for a in addresses)
 
 
 def _memory_bytes() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,12 +12,22 @@ import mlx.core as mx
 from cluster.profile_disk import DiskRate, disk_rate
 from cluster.profile_fit import TimedProduct, fit_speeds
 from cluster.profile_launches import NUM_WAKES, copy_case, layer_cases, layer_ms, wake_case
-from cluster.profile_products import MAIN_FORMATS, OTHER_FORMATS, Product, sized_products
-from cluster.profile_timing import OWN, WALL, Effort, Estimate, measure
+from cluster.profile_products import (
+    MAIN_FORMATS,
+    OTHER_FORMATS,
+    ROWS,
+    Product,
+    device_clocks,
+    is_gpu,
+    make_pool,
+    sized_product,
+)
+from cluster.profile_timing import Effort, Estimate, measure
 from planner.speeds import Speeds
 
 MEMORY_SHARE = 0.25  # of what is available may hold the weights of all formats
 WAKE_S, WAKE_ROUNDS = 0.3, 50
+_LACKS = (ValueError, RuntimeError, NotImplementedError)  # what MLX raises for what it has not
 Say = Callable[[str], None]
 
 
@@ -41,10 +52,11 @@ class Measured:
 
 
 def measure_machine(effort: Effort, *, available_bytes: int, disk_folder: Path, say: Say) -> Measured:
-    """Takes about effort.budget_s, and up to as long again to find the sizes and for the disk.
+    """Takes about effort.budget_s, the disk and finding the sizes included.
 
     Raises ValueError where no format could be timed.
     """
+    started = time.perf_counter()
     names = (*MAIN_FORMATS, *OTHER_FORMATS) if effort.has_all_formats else MAIN_FORMATS
     pool_bytes = min(effort.pool_bytes, int(MEMORY_SHARE * available_bytes / len(names)))
     say("reading from the disk")
@@ -55,11 +67,11 @@ def measure_machine(effort: Effort, *, available_bytes: int, disk_folder: Path, 
     cases = {product.name: product.case() for product in products}
     copied_bytes = max(1 << 20, min(64 << 20, pool_bytes) // 8 * 8)
     cases |= layer_cases() | {"copy": copy_case(copied_bytes)}
-    is_gpu = mx.default_device().type == mx.DeviceType.gpu
-    found = measure(cases, effort, lambda done: say(f"round {done}"), WALL if is_gpu else OWN)
+    left = replace(effort, budget_s=effort.budget_s - (time.perf_counter() - started))
+    found = measure(cases, left, lambda done: say(f"round {done}"), device_clocks())
     wake = measure({"wake": wake_case()}, replace(effort, budget_s=WAKE_S, max_rounds=WAKE_ROUNDS))["wake"]
     measured = Measured(
-        device="gpu" if is_gpu else "cpu",
+        device="gpu" if is_gpu() else "cpu",
         products=tuple(_timed(product, found[product.name]) for product in products),
         copy_bytes_ms=2 * copied_bytes / found["copy"].ms,
         copy_spread=found["copy"].spread,
@@ -79,9 +91,15 @@ def _products(names: Sequence[str], target_ms: float, pool_bytes: int) -> tuple[
     without = []
     for name in names:
         try:
-            products += sized_products(name, target_ms, pool_bytes)
-        except (ValueError, RuntimeError, NotImplementedError) as error:
+            pool = make_pool(name, target_ms, pool_bytes)
+        except _LACKS as error:
             without.append(f"{name}: MLX has no product of this format here ({_first_line(error)})")
+            continue
+        for rows in ROWS:
+            try:
+                products.append(sized_product(pool, rows, target_ms))
+            except _LACKS as error:
+                without.append(f"{name}: MLX has no product of {rows} rows here ({_first_line(error)})")
     return products, without
 
 

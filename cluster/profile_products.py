@@ -8,20 +8,21 @@ there the weights must be larger than its cache. Either way each call takes othe
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 
-from cluster.profile_timing import time_once_ms
+from cluster.profile_timing import OWN, WALL, Clock, time_once_ms
 
 WIDTH = 4096  # in-features: a multiple of all group sizes, as wide as an 8B model
 FIRST_OUT = 64
 MAX_OUT = 16384  # out-features of one matrix
 MIN_OUT = 4
-MAX_EACH = 256
-ROTATION = 12  # calls before the same weights come again
+FAST_BYTES_MS = 5e5  # from 0.5 GB/s on, a cache matters, and all of the pool is used
+MAX_EACH = 1024
+ROTATION = 16  # calls before the same weights come again
 MAX_RESULTS = 1 << 26  # numbers that one call leaves behind
 FEW, MANY = 8, 512
 ROWS = (1, FEW, MANY)
@@ -116,37 +117,56 @@ def make_weights(name: str, num_out: int = FIRST_OUT) -> Weights:
     return Weights(name, _evaluated(tuple(arrays)), options)
 
 
-def sized_products(name: str, target_ms: float, pool_bytes: int) -> list[Product]:
-    """A product for each of ROWS whose call takes about target_ms, as far as the bounds allow.
+def make_pool(name: str, target_ms: float, pool_bytes: int) -> tuple[Weights, ...]:
+    """Matrices of one size, of which a product of one row takes a part of target_ms or more, if they may be
+    that large; enough of them for ROTATION calls, and never more than pool_bytes together.
 
     Raises ValueError or RuntimeError for a format that this MLX or device lacks.
     """
     weights = make_weights(name)
-    took_ms = _took_ms(1, weights)
+    took_ms = _took_ms(1, (weights,))
     while took_ms < target_ms / 3 and weights.num_out < MAX_OUT and 8 * weights.nbytes <= pool_bytes:
         weights = weights.repeated(min(8, MAX_OUT // weights.num_out))
-        took_ms = _took_ms(1, weights)
+        took_ms = _took_ms(1, (weights,))
     num_each = max(1, round(target_ms / took_ms))
     num_held = min(ROTATION * num_each, pool_bytes // weights.nbytes)
-    pool = (weights, *(weights.repeated(1) for _ in range(num_held - 1)))
-    return [_sized(pool, rows, target_ms) for rows in ROWS]
+    if weights.nbytes / took_ms > FAST_BYTES_MS:
+        num_held = pool_bytes // weights.nbytes
+    return (weights, *(weights.repeated(1) for _ in range(num_held - 1)))
 
 
-def _sized(pool: tuple[Weights, ...], rows: int, target_ms: float) -> Product:
-    """Parts of the matrices, as large as fits the time, or several whole ones a call."""
+def sized_product(pool: tuple[Weights, ...], rows: int, target_ms: float) -> Product:
+    """A call of about target_ms: parts of the matrices, as large as fits the time, or several whole ones.
+
+    Raises ValueError or RuntimeError where MLX has no product of so many rows.
+    """
     whole = pool[0].num_out
     num_out = min(whole, max(MIN_OUT, whole // rows))
-    took_ms = _took_ms(rows, pool[0].first(num_out))
+    took_ms = _took_ms(rows, (pool[0].first(num_out),))
     while took_ms < target_ms / 3 and num_out < whole:
         num_out = min(4 * num_out, whole)
-        took_ms = _took_ms(rows, pool[0].first(num_out))
+        took_ms = _took_ms(rows, (pool[0].first(num_out),))
     if num_out < whole:
         return Product(rows, tuple(w.first(num_out) for w in pool), 1)
-    return Product(rows, pool, max(1, min(int(target_ms / took_ms), MAX_EACH, MAX_RESULTS // (rows * whole))))
+    num_each, most = 1, max(1, min(MAX_EACH, MAX_RESULTS // (rows * whole)))
+    while took_ms < target_ms / 2 and num_each < most:  # the first of them waits for the device to wake up
+        num_each = min(most, max(2 * num_each, int(num_each * target_ms / took_ms)))
+        took_ms = _took_ms(rows, pool, num_each)
+    return Product(rows, pool, num_each)
 
 
-def _took_ms(rows: int, weights: Weights) -> float:
-    return max(time_once_ms(Product(rows, (weights,), 1).case()), 1e-3)
+def _took_ms(rows: int, pool: tuple[Weights, ...], num_each: int = 1) -> float:
+    return max(time_once_ms(Product(rows, pool, num_each).case(), device_clocks()), 1e-3)
+
+
+def is_gpu() -> bool:
+    """Whether MLX's default device is one."""
+    return bool(mx.default_device().type == mx.DeviceType.gpu)
+
+
+def device_clocks() -> Sequence[Clock]:
+    """By which work of MLX's default device is timed."""
+    return WALL if is_gpu() else OWN
 
 
 def _evaluated(arrays: tuple[mx.array, ...]) -> tuple[mx.array, ...]:

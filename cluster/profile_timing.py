@@ -26,14 +26,14 @@ class Effort:
     num_calls: int  # a round
     min_rounds: int
     max_rounds: int
-    budget_s: float  # no new round begins after so long
+    budget_s: float  # no new round begins after so long, but min_rounds always do
     pool_bytes: int  # weights of one format, at most
     disk_bytes: int
     has_all_formats: bool
 
 
-FULL = Effort(10, 3, 3, 15, 8.0, 256 << 20, 256 << 20, True)
-QUICK = Effort(6, 2, 2, 6, 2.0, 128 << 20, 64 << 20, False)
+FULL = Effort(10, 3, 2, 15, 13.0, 192 << 20, 256 << 20, True)
+QUICK = Effort(6, 2, 2, 6, 4.0, 128 << 20, 64 << 20, False)
 
 
 @dataclass(frozen=True, slots=True)

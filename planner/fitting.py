@@ -1,8 +1,8 @@
 """What would fit instead of what does not: other workloads, higher limits, more nodes. Pure.
 
-Every answer is found over all splits by the planner's own search. Where there are too many different nodes to
-search every order, only the split that is at hand is asked, so that an answer still fits but need not be the
-largest.
+Every answer is found over all splits by the planner's own search. Where there are too many different nodes
+to search every order, only the split at hand or the order of the nodes is asked, so that an answer still fits
+but need not be the best.
 """
 
 from __future__ import annotations

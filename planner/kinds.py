@@ -55,22 +55,19 @@ def frame_tokens(cost: CostModel, objective: str) -> int:
 def cheapest(
     search: RingSearch, stage: Callable[[int], Floats], key: Key | None = None
 ) -> tuple[float, list[Stage]] | None:
-    """The least sum of `stage`, (B, B) by node, over all rings, and its stages.
+    """The least sum of `stage`, (B, B) by node, over all rings, and its stages; None: there is no such ring.
 
-    key: equal for nodes with equal tables. None where there is no such ring, or not every order can be
-    searched.
+    key: equal for nodes with equal tables. Where not every order can be searched: in the order of the nodes.
     """
-    ring = Ring(search.ring.size, search.ring.free, search.ring.forced, stage, search.ring.hop)
     if not search.is_possible:
         return None
-    if search.keeps_order:
+    ring = Ring(search.ring.size, search.ring.free, search.ring.forced, stage, search.ring.hop)
+    kinds = None if search.keeps_order else _kinds(ring, key or node_key(search.cost))
+    if kinds is None:
         found = cheapest_in_order(ring, ring.free, tie=0.0)
     else:
-        kinds = _kinds(ring, key or node_key(search.cost))
-        found = None if kinds is None else cheapest_in_any_order(ring, kinds, tie=0.0)
-    if found is None:
-        return None
-    return found[0], search.stages(found[1])
+        found = cheapest_in_any_order(ring, kinds, tie=0.0)
+    return None if found is None else (found[0], search.stages(found[1]))
 
 
 def _kinds(ring: Ring, key: Key) -> list[list[int]] | None:

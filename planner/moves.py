@@ -109,8 +109,13 @@ def _reason(cost: CostModel, stage: Stage, objective: str, moves: Sequence[Move]
 def _binding(
     cost: CostModel, stage: Stage, own: Sequence[Move], unit: str, num_stages: int
 ) -> tuple[Constraint, str]:
-    """What binds, the first that does: a wish that something forbids, then a full budget, then speed."""
+    """What binds, the first that does: a wish that something forbids, then a full budget, then speed.
+
+    A stage of a plan that is forced may exceed its budget.
+    """
     node, names = cost.nodes[stage.index], [node.name for node in cost.nodes]
+    if over_bytes := cost.overflow_bytes(stage.index, stage.start, stage.stop):
+        return "memory", f"exceeds its budget by {gb(over_bytes)}"
     if node.layers is not None:
         return "forced", f"its layers are forced to {stage.start}:{stage.stop}"
     if num_stages == 1:

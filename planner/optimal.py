@@ -93,7 +93,7 @@ class RingSearch:
 
     def least_overflow(self) -> list[Stage] | None:
         """The stages that exceed their budgets by the least in all; None where the cuts allow no stages."""
-        found = self._least_overflow()
+        found = self._least_overflow
         return self.stages(found[1]) if found else None
 
     def widest_in_order(self, stage: Callable[[int], Floats]) -> list[Placed] | None:
@@ -146,11 +146,12 @@ class RingSearch:
         return self.knows_least_overflow or self.feasibility.is_proven
 
     def num_steps(self, *, is_any_order: bool) -> int:
-        """About how many additions one search makes: of all orders where they can be, or of one."""
+        """About how many additions a search makes: of all orders, or as many as are tried; or of one."""
         kinds = self._kinds(self.ring) if is_any_order and not self.keeps_order else None
         if kinds is not None:
             return num_steps(self.ring, kinds)
-        return len(self.nodes) * self.tables.size * (self.tables.size + len(self.nodes))
+        in_order = len(self.nodes) * self.tables.size * (self.tables.size + len(self.nodes))
+        return in_order * (MAX_MOVES if is_any_order and not self.keeps_order else 1)
 
     @property
     def nodes(self) -> list[int]:
@@ -239,7 +240,7 @@ class RingSearch:
 
     def _of_least_overflow(self, cheapest: Cheapest) -> Cheapest:
         """The search among the rings that exceed their budgets by the least."""
-        least = self._least_overflow()
+        least = self._least_overflow
         least_bytes = least[0] if least else np.inf
 
         def search(ring: Ring) -> tuple[float, list[Placed]] | None:
@@ -262,11 +263,21 @@ class RingSearch:
         return [free, by_size[::-1], by_size]
 
     def _orders_to_try(self) -> Iterator[list[int]]:
-        """Those, and at last one that fits, if any was found, with the other nodes behind it."""
-        yield from self._orders()
-        if (order := self.feasibility.order) is not None:
+        """Those, and at last one that fits, if any was found, with the other nodes behind it.
+
+        Where budgets may be exceeded, the one that exceeds them least.
+        """
+        order: tuple[int, ...] | None
+        if self.is_over_allowed:
+            placed = self._least_overflow[1] if self._least_overflow else []
+            order = tuple(p.index for p in placed if p.index in self.ring.free)
+        else:
+            yield from self._orders()
+            order = self.feasibility.order
+        if order is not None:
             yield [*order, *(i for i in self.ring.free if i not in order)]
 
+    @cached_property
     def _least_overflow(self) -> tuple[float, list[Placed]] | None:
         if not self.is_possible:
             return None

@@ -20,8 +20,8 @@ from planner.tables import Floats
 
 MAX_BAND_ELEMENTS = 1 << 24  # of all nodes' stages
 MAX_KINDS = 64  # of nodes by their hops
-NUM_ROUNDS = 25  # of prices, for the sum
-NUM_SPLITS, SPLIT_ROUNDS = 8, 6  # of the range of beats
+NUM_ROUNDS = 40  # of prices, for the sum
+NUM_SPLITS, SPLIT_ROUNDS = 10, 8  # of the range of beats
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,11 @@ class _Walk:
 class Relaxation:
     """All rings of a goal, relaxed. `nodes` in the order of the arrays; prices are (N,) ms."""
 
-    def __init__(self, ring: Ring, goal: Goal, kinds: list[list[int]]) -> None:
+    def __init__(self, ring: Ring, goal: Goal, kinds: list[list[int]], bands: tuple[Floats, Floats]) -> None:
         self.nodes, self.size = [i for kind in kinds for i in kind], ring.size
         self._kind = np.repeat(np.arange(len(kinds)), [len(kind) for kind in kinds])  # (N,) by node
         self._first = np.array([0, *np.cumsum([len(kind) for kind in kinds])[:-1]])
-        self._band, self._busy = _bands(ring, goal, self.nodes)  # (B, W, N) by start
+        self._band, self._busy = bands  # (B, W, N) by start
         self.width = self._band.shape[1]
         self._hop, self._busy_hop = (_by_kind(hop, kinds, ring.head) for hop in (ring.hop, goal.busy_hop))
         self.prices = np.zeros(len(self.nodes))
@@ -105,18 +105,20 @@ class Relaxation:
             node = int(members[value[at, members].argmin()])
 
 
-def _bands(ring: Ring, goal: Goal, nodes: list[int]) -> tuple[Floats, Floats]:
-    """Of the stages and of what keeps them busy."""
-    bands = []
+def _bands(ring: Ring, goal: Goal, nodes: list[int]) -> tuple[Floats, Floats] | None:
+    """Of the stages and of what keeps them busy; None where they are too large."""
+    bands, largest = [], 1
     for i in nodes:
         table = ring.stage(i)
         width = width_of(table)
+        largest = max(largest, width)
+        if len(nodes) * ring.size * largest > MAX_BAND_ELEMENTS:
+            return None
         own = band_by_start(table, width)
         bands.append(
             (own, own if goal.stage is goal.busy_stage else band_by_start(goal.busy_stage(i), width))
         )
-    width = max(own.shape[1] for own, _ in bands)
-    stage, busy = np.full((2, ring.size, width, len(nodes)), np.inf)
+    stage, busy = np.full((2, ring.size, largest, len(nodes)), np.inf)
     for number, (own, own_busy) in enumerate(bands):
         stage[:, : own.shape[1], number], busy[:, : own.shape[1], number] = own, own_busy
     return stage, busy
@@ -137,8 +139,8 @@ def relax(ring: Ring, goal: Goal) -> Relaxation | None:
     kinds = kinds_of(nodes, [ring.hop, goal.busy_hop], lambda _: None, MAX_KINDS)
     if kinds is None:
         return None
-    largest = max(width_of(ring.stage(i)) for i in nodes[:MAX_KINDS])
-    return Relaxation(ring, goal, kinds) if len(nodes) * ring.size * largest <= MAX_BAND_ELEMENTS else None
+    bands = _bands(ring, goal, [i for kind in kinds for i in kind])
+    return Relaxation(ring, goal, kinds, bands) if bands is not None else None
 
 
 def least_value(

@@ -14,7 +14,7 @@ import numpy as np
 from planner.any_order import TIE, Ring
 from planner.bands import band_by_stop, width_of
 
-NUM_MOVES = 300  # of orders of 32 nodes; less of longer ones
+NUM_MOVES = 400  # of orders of 32 nodes; less of longer ones
 MAX_SEGMENT = 3  # nodes that move together
 
 

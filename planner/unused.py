@@ -49,7 +49,9 @@ def unused(
         if answer is None and may_search():
             own = frozenset(used.intersection(kind)) | {idle[0]}
             answer = _compared(search, stages, objective, idle, own)
-        found.append(answer or Unused(idle, "not_searched", "no better with it, as far as was searched"))
+        found.append(
+            answer or Unused(idle, "not_searched", "no ring with it is better; by how much was not searched")
+        )
     return _merged(found)
 
 

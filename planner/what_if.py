@@ -18,6 +18,9 @@ from planner.plan import Plan
 from planner.solver import PlanOptions, make_plan, rings_of
 
 MAX_STEPS = 240_000_000  # of all plans together: below half a second
+MAX_QUICK_STEPS = 170_000_000  # of those that are told in short
+MAX_QUICK_NODES = 3  # of more memory, one by one
+MIN_GAIN = 0.01  # of the objective, to be told in short
 STEPS_OF_A_PLAN = 1_000_000  # what a plan takes besides its search
 MIN_SAVING = 0.001  # of the objective, in the ring as it is, for a faster link to be planned
 NO_GAIN = 1e-9  # the same value, summed in another order
@@ -53,10 +56,11 @@ class Gain:
 
 
 class Work:
-    """How much more may be searched."""
+    """How much more may be searched. plan_steps: what the plan took, as another ring of its cluster does."""
 
-    def __init__(self, max_steps: int = MAX_STEPS) -> None:
-        self.left = max_steps
+    def __init__(self, plan_steps: int, *, is_quick: bool = False) -> None:
+        self.plan_steps, self.is_quick = plan_steps, is_quick
+        self.left = MAX_QUICK_STEPS if is_quick else MAX_STEPS
         self.is_short = False  # something was left out
 
     def take(self, steps: int | None) -> bool:
@@ -67,6 +71,10 @@ class Work:
         self.left -= steps + STEPS_OF_A_PLAN
         return True
 
+    def take_plan(self) -> bool:
+        """As much as the plan took."""
+        return self.take(self.plan_steps)
+
 
 class WhatIf:
     """The questions about one plan, of which `stages` are the ring and `cost` the cluster."""
@@ -75,11 +83,17 @@ class WhatIf:
         self.cost, self.options, self.stages, self.work = cost, options, stages, work
         self.before_ms = objective_ms(cost, stages, options.objective)
 
-    def gains(self) -> list[Gain]:
-        """All that were planned, the largest gain first."""
-        found = [self.gain(change) for change in self._more_nodes()]
-        found += self._of_more_memory()
-        found += [self.gain(change) for change in self._faster_links()]
+    def gains(self, full_nodes: Sequence[int], *, is_quick: bool) -> list[Gain]:
+        """All that were planned, the largest gain first.
+
+        full_nodes: those that want more memory, by index, the most promising first. is_quick: only what is
+        told in short: the best node, the link that saves most, and more memory where it may matter.
+        """
+        nodes, links = list(self._more_nodes()), list(self._faster_links())
+        if is_quick:  # a link without latency is the limit, and not for sale
+            nodes, links = nodes[:1], [link for link in links if link.values["latency_ms"]][:1]
+        found = [self.gain(change) for change in (*nodes, *links)]
+        found += self._of_more_memory(full_nodes, is_quick=is_quick)
         return sorted((gain for gain in found if gain is not None), key=lambda gain: gain.after_ms)
 
     def gain(self, change: Change) -> Gain | None:
@@ -90,43 +104,42 @@ class WhatIf:
         if not self.work.take(steps_of(search, options.objective)):
             return None
         plan = make_plan(model, change.nodes, change.links, replace(options, is_even=False))
-        if not isinstance(plan, Plan):  # what fits fits a better cluster too
+        if not isinstance(plan, Plan) or not plan.fits:  # what fits fits a better cluster too
             return None
         return Gain(change, self.before_ms, plan_ms(plan, options.objective))
 
     # -- memory -------------------------------------------------------------------------------------------
-    def _of_more_memory(self) -> list[Gain | None]:
+    def _of_more_memory(self, full_nodes: Sequence[int], *, is_quick: bool) -> list[Gain | None]:
         """Of one GB more on each node; of all at once alone, where not even that helps."""
-        changes = self._more_memory()
-        if len(changes) < 3:
-            return [self.gain(change) for change in changes]
-        nodes = [with_more_memory(node) if node.use else node for node in self.cost.nodes]
-        every = self.gain(
-            Change(
-                "memory", "1 GB more on every node", nodes, self.cost.links, {"node": None, "more_bytes": GB}
-            )
-        )
-        if every is None or every.share < NO_GAIN:
+        kinds = self._kinds(full_nodes)
+        if len(kinds) < 3:
+            return [self.gain(self._more_memory(i)) for i in kinds]
+        every = self.gain(self._more_memory(None))
+        if every is None or every.share < (MIN_GAIN if is_quick else NO_GAIN):
             return [every]
-        return [every, *map(self.gain, changes)]
+        few = kinds[:MAX_QUICK_NODES] if is_quick else kinds
+        return [every, *(self.gain(self._more_memory(i)) for i in few)]
 
-    def _more_memory(self) -> list[Change]:
-        """For one node of each kind that may own layers, those that own some first."""
+    def _kinds(self, full_nodes: Sequence[int]) -> list[int]:
+        """One node of each kind that may own layers, by index: full ones first, then others with layers."""
         nodes, used = self.cost.nodes, {stage.index for stage in self.stages}
+        order = {i: at for at, i in enumerate(full_nodes)}
         kinds: dict[object, int] = {}
-        for i in sorted(range(len(nodes)), key=lambda i: (i not in used, i)):
+        for i in sorted(range(len(nodes)), key=lambda i: (order.get(i, len(nodes)), i not in used, i)):
             if nodes[i].use and nodes[i].layers is None:
                 kinds.setdefault((node_key(self.cost)(i), self._links_of(i)), i)
-        return [
-            Change(
-                "memory",
-                f"1 GB more on {nodes[i].name}",
-                [with_more_memory(node) if k == i else node for k, node in enumerate(nodes)],
-                self.cost.links,
-                {"node": nodes[i].name, "more_bytes": GB},
-            )
-            for i in kinds.values()
+        return list(kinds.values())
+
+    def _more_memory(self, index: int | None) -> Change:
+        """On one node, or on all in use."""
+        nodes = self.cost.nodes
+        changed = [
+            with_more_memory(node) if node.use and index in (None, i) else node
+            for i, node in enumerate(nodes)
         ]
+        name = None if index is None else nodes[index].name
+        values = {"node": name, "more_bytes": GB}
+        return Change("memory", f"1 GB more on {name or 'every node'}", changed, self.cost.links, values)
 
     def _links_of(self, index: int) -> object:
         """Different for nodes whose links are."""

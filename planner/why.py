@@ -6,7 +6,7 @@ Computed on demand only. Everything that is told to gain or to cost something wa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from planner.cost import CostModel, Link, Stage
@@ -21,11 +21,10 @@ from planner.remedies import Remedy, remedies
 from planner.solver import PlanOptions, rings_of
 from planner.unused import Unused, plain_unused, unused
 from planner.variants import Checkpoint
-from planner.what_if import Gain, WhatIf, Work
+from planner.what_if import MIN_GAIN, Gain, WhatIf, Work
 
 MAX_LINES = 12  # of nodes, in the short form
 MAX_GAINS = 2
-MIN_GAIN = 0.01  # of the objective, to be told in the short form
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +53,10 @@ class Why:
         if left > 1:
             lines.append(f"  and {left} more: --why")
         if is_full:
-            lines += [*self._moves(), *self._what_if(self.gains, 0.0)]
+            told = ["what would help:", *(f"  {self._told(gain)}" for gain in self.gains)]
+            lines += [*self._moves(), *(told if self.gains else [])]
         else:
-            lines += self._what_if(self.gains, MIN_GAIN)
+            lines += self._best_gains()
         return lines + ([f"note: {self.note}"] if self.note else [])
 
     def as_dict(self) -> dict[str, Any]:
@@ -82,20 +82,18 @@ class Why:
             lines.append(f"  {what}: {change}{fits}{legal}")
         return ["what moving a cut would change:", *lines] if lines else []
 
-    def _what_if(self, gains: Sequence[Gain], least: float) -> list[str]:
-        if least:  # a link without latency is the limit, and not for sale
-            gains = [gain for gain in gains if gain.change.values.get("latency_ms") != 0]
-        chosen = [gain for gain in gains if gain.share >= least]
-        if least:
-            chosen = _best_of_each(chosen)[:MAX_GAINS]
-        if not gains:
-            return []
-        if not chosen:
-            what = {"memory": "1 GB more on a node", "node": "another such node", "link": "a faster link"}
-            tried = [what[kind] for kind in what if any(gain.change.kind == kind for gain in gains)]
-            words = " or ".join([", ".join(tried[:-1]), tried[-1]] if len(tried) > 1 else tried)
-            return [f"what would help: {words} would gain less than {MIN_GAIN:.0%}"]
-        return ["what would help:", *(f"  {self._told(gain)}" for gain in chosen)]
+    def _best_gains(self) -> list[str]:
+        """The best change of each kind, or that none matters; a link without latency is not for sale."""
+        gains = [gain for gain in self.gains if gain.change.values.get("latency_ms") != 0]
+        chosen = _best_of_each([gain for gain in gains if gain.share >= MIN_GAIN])[:MAX_GAINS]
+        if chosen:
+            return ["what would help:", *(f"  {self._told(gain)}" for gain in chosen)]
+        best: dict[str, str] = {}
+        for gain in gains:
+            best.setdefault(gain.change.kind, gain.change.what)
+        tried = [best[kind] for kind in ("memory", "node", "link") if kind in best]
+        words = " or ".join([", ".join(tried[:-1]), tried[-1]] if len(tried) > 1 else tried)
+        return [f"what would help: {words} would gain less than {MIN_GAIN:.0%}"] if tried else []
 
     def _told(self, gain: Gain) -> str:
         before, after = (told(ms, self.objective) for ms in (gain.before_ms, gain.after_ms))
@@ -131,51 +129,57 @@ class Why:
 
 
 def explain_plan(
-    plan: Plan, model: ModelProfile, nodes: Sequence[NodeProfile], links: Sequence[Link], options: PlanOptions
+    plan: Plan,
+    model: ModelProfile,
+    nodes: Sequence[NodeProfile],
+    links: Sequence[Link],
+    options: PlanOptions,
+    *,
+    is_quick: bool = False,
 ) -> Why:
-    """Why `plan`, which `make_plan` made of the same values."""
+    """Why `plan`, which `make_plan` made of the same values. is_quick: no more than is told in short."""
     cost = CostModel(model, nodes, links, options.work)
     index = {node.rank: i for i, node in enumerate(nodes)}
     stages = [Stage(index[part.rank], part.start, part.stop) for part in plan.assignments]
-    search = rings_of(cost, options)
-    found, gains, note = _searched(search, stages, options, is_fitting=plan.refusal is None)
-    return Why(
+    why = Why(
         objective=options.objective,
         names=tuple(node.name for node in nodes),
         ranks=tuple(node.rank for node in nodes),
         reasons=tuple(reasons(cost, stages, options.objective, options.legal_cuts)),
-        unused=tuple(found),
-        gains=tuple(gains),
-        note=note,
+        unused=(),
+        gains=(),
+        note=None,
     )
-
-
-def _searched(
-    search: RingSearch, stages: Sequence[Stage], options: PlanOptions, *, is_fitting: bool
-) -> tuple[list[Unused], list[Gain], str | None]:
-    """What needs other plans: unused nodes, gains, and what was left out."""
-    if not is_fitting:
-        return plain_unused(search, stages, "no ring with it exceeds the budgets by less"), [], None
-    if options.strategy != "optimal":
+    search = rings_of(cost, options)
+    steps = None if options.strategy != "optimal" else steps_of(search, options.objective)
+    if plan.refusal is None and steps is not None:
+        return _with_other_plans(why, search, stages, options, Work(steps, is_quick=is_quick))
+    text, note = "no ring with it exceeds the budgets by less", None
+    if plan.refusal is None and options.strategy != "optimal":
         text = f"the strategy {options.strategy} found no split that uses it too and fits"
         note = "what would help is told for the strategy optimal"
-        return plain_unused(search, stages, text), [], note
-    steps = steps_of(search, options.objective)
-    if steps is None:
+    elif plan.refusal is None:
         text = "no ring with it was found to be better"
         note = "with so many different nodes not every order is searched, and what would help is not told"
-        return plain_unused(search, stages, text), [], note
-    work = Work()
+    return replace(why, unused=tuple(plain_unused(search, stages, text)), note=note)
+
+
+def _with_other_plans(
+    why: Why, search: RingSearch, stages: Sequence[Stage], options: PlanOptions, work: Work
+) -> Why:
+    """With what needs other plans: unused nodes, gains, and what was left out."""
     if options.keeps_order:
         found = plain_unused(search, stages, "no ring with it in its place was found to be better")
     else:
-        found = unused(search, stages, options.objective, lambda: work.take(steps))
-    gains = WhatIf(search.cost, options, stages, work).gains()
-    return (
-        found,
-        gains,
-        "not every change was planned, as that would take too long" if work.is_short else None,
-    )
+        found = unused(search, stages, options.objective, work.take_plan)
+    wishes = {
+        r.index: min((m.change_ms for m in r.moves if m.taker == r.index), default=0.0) for r in why.reasons
+    }
+    full = [r.index for r in why.reasons if r.constraint == "memory"]
+    questions = WhatIf(search.cost, options, stages, work)
+    gains = questions.gains(sorted(full, key=lambda i: wishes[i]), is_quick=work.is_quick)
+    note = "not every change was planned, as that would take too long" if work.is_short else None
+    return replace(why, unused=tuple(found), gains=tuple(gains), note=note)
 
 
 def explain_refusal(
@@ -191,9 +195,12 @@ def explain_refusal(
 
 
 def _best_of_each(gains: Sequence[Gain]) -> list[Gain]:
-    """The best of each kind of change, in order; of memory that of one node."""
+    """The best of each kind of change, the best first; more memory on every node comes last."""
     best: dict[str, Gain] = {}
-    for gain in gains:
-        if gain.change.values.get("node", "") is not None:
-            best.setdefault(gain.change.kind, gain)
-    return list(best.values())
+    for gain in sorted(gains, key=_is_everywhere):
+        best.setdefault(gain.change.kind, gain)
+    return sorted(best.values(), key=lambda gain: (_is_everywhere(gain), gain.after_ms))
+
+
+def _is_everywhere(gain: Gain) -> bool:
+    return gain.change.kind == "memory" and gain.change.values["node"] is None

@@ -6,9 +6,9 @@
 
 Names and shapes are those of mlx-lm's own model classes, made lazily and quantised as `mlx_lm.convert` does:
 no weight is made, read or fetched, and the files are holes. The configs have the shapes of
-Qwen/Qwen3-1.7B, zai-org/GLM-4.7-Flash, Qwen/Qwen3-235B-A22B and deepseek-ai/DeepSeek-V3 as they are known from
-mlx-lm's defaults, converted copies and reports; they are not those models' own files, without token ids, dtype
-and what training alone reads.
+Qwen/Qwen3-1.7B, zai-org/GLM-4.7-Flash, Qwen/Qwen3-235B-A22B and deepseek-ai/DeepSeek-V3 as they are known
+from mlx-lm's defaults, converted copies and reports; they are not those models' own files, without token ids,
+dtype and what training alone reads.
 """
 
 from __future__ import annotations

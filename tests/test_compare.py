@@ -58,7 +58,8 @@ def test_where_nothing_fits_no_strategy_does() -> None:
 
 
 def test_what_takes_long_is_left_out_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("planner.compare.QUICK_STEPS", 0)
+    for name in ("QUICK_STEPS", "QUICK_RING_STEPS"):
+        monkeypatch.setattr(f"planner.compare.{name}", 0)
     options = PlanOptions(256)
     chosen = make_plan(MODEL, NODES, (), options)
     assert [row.is_chosen for row in compare(chosen, MODEL, NODES, (), options, is_quick=True)] == [True]

@@ -12,12 +12,14 @@ import pytest
 from cluster import control
 from cluster.config import load_config
 from cluster.control import ControlService
+from cluster.measured_speeds import MeasuredSpeeds
 from cluster.node import Node
 from cluster.planning import plan_cluster
 from cluster.probe import this_machine
 from cluster.rpc import make_server
 from proto import control_pb2, control_pb2_grpc
 from tests.node_process import node, write_cluster
+from tests.test_measured_speeds import FOUND
 from tests.tiny_models import write_checkpoint
 from tests.waiting import wait_for
 
@@ -87,6 +89,17 @@ def test_a_profile_says_what_the_machine_is(served: Served) -> None:
     assert 0 < profile.ceiling_bytes <= profile.memory_bytes
     assert profile.mlx_version
     assert profile.macrame_version
+    assert not profile.HasField("speeds")  # nothing was measured on the machine of the tests
+
+
+def test_a_node_tells_what_macrame_profile_measured(served: Served) -> None:
+    known = dataclasses.replace(this_machine(), measured=FOUND.speeds, measured_on=FOUND.measured_on)
+    served.service._profile = known
+    profile = served.stub.Profile(control_pb2.ProfileRequest(), timeout=5.0)
+    assert MeasuredSpeeds.from_proto(profile.speeds) == FOUND
+    planning = plan_cluster(served.config, served.model, {0: profile})
+    assert planning.plan is not None
+    assert "were measured" not in planning.table  # the file says that n0 is another chip
 
 
 def test_plans_that_are_not_taken(served: Served) -> None:

@@ -226,6 +226,7 @@ def test_what_does_not_fit_can_be_forced(tmp_path: Path, capsys: pytest.CaptureF
     text = capsys.readouterr().out
     assert f"FORCED, IT DOES NOT FIT: {refusal['reason']}" in text
     assert f"WARNING: {plan.warnings[0]}" in text
+    assert "strategy  " not in text  # none of the others fits
 
 
 def test_all_strategies_stand_beside_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,7 +95,7 @@ def test_each_pair_is_measured_in_both_directions(config: ClusterConfig) -> None
     found, said = measured(config)
     first, *others = found.pairs
     assert (first.names, first.reasons) == (("n0", "n1"), ())
-    assert 0 < first.latency_ms < 5
+    assert 0 < first.latency_ms < 10
     assert first.bandwidth_gbit_s > 0.1
     nobody = f"nobody listens at {config.nodes[2].address}; is the node running there?"
     assert [pair.reasons for pair in others] == [
@@ -110,14 +110,14 @@ def test_a_direction_through_a_relay_is_slower(
     config: ClusterConfig, pair: tuple[Served, Served], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = config.nodes[1].port
-    with Relay(("127.0.0.1", port), to_target=Shape(8, 10e6), to_client=Shape(8)) as relay:
+    with Relay(("127.0.0.1", port), to_target=Shape(20, 10e6), to_client=Shape(20)) as relay:
         monkeypatch.setenv("MACRAME_FAULT", f"edges_via=1@{relay.port}")
         found, *_ = measured(config)[0].pairs
     assert found.there.best is not None
     assert found.back.best is not None
-    assert 8 <= found.latency_ms < 10
-    assert found.there.best.bandwidth_gbit_s == pytest.approx(0.08, rel=0.15)
-    assert found.back.best.round_trip_p50_ms < 5
+    assert 20 <= found.latency_ms < 70
+    assert found.there.best.bandwidth_gbit_s == pytest.approx(0.08, rel=0.4)
+    assert found.back.best.round_trip_p50_ms < 20
     assert found.back.best.bandwidth_gbit_s > 0.2
 
 

@@ -27,8 +27,8 @@ def test_a_ring_that_waits_for_a_node_measures_what_is_there_and_writes_it(
 ) -> None:
     ring = RingProcesses(tmp_path, model, [(0, 2), (2, 4), (4, 5)])
     with (
-        Relay(("127.0.0.1", ring.ports[1]), to_target=Shape(4, 200 * MBIT), to_client=Shape(4)) as there,
-        Relay(("127.0.0.1", ring.ports[0]), to_target=Shape(10, 50 * MBIT), to_client=Shape(10)) as back,
+        Relay(("127.0.0.1", ring.ports[1]), to_target=Shape(10, 200 * MBIT), to_client=Shape(10)) as there,
+        Relay(("127.0.0.1", ring.ports[0]), to_target=Shape(25, 50 * MBIT), to_client=Shape(25)) as back,
     ):
         ring.faults = {0: f"edges_via=1@{there.port}", 1: f"edges_via=0@{back.port}"}
         try:
@@ -43,13 +43,13 @@ def test_a_ring_that_waits_for_a_node_measures_what_is_there_and_writes_it(
     found = json.loads(out)
     (link,) = found["links"]
     assert link["between"] == ["n0", "n1"]
-    assert 10 <= link["latency_ms"] < 12
-    assert link["bandwidth_gbit_s"] == pytest.approx(0.05, rel=0.15)
+    assert 25 <= link["latency_ms"] < 70
+    assert link["bandwidth_gbit_s"] == pytest.approx(0.05, rel=0.4)
     first, *others = found["pairs"]
     ways = [direction["paths"][0] for direction in first["directions"]]
     assert [way["kind"] for way in ways] == ["loopback", "loopback"]
-    assert 8 <= ways[0]["round_trip_p50_ms"] < 11
-    assert ways[0]["bandwidth_gbit_s"] == pytest.approx(0.2, rel=0.15)
+    assert 20 <= ways[0]["round_trip_p50_ms"] < 70
+    assert ways[0]["bandwidth_gbit_s"] == pytest.approx(0.2, rel=0.4)
     nobody = f"nobody listens at 127.0.0.1:{ring.ports[2]}; is the node running there?"
     assert [pair["reasons"] for pair in others] == [
         [f"{n} to n2: {nobody}", f"n2 to {n}: {nobody}"] for n in ("n0", "n1")

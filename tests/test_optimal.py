@@ -20,7 +20,7 @@ from tests.brute_force import Best, brute_force
 from tests.fake_models import CHIPS, made_up_model, node
 from tests.random_clusters import random_case, stages_of, with_forced
 
-NUM_BATCHES, BATCH = 20, 120
+NUM_BATCHES, BATCH = 60, 60
 
 
 def batches(num: int, num_short: int) -> list[object]:
@@ -44,21 +44,18 @@ def check_optimal(cost: CostModel, legal: frozenset[int] | None = None, *, keeps
             rows=work.rows,
             keeps_order=keeps_order,
         )
-        plan = make_plan(cost.model, cost.nodes, cost.links, options)
-        forced = make_plan(cost.model, cost.nodes, cost.links, replace(options, is_forced=True))
-        if best.is_feasible:
-            assert isinstance(plan, Plan)
-            assert forced == plan
-            check_plan(plan, cost, objective, best, legal)
-            continue
-        assert isinstance(plan, Refusal)
-        assert plan.missing_bytes == (0 if best.overflow_bytes == float("inf") else best.overflow_bytes)
+        plan = make_plan(cost.model, cost.nodes, cost.links, replace(options, is_forced=True))
+        if objective == OBJECTIVES[0] or not isinstance(plan, Plan):
+            plain = make_plan(cost.model, cost.nodes, cost.links, options)
+            assert plain == (plan.refusal or plan if isinstance(plan, Plan) else plan)
         if best.overflow_bytes == float("inf"):
-            assert forced == plan
+            assert isinstance(plan, Refusal)
+            assert plan.missing_bytes == 0
             continue
-        assert isinstance(forced, Plan)
-        assert forced.refusal == plan
-        check_plan(forced, cost, objective, best, legal)
+        assert isinstance(plan, Plan)
+        assert plan.fits == best.is_feasible
+        assert plan.refusal is None or plan.refusal.missing_bytes == best.overflow_bytes
+        check_plan(plan, cost, objective, best, legal)
 
 
 def check_plan(plan: Plan, cost: CostModel, objective: str, best: Best, legal: frozenset[int] | None) -> None:
@@ -80,14 +77,14 @@ def check_plan(plan: Plan, cost: CostModel, objective: str, best: Best, legal: f
     assert mine == pytest.approx(least, rel=1e-8)
 
 
-@pytest.mark.parametrize("batch", batches(NUM_BATCHES, 3))
+@pytest.mark.parametrize("batch", batches(NUM_BATCHES, 4))
 def test_optimal_is_the_best_of_all_rings(batch: int) -> None:
     for case in range(BATCH):
         rng = random.Random(batch * BATCH + case)
         check_optimal(random_case(rng, max_layers=6, max_nodes=4))
 
 
-@pytest.mark.parametrize("batch", batches(10, 1))
+@pytest.mark.parametrize("batch", batches(20, 1))
 def test_optimal_with_legal_cuts_and_forced_layers(batch: int) -> None:
     for case in range(BATCH):
         rng = random.Random(10_000 + batch * BATCH + case)
@@ -96,7 +93,7 @@ def test_optimal_with_legal_cuts_and_forced_layers(batch: int) -> None:
         check_optimal(cost, legal if rng.random() < 0.5 else None)
 
 
-@pytest.mark.parametrize("batch", batches(10, 1))
+@pytest.mark.parametrize("batch", batches(20, 1))
 def test_optimal_in_the_order_of_the_nodes(batch: int) -> None:
     for case in range(BATCH):
         rng = random.Random(50_000 + batch * BATCH + case)
@@ -113,7 +110,7 @@ def test_optimal_on_more_nodes() -> None:
         check_optimal(random_case(rng, max_layers=5, max_nodes=6))
 
 
-@pytest.mark.parametrize("batch", batches(10, 1))
+@pytest.mark.parametrize("batch", batches(20, 1))
 def test_a_stated_gap_holds(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where not every order may be searched, the plan fits and its gap bounds what the best ring gains."""
     monkeypatch.setattr("planner.optimal.MAX_STEPS", 0)

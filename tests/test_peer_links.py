@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import pytest
 
 from cluster import peer_links
 from cluster.config import load_config
 from cluster.interfaces import Interface
 from cluster.peer_links import MAX_ADDRESSES, Measured, PeerLinks, Place, Way, by_speed, own_addresses
-from proto import control_pb2
+from cluster.rpc import make_server
+from proto import control_pb2, control_pb2_grpc
+from tests.edges import free_port
 from tests.node_process import write_cluster
 
 HERE = (
@@ -59,8 +63,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
 
 def links(directory: Path, host: str = "mini2.local", *addresses: control_pb2.NodeAddress) -> PeerLinks:
     nodes = ({"host": "mini1.local"}, {"host": host, "port": 50051})
-    found = PeerLinks(load_config(write_cluster(directory, "model", *nodes)))
-    found.tell(1, addresses)
+    found = PeerLinks(load_config(write_cluster(directory, "model", *nodes)), None)
+    found.tell(1, addresses)  # even none: then nobody is asked
     return found
 
 
@@ -158,6 +162,34 @@ def test_a_peer_with_one_address_is_where_the_config_says(tmp_path: Path) -> Non
     assert links(tmp_path).places(1) == [Place("mini2.local:50051")]
     assert links(tmp_path, "mini2.local", ALL[0]).places(1) == [Place("mini2.local:50051", "en0", "wifi")]
     assert links(tmp_path, WIFI, ALL[0]).places(1) == [Place(f"{WIFI}:50051", "en0", "wifi")]
+
+
+def test_a_node_that_the_head_did_not_tell_of_is_asked_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Control(control_pb2_grpc.ControlServicer):
+        num_asked = 0
+
+        def Profile(  # noqa: N802
+            self, request: control_pb2.ProfileRequest, context: grpc.ServicerContext
+        ) -> control_pb2.NodeProfile:
+            self.num_asked += 1
+            return control_pb2.NodeProfile(addresses=ALL)
+
+    monkeypatch.setattr(peer_links, "is_loopback", lambda _host: False)
+    control, port = Control(), free_port()
+    nodes = ({"host": "mini1.local"}, {"host": "127.0.0.1", "port": port})
+    found = PeerLinks(load_config(write_cluster(tmp_path, "model", *nodes)), "token")
+    assert [place.address for place in found.places(1)] == [f"127.0.0.1:{port}"], "nobody is there yet"
+    add: Callable[[grpc.Server], None] = lambda s: (  # noqa: E731
+        control_pb2_grpc.add_ControlServicer_to_server(control, s)
+    )
+    server, _ = make_server(f"127.0.0.1:{port}", [add], "token", max_workers=2)
+    server.start()
+    for _ in range(2):
+        assert {place.kind for place in found.places(1)} >= {"thunderbolt", "ethernet", "wifi"}
+    assert control.num_asked == 1
+    server.stop(0).wait()
 
 
 def test_what_was_measured_comes_before_the_kind(tmp_path: Path) -> None:

@@ -14,7 +14,16 @@ from cluster import dry_run, profile_machine
 from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE
 from cluster.probe import seen_machine, this_machine
 from cluster.profile_machine import measure_machine
-from cluster.profile_products import MANY, ROWS, WIDTH, Product, Weights, make_weights, sized_products
+from cluster.profile_products import (
+    MANY,
+    ROWS,
+    WIDTH,
+    Product,
+    Weights,
+    make_pool,
+    make_weights,
+    sized_product,
+)
 from cluster.profile_store import machine_of, read_speeds, write_speeds
 from cluster.profile_timing import Effort
 from deploy import profile
@@ -88,9 +97,21 @@ def test_a_format_that_mlx_lacks_here_is_left_out_with_a_note(
     assert {product.format for product in found.products} == {"float32"}
     assert [line.partition(":")[0] for line in found.skipped] == ["affine9/64", "hexfp7"]
     assert all("MLX has no product of this format here" in line for line in found.skipped)
+    monkeypatch.setattr(Weights, "times", _few_rows_only)
+    monkeypatch.setattr(profile_machine, "MAIN_FORMATS", ("float32",))
+    found = measure_machine(TINY, available_bytes=1 << 30, disk_folder=tmp_path / "d", say=lambda _: None)
+    assert [product.rows for product in found.products] == [1, 8]
+    assert found.skipped == ("float32: MLX has no product of 512 rows here (not implemented)",)
+    assert found.speeds.of("float32") is not None
     monkeypatch.setattr(profile_machine, "MAIN_FORMATS", ("hexfp7",))
     with pytest.raises(ValueError, match="no product of weights could be timed"):
         _ = measure_machine(TINY, available_bytes=1, disk_folder=tmp_path / "d", say=lambda _: None).speeds
+
+
+def _few_rows_only(weights: Weights, x: mx.array) -> mx.array:
+    if len(x) > 8:
+        raise RuntimeError("not implemented\nat all")
+    return x @ weights.arrays[0].T
 
 
 def test_nothing_measured_is_an_error_with_a_sentence(
@@ -132,7 +153,8 @@ def test_products_are_those_of_the_weights(name: str) -> None:
 
 
 def test_calls_are_sized_to_the_time_and_the_memory() -> None:
-    products = sized_products("affine4/64", 2.0, 1 << 20)
+    pool = make_pool("affine4/64", 2.0, 1 << 20)
+    products = [sized_product(pool, rows, 2.0) for rows in ROWS]
     assert [product.rows for product in products] == list(ROWS)
     for product in products:
         assert sum(w.nbytes for w in product.pool) <= 1 << 20

@@ -68,8 +68,6 @@ def test_a_ring_that_is_as_planned_is_left_alone() -> None:
     advice = advice_of(planned, dict.fromkeys(range(3), 1.0))
     assert advice.verdict == "leave"
     assert advice.gain < 0.01
-    assert advice.present == advice.best
-    assert advice.moves == ()
 
 
 def test_an_error_that_all_nodes_share_is_no_reason_to_move() -> None:

@@ -223,6 +223,18 @@ def test_excluded_nodes_and_forced_layers_are_remedies() -> None:
     assert kinds_of(remedies(fitting_of(cost)))["excluded_node"].values == {"nodes": ["n1", "n3"]}
 
 
+def test_with_many_different_nodes_what_is_told_fits_too() -> None:
+    nodes = [node(rank, 2 + rank / 50, f"Apple M{1 + rank % 4}") for rank in range(24)]
+    cost = CostModel(made_up_model([GB] * 60, kv_token_bytes=1000), nodes, (), Workload(4096, 3))
+    fitting = fitting_of(cost)
+    assert not fitting.search.knows_least_overflow
+    found = kinds_of(remedies(fitting))
+    need_bytes = found["node"].values["budget_bytes"]
+    assert has_plan(cost, None, nodes=[*nodes, replace(node(24, 1), ceiling_bytes=need_bytes)])
+    assert "nodes" not in found
+    assert not has_plan(cost, None)
+
+
 # -- precision --------------------------------------------------------------------------------------------
 CONFIG = llama_config(8, hidden_size=2048, head_dim=64, vocab_size=32000, max_position_embeddings=1 << 17)
 

@@ -14,7 +14,7 @@ from planner.plan import Plan, Refusal
 from planner.solver import STRATEGIES, PlanOptions, make_plan
 from tests.brute_force import all_rings
 from tests.fake_models import CHIPS, made_up_model, node
-from tests.random_clusters import random_case, stages_of
+from tests.random_clusters import random_case, stages_of, with_forced
 
 
 @pytest.mark.parametrize("batch", range(10))
@@ -29,6 +29,40 @@ def test_every_strategy_accepts_what_fits_and_nothing_else(batch: int) -> None:
         in_order = [r for r in rings if [s.index for s in r] == sorted(s.index for s in r)]
         for strategy in STRATEGIES:
             check_strategy(cost, strategy, legal, in_order or rings, is_in_order=bool(in_order))
+
+
+@pytest.mark.parametrize("batch", range(4))
+def test_every_strategy_can_keep_the_order_and_be_forced(batch: int) -> None:
+    for case in range(30):
+        rng = random.Random(70_000 + batch * 30 + case)
+        cost = random_case(rng, max_layers=6, max_nodes=4)
+        cost = with_forced(rng, cost) if rng.random() < 0.4 else cost
+        rings = [r for r in all_rings(cost) if [s.index for s in r] == sorted(s.index for s in r)]
+        feasible = [r for r in rings if fits(cost, r)]
+        least_bytes = min((over_bytes(cost, r) for r in rings), default=0)
+        for strategy in STRATEGIES:
+            options = PlanOptions(
+                cost.work.context,
+                cost.work.concurrency,
+                strategy,
+                rows=cost.work.rows,
+                keeps_order=True,
+                is_forced=True,
+            )
+            plan = make_plan(cost.model, cost.nodes, cost.links, options)
+            assert isinstance(plan, Plan) == bool(rings), strategy
+            if not isinstance(plan, Plan):
+                continue
+            mine = stages_of(plan, cost)
+            assert mine in (feasible or rings)
+            assert plan.fits == bool(feasible)
+            assert over_bytes(cost, mine) == least_bytes
+            if feasible and strategy != "optimal":
+                assert len(mine) == max(map(len, feasible))
+
+
+def over_bytes(cost: CostModel, ring: Sequence[Stage]) -> int:
+    return sum(cost.overflow_bytes(s.index, s.start, s.stop) for s in ring)
 
 
 def check_strategy(

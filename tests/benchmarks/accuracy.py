@@ -13,7 +13,8 @@ On processors the nodes differ by an injected delay of each layer, at most twice
 that it takes no processor from the others. With so few users (USERS) no more stages compute at once than
 there are processors. With --gpus each node has a GPU of its own as far as there are any, and the model is
 random, of Qwen3-1.7B's shape. A prompt of context / 2 tokens is timed to its first token, and answers run
-around context / 2, through the HTTP endpoint.
+around context / 2, through the HTTP endpoint. `other work` is the share of all processors that other
+processes took meanwhile, of the profiles and of the ring: figures with more than a few percent tell little.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from planner.cost import CostModel, Link
@@ -48,6 +49,7 @@ from tests.benchmarks.accuracy_ring import (
     measure,
 )
 from tests.benchmarks.hop_alone import hop_ms
+from tests.benchmarks.other_load import OtherLoad
 
 PROFILE_EVERY = 5  # plans
 STARTED = time.monotonic()
@@ -72,22 +74,34 @@ def predict(setting: Setting, case: Case, speeds: Sequence[Speeds], base_ms: flo
     return Numbers(predicted.decode_tok_s, predicted.throughput_tok_s, predicted.ttft_s)
 
 
-def run(
-    setting: Setting, profiles: Sequence[str], num_plans: int, seed: int
-) -> Iterator[tuple[Case, Numbers, list[Numbers]]]:
-    """Measured and, by each profile, predicted, plan by plan."""
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One plan: measured, and by each profile predicted."""
+
+    case: Case
+    measured: Numbers
+    predicted: list[Numbers]
+    others: tuple[float, float]  # the share of the processors that other work took, of profiles and ring
+
+
+def run(setting: Setting, profiles: Sequence[str], num_plans: int, seed: int) -> Iterator[Outcome]:
+    """Plan by plan."""
     num_layers = read_model_profile(setting.model).num_layers
     base_ms = hop_ms()
     tell(f"an edge without delay takes {base_ms:.2f} ms")
     speeds: dict[str, list[Speeds]] = {}
+    while_alone, while_run = OtherLoad(), OtherLoad()
     for number in range(num_plans):
         rng = random.Random(1000 * seed + number)
         if number == 0 or (number % PROFILE_EVERY == 0 and not setting.num_gpus):
-            speeds = {kind: profile_all(setting, kind) for kind in profiles}
+            with while_alone:
+                speeds = {kind: profile_all(setting, kind) for kind in profiles}
             _show_speeds(setting, speeds)
         case = make_case(rng, number, num_layers, setting)
-        measured = measure(setting, case, rng, base_ms)
-        yield case, measured, [predict(setting, case, speeds[kind], base_ms) for kind in profiles]
+        with while_run:
+            measured = measure(setting, case, rng, base_ms)
+        predicted = [predict(setting, case, speeds[kind], base_ms) for kind in profiles]
+        yield Outcome(case, measured, predicted, (while_alone.share, while_run.share))
 
 
 def tell(line: str) -> None:
@@ -113,28 +127,31 @@ def _show_speeds(setting: Setting, speeds: Mapping[str, Sequence[Speeds]]) -> No
 KEYS = ("one_tok_s", "many_tok_s", "ttft_s")
 
 
-def row(number: int, case: Case, measured: Numbers, predicted: Sequence[Numbers]) -> str:
+def row(number: int, outcome: Outcome) -> str:
     """A line of the table: each measured value, and the error of each prediction."""
+    case = outcome.case
     order = sorted(range(len(case.layers)), key=lambda rank: case.layers[rank])
     stages = " ".join(f"n{case.nodes[r]}:{case.layers[r][1] - case.layers[r][0]}" for r in order)
     used = dict.fromkeys(frozenset(edge) for edge in edges(case))
     hops = " ".join(f"{case.links[pair].delay_ms:.1f}" for pair in used)
     cells = [str(number), stages, hops]
     for key in KEYS:
-        errors = ", ".join(f"{getattr(said, key) / getattr(measured, key) - 1:+.1%}" for said in predicted)
-        cells.append(f"{getattr(measured, key):.3g} ({errors})")
+        found = getattr(outcome.measured, key)
+        errors = ", ".join(f"{getattr(said, key) / found - 1:+.1%}" for said in outcome.predicted)
+        cells.append(f"{found:.3g} ({errors})")
+    cells.append(" ".join(f"{share:.0%}" for share in outcome.others))
     return f"| {' | '.join(cells)} |"
 
 
-def summary(profiles: Sequence[str], found: Sequence[tuple[Case, Numbers, list[Numbers]]]) -> list[str]:
+def summary(profiles: Sequence[str], outcomes: Sequence[Outcome]) -> list[str]:
     """The worst and the mean error by each profile."""
     lines = []
     for at, kind in enumerate(profiles):
         cells = []
         for key in KEYS:
-            errors = [getattr(said[at], key) / getattr(was, key) - 1 for _, was, said in found]
+            errors = [getattr(o.predicted[at], key) / getattr(o.measured, key) - 1 for o in outcomes]
             cells.append(f"worst {max(errors, key=abs):+.1%}, mean {statistics.mean(map(abs, errors)):.1%}")
-        lines.append(f"| all | by {kind} | | {' | '.join(cells)} |")
+        lines.append(f"| all | by {kind} | | {' | '.join(cells)} | |")
     return lines
 
 
@@ -151,15 +168,15 @@ def main() -> None:
         setting = gpu_setting(directory, args.gpus) if args.gpus else cpu_setting(directory)
         errors = " and ".join(f"by {kind}" for kind in profiles)
         print(f"Measured, and in brackets how far it is predicted {errors}.\n")
-        print("| plan | stages | delays ms | one user tok/s | many users tok/s | first token s |")
-        print("| --- | --- | --- | --- | --- | --- |")
-        found = []
-        for number, result in enumerate(
-            run(setting, profiles, args.plans or (12 if args.gpus else 20), args.seed)
-        ):
-            found.append(result)
-            print(row(number, *result), flush=True)
-        print("\n".join(summary(profiles, found)))
+        print(
+            "| plan | stages | delays ms | one user tok/s | many users tok/s | first token s | other work |"
+        )
+        print("| --- | --- | --- | --- | --- | --- | --- |")
+        num_plans, outcomes = args.plans or (12 if args.gpus else 20), []
+        for outcome in run(setting, profiles, num_plans, args.seed):
+            print(row(len(outcomes), outcome), flush=True)
+            outcomes.append(outcome)
+        print("\n".join(summary(profiles, outcomes)))
         tell("done")
 
 
