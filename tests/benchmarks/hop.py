@@ -4,8 +4,9 @@
 
 Two processes on loopback, pinned to different cores where the system can. A hop goes from send() with the
 tensor's bytes to the decoded frame in on_frame; the other process sends it back, and one way is half of the
-round trip. --tls measures an edge over mutual TLS besides, in turns with the plain one. With --pause-ms the
-ring rests before each round trip, as it does while stages compute. CPU is that of both processes.
+round trip. --tls measures an edge over mutual TLS besides, in turns with the plain one, each time with a new
+process on the other side. With --pause-ms the ring rests before each round trip, as it does while stages
+compute. CPU is that of both processes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -35,14 +36,23 @@ from tests.certificates import Cluster
 HOST = "127.0.0.1"
 PAYLOAD_BYTES = 8192
 NUM_ROUNDS = 10
+NUM_TURNS = 6  # of each kind of edge, where two are compared
 NUM_WARMUP = 200
 GOAL = 2.6
 
 
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
 def pin(core: int) -> None:
-    if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[core % len(cores)]})
+    if CORES:
+        os.sched_setaffinity(0, {CORES[core % len(CORES)]})
+
+
+def unpin() -> None:
+    """A new process begins with what its parent has."""
+    if CORES:
+        os.sched_setaffinity(0, CORES)
 
 
 def cpu_s() -> float:
@@ -119,14 +129,18 @@ def certificate(folder: Path, rank: int) -> Tls:
     return Tls(TlsFiles(f"n{rank}", folder / "ca.pem", folder / f"n{rank}.pem", folder / f"n{rank}.key"))
 
 
-def run_peer(tcp_port: int, payload_bytes: int, folder: Path, ports: list[int]) -> None:
+def run_peer(port: int, tcp_port: int, payload_bytes: int, tls: Tls | None) -> None:
     """The other process: echoes frames where they come in, and TCP on its main thread."""
     pin(1)
-    nodes = [Node(1, None if i == 0 else certificate(folder, 1)) for i in range(len(ports))]
-    print(*(node.port for node in nodes), flush=True)
-    senders = [node.connect(port) for node, port in zip(nodes, ports, strict=True)]
-    for node, sender in zip(nodes, senders, strict=True):
-        node.on_frame = partial(echo, sender)
+    node = Node(1, tls)
+    print(node.port, flush=True)
+    sender = node.connect(port)
+
+    def echo(incoming: IncomingFrame) -> None:
+        sender.send(incoming.frame, incoming.tensors)
+        incoming.consume()
+
+    node.on_frame = echo
     stream = connect_tcp(tcp_port)
     print("ready", flush=True)
     buffer = memoryview(bytearray(payload_bytes))
@@ -136,25 +150,24 @@ def run_peer(tcp_port: int, payload_bytes: int, folder: Path, ports: list[int]) 
                 receive_exactly(stream, buffer)
                 stream.sendall(buffer)
         print(cpu_s(), flush=True)
-    for node, sender in zip(nodes, senders, strict=True):
-        node.close(sender)
-
-
-def echo(sender: EdgeSender, incoming: IncomingFrame) -> None:
-    sender.send(incoming.frame, incoming.tensors)
-    incoming.consume()
+    node.close(sender)
 
 
 class Bench:
     """This process's side."""
 
-    def __init__(self, pause_s: float, payload_bytes: int, folder: Path, *, has_tls: bool) -> None:
+    def __init__(self, pause_s: float, payload_bytes: int, folder: Path | None) -> None:
+        unpin()
         self.pause_s, self.payload_bytes = pause_s, payload_bytes
-        self.nodes = [Node(0), *([Node(0, certificate(folder, 0))] if has_tls else [])]
+        self.node = Node(0, None if folder is None else certificate(folder, 0))
         with socket.create_server((HOST, 0)) as listener:
             port = listener.getsockname()[1]
-            ports = [str(node.port) for node in self.nodes]
-            given = [str(port), str(payload_bytes), str(folder), *ports]
+            given = [
+                str(self.node.port),
+                str(port),
+                str(payload_bytes),
+                *([] if folder is None else [folder]),
+            ]
             self.peer = subprocess.Popen(
                 [sys.executable, __file__, "--peer", *given],
                 stdin=subprocess.PIPE,
@@ -162,8 +175,7 @@ class Bench:
                 text=True,
             )
             pin(0)
-            theirs = map(int, self._read_line().split())
-            self.senders = [node.connect(port) for node, port in zip(self.nodes, theirs, strict=True)]
+            self.sender = self.node.connect(int(self._read_line()))
             self.stream, _address = listener.accept()
         self.stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._read_line()
@@ -193,19 +205,18 @@ class Bench:
         self._read_line()
         return times
 
-    def edge(self, index: int, count: int) -> list[float]:
+    def edge(self, count: int) -> list[float]:
         """One way seconds of each round trip; without pauses on_frame itself begins the next one."""
         times: list[float] = []
         done: SimpleQueue[None] = SimpleQueue()
         begin = 0.0
-        sender = self.senders[index]
 
         def send() -> None:
             nonlocal begin
             begin = time.perf_counter()
             frame = ring_pb2.Frame(kind=ring_pb2.STEP, epoch=1, seq=len(times))
             frame.slots.add(session=1, position=len(times), tokens=(7,), num_tensors=1, is_sampled=True)
-            sender.send(frame, (self.tensor,))
+            self.sender.send(frame, (self.tensor,))
 
         def on_frame(incoming: IncomingFrame) -> None:
             times.append((time.perf_counter() - begin) / 2)
@@ -215,7 +226,7 @@ class Bench:
             else:
                 send()
 
-        self.nodes[index].on_frame = on_frame
+        self.node.on_frame = on_frame
         for _ in range(count if self.pause_s else 1):
             time.sleep(self.pause_s)
             send()
@@ -223,16 +234,24 @@ class Bench:
         return times
 
     def close(self) -> None:
-        for node, sender in zip(self.nodes, self.senders, strict=True):
-            node.close(sender)
+        self.node.close(self.sender)
         self.stream.close()
         self.peer.communicate(timeout=5)
 
 
-def show(name: str, times: list[float], cpu_us: float) -> float:
+@dataclass(slots=True)
+class Measured:
+    """One way times, and the processor time of both processes."""
+
+    times_s: list[float] = field(default_factory=list)
+    cpu_s: float = 0.0
+
+
+def show(name: str, found: Measured) -> float:
     """Prints one line; returns the median in us."""
-    ordered = sorted(times)
+    ordered = sorted(found.times_s)
     p50, p99 = (ordered[int(len(ordered) * q)] * 1e6 for q in (0.5, 0.99))
+    cpu_us = found.cpu_s / (2 * len(ordered)) * 1e6
     print(f"{name:15} p50 {p50:7.1f} us   p99 {p99:7.1f} us   CPU {cpu_us:6.1f} us a hop")
     return p50
 
@@ -246,39 +265,40 @@ def main() -> None:
     parser.add_argument("--peer", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peer:
-        tcp_port, payload_bytes, folder, *ports = args.peer
-        run_peer(int(tcp_port), int(payload_bytes), Path(folder), list(map(int, ports)))
+        port, tcp_port, payload_bytes, *folder = args.peer
+        tls = certificate(Path(folder[0]), 1) if folder else None
+        run_peer(int(port), int(tcp_port), int(payload_bytes), tls)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        if args.tls:
-            cluster = Cluster(Path(folder))
-            cluster.node("n0")
-            cluster.node("n1")
-        bench = Bench(args.pause_ms / 1e3, args.bytes, Path(folder), has_tls=args.tls)
-        try:
-            compare(bench, args.count)
-        finally:
-            bench.close()
-
-
-def compare(bench: Bench, count: int) -> None:
-    kinds = {"blocking TCP": bench.tcp, "edge": partial(bench.edge, 0)}
-    if len(bench.nodes) > 1:
-        kinds["edge over mTLS"] = partial(bench.edge, 1)
-    for measure in kinds.values():
-        measure(NUM_WARMUP)
-    times: dict[str, list[float]] = {name: [] for name in kinds}
-    cpu = dict.fromkeys(kinds, 0.0)
-    for _ in range(NUM_ROUNDS):
-        for name, measure in kinds.items():
-            before = cpu_s() + bench.ask("cpu\n")
-            times[name] += measure(count // NUM_ROUNDS)
-            cpu[name] += cpu_s() + bench.ask("cpu\n") - before
-    p50 = {name: show(name, times[name], cpu[name] / (2 * len(times[name])) * 1e6) for name in kinds}
+    found = {name: Measured() for name in ("blocking TCP", "edge", "edge over mTLS")}
+    with tempfile.TemporaryDirectory() as made:
+        cluster = Cluster(Path(made))
+        cluster.node("n0")
+        cluster.node("n1")
+        kinds = [("edge", None), ("edge over mTLS", cluster.folder)] if args.tls else [("edge", None)]
+        num_turns = NUM_TURNS if args.tls else 1
+        for _ in range(num_turns):
+            for name, folder in kinds:
+                bench = Bench(args.pause_ms / 1e3, args.bytes, folder)
+                try:
+                    measure(bench, args.count // num_turns, found["blocking TCP"], found[name])
+                finally:
+                    bench.close()
+            kinds.reverse()
+    p50 = {name: show(name, one) for name, one in found.items() if one.times_s}
     print(f"ratio of p50: {p50['edge'] / p50['blocking TCP']:.2f} (goal {GOAL})")
-    if "edge over mTLS" in p50:
+    if args.tls:
         more = p50["edge over mTLS"] - p50["edge"]
         print(f"mutual TLS: {p50['edge over mTLS'] / p50['edge']:.2f} x the plain edge, {more:+.1f} us a hop")
+
+
+def measure(bench: Bench, count: int, tcp: Measured, edge: Measured) -> None:
+    bench.tcp(NUM_WARMUP)
+    bench.edge(NUM_WARMUP)
+    for _ in range(NUM_ROUNDS):
+        for found, run in ((tcp, bench.tcp), (edge, bench.edge)):
+            before = cpu_s() + bench.ask("cpu\n")
+            found.times_s += run(count // NUM_ROUNDS)
+            found.cpu_s += cpu_s() + bench.ask("cpu\n") - before
 
 
 if __name__ == "__main__":
