@@ -62,19 +62,26 @@ class StageFactor:
     measured_ms: float  # the median
     low_ms: float
     high_ms: float
+    stage_ms: float  # of expected_ms, what waking the stage costs
     products: float | None  # how much longer large products take beyond that; None: no prompt was measured
 
     @property
     def factor(self) -> float:
-        return self.measured_ms / self.expected_ms
+        return self._factor_of(self.measured_ms)
 
     @property
     def low(self) -> float:
-        return self.low_ms / self.expected_ms
+        return self._factor_of(self.low_ms)
 
     @property
     def high(self) -> float:
-        return self.high_ms / self.expected_ms
+        return self._factor_of(self.high_ms)
+
+    def _factor_of(self, ms: float) -> float:
+        """As `scaled` takes it: of the layers alone where it is above 1."""
+        if ms <= self.expected_ms:
+            return ms / self.expected_ms
+        return (ms - self.stage_ms) / (self.expected_ms - self.stage_ms)
 
 
 def stage_factor(
@@ -98,7 +105,7 @@ def stage_factor(
             f"{where} reports decode steps of {measured_ms:.3g} ms where {expected_ms:.3g} ms are expected: "
             "one of them cannot be right; is the chip in the cluster file the node's?"
         )
-    return StageFactor(
+    found = StageFactor(
         rank=part.rank,
         node=part.node,
         start=part.start,
@@ -109,19 +116,25 @@ def stage_factor(
         measured_ms=measured_ms,
         low_ms=low_ms,
         high_ms=high_ms,
-        products=_products(model, node, part, times, factor),
+        stage_ms=node.speeds.stage_ms,
+        products=None,
     )
+    return replace(found, products=_products(model, node, part, times, found.factor))
 
 
 def scaled(speeds: Speeds, factor: float, products: float | None = None) -> Speeds:
-    """A node that takes `factor` as long for everything, and for large products `products` times that."""
+    """A node that takes `factor` as long, and for large products `products` times that.
+
+    What waking a stage costs does not grow: a slower node is slow for each of its layers. Otherwise of two
+    equal nodes the one with fewer layers would look faster, and each advice would swap them.
+    """
     flops = factor * (1.0 if products is None else products)
     return replace(
         speeds,
         read_bytes_ms=speeds.read_bytes_ms / factor,
         flops_ms=speeds.flops_ms / flops,
         layer_ms=speeds.layer_ms * factor,
-        stage_ms=speeds.stage_ms * factor,
+        stage_ms=speeds.stage_ms * min(1.0, factor),
         formats=tuple(
             replace(rate, weights_ms=rate.weights_ms / factor, flops_ms=rate.flops_ms / flops)
             for rate in speeds.formats
@@ -152,6 +165,12 @@ def measured_nodes(
             )
         made.append(replace(node, measured=speeds))
     return made
+
+
+def median_factor(nodes: Sequence[NodeProfile], found: Sequence[StageFactor], rank: int) -> float:
+    """Of the measured nodes with the chip of the node of that rank, itself included."""
+    kinds = {node.rank: _kind(node) for node in nodes}
+    return statistics.median(one.factor for one in found if kinds[one.rank] == kinds[rank])
 
 
 def measured_links(links: Sequence[Link], hops: Mapping[tuple[int, int], Sequence[float]]) -> list[Link]:

@@ -13,13 +13,22 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from planner.cost import CostModel, Link, Stage
-from planner.measured import StageFactor, StageTimes, measured_links, measured_nodes, stage_factor, stages_of
+from planner.measured import (
+    StageFactor,
+    StageTimes,
+    measured_links,
+    measured_nodes,
+    median_factor,
+    stage_factor,
+    stages_of,
+)
 from planner.node_profile import NodeProfile
 from planner.plan import Plan, Refusal
 from planner.planned_from import PlannedFrom
 from planner.solver import PlanOptions, make_plan
 
 MIN_GAIN = 0.03
+MAX_GROWTH = 2  # times the layers that a node measured, up to which its own measurements say enough
 
 Verdict = Literal["leave", "uncertain", "replan"]
 
@@ -160,6 +169,10 @@ class _Price:
             index = next(i for i, node in enumerate(cost.nodes) if node.rank == one.rank)
             less[one.rank] = _own_ms(cost, after, index) < _own_ms(cost, before, index)
         worst = {one.rank: one.low if less[one.rank] else one.high for one in self.found}
+        for one in self.found:  # from few layers to many is a far cry: what nodes like it showed counts too
+            stages = [s for s in after if cost.nodes[s.index].rank == one.rank]
+            if stages and stages[0].stop - stages[0].start > MAX_GROWTH * (one.stop - one.start):
+                worst[one.rank] = max(worst[one.rank], median_factor(cost.nodes, self.found, one.rank))
         luckiest = {one.rank: one.high if less[one.rank] else one.low for one in self.found}
         return self._gain_by(worst, before, after), self._gain_by(luckiest, before, after)
 

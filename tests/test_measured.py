@@ -55,7 +55,9 @@ def times_of(part: Assignment, speeds: Speeds, noise: float = 0.02, seed: int = 
 
 
 def factor_of(rank: int, factor: float) -> StageFactor:
-    return StageFactor(rank, f"n{rank}", 0, 1, 64, 100.0, 2.0, 2 * factor, 1.9 * factor, 2.2 * factor, None)
+    return StageFactor(
+        rank, f"n{rank}", 0, 1, 64, 100.0, 2.0, 2 * factor, 1.9 * factor, 2.2 * factor, 0.0, None
+    )
 
 
 def test_a_node_as_planned_has_the_factor_one() -> None:
@@ -80,7 +82,7 @@ def test_scaled_speeds_scale_every_time() -> None:
     speeds = Speeds(5e7, 1e9, formats=(FormatRate("affine4/64", 1e6, 2e9),))
     slow = scaled(speeds, 2.0, 3.0)
     assert (slow.read_bytes_ms, slow.flops_ms, slow.layer_ms, slow.stage_ms) == pytest.approx(
-        (2.5e7, 1e9 / 6, 2 * speeds.layer_ms, 2 * speeds.stage_ms)
+        (2.5e7, 1e9 / 6, 2 * speeds.layer_ms, speeds.stage_ms)
     )
     assert slow.formats[0] == FormatRate("affine4/64", 5e5, 2e9 / 6)
     assert slow.source == "measured"
@@ -89,8 +91,18 @@ def test_scaled_speeds_scale_every_time() -> None:
             CostModel(MODEL, [replace(node(0, 9), measured=one)], (), work)
             for one in (speeds, scaled(speeds, 2.0))
         )
-        assert twice.decode_ms(0, 2, 9) == pytest.approx(2 * plain.decode_ms(0, 2, 9))
-        assert twice.chunk_ms(0, 0, 9) == pytest.approx(2 * plain.chunk_ms(0, 0, 9))
+        waking = speeds.stage_ms
+        assert twice.decode_ms(0, 2, 9) - waking == pytest.approx(2 * (plain.decode_ms(0, 2, 9) - waking))
+        assert twice.chunk_ms(0, 0, 9) - waking == pytest.approx(2 * (plain.chunk_ms(0, 0, 9) - waking))
+    assert scaled(speeds, 0.5).stage_ms == pytest.approx(0.5 * speeds.stage_ms)
+
+
+def test_two_equal_nodes_are_equally_slow_however_many_layers_they_have() -> None:
+    """Both take 0.6 ms more a layer than planned, and neither looks faster than the other."""
+    slow = replace(node(0, 9).speeds, layer_ms=node(0, 9).speeds.layer_ms + 0.6)
+    parts = plan_of((0, 8), (8, 9)).assignments
+    long, short = (stage_factor(MODEL, node(0, 9), part, times_of(part, slow)) for part in parts)
+    assert long.factor == pytest.approx(short.factor, rel=0.15)
 
 
 def test_too_few_steps_say_how_many_are_missing() -> None:

@@ -23,6 +23,7 @@ from proto import head_pb2, head_pb2_grpc, ring_pb2
 from tests.fake_models import node
 from tests.ring_processes import RingProcesses
 from tests.tiny_models import write_checkpoint
+from tests.waiting import wait_for
 
 NUM_LAYERS = 9
 CONTEXT = 512
@@ -50,12 +51,12 @@ class MeasuredRing(RingProcesses):
     def wait_api(self) -> None:
         """Until /health is ok."""
         self.wait_ok()
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            with suppress(OSError), urllib.request.urlopen(f"{self.url}/health", timeout=5):
-                return
-            self.wait_status(lambda status: True)
-        raise AssertionError("the API is not there")
+        wait_for(self._is_healthy, 30.0, "the API is there")
+
+    def _is_healthy(self) -> bool:
+        with suppress(OSError), urllib.request.urlopen(f"{self.url}/health", timeout=5):
+            return True
+        return False
 
     def decode_tok_s(self) -> float:
         """Of one user, by the time between the first and the last token of an answer."""

@@ -25,7 +25,7 @@ from planner.workload import Workload
 from proto import ring_pb2
 from shard_loader.weights import load_shard
 
-REST_S = 0.005
+REST_S = 0.02  # about what a stage waits for its next frame
 CHUNK_ROUNDS = 4
 
 
