@@ -14,6 +14,7 @@ import grpc
 
 from cluster.membership import Member
 from cluster.rpc import connect
+from cluster.tls import Credentials
 from proto import control_pb2, control_pb2_grpc
 
 ASSIGN_AGAIN_S = 1.0
@@ -42,10 +43,10 @@ class Assigner:
     `is_overtaken`: a node knows a later epoch of this head than the head itself. Somebody else assigned it.
     """
 
-    def __init__(self, token: str | None, on_reply: Callable[[], object]) -> None:
+    def __init__(self, credentials: Credentials | str | None, on_reply: Callable[[], object]) -> None:
         self.joined: dict[int, Joined] = {}
         self.is_overtaken = False
-        self._token, self._on_reply = token, on_reply
+        self._credentials, self._on_reply = credentials, on_reply
         self._pending: dict[int, _Pending] = {}
         self._ended: SimpleQueue[tuple[int, _Pending]] = SimpleQueue()
 
@@ -74,7 +75,7 @@ class Assigner:
             assert member.status is not None
             accepted = self.has_joined(member.rank)
             self.joined[member.rank] = Joined(member.status.incarnation, now, accepted)
-            channel = connect(member.address, self._token)
+            channel = connect(member.address, self._credentials, member.node.name)
             call = control_pb2_grpc.ControlStub(channel).Assign.future(request, timeout=ASSIGN_TIMEOUT_S)
             self._pending[member.rank] = pending = _Pending(call, channel)
             call.add_done_callback(partial(self._take, member.rank, pending))

@@ -18,6 +18,7 @@ from cluster.config_forms import own_form, refuse_missing_model
 from cluster.config_load import LOAD_KEYS, LoadConfig, read_load
 from cluster.config_nodes import LinkConfig, NodeConfig, is_loopback, read_host, read_links, read_nodes
 from cluster.config_read import ConfigError, Table, read_document, show
+from cluster.config_security import SecurityConfig, TlsFiles, read_security, tls_files
 from planner.adapters import AdapterFiles
 
 log = logging.getLogger(__name__)
@@ -40,14 +41,6 @@ class ApiConfig:
     port: int = 8080  # 0: any free port
     keys_file: str | None = None
     queue: int = 64
-
-
-@dataclass(frozen=True, slots=True)
-class SecurityConfig:
-    token_file: str | None = None
-    tls_ca: str | None = None
-    tls_cert: str | None = None
-    tls_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +109,27 @@ class ClusterConfig:
             _clean_secret(source, key)
         return keys
 
+    def tls_files(self, rank: int) -> TlsFiles | None:
+        """The certificate files of a rank on its own machine; None: this cluster talks without TLS."""
+        return tls_files(self.security, self.model_dir_base, rank, self.nodes[rank].name)
+
     def check_credentials(self) -> None:
-        """Raises ConfigError where something would listen beyond loopback without a credential."""
-        for node in self.nodes:
-            if not is_loopback(node.host) and self.token() is None:
+        """Raises ConfigError where something would listen beyond loopback without a credential.
+
+        A token alone is one, but a warning says what it does not do.
+        """
+        wide = next((node for node in self.nodes if not is_loopback(node.host)), None)
+        if wide is not None and not self.security.has_tls:
+            if self.token() is None:
                 raise ConfigError(
-                    f"{self.path}: nodes[{node.rank}].host = {show(node.host)} is reachable from other "
-                    "machines, which needs a cluster token: set security.token_file or MACRAME_TOKEN"
+                    f"{self.path}: nodes[{wide.rank}].host = {show(wide.host)} is reachable from other "
+                    "machines, which needs certificates or a cluster token: set security.tls "
+                    "(macrame certs make), or security.token_file or MACRAME_TOKEN"
                 )
+            log.warning(
+                "what the nodes send each other is not encrypted, and the token can be read on the way: "
+                "'macrame certs make' makes certificates for security.tls"
+            )
         if not is_loopback(self.api.host) and not self.api_keys():
             raise ConfigError(
                 f"{self.path}: api.host = {show(self.api.host)} is reachable from other machines, "
@@ -186,7 +192,7 @@ def load_config(path: Path, *, model: str | None = None) -> ClusterConfig:
         objective=table.take_choice("objective", OBJECTIVES, "latency"),
         links=read_links(table, {node.name for node in nodes}),
         api=api,
-        security=_read_security(table.take_table("security", ("token_file", "tls"))),
+        security=read_security(table.take_table("security", ("token_file", "tls"))),
         load=read_load(table.take_table("load", LOAD_KEYS), named),
         stall_timeout_s=table.take_number("stall_timeout_s", 86400) or 120.0,
     )
@@ -212,16 +218,6 @@ def _check_api_port(path: Path, api: ApiConfig, nodes: tuple[NodeConfig, ...]) -
                 f"{path}: api.port = {api.port} is the port of nodes[{node.rank}] on the same machine: "
                 "give the HTTP API a port of its own"
             )
-
-
-def _read_security(table: Table) -> SecurityConfig:
-    tls = table.take_table("tls", ("ca", "cert", "key"))
-    for key in ("ca", "cert", "key"):
-        if key in tls:
-            raise tls.error(
-                key, "asks for TLS, which this version does not have: use a token and a trusted network"
-            )
-    return SecurityConfig(token_file=table.take_str("token_file"))
 
 
 def _clean_secret(source: str, text: str | None) -> str | None:

@@ -80,7 +80,7 @@ class Coordinator:
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._watchers = [
-            Watcher(n, config.digest, node.incarnation, node.token, self._wake.set)
+            Watcher(n, config.digest, node.incarnation, node.credentials, self._wake.set)
             for n in config.nodes
             if n.use
         ]
@@ -93,7 +93,7 @@ class Coordinator:
         self._epoch = int(time.time() * 1e3)  # later than any of an earlier head: none makes one each ms
         self._epoch_at = 0.0
         self._incarnation = node.incarnation  # what the epochs are counted under
-        self._assigner = Assigner(node.token, self._wake.set)
+        self._assigner = Assigner(node.credentials, self._wake.set)
         self._is_serving = False
         self._has_served = False
         self._view = _View()

@@ -18,8 +18,10 @@ from google.protobuf.message import DecodeError
 
 from cluster.heartbeat import BEAT_INTERVAL_S, SILENCE_LIMIT_S, TICK_S, heartbeat
 from cluster.peer_links import Place
-from cluster.rpc import connect, token_metadata
+from cluster.rpc import open_channel, token_metadata
 from cluster.stream import Stream, StreamEnded, open_stream
+from cluster.tls import Credentials
+from cluster.tls_trouble import handshake_trouble
 from proto import ring_pb2
 from proto.codec import Tensor, encode
 
@@ -64,9 +66,10 @@ class EdgeSender:
     def __init__(
         self,
         address: str,
-        token: str | None,
+        credentials: Credentials | str | None,
         hello: ring_pb2.Hello,
         *,
+        peer: str | None = None,
         on_up: Callable[[], None],
         on_down: Callable[[str], None],
         on_refused: Callable[[str], None],
@@ -76,7 +79,8 @@ class EdgeSender:
     ) -> None:
         self._places = places or (lambda: (Place(address),))
         self._configured, self.place = address, Place(address)
-        self._metadata = token_metadata(token)
+        self._name, self._credentials = peer, Credentials.of(credentials)
+        self._metadata = token_metadata(self._credentials.token)
         self._hello = ring_pb2.Hello()
         self._hello.CopyFrom(hello)
         self._hello.protocol = PROTOCOL
@@ -204,7 +208,7 @@ class EdgeSender:
         A channel whose connecting failed is not used again: gRPC would go on connecting while no stream waits
         for it, and then notices a connection only every 5 s.
         """
-        channel = connect(self.place.address, None)
+        channel = open_channel(self.place.address, self._credentials, self._name)
         pause_s = RETRY_S
         try:
             while not self._closing.is_set():
@@ -265,8 +269,14 @@ class EdgeSender:
         if code in _FINAL_CODES and self.place.address == self._configured:
             reason = f"{self._peer} refused the edge: {details}"
             return lambda: self._on_refused(reason)
-        self._waiting_for = f"{self._peer}: {self._broken or details or 'no answer'}"
+        trouble = self._handshake_trouble(details) if code is grpc.StatusCode.UNAVAILABLE else ""
+        self._waiting_for = trouble or f"{self._peer}: {self._broken or details or 'no answer'}"
         return None
+
+    def _handshake_trouble(self, details: str) -> str:
+        if self._broken:
+            return ""
+        return handshake_trouble(self.place.address, self._credentials, self._peer, self._name, details)
 
     def _welcome(self, message: bytes, stream: Stream) -> None:
         reply = _parse(message)

@@ -14,6 +14,7 @@ from pathlib import Path
 from cluster.config import ClusterConfig
 from cluster.lan_copy import PeerSource
 from cluster.load_bar import LoadBar
+from cluster.tls import Credentials
 from planner.adapters import digest_with
 from planner.digests import model_digest
 from shard_loader.fetch import Fetched, Progress, fetch_tensors
@@ -29,8 +30,8 @@ MAX_ASKED = 16  # other nodes at once
 class ModelFetcher:
     """The config's model on this node. `result` tells what the last fetch brought."""
 
-    def __init__(self, config: ClusterConfig, rank: int, token: str | None) -> None:
-        self._config, self._rank, self._token = config, rank, token
+    def __init__(self, config: ClusterConfig, rank: int, credentials: Credentials | str | None) -> None:
+        self._config, self._rank, self._credentials = config, rank, credentials
         self.result = Fetched({})
 
     def find(self) -> ModelPlace:
@@ -89,7 +90,7 @@ class ModelFetcher:
     def _peers(self) -> Iterator[list[PeerSource]]:
         """The other nodes of the config, the head first."""
         nodes = [node for node in self._config.nodes if node.use and node.rank != self._rank]
-        peers = [PeerSource(node.name, node.address, self._token) for node in nodes]
+        peers = [PeerSource(node.name, node.address, self._credentials, peer=node.name) for node in nodes]
         try:
             yield peers
         finally:

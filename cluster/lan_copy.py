@@ -15,6 +15,7 @@ import grpc
 
 from cluster.config import ClusterConfig
 from cluster.rpc import connect
+from cluster.tls import Credentials
 from proto import control_pb2, control_pb2_grpc
 from shard_loader.holdings import Holdings, find_holdings
 from shard_loader.hub import ModelPlace, find_folder, find_model
@@ -99,9 +100,11 @@ class PeerSource:
 
     is_patient = False
 
-    def __init__(self, name: str, address: str, token: str | None) -> None:
+    def __init__(
+        self, name: str, address: str, credentials: Credentials | str | None, *, peer: str | None = None
+    ) -> None:
         self.label = f"node {name}"
-        self._address, self._token = address, token
+        self._address, self._credentials, self._name = address, credentials, peer
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
         self._held: dict[tuple[str, str], tuple[Manifest, dict[str, list[Span]]] | None] = {}
@@ -204,7 +207,7 @@ class PeerSource:
     def _connect(self) -> grpc.Channel:
         with self._lock:
             if self._channel is None:
-                self._channel = connect(self._address, self._token)
+                self._channel = connect(self._address, self._credentials, self._name)
             return self._channel
 
 
@@ -219,9 +222,11 @@ def _spans(file: control_pb2.HeldFile) -> list[Span]:
     return spans
 
 
-def find_as_the_head(config: ClusterConfig, head_address: str, token: str | None) -> ModelPlace:
+def find_as_the_head(
+    config: ClusterConfig, head_address: str, credentials: Credentials | str | None
+) -> ModelPlace:
     """The model for a process that needs no weights, at the head's revision if it has one yet."""
-    head = PeerSource("the head", head_address, token)
+    head = PeerSource("the head", head_address, credentials, peer=config.nodes[0].name)
     try:
         revision = ""
         if find_folder(config.model, config.model_dir_base) is None:

@@ -111,7 +111,9 @@ class LinkMeasurer:
             speed_mbit_s=way.speed_mbit_s,
         )
         try:
-            speed = measure(way.address, self._node.token, hello)
+            speed = measure(
+                way.address, self._node.credentials, hello, peer=self._node.config.nodes[hello.to_rank].name
+            )
         except LinkError as error:
             path.reason = str(error)
             return path

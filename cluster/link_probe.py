@@ -20,8 +20,9 @@ from google.protobuf.message import DecodeError
 from cluster.edge_sender import PROTOCOL
 from cluster.heartbeat import heartbeat
 from cluster.link_service import PROBE_METHOD
-from cluster.rpc import connect, split_address, token_metadata
+from cluster.rpc import open_channel, split_address, token_metadata
 from cluster.stream import Stream, StreamEnded, open_stream
+from cluster.tls import Credentials
 from proto import ring_pb2
 from proto.codec import PART_BYTES, Tensor, encode
 
@@ -57,13 +58,19 @@ class LinkSpeed:
     num_bytes: int
 
 
-def measure(address: str, token: str | None, hello: ring_pb2.Hello) -> LinkSpeed:
-    """Measure the way to the node that listens at `address`; takes LIMIT_S at most. Raises LinkError."""
+def measure(
+    address: str, credentials: Credentials | str | None, hello: ring_pb2.Hello, *, peer: str | None = None
+) -> LinkSpeed:
+    """Measure the way to the node that listens at `address`; takes LIMIT_S at most. Raises LinkError.
+
+    peer: the node's name, which its certificate must have.
+    """
+    shown = Credentials.of(credentials)
     if reason := why_no_connection(address):
         raise LinkError(reason)
-    channel = connect(address, None)
+    channel = open_channel(address, shown, peer)
     try:
-        return _Probe(address, open_stream(channel, PROBE_METHOD, token_metadata(token))).run(hello)
+        return _Probe(address, open_stream(channel, PROBE_METHOD, token_metadata(shown.token))).run(hello)
     finally:
         channel.close()
 

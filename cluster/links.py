@@ -16,7 +16,9 @@ from cluster.config import ClusterConfig, NodeConfig
 from cluster.errors import EXIT_ERROR, EXIT_USAGE, UserError
 from cluster.link_measurer import MAX_WAYS
 from cluster.link_probe import LIMIT_S, why_no_connection
-from cluster.rpc import connect, format_address
+from cluster.rpc import connect
+from cluster.tls import Credentials
+from cluster.tls_trouble import handshake_trouble
 from proto import control_pb2, control_pb2_grpc
 
 ANSWER_S = 5.0
@@ -100,7 +102,11 @@ class Measurement:
 
 
 def measure_links(
-    config: ClusterConfig, token: str | None, *, is_forced: bool, say: Callable[[str], None]
+    config: ClusterConfig,
+    credentials: Credentials | str | None,
+    *,
+    is_forced: bool,
+    say: Callable[[str], None],
 ) -> Measurement:
     """Measure each pair of the config's used nodes, and tell `say` what is being done.
 
@@ -109,7 +115,7 @@ def measure_links(
     nodes = [node for node in config.nodes if node.use]
     if len(nodes) < 2:
         raise UserError(f"{config.path} has one node: there is no link to measure", EXIT_USAGE)
-    peers = [_Peer(config, node, token) for node in nodes]
+    peers = [_Peer(config, node, credentials) for node in nodes]
     try:
         for peer in peers:
             say(f"asking {peer.node.name} at {peer.node.address}")
@@ -138,9 +144,11 @@ def _refuse_busy(peers: list[_Peer]) -> None:
 class _Peer:
     """A node that is asked."""
 
-    def __init__(self, config: ClusterConfig, node: NodeConfig, token: str | None) -> None:
-        self.node, self._digest = node, config.digest
-        self._channel = connect(format_address(node.host, node.port), token)
+    def __init__(
+        self, config: ClusterConfig, node: NodeConfig, credentials: Credentials | str | None
+    ) -> None:
+        self.node, self._digest, self._credentials = node, config.digest, credentials
+        self._channel = connect(node.address, credentials, node.name)
         self._stub = control_pb2_grpc.ControlStub(self._channel)
         self.profile: control_pb2.NodeProfile | None = None
         self.num_sessions = 0
@@ -192,4 +200,6 @@ class _Peer:
             return f"{address} is no macrame node, or one of an older version; install the same on every node"
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return f"{address} does not answer in time; is it frozen?"
-        return f"the connection to {address} broke: {error.details()}"
+        details = error.details() or "no reason given"
+        trouble = handshake_trouble(address, self._credentials, address, self.node.name, details)
+        return trouble or f"the connection to {address} broke: {details}"

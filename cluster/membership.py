@@ -16,6 +16,8 @@ import grpc
 from cluster.config import NodeConfig
 from cluster.heartbeat import SILENCE_LIMIT_S, heartbeat
 from cluster.rpc import connect
+from cluster.tls import Credentials
+from cluster.tls_trouble import handshake_trouble
 from proto import control_pb2, control_pb2_grpc
 
 BEAT_INTERVAL_MS = 250
@@ -61,11 +63,11 @@ class Watcher:
         node: NodeConfig,
         config_digest: str,
         incarnation: int,
-        token: str | None,
+        credentials: Credentials | str | None,
         on_change: Callable[[], None],
     ) -> None:
         self.member = Member(node.rank, node)
-        self._config_digest, self._incarnation, self._token = config_digest, incarnation, token
+        self._config_digest, self._incarnation, self._credentials = config_digest, incarnation, credentials
         self._on_change = on_change
         self._closed = threading.Event()
         self._silent_s = 0.0
@@ -112,7 +114,7 @@ class Watcher:
 
     def _run(self) -> None:
         while not self._closed.is_set():
-            channel = connect(self.member.address, self._token)
+            channel = connect(self.member.address, self._credentials, self.member.node.name)
             try:
                 self._watch(control_pb2_grpc.ControlStub(channel))
             except grpc.RpcError as error:
@@ -164,11 +166,19 @@ class Watcher:
             return Reach.REFUSED, f"{member.label} has another token; give every node the same one"
         if code is grpc.StatusCode.UNIMPLEMENTED:
             return Reach.REFUSED, f"{member.address} is not a macrame node; is another server on this port?"
+        is_new = member.reach is not Reach.CONNECTED  # what stood is not broken by a certificate
+        if is_new and code is grpc.StatusCode.UNAVAILABLE and (trouble := self._handshake_trouble(error)):
+            return Reach.UNREACHABLE, trouble
         if member.reach is Reach.WAITING:
             return Reach.WAITING, f"{member.label} is not there yet"
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return Reach.UNREACHABLE, f"{member.label} does not answer"
         return Reach.UNREACHABLE, f"{member.label} is gone"
+
+    def _handshake_trouble(self, error: grpc.Call) -> str:
+        member = self.member
+        details = error.details() or ""
+        return handshake_trouble(member.address, self._credentials, member.label, member.node.name, details)
 
 
 def short_of_memory(members: Iterable[Member]) -> str:

@@ -22,6 +22,7 @@ from cluster.node_model import NodeModel
 from cluster.peer_links import PeerLinks
 from cluster.ring import NOT_ASSIGNED, EdgeSender, IncomingFrame
 from cluster.routes import HEAD_RANK, Edge, Route, hello, refusal, route
+from cluster.tls import Credentials
 from cluster.usage import Usage
 from planner.plan import Plan
 from proto import control_pb2, ring_pb2
@@ -45,13 +46,19 @@ class Node:
     """Everything of a node but its gRPC server. `on_result` gets the RESULT frames on rank 0."""
 
     def __init__(
-        self, config: ClusterConfig, rank: int, *, token: str | None, import_base_rss_bytes: int
+        self,
+        config: ClusterConfig,
+        rank: int,
+        *,
+        credentials: Credentials | str | None,
+        import_base_rss_bytes: int,
     ) -> None:
-        self.config, self.rank, self.token = config, rank, token
+        self.config, self.rank = config, rank
+        self.credentials = Credentials.of(credentials)
         self.name = config.nodes[rank].name
         self.incarnation = time.time_ns()
-        self.model = NodeModel(config, rank, token)
-        self.links = PeerLinks(config, token)
+        self.model = NodeModel(config, rank, self.credentials)
+        self.links = PeerLinks(config, self.credentials)
         self._load_work: LoadWork | None = None
         self.on_result: Callable[[ring_pb2.Frame], None] = lambda _frame: None
         self.changed = threading.Condition()
@@ -213,6 +220,9 @@ class Node:
             )
         fetched = self.model.fetcher.result
         status.fetched_bytes, status.copied_bytes = fetched.from_hub, fetched.from_peers
+        if (tls := self.credentials.tls) is not None:
+            status.certificate_ends_s = tls.current().expires_at.timestamp()
+            status.certificate_warning = tls.warning()
         if engine is not None:
             stats = engine.stats
             status.num_sessions = len(engine.sessions)
@@ -283,8 +293,9 @@ class Node:
         peer = self.config.nodes[edge.to_rank]
         return EdgeSender(
             injected_address(edge.to_rank) or peer.address,
-            self.token,
+            self.credentials,
             opening,
+            peer=peer.name,
             on_up=lambda: self._on_edge_up(epoch.number, edge),
             on_down=lambda reason: self._lose(epoch.number, reason),
             on_refused=lambda reason: self._lose(epoch.number, reason),

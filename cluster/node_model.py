@@ -12,6 +12,7 @@ from cluster.compute import LoadWork
 from cluster.config import ClusterConfig
 from cluster.fetching import ModelFetcher
 from cluster.memory_limits import MemoryNeed
+from cluster.tls import Credentials
 from planner.adapters import digest_with
 from planner.digests import model_digest, sample_files
 from proto import control_pb2
@@ -21,8 +22,8 @@ from shard_loader.shard_cache import CacheSettings
 class NodeModel:
     """What the head's model is compared with, and how its layers are loaded here."""
 
-    def __init__(self, config: ClusterConfig, rank: int, token: str | None) -> None:
-        self.fetcher = ModelFetcher(config, rank, token)
+    def __init__(self, config: ClusterConfig, rank: int, credentials: Credentials | str | None) -> None:
+        self.fetcher = ModelFetcher(config, rank, credentials)
         self.folder: Path | None = None
         self.digest = ""
         self.revision = ""  # the hub's commit; empty for a folder

@@ -17,6 +17,7 @@ from cluster.config import ClusterConfig, NodeConfig, is_loopback
 from cluster.fault import injected_address
 from cluster.interfaces import KINDS, interface_to, is_attached, plain_ip, read_interfaces, worse
 from cluster.rpc import connect, format_address, split_address
+from cluster.tls import Credentials
 from proto import control_pb2, control_pb2_grpc
 
 MAX_ADDRESSES = 32  # that a node tells; more are not looked at
@@ -66,8 +67,8 @@ class Measured:
 class PeerLinks:
     """What one node knows of its ways to the others. It forgets them when the process ends."""
 
-    def __init__(self, config: ClusterConfig, token: str | None) -> None:
-        self._config, self._token = config, token
+    def __init__(self, config: ClusterConfig, credentials: Credentials | str | None) -> None:
+        self._config, self._credentials = config, credentials
         self._lock = threading.Lock()
         self._told: dict[int, tuple[control_pb2.NodeAddress, ...]] = {}
         self._measured: dict[int, dict[str, Measured | None]] = {}  # by rank and address
@@ -135,7 +136,8 @@ class PeerLinks:
         with self._lock:
             if rank in self._told:
                 return
-        with connect(self._config.nodes[rank].address, self._token) as channel:
+        node = self._config.nodes[rank]
+        with connect(node.address, self._credentials, node.name) as channel:
             try:
                 request = control_pb2.ProfileRequest(config_digest=self._config.digest)
                 profile = control_pb2_grpc.ControlStub(channel).Profile(request, timeout=ASK_S)

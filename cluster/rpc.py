@@ -1,4 +1,7 @@
-"""gRPC as this project uses it: options, the token on each call, servers that own their port. Any thread."""
+"""gRPC as this project uses it: options, TLS, the token on each call, servers that own their port.
+
+Any thread.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,9 @@ from concurrent import futures
 from typing import Any, NoReturn
 
 import grpc
+
+from cluster.config_security import identity
+from cluster.tls import Credentials
 
 MAX_MESSAGE_BYTES = 4 << 20
 _SIZES = (
@@ -74,45 +80,73 @@ def token_metadata(token: str | None) -> tuple[tuple[str, str], ...]:
     return () if token is None else (("authorization", f"Bearer {token}"),)
 
 
-def connect(address: str, token: str | None) -> grpc.Channel:
-    """A channel that sends the token with each call and reconnects within about a second."""
-    channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
-    return channel if token is None else grpc.intercept_channel(channel, _TokenSender(token))
+def connect(address: str, credentials: Credentials | str | None, peer: str | None = None) -> grpc.Channel:
+    """A channel that reconnects within about a second. A text alone is a token; each call carries it.
+
+    With TLS the other side must prove that it is the node `peer` of the config; None: that it is for the
+    address.
+    """
+    shown = Credentials.of(credentials)
+    channel = open_channel(address, shown, peer)
+    return channel if shown.token is None else grpc.intercept_channel(channel, _TokenSender(shown.token))
+
+
+def open_channel(address: str, credentials: Credentials | str | None, peer: str | None) -> grpc.Channel:
+    """As `connect`, but no call carries the token."""
+    tls = Credentials.of(credentials).tls
+    if tls is None:
+        return grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+    options = (*_CHANNEL_OPTIONS, *peer_options(peer))
+    return grpc.secure_channel(address, tls.channel_credentials(), options=options)
+
+
+def peer_options(peer: str | None) -> tuple[tuple[str, str], ...]:
+    """What a channel with TLS needs to check that it reached this node, at whatever address."""
+    return () if peer is None else (("grpc.ssl_target_name_override", identity(peer)),)
 
 
 def make_server(
-    address: str, services: Sequence[Callable[[grpc.Server], None]], token: str | None, *, max_workers: int
+    address: str,
+    services: Sequence[Callable[[grpc.Server], None]],
+    credentials: Credentials | str | None,
+    *,
+    max_workers: int,
 ) -> tuple[grpc.Server, int]:
     """A server bound to host:port, not started yet, and its port (port 0: a free one).
 
     Each of `services` adds its handlers to the server. A call beyond `max_workers` at once gets
-    RESOURCE_EXHAUSTED, one without the token UNAUTHENTICATED. Raises PortBusy or BindError.
+    RESOURCE_EXHAUSTED, one without the token UNAUTHENTICATED; with TLS a client without a certificate of our
+    CA does not get so far. Raises PortBusy or BindError.
     """
+    shown = Credentials.of(credentials)
     workers = futures.ThreadPoolExecutor(max_workers, thread_name_prefix="rpc")
     server = grpc.server(
         workers,
-        interceptors=[] if token is None else [_TokenCheck(token)],
+        interceptors=[] if shown.token is None else [_TokenCheck(shown.token)],
         options=_SERVER_OPTIONS,
         maximum_concurrent_rpcs=max_workers,
     )
     for add_to in services:
         add_to(server)
-    port = _bind(server, *split_address(address))
+    tls = None if shown.tls is None else shown.tls.server_credentials()
+    port = _bind(server, *split_address(address), tls)
     return _Server(server, workers), port
 
 
-def _bind(server: grpc.Server, host: str, port: int) -> int:
+def _bind(server: grpc.Server, host: str, port: int, tls: grpc.ServerCredentials | None) -> int:
     """Binds every address of the host: gRPC itself is content when one of several works."""
     bound = port
     num_bound = 0
     reason = ""
+    unknown = "unknown reason" if tls is None else "gRPC does not take the certificate of security.tls"
     for ip in _resolve(host):
         try:
-            bound = server.add_insecure_port(format_address(ip, bound))
+            place = format_address(ip, bound)
+            bound = server.add_insecure_port(place) if tls is None else server.add_secure_port(place, tls)
             num_bound += 1
         except RuntimeError:
             code = _why_not(ip, bound)
-            reason = os.strerror(code) if code else "unknown reason"
+            reason = os.strerror(code) if code else unknown
             if code == errno.EADDRINUSE:
                 raise PortBusy(
                     f"port {bound} of {host} is in use by another process; stop it, or choose another port "
@@ -209,7 +243,7 @@ class _TokenSender(
     grpc.StreamUnaryClientInterceptor,
     grpc.StreamStreamClientInterceptor,
 ):
-    """Adds the token to each call. (gRPC's own call credentials need TLS.)"""
+    """Adds the token to each call. (gRPC's own call credentials need TLS, which a cluster may lack.)"""
 
     def __init__(self, token: str) -> None:
         self._metadata = token_metadata(token)

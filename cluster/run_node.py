@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from cluster.arguments import Parser
 from cluster.config import ClusterConfig, ConfigError, load_config
@@ -22,6 +22,9 @@ from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, UserError
 from cluster.ours import check_packages
 from cluster.plan_choices import add_choices, choices_of, without_excluded
 from cluster.versions import macrame_version
+
+if TYPE_CHECKING:
+    from cluster.tls import Credentials
 
 STOP_S = 0.7  # for the compute thread and the HTTP process, each
 STOP_LIMIT_S = 1.9  # for everything
@@ -93,7 +96,9 @@ def main(argv: list[str] | None = None) -> int:
             )
         without_excluded(config, args.exclude)
         config.check_credentials()
-        _run(config, args)
+        from cluster.tls import load_credentials  # gRPC is imported from here on
+
+        _run(config, args, load_credentials(config, args.rank))
     except ConfigError as error:
         return _end(str(error), EXIT_USAGE, args.verbose)
     except UserError as error:
@@ -109,7 +114,7 @@ def _end(message: str, code: int, verbose: bool) -> int:
     return code
 
 
-def _run(config: ClusterConfig, args: argparse.Namespace) -> NoReturn:
+def _run(config: ClusterConfig, args: argparse.Namespace, credentials: Credentials) -> NoReturn:
     wake, stop = os.pipe()
     os.set_blocking(stop, False)
     # The kernel may give a signal to any thread: only this descriptor surely wakes the main one.
@@ -122,6 +127,7 @@ def _run(config: ClusterConfig, args: argparse.Namespace) -> NoReturn:
     runtime = Runtime(
         config,
         args.rank,
+        credentials,
         wait_s=args.wait_s,
         with_api=not args.no_api,
         on_stop=lambda: os.write(stop, b"\0"),

@@ -23,6 +23,7 @@ from cluster.probe import this_machine
 from cluster.ring import EdgeService
 from cluster.routes import HEAD_RANK
 from cluster.rpc import BindError, make_server
+from cluster.tls import Credentials
 from cluster.usage import peak_rss_bytes
 from proto import control_pb2_grpc, head_pb2_grpc
 from shard_loader.hub import find_folder
@@ -49,6 +50,7 @@ class Runtime:
         self,
         config: ClusterConfig,
         rank: int,
+        credentials: Credentials,
         *,
         wait_s: float | None,
         with_api: bool,
@@ -60,7 +62,7 @@ class Runtime:
         self._is_closing = False
         self._on_stop = on_stop
         self._wait_s, self._choices = wait_s, choices
-        self._node = Node(config, rank, token=config.token(), import_base_rss_bytes=peak_rss_bytes())
+        self._node = Node(config, rank, credentials=credentials, import_base_rss_bytes=peak_rss_bytes())
         self._edges = EdgeService(
             accept=self._node.accept,
             on_frame=self._node.on_frame,
@@ -99,7 +101,9 @@ class Runtime:
             services.append(lambda server: head_pb2_grpc.add_HeadServicer_to_server(head, server))
             num_workers += self.config.api.queue + self.config.concurrency + 4 * len(self.config.nodes)
         try:
-            self._server, port = make_server(mine.address, services, node.token, max_workers=num_workers)
+            self._server, port = make_server(
+                mine.address, services, node.credentials, max_workers=num_workers
+            )
         except BindError as error:
             raise UserError(str(error), EXIT_ERROR) from error
         node.start()

@@ -25,6 +25,7 @@ from cluster.plan_inputs import plan_links, plan_options, read_model
 from cluster.planning import told_nodes
 from cluster.routes import HEAD_RANK
 from cluster.rpc import connect
+from cluster.tls import Credentials, own_credentials
 from deploy.command import run_command
 from planner.plan import Plan, Refusal
 from planner.planned_from import PlannedFrom
@@ -58,10 +59,10 @@ def _parser() -> Parser:
 
 def _run(args: argparse.Namespace) -> int:
     config = load_config(args.config, model=args.model)
-    token = config.token()
-    measurement = measure_links(config, token, is_forced=args.anyway, say=_progress)
+    credentials = own_credentials(config)
+    measurement = measure_links(config, credentials, is_forced=args.anyway, say=_progress)
     links = config_links(measurement)
-    cost, why_not = _cost(config, token, measurement)
+    cost, why_not = _cost(config, credentials, measurement)
     if args.json:
         found = {
             "links": links,
@@ -85,12 +86,14 @@ def _progress(line: str) -> None:
     say(f"macrame links: {line}")
 
 
-def _cost(config: ClusterConfig, token: str | None, measurement: Measurement) -> tuple[LinksCost | None, str]:
+def _cost(
+    config: ClusterConfig, credentials: Credentials, measurement: Measurement
+) -> tuple[LinksCost | None, str]:
     """What the links mean for the ring's plan; None and why, where that cannot be said here."""
     if all(pair.reasons for pair in measurement.pairs):
         return None, "no prediction: no link was measured"
     try:
-        plan, made_from = _running_plan(config, token) or _own_plan(config, measurement)
+        plan, made_from = _running_plan(config, credentials) or _own_plan(config, measurement)
     except (UserError, ValueError) as error:
         return None, f"no prediction: {error}"
     if not isinstance(plan, Plan):
@@ -98,9 +101,10 @@ def _cost(config: ClusterConfig, token: str | None, measurement: Measurement) ->
     return links_cost(plan, made_from, measurement.pairs), ""
 
 
-def _running_plan(config: ClusterConfig, token: str | None) -> tuple[Plan, PlannedFrom] | None:
+def _running_plan(config: ClusterConfig, credentials: Credentials) -> tuple[Plan, PlannedFrom] | None:
     """The plan that the head runs; None where it has none yet, or is out of reach. Raises ValueError."""
-    with connect(config.nodes[HEAD_RANK].address, token) as channel:
+    head_node = config.nodes[HEAD_RANK]
+    with connect(head_node.address, credentials, head_node.name) as channel:
         head = head_pb2_grpc.HeadStub(channel)
         try:
             status = head.GetCluster(head_pb2.ClusterRequest(), timeout=ANSWER_S)

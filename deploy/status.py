@@ -56,6 +56,11 @@ def render(cluster: dict[str, Any]) -> str:
             f"{cluster['num_completion_tokens']} tokens answered"
         )
     lines += [f"WARNING: {warning}" for warning in cluster.get("warnings", [])]
+    lines += [
+        f"WARNING: rank {node['rank']} ({node['name']}): {node['node']['certificate_warning']}"
+        for node in cluster["nodes"]
+        if node["node"]["certificate_warning"]
+    ]
     lines += ["", *table([_row(node) for node in cluster["nodes"]])]
     lines += [
         f"rank {node['rank']} ({node['name']}): {node['reason']}"

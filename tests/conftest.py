@@ -14,7 +14,9 @@ os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="macrame-cache-")  # never the user's own
-atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="macrame-data-")
+for folder in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
+    atexit.register(shutil.rmtree, os.environ[folder], ignore_errors=True)
 for secret in ("MACRAME_TOKEN", "MACRAME_API_KEYS", "MACRAME_FAULT", "MACRAME_CACHE"):
     os.environ.pop(secret, None)
 

@@ -24,6 +24,7 @@ from cluster.edge_sender import EDGE_METHOD
 from cluster.peer_links import Place
 from cluster.ring import PROTOCOL, EdgeSender, EdgeService, IncomingFrame
 from cluster.rpc import make_server, token_metadata
+from cluster.tls import Credentials
 from proto import ring_pb2
 from proto.codec import Tensor
 
@@ -39,6 +40,7 @@ class Receiver:
 
     def __init__(
         self,
+        credentials: Credentials | str = TOKEN,
         accept: Callable[[ring_pb2.Hello], str | None] = lambda _hello: None,
         port: int = 0,
         **options: int,
@@ -55,7 +57,8 @@ class Receiver:
             incarnation=5,
             **options,
         )
-        self.server, self.port = make_server(f"127.0.0.1:{port}", [self.service.add_to], TOKEN, max_workers=8)
+        place = f"127.0.0.1:{port}"
+        self.server, self.port = make_server(place, [self.service.add_to], credentials, max_workers=8)
         self.server.start()
 
     @property

@@ -61,6 +61,10 @@ def test_wrong_arguments_are_exit_3(tmp_path: Path) -> None:
         3,
         "cluster.api: --port 70000 is not a port (0 to 65535); see cluster.api --help\n",
     )
+    assert run_api("--config", config, "--head", "x:1", "--rank", "9") == (
+        3,
+        f"cluster.api: --rank 9 is not in {config}, which has ranks 0 to 0\n",
+    )
     code, message = run_api("--config", str(tmp_path / "none.json"), "--head", "x:1")
     assert code == 3
     assert "none.json does not exist" in message

@@ -232,6 +232,16 @@ def test_status_shows_each_node() -> None:
     ]
 
 
+def test_status_warns_of_a_certificate_near_its_end() -> None:
+    body = cluster_body("ready")
+    body["nodes"][0]["node"]["certificate_warning"] = (
+        "mini.pem expires on 2030-01-01, in 5 days: make new ones"
+    )
+    assert render(body).splitlines()[1] == (
+        "WARNING: rank 1 (mini): mini.pem expires on 2030-01-01, in 5 days: make new ones"
+    )
+
+
 def test_status_shows_predicted_beside_measured_memory() -> None:
     *_, predicted, measured, limits = render(cluster_body("ready")).splitlines()
     assert predicted.split()[:5] == ["1", "mini", "predicted", "1.0", "MB"]

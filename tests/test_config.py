@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster.config import ClusterConfig, ConfigError, load_config
+from cluster.config_security import TlsFiles, identity
 from cluster.errors import EXIT_USAGE
 
 ALL_KEYS = {
@@ -197,7 +199,17 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"load": {"kv_bits": 5}}, r"load\.kv_bits = 5 must be one of 4, 8"),
     ({"load": {"kv_bits": "8"}}, r'load\.kv_bits = "8" must be a whole number'),
     ({"load": {"kv_group_size": 48}}, r"load\.kv_group_size = 48 must be one of 32, 64, 128"),
-    ({"security": {"tls": {"cert": "c.pem"}}}, r'security\.tls\.cert = "c.pem" asks for TLS'),
+    ({"security": {"tls": {"cert": "c.pem"}}}, r"security\.tls\.ca is missing: .* takes ca, cert and key"),
+    (
+        {"security": {"tls": {"ca": "a", "cert": "c", "key": "{host}.key"}}},
+        r'security\.tls\.key = "{host}\.key" may contain {name} and {rank} in braces, nothing else',
+    ),
+    (
+        {"security": {"tls": {"ca": "a", "cert": "{name!r}", "key": "k"}}},
+        r"security\.tls\.cert = .* nothing else",
+    ),
+    ({"security": {"tls": {"ca": "a", "cert": "{", "key": "k"}}}, r"security\.tls\.cert = .* nothing else"),
+    ({"security": {"tls": {"ca": "{name}", "cert": "c", "key": "k"}}}, r"tls\.ca = .* is the same for all"),
 ]
 
 
@@ -258,6 +270,7 @@ def test_the_digest_is_of_what_all_nodes_must_agree_on(tmp_path: Path) -> None:
     digest = load(tmp_path).digest
     assert load(other).digest == digest
     assert load(tmp_path, security={"token_file": "t"}, api={"keys_file": "k"}).digest == digest
+    assert load(tmp_path, security={"tls": {"ca": "a", "cert": "b", "key": "c"}}).digest == digest
     assert load(tmp_path, model=str(tmp_path / "m")).digest == digest
     assert load(tmp_path, context=5).digest != digest
     assert load(tmp_path, model="n").digest != digest
@@ -326,18 +339,52 @@ def test_api_keys_are_lines_or_commas(tmp_path: Path, monkeypatch: pytest.Monkey
         load(tmp_path, api={"keys_file": secret(tmp_path, "# none\n")}).api_keys()
 
 
+def test_certificate_paths_are_those_of_each_node(tmp_path: Path) -> None:
+    tls = {"ca": "certs/ca.pem", "cert": "certs/{name}.pem", "key": "/secret/{rank}.key"}
+    two = nodes({"name": "a"}, {"name": "b/../c"})
+    assert load(tmp_path, **two).tls_files(0) is None
+    config = load(tmp_path, security={"tls": tls}, **two)
+    assert config.tls_files(0) == TlsFiles(
+        "a", tmp_path / "certs/ca.pem", tmp_path / "certs/a.pem", Path("/secret/0.key")
+    )
+    other = config.tls_files(1)
+    assert other is not None
+    assert other.cert.parent == tmp_path / "certs"  # a name never leads out of the folder
+    assert re.fullmatch(r"b-\.\.-c-[0-9a-f]{12}\.pem", other.cert.name)
+
+
+@pytest.mark.parametrize(
+    ("name", "known_as"),
+    [
+        ("mini1", "mini1.macrame.internal"),
+        ("mini1.local", "mini1.local.macrame.internal"),
+        ("10.0.0.2", "10.0.0.2.macrame.internal"),
+        ("Mini1", r"node-[0-9a-f]{12}.macrame.internal"),  # DNS has no capitals: mini1 is somebody else
+        ("Anna's Mac", r"node-[0-9a-f]{12}.macrame.internal"),
+        ("a..b", r"node-[0-9a-f]{12}.macrame.internal"),
+        ("x" * 300, r"node-[0-9a-f]{12}.macrame.internal"),
+    ],
+)
+def test_every_name_has_an_identity_that_tls_can_check(name: str, known_as: str) -> None:
+    assert re.fullmatch(known_as, identity(name))
+
+
 def test_nothing_listens_beyond_loopback_without_a_credential(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     load(tmp_path).check_credentials()
     wide = load(tmp_path, **nodes({}))
     assert not wide.is_loopback
     with pytest.raises(
-        ConfigError, match=r'nodes\[0\]\.host = "h0" is reachable .* set security\.token_file or MAC'
+        ConfigError, match=r'"h0" is reachable .* set security\.tls \(.*\), or security\.token_file or MAC'
     ):
         wide.check_credentials()
+    load(tmp_path, security={"tls": {"ca": "a", "cert": "b", "key": "c"}}, **nodes({})).check_credentials()
+    assert not caplog.records
     monkeypatch.setenv("MACRAME_TOKEN", "t")
     wide.check_credentials()
+    assert len(caplog.messages) == 1
+    assert "is not encrypted, and the token can be read on the way: 'macrame certs make'" in caplog.text
     api = load(tmp_path, api={"host": "0.0.0.0"})
     with pytest.raises(
         ConfigError, match=r'api\.host = "0\.0\.0\.0" is reachable .* set api\.keys_file or MAC'

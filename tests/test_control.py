@@ -32,7 +32,7 @@ class Served:
     def __init__(self, directory: Path, model: Path) -> None:
         self.config = load_config(write_cluster(directory, model, node(name="n0")))
         self.model = model
-        self.node = Node(self.config, 0, token=None, import_base_rss_bytes=0)
+        self.node = Node(self.config, 0, credentials=None, import_base_rss_bytes=0)
         self.node.start()
         self.service = ControlService(self.node, this_machine())
         add: Callable[[grpc.Server], None] = lambda server: (  # noqa: E731

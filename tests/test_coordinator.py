@@ -34,7 +34,7 @@ class Told:
     def __init__(self, directory: Path, model: Path, patch: pytest.MonkeyPatch) -> None:
         nodes = [node(name=f"n{rank}", layers=layers) for rank, layers in enumerate(LAYERS)]
         config = load_config(write_cluster(directory, model, *nodes, stall_timeout_s=10))
-        own = Node(config, 0, token=None, import_base_rss_bytes=0)
+        own = Node(config, 0, credentials=None, import_base_rss_bytes=0)
         own.model.found(model)
         self.said: list[str] = []
         self.now = 0.0

@@ -70,7 +70,7 @@ def test_a_fetch_brings_a_stage_and_refuses_other_files(
 
 def test_plans_are_taken_when_it_is_known_where_the_model_is(tmp_path: Path, model: Path) -> None:
     config = load_config(write_cluster(tmp_path, MODEL, node(name="n0")))
-    one = Node(config, 0, token=None, import_base_rss_bytes=0)
+    one = Node(config, 0, credentials=None, import_base_rss_bytes=0)
     of_hub, of_folder = (assignment(config, model, revision=revision) for revision in ("a" * 40, ""))
     assert one.assign(of_hub).reason == "n0 is still fetching the model"
     one.model.expected()
@@ -84,7 +84,7 @@ def test_plans_are_taken_when_it_is_known_where_the_model_is(tmp_path: Path, mod
 
 def test_a_folder_serves_for_a_revision_if_it_is_the_same(tmp_path: Path, model: Path) -> None:
     config = load_config(write_cluster(tmp_path, MODEL, node(name="n0")))
-    one = Node(config, 0, token=None, import_base_rss_bytes=0)
+    one = Node(config, 0, credentials=None, import_base_rss_bytes=0)
     one.model.found(model)
     request = assignment(config, model, revision="a" * 40)
     other = control_pb2.AssignRequest()

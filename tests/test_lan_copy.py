@@ -61,7 +61,7 @@ class Serving:
 
     def __init__(self, directory: Path, token: str | None = None) -> None:
         config = load_config(write_cluster(directory, MODEL, node(name="n0")))
-        self.node = Node(config, 0, token=token, import_base_rss_bytes=0)
+        self.node = Node(config, 0, credentials=token, import_base_rss_bytes=0)
         self.service = ControlService(self.node, this_machine())
         add: Callable[[grpc.Server], None] = lambda server: (  # noqa: E731
             control_pb2_grpc.add_ControlServicer_to_server(self.service, server)

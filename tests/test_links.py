@@ -20,6 +20,7 @@ from cluster.links import Measurement, measure_links
 from cluster.node import Node
 from cluster.probe import this_machine
 from cluster.rpc import connect, make_server
+from cluster.tls import Credentials
 from proto import control_pb2, control_pb2_grpc, ring_pb2
 from tests.node_process import node, write_cluster
 from tests.relay import Relay, Shape
@@ -30,15 +31,17 @@ TOKEN = "token"
 class Served:
     """A node with all that measures, and without a ring."""
 
-    def __init__(self, config: ClusterConfig, rank: int, token: str | None = TOKEN) -> None:
-        self.node = Node(config, rank, token=token, import_base_rss_bytes=0)
+    def __init__(
+        self, config: ClusterConfig, rank: int, credentials: Credentials | str | None = TOKEN
+    ) -> None:
+        self.node = Node(config, rank, credentials=credentials, import_base_rss_bytes=0)
         self.service = ControlService(self.node, this_machine())
         add: Callable[[grpc.Server], None] = lambda server: (  # noqa: E731
             control_pb2_grpc.add_ControlServicer_to_server(self.service, server)
         )
         probes = ProbeService(self.service.measurer.accept, 5)
         self.address = config.nodes[rank].address
-        self.server, _ = make_server(self.address, [add, probes.add_to], token, max_workers=8)
+        self.server, _ = make_server(self.address, [add, probes.add_to], credentials, max_workers=8)
         self.server.start()
 
     def measure(self, **values: object) -> list[control_pb2.LinkReport]:

@@ -15,6 +15,7 @@ import grpc
 import pytest
 
 from cluster.rpc import BindError, PortBusy, connect, format_address, make_server, split_address
+from cluster.tls import Credentials
 from proto import control_pb2, control_pb2_grpc
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,7 +55,7 @@ class Control(control_pb2_grpc.ControlServicer):
 @contextlib.contextmanager
 def serve(
     services: list[Callable[[grpc.Server], None]],
-    token: str | None = None,
+    token: Credentials | str | None = None,
     address: str = "127.0.0.1:0",
     max_workers: int = 4,
 ) -> Iterator[int]:

@@ -85,8 +85,9 @@ def test_beyond_loopback_needs_a_token(tmp_path: Path) -> None:
     config = write_cluster(tmp_path, "m", node(host="0.0.0.0"))
     assert run_node("--rank", 0, "--config", config) == Ended(
         3,
-        f'run_node: {config}: nodes[0].host = "0.0.0.0" is reachable from other machines, which needs a '
-        "cluster token: set security.token_file or MACRAME_TOKEN",
+        f'run_node: {config}: nodes[0].host = "0.0.0.0" is reachable from other machines, which needs '
+        "certificates or a cluster token: set security.tls (macrame certs make), or security.token_file or "
+        "MACRAME_TOKEN",
     )
 
 
@@ -114,7 +115,7 @@ def test_a_hostfile_is_run_with_a_model(tmp_path: Path) -> None:
     )
     ended = run_node("--rank", 0, "--config", path, "--model", "m")
     assert ended.code == 3
-    assert "which needs a cluster token" in ended.sentence  # nothing else is amiss
+    assert "which needs certificates or a cluster token" in ended.sentence  # nothing else is amiss
 
 
 def test_a_model_on_the_command_line_is_the_heads_the_workers_and_the_plans(

@@ -28,6 +28,7 @@ from cluster.arguments import Parser
 from cluster.config import ClusterConfig, is_loopback, load_config
 from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, UserError
 from cluster.lan_copy import find_as_the_head
+from cluster.tls import load_credentials
 from cluster.tokenizer import load_tokenizer
 
 STOP_S = 1  # for open streams to end in, once they have been told
@@ -69,7 +70,12 @@ def main(argv: list[str] | None = None) -> int:
             host=config.api.host if args.host is None else args.host,
             port=config.api.port if args.port is None else args.port,
         )
-        return _serve(replace(config, api=api), args.head, args.parent_pipe)
+        if not 0 <= args.rank < len(config.nodes):
+            raise UserError(
+                f"--rank {args.rank} is not in {args.config}, which has ranks 0 to {len(config.nodes) - 1}",
+                EXIT_USAGE,
+            )
+        return _serve(replace(config, api=api), args.rank, args.head, args.parent_pipe)
     except UserError as error:
         if args.verbose:
             traceback.print_exc()
@@ -85,6 +91,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, required=True, help="the cluster's JSON or YAML file")
     parser.add_argument("--model", help="a folder or a hub id, instead of the config's")
     parser.add_argument("--head", required=True, metavar="HOST:PORT", help="where rank 0 listens")
+    parser.add_argument("--rank", type=int, default=0, help="whose certificate it shows the head (default 0)")
     parser.add_argument("--host", help="listen here instead of api.host")
     parser.add_argument("--port", type=int, help="listen here instead of api.port; 0: any free port")
     parser.add_argument("--parent-pipe", action="store_true", help="stop when standard input ends")
@@ -95,7 +102,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def _serve(config: ClusterConfig, head_address: str, has_parent_pipe: bool) -> int:
+def _serve(config: ClusterConfig, rank: int, head_address: str, has_parent_pipe: bool) -> int:
     keys = config.api_keys()
     if not is_loopback(config.api.host) and not keys:
         raise UserError(
@@ -105,7 +112,8 @@ def _serve(config: ClusterConfig, head_address: str, has_parent_pipe: bool) -> i
         )
     listener = _listen(config.api.host, config.api.port)
     adapters = [adapter.name for adapter in config.load.adapters]
-    head = HeadClient(head_address, config.token())
+    credentials = load_credentials(config, rank)
+    head = HeadClient(head_address, credentials, peer=config.nodes[0].name)
     service = Service(config.model, config.model_dir_base, head, config.api.queue, adapters)
     has_uvloop = importlib.util.find_spec("uvloop") is not None
     server = _Server(
@@ -126,7 +134,7 @@ def _serve(config: ClusterConfig, head_address: str, has_parent_pipe: bool) -> i
 
     def load() -> None:
         try:
-            model_dir = find_as_the_head(config, head_address, config.token()).folder
+            model_dir = find_as_the_head(config, head_address, credentials).folder
             tokenizer = load_tokenizer(model_dir)
             tokenizer.warm_up()
             service.use(tokenizer, SamplingDefaults.read(model_dir))

@@ -5,12 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from cluster.api.errors import from_rpc, internal, unavailable
+from cluster.rpc import peer_options, token_metadata
+from cluster.tls import Credentials
+from cluster.tls_trouble import handshake_trouble
 from proto import head_pb2, head_pb2_grpc
+
+if TYPE_CHECKING:
+    from cluster.certificate import NodeIdentity
 
 logger = logging.getLogger(__name__)
 
@@ -71,11 +77,15 @@ class Generation:
 class HeadClient:
     """Keeps the newest cluster status and all calls that run. `start` and `close` in the same event loop."""
 
-    def __init__(self, address: str, token: str | None) -> None:
+    def __init__(
+        self, address: str, credentials: Credentials | str | None, *, peer: str | None = None
+    ) -> None:
         self.address = address
+        self._credentials, self._peer = Credentials.of(credentials), peer
+        self._shown: NodeIdentity | None = None  # our certificate, of which the channel was made
         self.generations: set[Generation] = set()
         self.status: head_pb2.ClusterStatus | None = None
-        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._metadata = token_metadata(self._credentials.token)
         self._silent_s = 0.0  # a tick counts at most double: this loop being busy is no silence of the head
         self._broken = "it has not answered yet"
         self._closing = ""
@@ -84,8 +94,7 @@ class HeadClient:
         self._stub: Any = None
 
     async def start(self) -> None:
-        self._channel = grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS)
-        self._stub = head_pb2_grpc.HeadStub(self._channel)
+        self._open()
         self._tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self._count_silence())]
 
     async def close(self) -> None:
@@ -93,6 +102,23 @@ class HeadClient:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._channel.close()
+
+    def _open(self) -> None:
+        tls = self._credentials.tls
+        if tls is None:
+            self._channel = grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS)
+        else:
+            self._shown = tls.current()
+            options = [*CHANNEL_OPTIONS, *peer_options(self._peer)]
+            self._channel = grpc.aio.secure_channel(self.address, tls.channel_credentials(), options=options)
+        self._stub = head_pb2_grpc.HeadStub(self._channel)
+
+    async def _reopen_if_renewed(self) -> None:
+        """A channel keeps the certificate that it was made with; one that is in use needs no other."""
+        tls = self._credentials.tls
+        if tls is not None and not self.generations and tls.current() is not self._shown:
+            await self._channel.close()
+            self._open()
 
     @property
     def trouble(self) -> str:
@@ -150,12 +176,20 @@ class HeadClient:
                 self._broken = "it ended the connection"
             except grpc.aio.AioRpcError as error:
                 self._broken = (error.details() or error.code().name).rstrip(".")
+                if num_failures and error.code() is grpc.StatusCode.UNAVAILABLE:
+                    self._broken = await self._handshake_trouble(self._broken) or self._broken
                 if num_failures == 0:
                     logger.info("the watch on the head broke: %s", self._broken)
             finally:
                 call.cancel()
             num_failures += 1
+            await self._reopen_if_renewed()
             await asyncio.sleep(RETRY_S[min(num_failures, len(RETRY_S)) - 1])
+
+    async def _handshake_trouble(self, details: str) -> str:
+        return await asyncio.to_thread(
+            handshake_trouble, self.address, self._credentials, "it", self._peer, details
+        )
 
     async def _count_silence(self) -> None:
         loop = asyncio.get_running_loop()
