@@ -27,7 +27,8 @@ from cluster.profile_timing import Effort, Estimate, measure
 from planner.speeds import Speeds
 
 MEMORY_SHARE = 0.25  # of what is available may hold the weights of all formats
-SIZING_SHARE = 0.4  # of the time: formats that are not begun by then are left out
+# Of the time: the main formats, and the others, that are not begun by then are left out.
+MAIN_SHARE, OTHER_SHARE = 0.8, 0.4
 WAKE_S, WAKE_ROUNDS = 0.3, 50
 _LACKS = (ValueError, RuntimeError, NotImplementedError)  # what MLX raises for what it has not
 Say = Callable[[str], None]
@@ -65,8 +66,7 @@ def measure_machine(effort: Effort, *, available_bytes: int, disk_folder: Path, 
     disk = disk_rate(disk_folder, effort.disk_bytes)
     skipped = [] if isinstance(disk, DiskRate) else [f"disk: {disk}"]
     say(f"finding sizes for {len(names)} formats of weights")
-    deadline = started + SIZING_SHARE * effort.budget_s
-    products, without = _products(names, effort.target_ms, pool_bytes, deadline)
+    products, without = _products(names, effort, pool_bytes, started)
     cases = {product.name: product.case() for product in products}
     copied_bytes = max(1 << 20, min(64 << 20, pool_bytes) // 8 * 8)
     cases["copy"] = copy_case(copied_bytes)
@@ -92,18 +92,21 @@ def measure_machine(effort: Effort, *, available_bytes: int, disk_folder: Path, 
 
 
 def _products(
-    names: Sequence[str], target_ms: float, pool_bytes: int, deadline: float
+    names: Sequence[str], effort: Effort, pool_bytes: int, started: float
 ) -> tuple[list[Product], list[str]]:
     """Those that MLX has here, and a sentence for each that it lacks, or that there is no time for.
 
-    A device that compiles its kernels takes seconds for a format; the main ones are measured in any case.
+    A GPU for which MLX compiles its kernels at first use takes seconds for a format; it keeps them, so the
+    next profile comes further.
     """
     products: list[Product] = []
     without = []
     for name in names:
-        if name not in MAIN_FORMATS and time.perf_counter() > deadline:
-            without.append(f"{name}: no time was left for it")
+        share = MAIN_SHARE if name in MAIN_FORMATS else OTHER_SHARE
+        if products and time.perf_counter() - started > share * effort.budget_s:
+            without.append(f"{name}: no time was left for it; a second profile may come further")
             continue
+        target_ms = effort.target_ms
         try:
             pool = make_pool(name, target_ms, pool_bytes)
         except _LACKS as error:

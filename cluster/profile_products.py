@@ -26,7 +26,7 @@ ROTATION = 16  # calls before the same weights come again
 MAX_RESULTS = 1 << 26  # numbers that one call leaves behind
 FEW, MANY = 8, 512
 ROWS = (1, FEW, MANY)
-MAIN_FORMATS = ("float32", "bfloat16", "float16", "affine4/64", "affine8/64", "mxfp4")
+MAIN_FORMATS = ("bfloat16", "affine4/64", "affine8/64", "mxfp4", "float16", "float32")
 OTHER_FORMATS = (
     *("affine3/64", "affine5/64", "affine6/64", "affine4/32", "affine8/32"),
     *("mxfp8", "nvfp4"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from tests.fake_models import llama_config, llama_tensors, write_model
 from tests.node_process import write_cluster
 from tests.test_measured_speeds import FOUND
 
-TINY = Effort(1, 1, 1, 1, 0.0, 1 << 20, 1 << 20, False)
+TINY = Effort(1, 1, 1, 1, 60.0, 1 << 20, 1 << 20, False)  # one round, so the time does not count
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +107,17 @@ def test_a_format_that_mlx_lacks_here_is_left_out_with_a_note(
     monkeypatch.setattr(profile_machine, "MAIN_FORMATS", ("hexfp7",))
     with pytest.raises(ValueError, match="no product of weights could be timed"):
         _ = measure_machine(TINY, available_bytes=1, disk_folder=tmp_path / "d", say=lambda _: None).speeds
+
+
+def test_formats_that_there_is_no_time_for_are_left_out_with_a_note(tmp_path: Path) -> None:
+    """But for the first, so that there is something to plan with."""
+    hurried = replace(TINY, budget_s=0.0)
+    found = measure_machine(hurried, available_bytes=1 << 30, disk_folder=tmp_path / "d", say=lambda _: None)
+    assert {product.format for product in found.products} == {"float32"}
+    assert found.skipped == tuple(
+        f"{name}: no time was left for it; a second profile may come further"
+        for name in ("bfloat16", "affine4/64")
+    )
 
 
 def _few_rows_only(weights: Weights, x: mx.array) -> mx.array:

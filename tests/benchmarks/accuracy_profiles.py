@@ -21,12 +21,12 @@ def by_layers(setting: Setting, node: int) -> Speeds:
 
 
 def by_macrame(setting: Setting, node: int) -> Speeds:
-    """The node alone by macrame profile, which knows nothing of the model, and the injected delay."""
+    """The node alone by macrame profile: it knows nothing of the model, and runs into the injected delay."""
     effort = () if setting.num_gpus else ("--quick",)
     found = _alone(setting, node, "deploy.profile", "--no-save", "--json", *effort)["speeds"]
     rates = tuple(FormatRate(**rate) for rate in found["formats"])
-    layer_ms = found["layer_ms"] + setting.delay_ms(node)
-    return Speeds(found["read_bytes_ms"], found["flops_ms"], layer_ms, found["stage_ms"], rates, "measured")
+    times = (found[key] for key in ("read_bytes_ms", "flops_ms", "layer_ms", "stage_ms"))
+    return Speeds(*times, rates, "measured")
 
 
 PROFILES = {"layers": by_layers, "macrame": by_macrame}
