@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from typing import TextIO
@@ -14,6 +15,12 @@ def say(line: str, stream: TextIO | None = None) -> None:
     """Print one line; it is lost where nobody can take it."""
     with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed
         print(line, file=stream or sys.stderr, flush=True)
+
+
+def show_anything(stream: TextIO) -> None:
+    """Let `stream` write what its encoding lacks as escapes: a name in a node's script is no error."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
 
 
 def look_of(stream: TextIO) -> Look:

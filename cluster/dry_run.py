@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cluster.config import ClusterConfig, load_config
 from cluster.config_read import ConfigError, show
-from cluster.console import look_of
+from cluster.console import look_of, show_anything
 from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_ERROR, EXIT_OK, UserError
 from cluster.plan_arguments import plan_parser, with_arguments
 from cluster.plan_asker import PlanAsker
@@ -42,6 +42,7 @@ from shard_loader.sources import HubError
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the plan, or why there is none; returns the exit code."""
     args = plan_parser().parse_args(argv)
+    show_anything(sys.stdout)
     try:
         return _run(args)
     except UserError as error:

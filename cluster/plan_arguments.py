@@ -95,7 +95,9 @@ def _with_layers(config: ClusterConfig, texts: Sequence[str] | None) -> ClusterC
     forced: dict[str, tuple[int, int]] = {}
     names = [node.name for node in config.nodes]
     for text in texts:
-        name, _, layers = text.rpartition("=")
+        name, sign, layers = text.rpartition("=")
+        if not sign:
+            raise ConfigError(f"--layers {text}: write NODE=A:B, such as {names[0]}=0:10")
         if name not in names:
             raise ConfigError(f"--layers {text}: {not_a_node(name, names)}")
         if name in forced:

@@ -24,6 +24,9 @@ def check_sweep(args: argparse.Namespace) -> None:
     axis = None if args.sweep is None else args.sweep.axis
     if axis in ("context", "concurrency") and getattr(args, axis) is not None:
         raise ConfigError(f"--sweep {axis} and --{axis} exclude each other: leave one away")
+    for flag in ("why", "compare"):
+        if axis is not None and getattr(args, flag):
+            raise ConfigError(f"--sweep and --{flag} exclude each other: ask for one value with --{flag}")
     if axis is not None and args.force:
         raise ConfigError("--sweep and --force exclude each other: a sweep shows where the limit lies")
 

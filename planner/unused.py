@@ -55,11 +55,11 @@ def unused(
     return _merged(found)
 
 
-def plain_unused(search: RingSearch, stages: Sequence[Stage], text: str) -> list[Unused]:
-    """What needs no search; `text` for the other nodes."""
+def plain_unused(search: RingSearch, stages: Sequence[Stage], text: str, kind: Kind) -> list[Unused]:
+    """What needs no search; `kind` and `text` for the other nodes."""
     used = {stage.index for stage in stages}
     idle = [(i,) for i in range(len(search.cost.nodes)) if i not in used]
-    return _merged([_plain(search, i) or Unused(i, "does_not_fit", text) for i in idle])
+    return _merged([_plain(search, i) or Unused(i, kind, text) for i in idle])
 
 
 def _plain(search: RingSearch, idle: tuple[int, ...]) -> Unused | None:

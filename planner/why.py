@@ -19,7 +19,7 @@ from planner.optimal import RingSearch
 from planner.plan import Plan
 from planner.remedies import Remedy, remedies
 from planner.solver import PlanOptions, rings_of
-from planner.unused import Unused, plain_unused, unused
+from planner.unused import Kind, Unused, plain_unused, unused
 from planner.variants import Checkpoint
 from planner.what_if import MIN_GAIN, Gain, WhatIf, Work
 
@@ -154,14 +154,15 @@ def explain_plan(
     steps = None if options.strategy != "optimal" else steps_of(search, options.objective)
     if plan.refusal is None and steps is not None:
         return _with_other_plans(why, search, stages, options, Work(steps, is_quick=is_quick))
+    kind: Kind = "does_not_fit"
     text, note = "no ring with it exceeds the budgets by less", None
     if plan.refusal is None and options.strategy != "optimal":
         text = f"the strategy {options.strategy} found no split that uses it too and fits"
         note = "what would help is told for the strategy optimal"
     elif plan.refusal is None:
-        text = "no ring with it was found to be better"
+        kind, text = "not_searched", "no ring with it was found to be better"
         note = "with so many different nodes not every order is searched, and what would help is not told"
-    return replace(why, unused=tuple(plain_unused(search, stages, text)), note=note)
+    return replace(why, unused=tuple(plain_unused(search, stages, text, kind)), note=note)
 
 
 def _with_other_plans(
@@ -169,7 +170,8 @@ def _with_other_plans(
 ) -> Why:
     """With what needs other plans: unused nodes, gains, and what was left out."""
     if options.keeps_order:
-        found = plain_unused(search, stages, "no ring with it in its place was found to be better")
+        text = "no ring with it in its place was found to be better"
+        found = plain_unused(search, stages, text, "not_searched")
     else:
         found = unused(search, stages, options.objective, work.take_plan)
     wishes = {

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from cluster.console import look_of, say
+from cluster.console import look_of, say, show_anything
 
 
 def test_a_line_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,3 +49,12 @@ def test_a_terminal_gets_what_it_can_show(
     found = look_of(Terminal(io.BytesIO(), encoding=encoding))
     assert (found.is_unicode, found.is_color) == look
     assert not look_of(io.TextIOWrapper(io.BytesIO(), encoding=encoding)).is_color
+
+
+def test_what_an_encoding_lacks_is_escaped() -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    show_anything(stream)
+    stream.write("m\u00fc")
+    stream.flush()
+    assert raw.getvalue() == rb"m\xfc"

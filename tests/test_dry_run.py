@@ -267,7 +267,7 @@ def test_force_changes_nothing_where_a_plan_fits(tmp_path: Path, capsys: pytest.
         (["--layers", "air=0:10"], "layers 0:10 of air exceed the model, which has the layers 0:9"),
         (["--layers", "airs=0:9"], '--layers airs=0:9: "airs" is no node, the nearest is "air"'),
         (["--layers", "air=9:0"], '--layers air=9:0: the layers must be two whole numbers "start:stop"'),
-        (["--layers", "air"], '--layers air: "" is no node: the nodes are mini, pro, air'),
+        (["--layers", "air"], "--layers air: write NODE=A:B, such as mini=0:10"),
         (["--layers", "air=0:2", "air=2:9"], '"air" is given twice'),
         (["--model", "/nowhere"], 'cluster.json: model = "/nowhere": there is no model folder /nowhere'),
         (["--config", "/nowhere.json"], "/nowhere.json does not exist"),

@@ -180,6 +180,8 @@ def test_a_context_beyond_the_models_is_told_once(
         (["--sweep", "context=1..4", "--context", "4"], "--sweep context and --context exclude each other"),
         (["--sweep", "concurrency=1..4", "--concurrency", "4"], "--sweep concurrency and --concurrency"),
         (["--sweep", "context=1..4", "--force"], "--sweep and --force exclude each other: a sweep shows"),
+        (["--sweep", "context=1..4", "--why"], "--sweep and --why exclude each other: ask for one value"),
+        (["--sweep", "context=1..4", "--compare"], "--sweep and --compare exclude each other: ask"),
         (["--sweep", "concurrency=1,9999999"], "--sweep: 9999999 requests are more than 1000000"),
         (["--sweep", "memory:m4-9=1..4"], "--sweep memory:m4-9: the nodes are m4-0, m4-1, m4-2"),
     ],

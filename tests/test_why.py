@@ -357,3 +357,9 @@ def test_the_account_of_eight_nodes_and_100_layers_takes_less_than_a_second(obje
     assert time.process_time() - started_s < 1.5
     assert why.gains or why.unused
     assert why.note == "not every change was planned, as that would take too long"
+
+
+def test_a_kept_order_does_not_claim_that_an_idle_node_cannot_be_used() -> None:
+    cost = CostModel(made_up_model([GB] * 4), [node(0, 9), node(1, 9)], (), PlanOptions(1024).work)
+    (idle,) = why_of(cost, PlanOptions(1024, keeps_order=True)).unused
+    assert (idle.nodes, idle.kind) == ((1,), "not_searched")
