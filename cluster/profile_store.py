@@ -73,7 +73,7 @@ def read_speeds(machine: Machine) -> MeasuredSpeeds | None:
         return MeasuredSpeeds.from_dict(content["speeds"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         logger.warning(
             "the measured speeds in %s cannot be used (%s): run macrame profile again", path, error
         )

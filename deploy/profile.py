@@ -54,11 +54,23 @@ def _run(args: argparse.Namespace) -> int:
     node = seen_machine()
     machine = machine_of(node.chip, node.gpu_cores, node.memory_bytes)
     if args.forget:
-        machine.path.unlink(missing_ok=True)
+        _forget(machine)
         return EXIT_OK
     if args.show:
         return _show(node, machine, as_json=args.json)
     return measure(node, machine, QUICK if args.quick else FULL, is_kept=not args.no_save, as_json=args.json)
+
+
+def _forget(machine: Machine) -> None:
+    try:
+        machine.path.unlink(missing_ok=True)
+    except NotADirectoryError:  # so nothing was kept
+        return
+    except OSError as error:
+        raise UserError(
+            f"the speeds in {machine.path} cannot be removed: {error.strerror or error}; remove it by hand",
+            EXIT_ERROR,
+        ) from error
 
 
 def _show(node: NodeProfile, machine: Machine, *, as_json: bool) -> int:

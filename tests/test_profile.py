@@ -145,6 +145,19 @@ def test_a_folder_that_cannot_be_written_is_named(
     assert "set XDG_CACHE_HOME to a folder that can be written" in message
 
 
+def test_what_cannot_be_removed_is_named(own_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    node = seen_machine()
+    path = machine_of(node.chip, node.gpu_cores, node.memory_bytes).path
+    path.mkdir(parents=True)
+    assert run("--forget") == EXIT_ERROR
+    assert f"the speeds in {path} cannot be removed: " in capsys.readouterr().err
+
+
+def test_nothing_is_kept_where_the_folder_is_a_file(own_cache: Path) -> None:
+    own_cache.write_text("a file")
+    assert run("--forget") == EXIT_OK
+
+
 def test_unknown_arguments_are_usage_errors() -> None:
     with pytest.raises(SystemExit) as error:
         run("--fast")

@@ -57,6 +57,7 @@ def test_speeds_hold_for_one_machine_and_one_version_of_mlx(other: Machine) -> N
     [
         ("", "Expecting value"),
         ("[]", "list indices"),
+        ("[" * 100_000, "recursion"),
         ("{}", "machine"),
         ('{"machine": {}}', "it is of another machine"),
         (None, "must be a number above 0"),
