@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from cluster.config_read import ConfigError, Table, show
 
 DEFAULT_PORT = 50051
+MIN_GBIT_S = 1e-6  # a kilobit a second
 MAX_GB = 10**6
 NODE_KEYS = (
     *("name", "host", "port", "chip", "gpu_cores", "memory_gb", "max_memory_gb"),
@@ -157,6 +158,13 @@ def read_links(table: Table, names: set[str]) -> tuple[LinkConfig, ...]:
         links[frozenset(pair)] = LinkConfig(
             between=(pair[0], pair[1]),
             latency_ms=entry.take_number("latency_ms", 1e6, is_zero_allowed=True),
-            bandwidth_gbit_s=entry.take_number("bandwidth_gbit_s", 1e6),
+            bandwidth_gbit_s=_bandwidth(entry),
         )
     return tuple(links.values())
+
+
+def _bandwidth(entry: Table) -> float | None:
+    value = entry.take_number("bandwidth_gbit_s", 1e6)
+    if value is not None and value < MIN_GBIT_S:
+        raise entry.error("bandwidth_gbit_s", f"must be at least {MIN_GBIT_S:g}")
+    return value

@@ -26,7 +26,7 @@ def write_links(path: Path, links: Sequence[dict[str, Any]]) -> None:
             EXIT_USAGE,
         )
     try:
-        text = target.read_text(encoding="utf-8")
+        text = target.read_text(encoding="utf-8-sig")
         document = json.loads(text)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}", EXIT_USAGE) from None
@@ -35,6 +35,8 @@ def write_links(path: Path, links: Sequence[dict[str, Any]]) -> None:
             f"{path} is of an older form, which has no links; write it as docs/configuration.md says",
             EXIT_USAGE,
         )
+    if not target.stat().st_mode & 0o222:
+        raise UserError(f"{path} is read-only: make it writable with chmod u+w {path}", EXIT_ERROR)
     measured = {frozenset(link["between"]) for link in links}
     kept = [link for link in document.get("links") or [] if frozenset(link["between"]) not in measured]
     document["links"] = [*kept, *links]

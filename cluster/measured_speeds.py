@@ -15,7 +15,7 @@ from proto import control_pb2
 
 MAX_FORMATS = 64
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
-_FORMAT = re.compile(r"[a-z0-9/]{1,32}")
+_FORMAT = re.compile(r"[a-z0-9/+]{1,32}")
 _RATES = ("read_bytes_ms", "flops_ms", "layer_ms", "stage_ms")
 
 

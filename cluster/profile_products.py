@@ -26,7 +26,10 @@ ROTATION = 16  # calls before the same weights come again
 MAX_RESULTS = 1 << 26  # numbers that one call leaves behind
 FEW, MANY = 8, 512
 ROWS = (1, FEW, MANY)
-MAIN_FORMATS = ("bfloat16", "affine4/64", "affine8/64", "mxfp4", "float16", "float32")
+MAIN_FORMATS = (
+    *("bfloat16", "affine4/64", "affine8/64", "affine4/64+float16", "mxfp4", "float16", "float32"),
+    *("affine8/64+float16", "affine4/64+float32", "affine8/64+float32"),
+)
 OTHER_FORMATS = (
     *("affine3/64", "affine5/64", "affine6/64", "affine4/32", "affine8/32"),
     *("mxfp8", "nvfp4"),
@@ -51,8 +54,8 @@ class Weights:
 
     @property
     def dtype(self) -> mx.Dtype:
-        """What the other operand has: float32 and float16 their own, all else bfloat16."""
-        return getattr(mx, self.format) if self.format in ("float32", "float16") else mx.bfloat16
+        """What the other operand has: that of floats and of affine scales, all else bfloat16."""
+        return _dtype_of(self.format)
 
     def times(self, x: mx.array) -> mx.array:
         """x (rows, WIDTH) -> (rows, num_out)."""
@@ -103,17 +106,22 @@ class Product:
         return run
 
 
+def _dtype_of(name: str) -> mx.Dtype:
+    dtype = name.rpartition("+")[2]
+    return getattr(mx, dtype) if dtype in ("float32", "float16") else mx.bfloat16
+
+
 def make_weights(name: str, num_out: int = FIRST_OUT) -> Weights:
     """Random weights. Raises ValueError or RuntimeError for a format that this MLX or device lacks."""
     values = mx.random.normal((num_out, WIDTH))
     if name in ("float32", "bfloat16", "float16"):
         return Weights(name, _evaluated((values.astype(getattr(mx, name)),)), {})
     if name.startswith("affine"):
-        bits, _, group_size = name.removeprefix("affine").partition("/")
+        bits, _, group_size = name.partition("+")[0].removeprefix("affine").partition("/")
         options: dict[str, Any] = {"bits": int(bits), "group_size": int(group_size)}
     else:
         options = {"mode": name}
-    arrays = mx.quantize(values.astype(mx.bfloat16), **options)
+    arrays = mx.quantize(values.astype(_dtype_of(name)), **options)
     return Weights(name, _evaluated(tuple(arrays)), options)
 
 

@@ -25,7 +25,7 @@ from shard_loader.cache_home import user_cache_dir
 
 logger = logging.getLogger(__name__)
 
-PROFILE_VERSION = 1  # of how it is measured: a higher one makes older files void
+PROFILE_VERSION = 2  # of how it is measured: a higher one makes older files void
 MAX_FILE_BYTES = 1 << 20
 MACHINE_ID = Path("/etc/machine-id")
 

@@ -75,8 +75,9 @@ def _run(args: argparse.Namespace) -> int:
         print("\n".join([*render_links(measurement), *told]))
     if args.write and links:
         write_links(args.config, links)
+        links_text = "one measured link" if len(links) == 1 else f"{len(links)} measured links"
         say(
-            f"macrame links: {args.config} has {len(links)} measured links now; copy it to all nodes and "
+            f"macrame links: {args.config} has {links_text} now; copy it to all nodes and "
             "restart them: nodes whose files differ refuse each other"
         )
     return EXIT_OK if measurement.is_complete else EXIT_UNREACHABLE

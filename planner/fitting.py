@@ -15,7 +15,6 @@ import numpy as np
 from planner.cost import CostModel, Stage
 from planner.forced import check_forced
 from planner.kinds import cheapest, node_key
-from planner.kv_profile import KV_STEP_TOKENS
 from planner.node_profile import NodeProfile
 from planner.optimal import RingSearch
 from planner.tables import Floats
@@ -66,10 +65,9 @@ class Fitting:
 
     # -- less work ----------------------------------------------------------------------------------------
     def largest_context(self) -> int:
-        """Tokens, a multiple of the step in which caches grow and below the asked one; 0: none fits."""
+        """Tokens, below the asked number; 0: none fits."""
         work = self.cost.work
-        steps = (work.context - 1) // KV_STEP_TOKENS
-        return KV_STEP_TOKENS * self._most(steps + 1, lambda n: replace(work, context=n * KV_STEP_TOKENS))
+        return self._most(work.context, lambda n: replace(work, context=n))
 
     def largest_concurrency(self) -> int:
         """Requests at once, below the asked number; 0: not even one fits."""

@@ -107,7 +107,8 @@ class LoadedBytes:
         weight = self._headers.get(f"{path}.weight", header) if leaf in ("scales", "biases") else header
         how = self._packing(weight) if weight.dtype in _FLOATS else None
         if how is not None:
-            return _format_name(how.mode, how.bits, how.group_size)
+            scales = self._cast_to or _NAMES.get(weight.dtype, "bfloat16")
+            return _format_name(how.mode, how.bits, how.group_size, scales)
         if weight.dtype == "U32" or weight.name.endswith(("_blocks", "_scales")):
             return self._packed_format(weight)
         if self._cast_to is not None and weight.dtype in _FLOATS:
@@ -124,7 +125,10 @@ class LoadedBytes:
         mode = str(found.get("mode", self._quantization.get("mode", "affine")))
         group = int(found.get("group_size", 64))
         params, words = self.params_of(header), math.prod(header.shape)
-        return _format_name(mode, round(32 * words / params) if params else int(found.get("bits", 4)), group)
+        bits = round(32 * words / params) if params else int(found.get("bits", 4))
+        scales = self._headers.get(f"{path}.scales")
+        dtype = self._cast_to or _NAMES.get(scales.dtype if scales else "", "bfloat16")
+        return _format_name(mode, bits, group, dtype)
 
     def _packing(self, header: TensorHeader) -> Quantization | None:
         """How this tensor is quantised on load, or None."""
@@ -146,5 +150,8 @@ class LoadedBytes:
         return wanted
 
 
-def _format_name(mode: str, bits: int, group_size: int) -> str:
-    return f"affine{bits}/{group_size}" if mode == "affine" else mode
+def _format_name(mode: str, bits: int, group_size: int, scales: str) -> str:
+    """Affine weights are multiplied in their scales' dtype; on a CPU the speed depends on it."""
+    if mode != "affine":
+        return mode
+    return f"affine{bits}/{group_size}" + ("" if scales == "bfloat16" else f"+{scales}")

@@ -20,8 +20,9 @@ STAGE_OVERHEAD_MS = 0.3
 class FormatRate:
     """How fast a node multiplies with weights of one format.
 
-    Formats are named "float32", "bfloat16", "float16", "affine4/64" (bits/group size), "mxfp4", "mxfp8",
-    "nvfp4". Raises ValueError for a rate that is not above 0.
+    Formats are named "float32", "bfloat16", "float16", "affine4/64" (bits/group size, scales in bfloat16),
+    "affine4/64+float16" (in another dtype), "mxfp4", "mxfp8", "nvfp4".
+    Raises ValueError for a rate that is not above 0.
     """
 
     format: str

@@ -72,8 +72,8 @@ def _plain(search: RingSearch, idle: tuple[int, ...]) -> Unused | None:
     missing_bytes = int(tables.overflow_bytes(idle[0]).min())
     if not missing_bytes:
         return None
-    is_whole = len(tables.bounds) == search.cost.model.num_layers + 1
-    what = "one layer" if is_whole else "the smallest part that may be cut off"
+    is_whole = len(tables.bounds) == search.cost.model.num_layers + 1 and not tables.forced
+    what = "one layer" if is_whole else "the smallest part that it may own"
     text = f"too small: {what} with its KV and scratch lacks {gb(missing_bytes)}"
     return Unused(idle, "too_small", text, missing_bytes)
 

@@ -190,6 +190,11 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"links": [{"between": ["localhost", "localhost"]}]}, "two different node names"),
     ({"links": [{"between": ["localhost", "x"]}]}, 'names "x", which is no node: the nodes are localhost'),
+    (
+        nodes({"host": "a"}, {"host": "b"})
+        | {"links": [{"between": ["a", "b"], "bandwidth_gbit_s": 1e-9}], "security": {"token_file": "t"}},
+        r"links\[0\]\.bandwidth_gbit_s = .* must be at least 1e-06",
+    ),
     ({"links": [{}]}, r"links\[0\]\.between is missing"),
     ({"stall_timeout_s": 0}, "stall_timeout_s = 0 must be a number above 0"),
     ({"api": {"port": 50051}}, r"api\.port = 50051 is the port of nodes\[0\] on the same machine"),

@@ -78,3 +78,12 @@ def test_a_file_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytes
         write_links(path, [LINK])
     assert json.loads(path.read_text()) == document()
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_read_only_file_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.json"
+    path.write_text('{"model": "x/y", "nodes": []}')
+    path.chmod(0o444)
+    with pytest.raises(UserError, match=r"cluster\.json is read-only: make it writable with chmod u\+w"):
+        write_links(path, [LINK])
+    assert "links" not in path.read_text()

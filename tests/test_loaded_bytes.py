@@ -18,6 +18,7 @@ from planner.load_options import LoadOptions, Quantization
 from planner.loaded_bytes import LoadedBytes
 from planner.model_profile import profile_model, read_model_profile
 from shard_loader.weights import load_shard
+from tests.fake_models import headers_of
 from tests.real_configs import REAL_CONFIGS
 from tests.tiny_models import write_checkpoint
 
@@ -146,6 +147,25 @@ def test_packed_formats_are_not_packed_again(config: dict[str, Any]) -> None:
     with pytest.raises(ModelFilesError, match=r"^m is quantised already: remove load\.quantize"):
         LoadedBytes({}, config, "m", LoadOptions(Quantization.of("affine")))
     LoadedBytes({}, config, "m", LoadOptions(dtype="float16"))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [("BF16", "affine4/64"), ("F16", "affine4/64+float16"), ("F32", "affine4/64+float32")],
+)
+def test_a_format_names_its_scales(dtype: str, name: str) -> None:
+    """On load and in the file alike; vectors are of their own dtype."""
+    plain = headers_of({"a.weight": (dtype, (128, 64)), "b.weight": (dtype, (64,))})
+    packing = LoadedBytes(plain, {}, "m", LoadOptions(Quantization(4, 64)))
+    assert packing.format_of(plain["a.weight"]) == name
+    packed = headers_of(
+        {"a.weight": ("U32", (128, 8)), "a.scales": (dtype, (128, 1)), "b.weight": (dtype, (64,))}
+    )
+    config = {"quantization": {"bits": 4, "group_size": 64}}
+    stored = LoadedBytes(packed, config, "m", LoadOptions())
+    assert {stored.format_of(packed[key]) for key in ("a.weight", "a.scales")} == {name}
+    floats = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+    assert stored.format_of(packed["b.weight"]) == floats[dtype]
 
 
 def real_parameters(config: dict[str, Any]) -> tuple[dict[str, TensorHeader], int]:

@@ -54,6 +54,8 @@ class Generation:
         try:
             reply = await self._call.read()
         except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                self._client.doubt((error.details() or "a request failed").rstrip("."))
             raise from_rpc(error) from None
         except asyncio.CancelledError:
             if self._lost:
@@ -162,6 +164,14 @@ class HeadClient:
             self._closing = reason
         for generation in list(self.generations):
             generation.fail(reason)
+
+    def doubt(self, reason: str) -> None:
+        """A request broke: the ring is not taken for ok before the head says so anew."""
+        if self.status is not None and self.status.status == "ok":
+            doubted = head_pb2.ClusterStatus()
+            doubted.CopyFrom(self.status)
+            doubted.status, doubted.reason = "degraded", reason
+            self.status = doubted
 
     async def _watch(self) -> None:
         num_failures = 0
