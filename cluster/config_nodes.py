@@ -158,13 +158,6 @@ def read_links(table: Table, names: set[str]) -> tuple[LinkConfig, ...]:
         links[frozenset(pair)] = LinkConfig(
             between=(pair[0], pair[1]),
             latency_ms=entry.take_number("latency_ms", 1e6, is_zero_allowed=True),
-            bandwidth_gbit_s=_bandwidth(entry),
+            bandwidth_gbit_s=entry.take_number("bandwidth_gbit_s", 1e6, low=MIN_GBIT_S),
         )
     return tuple(links.values())
-
-
-def _bandwidth(entry: Table) -> float | None:
-    value = entry.take_number("bandwidth_gbit_s", 1e6)
-    if value is not None and value < MIN_GBIT_S:
-        raise entry.error("bandwidth_gbit_s", f"must be at least {MIN_GBIT_S:g}")
-    return value

@@ -92,8 +92,10 @@ class Table:
             raise self.error(key, f"must be a whole number from {low} to {high}")
         return value
 
-    def take_number(self, key: str, high: float, *, is_zero_allowed: bool = False) -> float | None:
-        """A finite number, above zero unless zero is allowed, and at most `high`."""
+    def take_number(
+        self, key: str, high: float, *, is_zero_allowed: bool = False, low: float = 0.0
+    ) -> float | None:
+        """A finite number, above zero unless zero is allowed, at least `low` and at most `high`."""
         value = self.values.get(key)
         if value is None:
             return None
@@ -104,8 +106,10 @@ class Table:
             or not 0 <= value <= high
             or (value == 0 and not is_zero_allowed)
         ):
-            low = "at least 0" if is_zero_allowed else "above 0"
-            raise self.error(key, f"must be a number {low} and at most {high:g}")
+            least = "at least 0" if is_zero_allowed else "above 0"
+            raise self.error(key, f"must be a number {least} and at most {high:g}")
+        if value < low:
+            raise self.error(key, f"must be at least {low:g}")
         return float(value)
 
     def take_bool(self, key: str, default: bool) -> bool:

@@ -19,6 +19,7 @@ import grpc
 
 from cluster.edge_sender import CREDIT_BATCH_BYTES, EDGE_METHOD, NOT_ASSIGNED, PROTOCOL
 from cluster.heartbeat import SILENCE_LIMIT_S, heartbeat
+from cluster.raw_handler import RawHandler
 from proto import ring_pb2
 from proto.codec import MAX_FRAME_BYTES, FrameAssembler, Tensor, WireError
 
@@ -69,7 +70,7 @@ class EdgeService:
 
     def add_to(self, server: grpc.Server) -> None:
         """Serve edges there. Each holds one of the server's workers for its life."""
-        server.add_generic_rpc_handlers((_EdgeHandler(self),))
+        server.add_generic_rpc_handlers((RawHandler(EDGE_METHOD, lambda: _Stream(self)),))
 
     def abort(self, reason: str, *, before_epoch: int | None = None) -> None:
         """End all edges, or those of older epochs; the senders are told the reason."""
@@ -103,21 +104,6 @@ class EdgeService:
         """The stream is over."""
         with self._lock:
             self._streams.discard(stream)
-
-
-class _EdgeHandler(grpc.GenericRpcHandler):
-    """Makes a handler for each call, so that messages reach their stream where gRPC deserialises them."""
-
-    def __init__(self, service: EdgeService) -> None:
-        self._service = service
-
-    def service(
-        self, handler_call_details: grpc.HandlerCallDetails
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        if handler_call_details.method != EDGE_METHOD:
-            return None
-        stream = _Stream(self._service)
-        return grpc.stream_stream_rpc_method_handler(stream.serve, request_deserializer=stream.deserialize)
 
 
 class _Stream:

@@ -15,6 +15,7 @@ import grpc
 
 from cluster.edge_sender import PROTOCOL
 from cluster.heartbeat import heartbeat
+from cluster.raw_handler import RawHandler
 from proto import ring_pb2
 from proto.codec import PART_BYTES, FrameAssembler, WireError
 
@@ -35,20 +36,7 @@ class ProbeService:
 
     def add_to(self, server: grpc.Server) -> None:
         """Serve measurements there. Each holds one of the server's workers while it runs."""
-        server.add_generic_rpc_handlers((_ProbeHandler(self),))
-
-
-class _ProbeHandler(grpc.GenericRpcHandler):
-    def __init__(self, service: ProbeService) -> None:
-        self._service = service
-
-    def service(
-        self, handler_call_details: grpc.HandlerCallDetails
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        if handler_call_details.method != PROBE_METHOD:
-            return None
-        stream = _Probe(self._service)
-        return grpc.stream_stream_rpc_method_handler(stream.serve, request_deserializer=stream.deserialize)
+        server.add_generic_rpc_handlers((RawHandler(PROBE_METHOD, lambda: _Probe(self)),))
 
 
 class _Probe:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import EXIT_ERROR, EXIT_USAGE, UserError
+from shard_loader.whole_file import write_whole
 
 
 def write_links(path: Path, links: Sequence[dict[str, Any]]) -> None:
@@ -41,7 +40,10 @@ def write_links(path: Path, links: Sequence[dict[str, Any]]) -> None:
     kept = [link for link in document.get("links") or [] if frozenset(link["between"]) not in measured]
     document["links"] = [*kept, *links]
     try:
-        _replace(target, json.dumps(document, indent=_indent(text), ensure_ascii=False) + "\n")
+        content = json.dumps(document, indent=_indent(text), ensure_ascii=False) + "\n"
+        mode = target.stat().st_mode & 0o7777
+        write_whole(target, content.encode(), mode)
+        target.chmod(mode)  # whatever the umask took
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}", EXIT_ERROR) from None
 
@@ -50,17 +52,3 @@ def _indent(text: str) -> int:
     """By how much the file's first key is indented."""
     found = re.match(r"\{\s*\n( +)\"", text)
     return len(found[1]) if found else 2
-
-
-def _replace(target: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, target.stat().st_mode & 0o7777)
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise

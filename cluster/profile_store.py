@@ -9,10 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import socket
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from cluster import macos
 from cluster.measured_speeds import MeasuredSpeeds
 from cluster.versions import mlx_version
 from shard_loader.cache_home import user_cache_dir
+from shard_loader.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -85,13 +84,5 @@ def write_speeds(machine: Machine, found: MeasuredSpeeds, details: Mapping[str, 
     path = machine.path
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"machine": asdict(machine), "speeds": found.as_dict(), "details": dict(details)}
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-        try:
-            json.dump(content, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    write_whole(path, json.dumps(content, indent=1).encode(), 0o600)
     return path

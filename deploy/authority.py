@@ -22,6 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from cluster.certificate import common_name, day, fingerprint, key_of, parse_certificates, read_private
 from cluster.config import ConfigError, NodeConfig
 from cluster.config_security import identity
+from shard_loader.whole_file import write_whole
 
 CA_LIFE = timedelta(days=3653)
 NODE_LIFE = timedelta(days=365)
@@ -135,19 +136,9 @@ def write_atomically(path: Path, content: bytes, *, is_private: bool = False) ->
 
     Raises ConfigError where the folder does not let us.
     """
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700 if is_private else 0o755)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if is_private else 0o644)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        write_whole(path, content, 0o600 if is_private else 0o644)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
 

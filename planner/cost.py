@@ -90,6 +90,11 @@ class CostModel:
         """True where a node's attention does not write its scores to memory."""
         return self.nodes[index].device != "cpu" and self.model.head_dim in FUSED_HEAD_DIMS
 
+    def node_key(self, index: int) -> tuple[object, ...]:
+        """What a node's stages depend on: equal for nodes of one kind."""
+        node = self.nodes[index]
+        return node.budget_bytes, node.device, node.speeds, node.layers
+
     def need_bytes(self, index: int, start: int, stop: int) -> int:
         """What a stage takes of its node's budget."""
         return self._bytes.need(start, stop, self.is_fused(index))

@@ -14,7 +14,7 @@ import numpy as np
 
 from planner.cost import CostModel, Stage
 from planner.forced import check_forced
-from planner.kinds import cheapest, node_key
+from planner.kinds import cheapest
 from planner.node_profile import NodeProfile
 from planner.optimal import RingSearch
 from planner.tables import Floats
@@ -126,7 +126,7 @@ class Fitting:
     def _least_limits(self, high: Sequence[NodeProfile]) -> dict[int, int]:
         """What nodes need, reserve included, where they exceed their budgets by the least within `high`."""
         search = self._search(CostModel(self.cost.model, high, (), self.cost.work))
-        key = node_key(self.cost)
+        key = self.cost.node_key
 
         def raise_bytes(i: int) -> Floats:
             return np.where(search.tables.fits(i), self.search.tables.overflow_bytes(i), np.inf)
@@ -161,7 +161,7 @@ class Fitting:
                 return search.tables.overflow_bytes(i)
             return np.where(search.tables.fits(i), 0.0, np.inf)
 
-        found = cheapest(search, budget_bytes, node_key(cost))
+        found = cheapest(search, budget_bytes, cost.node_key)
         return None if found is None or not found[0] else int(found[0])
 
     def num_more_nodes(self) -> int | None:

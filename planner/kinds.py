@@ -15,16 +15,6 @@ MAX_CALLS = 10  # of the search, for an objective that is no plain sum
 Key = Callable[[int], object]
 
 
-def node_key(cost: CostModel) -> Key:
-    """What the stages of a node depend on."""
-
-    def key(i: int) -> object:
-        node = cost.nodes[i]
-        return node.budget_bytes, node.device, node.speeds, node.layers
-
-    return key
-
-
 def steps_of(search: RingSearch, objective: str) -> int | None:
     """About how many additions the best ring takes; None: not every order can be searched."""
     size, calls = search.ring.size, 1 if objective == "latency" else MAX_CALLS
@@ -38,7 +28,7 @@ def steps_of(search: RingSearch, objective: str) -> int | None:
 def kinds_for(search: RingSearch, objective: str) -> list[list[int]] | None:
     """The nodes that are free to own layers, by kind; None: too many kinds."""
     hops = hop_tables(search.cost, frame_tokens(search.cost, objective))
-    return kinds_of(search.ring.free, hops, node_key(search.cost))
+    return kinds_of(search.ring.free, hops, search.cost.node_key)
 
 
 def frame_tokens(cost: CostModel, objective: str) -> int:
@@ -62,7 +52,7 @@ def cheapest(
     if not search.is_possible:
         return None
     ring = Ring(search.ring.size, search.ring.free, search.ring.forced, stage, search.ring.hop)
-    kinds = None if search.keeps_order else _kinds(ring, key or node_key(search.cost))
+    kinds = None if search.keeps_order else _kinds(ring, key or search.cost.node_key)
     if kinds is None:
         found = cheapest_in_order(ring, ring.free, tie=0.0)
     else:

@@ -228,7 +228,7 @@ class RingSearch:
             cheapest = self._of_least_overflow(cheapest)
         if goal.value is None:
             return cheapest(ring)
-        beats = {self._key(i): goal.busy_stage(i) for i in self.nodes}
+        beats = {self.cost.node_key(i): goal.busy_stage(i) for i in self.nodes}
         num_steps = self.num_steps(is_any_order=False)
         return best_ring(
             lambda limit_ms: cheapest(goal.below(ring, limit_ms)),
@@ -312,10 +312,5 @@ class RingSearch:
 
     def _kinds(self, ring: Ring, *hops: Floats) -> list[list[int]] | None:
         """The free nodes by kind, where every order can be searched. hops: besides the ring's own."""
-        kinds = kinds_of(ring.free, [ring.hop, *hops], self._key)
+        kinds = kinds_of(ring.free, [ring.hop, *hops], self.cost.node_key)
         return None if kinds is None or num_steps(ring, kinds) > MAX_STEPS else kinds
-
-    def _key(self, i: int) -> tuple[object, ...]:
-        """What a node's stages depend on."""
-        node = self.cost.nodes[i]
-        return node.budget_bytes, node.device, node.speeds, node.layers

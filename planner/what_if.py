@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from planner.cost import HEAD_RANK, CostModel, Link, Stage
-from planner.kinds import node_key, steps_of
+from planner.kinds import steps_of
 from planner.moves import objective_ms
 from planner.node_profile import GB, NodeProfile
 from planner.plan import Plan
@@ -127,7 +127,7 @@ class WhatIf:
         kinds: dict[object, int] = {}
         for i in sorted(range(len(nodes)), key=lambda i: (order.get(i, len(nodes)), i not in used, i)):
             if nodes[i].use and nodes[i].layers is None:
-                kinds.setdefault((node_key(self.cost)(i), self._links_of(i)), i)
+                kinds.setdefault((self.cost.node_key(i), self._links_of(i)), i)
         return list(kinds.values())
 
     def _more_memory(self, index: int | None) -> Change:
@@ -155,7 +155,7 @@ class WhatIf:
         free = [i for i, node in enumerate(nodes) if node.use]
         best = max(free, key=lambda i: (nodes[i].speeds.read_bytes_ms, nodes[i].budget_bytes))
         small = min(free, key=lambda i: (nodes[i].budget_bytes, nodes[i].speeds.read_bytes_ms))
-        for i in (best,) if node_key(self.cost)(best) == node_key(self.cost)(small) else (best, small):
+        for i in (best,) if self.cost.node_key(best) == self.cost.node_key(small) else (best, small):
             changed, links = with_twin(nodes, self.cost.links, i)
             values = {"like": nodes[i].name}
             yield Change("node", f"another node like {nodes[i].name}", changed, links, values)

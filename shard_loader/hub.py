@@ -18,7 +18,8 @@ from shard_loader.folder import find_folder
 from shard_loader.hub_source import HubSource
 from shard_loader.prepare import PATTERNS, is_prepared, prepare
 from shard_loader.sources import HubError, Source
-from shard_loader.store import REVISION, Store, model_folder, preparing, write_whole
+from shard_loader.store import REVISION, Store, model_folder, preparing
+from shard_loader.whole_file import write_whole
 
 __all__ = [
     "HubError",

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -21,6 +19,7 @@ from typing import Any
 from shard_loader.cache_home import user_cache_dir
 from shard_loader.cut_proof import CutProof
 from shard_loader.shrink import TINY, recipes
+from shard_loader.whole_file import write_whole
 
 SHIPPED = Path(__file__).parent / "cut_proofs.json"
 ALL = "all"
@@ -73,9 +72,8 @@ def save(config: dict[str, Any], cuts: Sequence[int] | None, recipe: str, proofs
     path = _user_path(config, cuts, recipe == TINY)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump({"model_type": config.get("model_type"), "cuts": [asdict(p) for p in proofs]}, file)
-        os.replace(file.name, path)
+        content = {"model_type": config.get("model_type"), "cuts": [asdict(p) for p in proofs]}
+        write_whole(path, json.dumps(content).encode(), 0o600)
     except OSError:
         return
 

@@ -23,6 +23,7 @@ from huggingface_hub import constants
 
 from shard_loader.journal import Journal, Record
 from shard_loader.spans import Span, covers
+from shard_loader.whole_file import write_whole
 
 FOLDER = ".macrame"  # in the model folder: what is ours and no file of the model
 MANIFEST = "manifest.json"
@@ -189,13 +190,6 @@ def preparing(folder: Path) -> Iterator[None]:
     with folder.with_name(f".{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """All of it or nothing."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    partial.write_bytes(data)
-    partial.replace(path)
 
 
 def _lives(mark: Path) -> bool:
