@@ -24,7 +24,7 @@ test:
 	@$(PY) -m pytest -m "not long" $(ARGS)
 
 test-long:
-	@$(VENV) dev
+	@$(VENV) dev,long
 	@$(PY) -m pytest -m long $(ARGS)
 
 lint:

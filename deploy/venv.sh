@@ -3,17 +3,22 @@
 # Does nothing when that has been done for this folder, this pyproject.toml and this extra.
 # PYTHON names the interpreter; without it, python3 or else the newest of python3.11 and up.
 set -eu
-extra="${1:-}"
+extra="${1:-plain}"
 cd "$(dirname "$0")/.."
 venv=.venv
 
 # The stamp is written last, so that an interrupted installation is never taken for a complete one.
-# An installation with the dev extra serves the plain one too.
+# An installation with the dev extra serves the plain one too, and one with dev,long both.
 wanted="$(pwd) $(cksum <pyproject.toml)"
 if [ -x "$venv/bin/python" ]; then
-    for stamp in "$venv/.installed-dev" "$venv/.installed-$extra"; do
+    case "$extra" in
+        dev,long) enough="dev,long" ;;
+        dev) enough="dev dev,long" ;;
+        *) enough="$extra dev dev,long" ;;
+    esac
+    for have in $enough; do
+        stamp="$venv/.installed-$have"
         if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then exit 0; fi
-        [ "$extra" = dev ] && break
     done
 fi
 
@@ -50,8 +55,9 @@ if [ -f "$venv/.installing" ] || ! is_new_enough "$venv/bin/python" ||
     "$python" -m venv "$venv" || fail "$python could not make a virtual environment in $venv; its own words stand above."
 fi
 : >"$venv/.installing"
+what="." && [ "$extra" = plain ] || what=".[$extra]"
 echo "Installing macrame and what it needs into $venv (once; a minute or two) ..." >&2
-"$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}" ||
+"$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --editable "$what" ||
     fail "the installation failed; pip's own words stand above. Run this again when that is solved."
 printf '%s\n' "$wanted" >"$venv/.installed-$extra"
 rm -f "$venv/.installing"

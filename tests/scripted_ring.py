@@ -81,6 +81,16 @@ class ScriptedRing:
         """Until so many sessions were freed."""
         wait_for(lambda: len(self.closed) >= count, timeout_s, f"{count} sessions are freed")
 
+    def wait_empty(self, timeout_s: float = 2.0) -> None:
+        """Until no request runs or waits and every session that was opened is freed."""
+        wait_for(lambda: self._is_empty, timeout_s, "every session is freed")
+
+    @property
+    def _is_empty(self) -> bool:
+        status = self._status()
+        opened = {spec.session for spec in list(self.opened)}
+        return status.num_active == status.num_queued == 0 and opened <= self.closed
+
     def _status(self) -> head_pb2.ClusterStatus:
         status = head_pb2.ClusterStatus(status=self.state, epoch=1, reason=self.reason)
         node = control_pb2.NodeStatus(rank=0, name="n0", state=control_pb2.READY, loaded_bytes=123 << 33)

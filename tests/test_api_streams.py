@@ -125,7 +125,8 @@ def test_one_failed_choice_ends_all(served: Served) -> None:
     served.ring.error, served.ring.error_at = "broken", 3
     *_, last = served.events(COMPLETIONS, {"prompt": "x", "n": 3})
     assert last["error"]["message"] == "broken"
-    served.ring.wait_closed(3)
+    served.ring.wait_empty()  # a choice may be cancelled before its session was opened
+    assert served.ring.opened
 
 
 def test_a_full_queue_is_a_429(served: Served) -> None:
