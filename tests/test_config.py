@@ -390,6 +390,9 @@ def test_nothing_listens_beyond_loopback_without_a_credential(
     wide.check_credentials()
     assert len(caplog.messages) == 1
     assert "is not encrypted, and the token can be read on the way: 'macrame certs make'" in caplog.text
+    caplog.clear()
+    load(tmp_path, security={"allow_plaintext": True}, **nodes({})).check_credentials()
+    assert not caplog.records
     api = load(tmp_path, api={"host": "0.0.0.0"})
     with pytest.raises(
         ConfigError, match=r'api\.host = "0\.0\.0\.0" is reachable .* set api\.keys_file or MAC'
