@@ -37,10 +37,10 @@ def heard_until(wanted: str, *, with_ssh: bool = False) -> Heard | None:
     return next((one for one in heard if one.name == wanted), None)
 
 
-def service(name: str, kind: str = NODE_TYPE, port: int = 5, **told: str) -> ServiceInfo:
+def service(label: str, kind: str = NODE_TYPE, port: int = 5, **told: str) -> ServiceInfo:
     return ServiceInfo(
         kind,
-        f"{name}.{kind}",
+        f"{label}.{kind}",
         port=port,
         properties=told,
         server="somebody.local.",
