@@ -12,6 +12,7 @@ from queue import SimpleQueue
 
 import grpc
 
+from cluster.log_book import LogBook
 from cluster.sampler import validate
 from cluster.scheduler import Emit, Fail, FailureKind, Instruction, Limits, Scheduler, Send, Start
 from proto import head_pb2, head_pb2_grpc, ring_pb2
@@ -59,7 +60,9 @@ class Head(head_pb2_grpc.HeadServicer):
         feed: Callable[[ring_pb2.Frame], None],
         cluster_status: Callable[[], head_pb2.ClusterStatus],
         changed: threading.Condition,
+        logs: LogBook | None = None,
     ) -> None:
+        self._logs = logs or LogBook({})
         self._scheduler = Scheduler(max_queued=max_queued)
         self._feed = feed
         self._cluster_status = cluster_status
@@ -198,6 +201,16 @@ class Head(head_pb2_grpc.HeadServicer):
         if not reply.planning_json:
             context.abort(grpc.StatusCode.UNAVAILABLE, "the head has no plan yet; ask again when it serves")
         return reply
+
+    def GetLogs(  # noqa: N802
+        self, request: head_pb2.LogsRequest, context: grpc.ServicerContext
+    ) -> Iterator[head_pb2.RankLogs]:
+        """The latest log lines, one message for each rank."""
+        try:
+            told = self._logs.tell(request.rank if request.HasField("rank") else None, request.lines)
+        except KeyError:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"there is no rank {request.rank} in this ring")
+        yield from told
 
     def _submit(self, request_id: str, client: _Client, request: head_pb2.GenerateRequest) -> None:
         with self._lock:
