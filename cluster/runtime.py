@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import grpc
 
+from cluster.announce import Announcement
 from cluster.api_process import ApiProcess
 from cluster.config import ClusterConfig
 from cluster.console import say
@@ -28,6 +29,7 @@ from cluster.usage import peak_rss_bytes
 from proto import control_pb2_grpc, head_pb2_grpc
 from shard_loader.hub import find_folder
 
+GOODBYE_S = 0.3  # to take the announcement back
 SPARE_WORKERS = 64  # handler threads besides one per request that may wait: edges, watchers, short calls
 
 
@@ -76,12 +78,14 @@ class Runtime:
         self._with_api = with_api
         self._api: ApiProcess | None = None
         self._patience: threading.Timer | None = None
+        self._announcement: Announcement | None = None
         self._fetch = threading.Thread(target=self._fetch_model, name="fetch-model", daemon=True)
 
     def start(self) -> None:
         """Listen, say so, and fetch the model; raises UserError for a busy port."""
         node, mine = self._node, self.config.nodes[self.rank]
-        self._control = ControlService(node, this_machine(), own_addresses(mine.host))
+        addresses = own_addresses(mine.host)
+        self._control = ControlService(node, this_machine(), addresses)
         services: list[Callable[[grpc.Server], None]] = [
             self._edges.add_to,
             ProbeService(self._control.measurer.accept, node.incarnation).add_to,
@@ -110,6 +114,10 @@ class Runtime:
         self._server.start()
         say(f"NODE_READY {self.rank} {mine.host} {port}", sys.stdout)
         self._fetch.start()
+        bound = [address.ip for address in addresses if address.is_bound]
+        if self.config.announce and bound:
+            self._announcement = Announcement(mine, this_machine(), bound, self.config.digest)
+            self._announcement.start()
         if self._coordinator is not None:
             self._coordinator.start()
             if self._with_api:
@@ -140,6 +148,8 @@ class Runtime:
             self._api.close(timeout_s)
         if self._control is not None:
             self._control.close()
+        if self._announcement is not None:
+            self._announcement.close(GOODBYE_S)
         is_clean = self._node.close(timeout_s)
         self._edges.close()
         if self._server is not None:

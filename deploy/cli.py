@@ -18,6 +18,7 @@ COMMANDS = {
     "profile": ("deploy.profile", "measure this machine's speeds, for better plans"),
     "bench": ("deploy.bench", "tokens per second, hops and CPU time of a ring"),
     "links": ("deploy.links", "round trip and bandwidth between the nodes of a running ring"),
+    "nodes": ("deploy.nodes", "who announces itself in the local network"),
     "status": ("deploy.status", "what the nodes of a running ring do"),
     "certs": ("deploy.certs", "the certificates by which nodes know each other: make, show, renew"),
     "generate": ("deploy.generate", "one streamed answer of a running ring"),
