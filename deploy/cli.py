@@ -22,6 +22,7 @@ COMMANDS = {
     "status": ("deploy.status", "what the nodes of a running ring do"),
     "serve": ("deploy.serve", "serve a model on this machine, in the foreground"),
     "ps": ("deploy.ps", "the requests that a running ring works on"),
+    "doctor": ("deploy.doctor", "what is wrong with this machine or a ring, and what mends it"),
     "certs": ("deploy.certs", "the certificates by which nodes know each other: make, show, renew"),
     "generate": ("deploy.generate", "one streamed answer of a running ring"),
     "completion": ("deploy.completion", "a script that lets your shell complete these commands"),
