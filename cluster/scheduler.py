@@ -89,6 +89,7 @@ class _Request:
     sampling: ring_pb2.Sampling
     stop_ids: frozenset[int]
     adapter: str = ""
+    trace_id: str = ""  # for log lines
     num_sent: int = 0  # tokens of prompt + answer that entered the ring
     num_in_flight: int = 0  # frames of this session in the ring
     num_completion: int = 0
@@ -193,6 +194,8 @@ class Scheduler:
         max_tokens: int,
         sampling: ring_pb2.Sampling,
         adapter: str = "",
+        *,
+        trace_id: str = "",
     ) -> list[Instruction]:
         """A new request: it is started, queued, or refused with a sentence."""
         self.counters.num_requests += 1
@@ -208,6 +211,7 @@ class Scheduler:
             sampling,
             frozenset(sampling.stop_ids),
             adapter,
+            trace_id,
         )
         self._next_session += 1
         self._by_id[request_id] = request
@@ -360,6 +364,7 @@ class Scheduler:
                 max_tokens=request.max_tokens,
                 sampling=request.sampling,
                 adapter=request.adapter,
+                request_id=request.trace_id,
             )
         position = request.num_sent
         if request.is_prefilling:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 
@@ -14,6 +18,8 @@ from tests.tiny_models import write_checkpoint
 from tests.waiting import wait_for
 
 LOGS = "/v1/cluster/logs"
+KEY = "key-7b1c"
+PROMPT = "zebra quagga"
 
 
 @pytest.fixture(scope="module")
@@ -23,15 +29,27 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ring(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[RingProcesses]:
-    layers = [(0, 1), (1, 3), (3, 5)]
-    with RingProcesses(tmp_path_factory.mktemp("ring"), model, layers, with_api=True) as one:
+    one = RingProcesses(
+        tmp_path_factory.mktemp("ring"),
+        model,
+        [(0, 1), (1, 3), (3, 5)],
+        with_api=True,
+        env={"MACRAME_API_KEYS": KEY},
+    )
+    try:
+        for rank, form in enumerate(("json", "text", "json")):
+            one.start(rank, "--log-format", form, "--log-file", str(one.directory / f"own{rank}.log"))
         one.wait_api()
         yield one
+    finally:
+        one.__exit__(None, None, None)
 
 
 @pytest.fixture
 def http(ring: RingProcesses) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"http://127.0.0.1:{ring.api_port}", timeout=30.0) as client:
+    headers = {"authorization": f"Bearer {KEY}"}
+    url = f"http://127.0.0.1:{ring.api_port}"
+    with httpx.Client(base_url=url, timeout=30.0, headers=headers) as client:
         yield client
 
 
@@ -95,6 +113,113 @@ def test_statuses_do_not_carry_the_lines(ring: RingProcesses, http: httpx.Client
     assert not ring.node_status(1).logs
 
 
+def about(http: httpx.Client, request_id: str, count: int) -> dict[int, list[dict[str, Any]]]:
+    """By rank, the lines about a request, once there are `count`."""
+    found: dict[int, list[dict[str, Any]]] = {}
+
+    def are_there() -> bool:
+        for one in http.get(LOGS).json()["logs"]:
+            found[one["rank"]] = [line for line in one["lines"] if line["request_id"] == request_id]
+        return sum(map(len, found.values())) >= count
+
+    wait_for(are_there, 5.0, f"{count} lines about {request_id}")
+    return found
+
+
+def complete(http: httpx.Client, request_id: str, **fields: Any) -> httpx.Response:
+    body = {"prompt": PROMPT, "max_tokens": 6, "ignore_eos": True, **fields}
+    return http.post("/v1/completions", json=body, headers={"x-request-id": request_id})
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_requests_own_id_is_on_every_node(http: httpx.Client, is_streamed: bool) -> None:
+    wanted = f"mine-{is_streamed}"
+    reply = complete(http, wanted, stream=is_streamed)
+    assert (reply.status_code, reply.headers["x-request-id"]) == (200, wanted)
+    found = about(http, wanted, 8)
+    number = re.fullmatch(r"session (\d+) opened: .*", found[1][0]["message"])
+    assert number is not None
+    for rank in range(3):
+        stage = [line["message"] for line in found[rank] if line["source"] == "cluster.engine"]
+        assert stage == [
+            f"session {number[1]} opened: 12 tokens of prompt, 6 of answer at most",
+            f"session {number[1]} closed at position 17",
+        ]
+    (head,) = [line for line in found[0] if line["source"] == "cluster.request_log"]
+    assert re.fullmatch(
+        r"finished \(length\), 12 prompt tokens, 6 completion tokens, waited [0-9.]+ s, "
+        r"first token [0-9.]+ s later, [0-9.]+ s in all",
+        head["message"],
+    )
+    (access,) = [line for line in found[0] if line["source"] == "cluster.api.access"]
+    assert re.fullmatch(
+        r"POST /v1/completions 200, [0-9.]+ s, 12 prompt and 6 completion tokens, "
+        r"first token after [0-9.]+ s",
+        access["message"],
+    )
+
+
+def test_a_request_without_an_id_gets_one(http: httpx.Client) -> None:
+    ids = [http.get(path).headers["x-request-id"] for path in ("/health", "/nothing", "/v1/models")]
+    ids.append(complete(http, "two words").headers["x-request-id"])
+    ids.append(complete(http, "y" * 200, max_tokens=0).headers["x-request-id"])
+    ids.append(httpx.get(f"{http.base_url}/v1/models").headers["x-request-id"])  # 401
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch("[0-9a-f]{32}", one) for one in ids)
+    assert about(http, ids[1], 1)[0][0]["message"].startswith("GET /nothing 404, ")
+    assert about(http, ids[4], 1)[0][0]["message"].startswith("POST /v1/completions 400, ")
+    assert about(http, ids[5], 1)[0][0]["message"].startswith("GET /v1/models 401, ")
+    assert len(about(http, ids[3], 8)[2]) == 2
+
+
+def test_two_requests_of_one_id_are_both_answered(http: httpx.Client) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        replies = list(pool.map(lambda _: complete(http, "twice"), range(2)))
+    assert [reply.status_code for reply in replies] == [200, 200]
+    assert len(about(http, "twice", 16)[1]) == 4
+
+
+def test_what_the_head_refuses_is_told_to_the_client_alone(ring: RingProcesses, http: httpx.Client) -> None:
+    with pytest.raises(grpc.RpcError, match="token id 4999"):
+        ring.generate([4999], 2)
+    line = wait_line(http, 0, "refused: it can never run, 1 prompt tokens, ")
+    assert line["source"] == "cluster.request_log"
+
+
+def test_no_log_has_a_prompt_an_answer_a_token_or_a_key(ring: RingProcesses, http: httpx.Client) -> None:
+    reply = complete(http, "quiet", return_token_ids=True, logprobs=1).json()
+    wrong = {"authorization": "Bearer key-wrong"}
+    httpx.get(f"{http.base_url}/v1/models?key=key-in-a-query", headers=wrong)
+    http.post("/v1/chat/completions", json={"messages": [{"role": PROMPT, "content": "x"}]})
+    http.post("/v1/completions", content=PROMPT, headers={"content-type": "application/json"})
+    about(http, "quiet", 8)
+    texts = [http.get(LOGS).text]
+    texts += [ring.log(rank) + (ring.directory / f"own{rank}.log").read_text() for rank in range(3)]
+    secrets = [KEY, "key-wrong", "key-in-a-query", PROMPT, "quagga", reply["choices"][0]["text"]]
+    for text in texts:
+        assert "quiet" in text
+        for secret in secrets:
+            assert secret not in text
+
+
+def test_each_line_of_a_file_can_be_read(ring: RingProcesses, http: httpx.Client) -> None:
+    complete(http, "written")
+    about(http, "written", 8)
+    own = [(ring.directory / f"own{rank}.log").read_text().splitlines() for rank in range(3)]
+    access = [line for line in map(json.loads, own[0]) if "path" in line and line["request_id"] == "written"]
+    assert len(access) == 1
+    assert access[0].keys() == {
+        *("time", "level", "rank", "node", "source", "request_id", "message", "method", "path", "status"),
+        *("duration_s", "prompt_tokens", "completion_tokens", "first_token_s"),
+    }
+    assert (access[0]["path"], access[0]["status"], access[0]["node"]) == ("/v1/completions", 200, "n0")
+    assert 0 < access[0]["first_token_s"] <= access[0]["duration_s"]
+    opened = [line for line in own[1] if " n1 cluster.engine written session " in line]
+    assert len(opened) == 2
+    assert all(re.match(r"20\d\d-\d\d-\d\dT[0-9:.]{12}Z [A-Z]+ n1 |    ", line) for line in own[1][1:])
+    assert ring.log(2).splitlines() == own[2]  # both are JSON, and nothing else is written
+
+
 def test_a_dead_nodes_last_words_stay_and_its_next_life_adds_to_them(
     ring: RingProcesses, http: httpx.Client
 ) -> None:
@@ -112,4 +237,3 @@ def test_a_dead_nodes_last_words_stay_and_its_next_life_adds_to_them(
     assert lines_of(http, 2)[: len(before)] == before
     assert lines_of(http, 2)[-1]["message"].endswith(": ready")
     assert wait_line(http, 1, "lost an edge: ")["level"] == "warning"
-    assert "lost an edge" not in ring.log(1)

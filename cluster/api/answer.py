@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
+from cluster.api.access import current_note
 from cluster.api.choice import Choice, Delta, TextOptions
 from cluster.api.errors import ApiError, internal
 from cluster.api.head_client import Generation, HeadClient
@@ -64,6 +65,7 @@ class Answer:
         self._is_started = False
         self._lock = asyncio.Lock()  # several choices write into one stream
         self._began_at_s = time.monotonic()
+        self._note = current_note.get()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers, or raises ApiError while nothing has been sent. A client that leaves ends the work."""
@@ -76,7 +78,7 @@ class Answer:
             work.cancel()
             gone.cancel()
             await asyncio.wait({work, gone})
-            self._note()
+            self._count()
         if not work.cancelled():
             work.result()
 
@@ -152,7 +154,10 @@ class Answer:
 
     async def _first(self, generation: Generation) -> head_pb2.GenerateReply:
         reply = await generation.read()
-        self._metrics.first_token_s.add(time.monotonic() - self._began_at_s)
+        now_s = time.monotonic()
+        self._metrics.first_token_s.add(now_s - self._began_at_s)
+        if self._note.first_token_s is None:
+            self._note.first_token_s = now_s - self._note.began_s
         return reply
 
     def _usage(self) -> Usage:
@@ -179,9 +184,11 @@ class Answer:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    def _note(self) -> None:
-        self._metrics.num_prompt_tokens += self._job.num_prompt_tokens
-        self._metrics.num_completion_tokens += sum(choice.num_tokens for choice in self._choices)
+    def _count(self) -> None:
+        used = self._usage()
+        self._note.num_prompt, self._note.num_completion = used.prompt_tokens, used.completion_tokens
+        self._metrics.num_prompt_tokens += used.prompt_tokens
+        self._metrics.num_completion_tokens += used.completion_tokens
         self._metrics.request_s.add(time.monotonic() - self._began_at_s)
 
 
