@@ -11,6 +11,8 @@ from cluster.arguments import Parser
 # command: (module with main(argv) -> exit code, one line of help)
 COMMANDS = {
     "demo": ("deploy.demo.run", "three nodes on this machine, one streamed answer, then stop"),
+    "up": ("deploy.up", "start every node of a config, here and over ssh, and follow them"),
+    "down": ("deploy.down", "stop the nodes that macrame up started"),
     "plan": ("deploy.plan", "which node would own which layers (plan-dry-run)"),
     "cuts": ("deploy.cuts", "before which layers a model may be cut, proven"),
     "node": ("cluster.run_node", "run one node of the ring (run_node)"),
