@@ -80,10 +80,18 @@ def main(argv: list[str] | None = None) -> int:
         if args.verbose:
             traceback.print_exc()
         if args.parent_pipe:
-            print(FAILED, error, flush=True)  # the parent says it, as the last thing that it says
+            _tell_parent(error)
         else:
             print(f"cluster.api: {error}", file=sys.stderr, flush=True)
         return error.exit_code
+
+
+def _tell_parent(error: UserError | str) -> None:
+    """The parent says it, as the last thing that it says; one that has ended has said its own."""
+    try:
+        print(FAILED, error, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own flush complains
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
