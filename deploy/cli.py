@@ -22,6 +22,7 @@ COMMANDS = {
     "serve": ("deploy.serve", "serve a model on this machine, in the foreground"),
     "ps": ("deploy.ps", "the requests that a running ring works on"),
     "certs": ("deploy.certs", "the certificates by which nodes know each other: make, show, renew"),
+    "chat": ("deploy.chat", "talk to a running ring"),
     "generate": ("deploy.generate", "one streamed answer of a running ring"),
     "completion": ("deploy.completion", "a script that lets your shell complete these commands"),
 }
