@@ -26,6 +26,7 @@ COMMANDS = {
     "ps": ("deploy.ps", "the requests that a running ring works on"),
     "doctor": ("deploy.doctor", "what is wrong with this machine or a ring, and what mends it"),
     "certs": ("deploy.certs", "the certificates by which nodes know each other: make, show, renew"),
+    "chat": ("deploy.chat", "talk to a running ring"),
     "generate": ("deploy.generate", "one streamed answer of a running ring"),
     "completion": ("deploy.completion", "a script that lets your shell complete these commands"),
 }
