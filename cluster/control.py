@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import grpc
 
+from cluster.diagnosis_service import DiagnosisService
 from cluster.lan_copy import CopyService
 from cluster.link_measurer import LinkMeasurer
 from cluster.measured_speeds import told_speeds
@@ -29,6 +30,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         self._node, self._profile, self._addresses = node, profile, addresses
         self.measurer = LinkMeasurer(node)
         self._copies = CopyService(node.config.model)
+        self._diagnoses = DiagnosisService(node)
         self._lock = threading.Lock()
         self._num_heads = 0
         self._watchers = {is_head: threading.BoundedSemaphore(MAX_WATCHERS) for is_head in (True, False)}
@@ -139,6 +141,12 @@ class ControlService(control_pb2_grpc.ControlServicer):
     ) -> Iterator[control_pb2.LinkReport]:
         """Measure this node's ways to another one."""
         return self.measurer.measure(request, context)
+
+    def Diagnose(  # noqa: N802
+        self, request: control_pb2.DiagnoseRequest, context: grpc.ServicerContext
+    ) -> control_pb2.DiagnoseReply:
+        """What is wrong with this machine, for `macrame doctor --all`."""
+        return self._diagnoses.answer(request, context)
 
     def _head_came(self) -> None:
         with self._lock:

@@ -15,6 +15,7 @@ import grpc
 
 from cluster.log_book import LogBook
 from cluster.log_line import checked_id
+from cluster.request import Request
 from cluster.request_log import RequestLog
 from cluster.sampler import validate
 from cluster.scheduler import Emit, Fail, FailureKind, Instruction, Limits, Scheduler, Send, Start
@@ -130,10 +131,25 @@ class Head(head_pb2_grpc.HeadServicer):
             status.num_completion_tokens = counters.num_completion_tokens
             status.num_failed = counters.num_failed
             for kind in FailureKind:
-                status.errors[kind.value] = self._errors[kind.value]
+                status.errors.add(kind=kind.value, count=self._errors[kind.value])
+            status.requests.extend(map(self._request_status, scheduler.requests))
             if self._limits is not None:
                 status.max_active, status.context = self._limits.max_active, self._limits.context
                 status.vocab_size = self._limits.vocab_size
+
+    def _request_status(self, request: Request) -> head_pb2.RequestStatus:
+        """With the lock held."""
+        client = self._clients.get(request.request_id)
+        return head_pb2.RequestStatus(
+            id=request.request_id,
+            state=request.state,
+            prompt_tokens=len(request.prompt),
+            prefilled_tokens=min(request.num_sent, len(request.prompt)),
+            completion_tokens=request.num_completion,
+            max_tokens=request.max_tokens,
+            age_s=0.0 if client is None else time.monotonic() - client.submitted_at,
+            adapter=request.adapter,
+        )
 
     # -- the clients' side: RPC handler threads -----------------------------------------------------------
     def Generate(  # noqa: N802

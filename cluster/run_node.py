@@ -34,7 +34,16 @@ STOP_LIMIT_S = 1.9  # for everything
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
-        prog="run_node", description="Run one node of the ring. Rank 0 is the head and serves the HTTP API."
+        prog="run_node",
+        description="Run one node of the ring in the foreground, until Ctrl-C. Rank 0 is the head: it plans, "
+        "and serves the HTTP API. 'macrame node' is the same.",
+        examples=(
+            ("run_node --rank 0 --config cluster.json", "the head"),
+            (
+                "run_node --rank 1 --config cluster.json --wait-s 60",
+                "another one; exit code 4 without a ring",
+            ),
+        ),
     )
     parser.add_argument(
         "--rank", type=int, required=True, help="this node's place in the config's nodes, from 0"

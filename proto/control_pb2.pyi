@@ -456,3 +456,51 @@ class LinkPath(_message.Message):
     bandwidth_gbit_s: float
     num_bytes: int
     def __init__(self, ip: _Optional[str] = ..., reason: _Optional[str] = ..., local_ip: _Optional[str] = ..., interface: _Optional[str] = ..., peer_interface: _Optional[str] = ..., kind: _Optional[str] = ..., mtu: _Optional[int] = ..., speed_mbit_s: _Optional[int] = ..., round_trip_p50_ms: _Optional[float] = ..., round_trip_p99_ms: _Optional[float] = ..., num_round_trips: _Optional[int] = ..., bandwidth_gbit_s: _Optional[float] = ..., num_bytes: _Optional[int] = ...) -> None: ...
+
+class DiagnoseRequest(_message.Message):
+    __slots__ = ("is_clock_only",)
+    IS_CLOCK_ONLY_FIELD_NUMBER: _ClassVar[int]
+    is_clock_only: bool
+    def __init__(self, is_clock_only: _Optional[bool] = ...) -> None: ...
+
+class DiagnoseReply(_message.Message):
+    __slots__ = ("clock_s", "name", "rank", "host_name", "platform", "python_version", "macrame_version", "mlx_version", "mlx_lm_version", "config_digest", "model_digest", "findings")
+    CLOCK_S_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    HOST_NAME_FIELD_NUMBER: _ClassVar[int]
+    PLATFORM_FIELD_NUMBER: _ClassVar[int]
+    PYTHON_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MACRAME_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MLX_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MLX_LM_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    FINDINGS_FIELD_NUMBER: _ClassVar[int]
+    clock_s: float
+    name: str
+    rank: int
+    host_name: str
+    platform: str
+    python_version: str
+    macrame_version: str
+    mlx_version: str
+    mlx_lm_version: str
+    config_digest: str
+    model_digest: str
+    findings: _containers.RepeatedCompositeFieldContainer[Finding]
+    def __init__(self, clock_s: _Optional[float] = ..., name: _Optional[str] = ..., rank: _Optional[int] = ..., host_name: _Optional[str] = ..., platform: _Optional[str] = ..., python_version: _Optional[str] = ..., macrame_version: _Optional[str] = ..., mlx_version: _Optional[str] = ..., mlx_lm_version: _Optional[str] = ..., config_digest: _Optional[str] = ..., model_digest: _Optional[str] = ..., findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ...) -> None: ...
+
+class Finding(_message.Message):
+    __slots__ = ("check", "status", "what", "why", "mend")
+    CHECK_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    MEND_FIELD_NUMBER: _ClassVar[int]
+    check: str
+    status: str
+    what: str
+    why: str
+    mend: str
+    def __init__(self, check: _Optional[str] = ..., status: _Optional[str] = ..., what: _Optional[str] = ..., why: _Optional[str] = ..., mend: _Optional[str] = ...) -> None: ...

@@ -69,14 +69,7 @@ class PlanningReply(_message.Message):
     def __init__(self, planning_json: _Optional[str] = ..., config_digest: _Optional[str] = ...) -> None: ...
 
 class ClusterStatus(_message.Message):
-    __slots__ = ("status", "epoch", "plan_json", "ranks", "num_active", "num_queued", "max_active", "context", "incarnation", "num_requests", "num_prompt_tokens", "num_completion_tokens", "num_failed", "reason", "vocab_size", "errors")
-    class ErrorsEntry(_message.Message):
-        __slots__ = ("key", "value")
-        KEY_FIELD_NUMBER: _ClassVar[int]
-        VALUE_FIELD_NUMBER: _ClassVar[int]
-        key: str
-        value: int
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    __slots__ = ("status", "epoch", "plan_json", "ranks", "num_active", "num_queued", "max_active", "context", "incarnation", "num_requests", "num_prompt_tokens", "num_completion_tokens", "num_failed", "reason", "vocab_size", "errors", "requests")
     STATUS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PLAN_JSON_FIELD_NUMBER: _ClassVar[int]
@@ -93,6 +86,7 @@ class ClusterStatus(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     ERRORS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
     status: str
     epoch: int
     plan_json: str
@@ -108,8 +102,37 @@ class ClusterStatus(_message.Message):
     num_failed: int
     reason: str
     vocab_size: int
-    errors: _containers.ScalarMap[str, int]
-    def __init__(self, status: _Optional[str] = ..., epoch: _Optional[int] = ..., plan_json: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ..., num_active: _Optional[int] = ..., num_queued: _Optional[int] = ..., max_active: _Optional[int] = ..., context: _Optional[int] = ..., incarnation: _Optional[int] = ..., num_requests: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., num_completion_tokens: _Optional[int] = ..., num_failed: _Optional[int] = ..., reason: _Optional[str] = ..., vocab_size: _Optional[int] = ..., errors: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    errors: _containers.RepeatedCompositeFieldContainer[ErrorCount]
+    requests: _containers.RepeatedCompositeFieldContainer[RequestStatus]
+    def __init__(self, status: _Optional[str] = ..., epoch: _Optional[int] = ..., plan_json: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ..., num_active: _Optional[int] = ..., num_queued: _Optional[int] = ..., max_active: _Optional[int] = ..., context: _Optional[int] = ..., incarnation: _Optional[int] = ..., num_requests: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., num_completion_tokens: _Optional[int] = ..., num_failed: _Optional[int] = ..., reason: _Optional[str] = ..., vocab_size: _Optional[int] = ..., errors: _Optional[_Iterable[_Union[ErrorCount, _Mapping]]] = ..., requests: _Optional[_Iterable[_Union[RequestStatus, _Mapping]]] = ...) -> None: ...
+
+class ErrorCount(_message.Message):
+    __slots__ = ("kind", "count")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    count: int
+    def __init__(self, kind: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
+
+class RequestStatus(_message.Message):
+    __slots__ = ("id", "state", "prompt_tokens", "prefilled_tokens", "completion_tokens", "max_tokens", "age_s", "adapter")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREFILLED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    AGE_S_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    state: str
+    prompt_tokens: int
+    prefilled_tokens: int
+    completion_tokens: int
+    max_tokens: int
+    age_s: float
+    adapter: str
+    def __init__(self, id: _Optional[str] = ..., state: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., prefilled_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., age_s: _Optional[float] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class LogsRequest(_message.Message):
     __slots__ = ("rank", "lines")

@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 from cluster.api import metrics, status
 from cluster.api.answer import Answer
+from cluster.api.cors import Cors
 from cluster.api.errors import RETRY_AFTER_S, ApiError, bad_request, internal
 from cluster.api.gate import Gate, error_response
 from cluster.api.service import Service
@@ -97,8 +98,8 @@ def make_app(service: Service, keys: Sequence[str]) -> Starlette:
         ClientDisconnect: _on_disconnect,
         Exception: _on_bug,
     }
-    gate = Middleware(Gate, keys, service.metrics, paths)
-    app = Starlette(routes=routes, middleware=[gate], exception_handlers=handlers, lifespan=lifespan)
+    middleware = [Middleware(Cors, bool(keys)), Middleware(Gate, keys, service.metrics, paths)]
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=lifespan)
     app.router.redirect_slashes = False
     return app
 
