@@ -74,7 +74,7 @@ class Answer:
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._metrics.num_disconnects += not work.done()
+            self._metrics.disconnects.inc(not work.done())
             work.cancel()
             gone.cancel()
             await asyncio.wait({work, gone})
@@ -115,9 +115,10 @@ class Answer:
     async def _collect(self, choice: Choice, request: head_pb2.GenerateRequest) -> tuple[Delta, str]:
         texts: list[str] = []
         total = Delta()
-        generation = self._head.generate(request)
+        gaps, generation = self._metrics.gaps, self._head.generate(request)
         try:
             reply = await self._first(generation)
+            then_s = time.monotonic()
             while True:
                 delta = choice.feed(reply)
                 if delta is not None:
@@ -128,14 +129,16 @@ class Answer:
                     total.text = "".join(texts)
                     return total, choice.finish_reason
                 reply = await generation.read()
+                then_s = gaps.add(then_s)
         finally:
             generation.close()
 
     async def _stream(self, choice: Choice, request: head_pb2.GenerateRequest, send: Send) -> None:
         shape, index = self._shape, choice.index
-        generation = self._head.generate(request)
+        gaps, generation = self._metrics.gaps, self._head.generate(request)
         try:
             reply = await self._first(generation)
+            then_s = time.monotonic()
             text = shape.opening(index, self._job.prompts[index])
             while True:
                 delta = choice.feed(reply)
@@ -149,13 +152,16 @@ class Answer:
                 if choice.finish_reason:
                     return
                 reply = await generation.read()
+                then_s = gaps.add(then_s)
         finally:
             generation.close()
 
     async def _first(self, generation: Generation) -> head_pb2.GenerateReply:
         reply = await generation.read()
-        now_s = time.monotonic()
-        self._metrics.first_token_s.add(now_s - self._began_at_s)
+        now_s, metrics = time.monotonic(), self._metrics
+        metrics.first_token_s.observe(now_s - self._began_at_s)
+        metrics.queue_s.observe(reply.queue_ms / 1e3)
+        metrics.prefill_s.observe(reply.prefill_ms / 1e3)
         if self._note.first_token_s is None:
             self._note.first_token_s = now_s - self._note.began_s
         return reply
@@ -174,7 +180,7 @@ class Answer:
             await send({"type": "http.response.body", "body": body, "more_body": not is_last})
 
     async def _write_error(self, send: Send, error: ApiError) -> None:
-        self._metrics.num_stream_errors += 1
+        self._metrics.stream_errors.inc()
         await self._write(send, error.event(), is_last=True)
 
     async def _write_whole(self, send: Send, answers: list[tuple[Delta, str]]) -> None:
@@ -187,9 +193,9 @@ class Answer:
     def _count(self) -> None:
         used = self._usage()
         self._note.num_prompt, self._note.num_completion = used.prompt_tokens, used.completion_tokens
-        self._metrics.num_prompt_tokens += used.prompt_tokens
-        self._metrics.num_completion_tokens += used.completion_tokens
-        self._metrics.request_s.add(time.monotonic() - self._began_at_s)
+        self._metrics.prompt_tokens.inc(used.prompt_tokens)
+        self._metrics.completion_tokens.inc(used.completion_tokens)
+        self._metrics.request_s.observe(time.monotonic() - self._began_at_s)
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:

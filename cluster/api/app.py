@@ -12,16 +12,17 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from cluster.api import metrics, status
+from cluster.api import status
 from cluster.api.answer import Answer
 from cluster.api.cors import Cors
 from cluster.api.errors import RETRY_AFTER_S, ApiError, bad_request, internal
 from cluster.api.gate import Gate, error_response
 from cluster.api.service import Service
 from cluster.recent_lines import NUM_KEPT
+from proto import head_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -67,10 +68,14 @@ def make_app(service: Service, keys: Sequence[str]) -> Starlette:
         )
 
     async def metrics_page(request: Request) -> Response:
-        state = status.state(service.head, service.is_tokenizer_loaded)[0]
-        return PlainTextResponse(
-            service.metrics.text(state, service.head.status), media_type=metrics.CONTENT_TYPE
-        )
+        page, content_type = service.metrics.page(request.headers.get("accept", ""))
+        return Response(page, headers={"content-type": content_type})
+
+    def known() -> tuple[str, head_pb2.ClusterStatus | None]:
+        head = service.head
+        return status.state(head, service.is_tokenizer_loaded)[0], None if head.trouble else head.status
+
+    service.metrics.watch(known)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

@@ -44,7 +44,7 @@ class Gate:
                 access.sign(message, note)
             await send(message)
 
-        self._metrics.num_in_flight += 1
+        self._metrics.in_flight.inc()
         try:
             refusal = self._refusal(scope["path"], headers)
             app = self._app if refusal is None else error_response(refusal)
@@ -54,8 +54,8 @@ class Gate:
             raise
         finally:
             path = scope["path"] if scope["path"] in self._paths else "other"
-            self._metrics.requests[path, status] += 1
-            self._metrics.num_in_flight -= 1
+            self._metrics.requests.labels(path, status).inc()
+            self._metrics.in_flight.dec()
             access.log(scope, status, note, self._paths)
 
     def _refusal(self, path: str, headers: Headers) -> ApiError | None:

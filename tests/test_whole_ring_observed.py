@@ -1,4 +1,4 @@
-"""The log of a whole ring: every node's lines at the head, of dead ones too, by HTTP."""
+"""What a whole ring tells of itself: every node's log lines at the head, and the metrics of the dashboard."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.ring_processes import RingProcesses
 from tests.tiny_models import write_checkpoint
@@ -20,6 +21,7 @@ from tests.waiting import wait_for
 LOGS = "/v1/cluster/logs"
 KEY = "key-7b1c"
 PROMPT = "zebra quagga"
+BOARD = Path(__file__).resolve().parent.parent / "deploy" / "grafana" / "macrame.json"
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +220,73 @@ def test_each_line_of_a_file_can_be_read(ring: RingProcesses, http: httpx.Client
     assert len(opened) == 2
     assert all(re.match(r"20\d\d-\d\d-\d\dT[0-9:.]{12}Z [A-Z]+ n1 |    ", line) for line in own[1][1:])
     assert ring.log(2).splitlines() == own[2]  # both are JSON, and nothing else is written
+
+
+def targets() -> list[tuple[str, str]]:
+    """Each question of the dashboard: its expression and the legend."""
+    panels = json.loads(BOARD.read_text())["panels"]
+    return [
+        (one["expr"], one["legendFormat"])
+        for panel in panels
+        if panel["type"] != "row"
+        for one in panel["targets"]
+    ]
+
+
+def test_every_metric_and_label_of_the_dashboard_is_on_a_real_rings_page(http: httpx.Client) -> None:
+    complete(http, "measured")
+    labels_of: dict[str, set[str]] = {}
+
+    def ask() -> bool:
+        for family in text_string_to_metric_families(http.get("/metrics").text):
+            for sample in family.samples:
+                labels_of.setdefault(sample.name, set()).update(sample.labels)
+        return "macrame_hop_seconds" in labels_of  # once each edge has sent a heartbeat
+
+    wait_for(ask)
+    asked = targets()
+    assert len(asked) > 30
+    for expression, legend in asked:
+        names = re.findall(r"\bmacrame_[a-z_]+\b", expression)
+        assert names
+        assert set(names) <= labels_of.keys(), expression
+        known = set().union(*(labels_of[name] for name in names)) | {"job"}
+        used = re.findall(r"([a-z_]+)=~?\"", expression) + re.findall(r"\{\{(\w+)\}\}", legend)
+        used += re.findall(r"\w+", " ".join(re.findall(r"by \(([^)]*)\)", expression)))
+        assert set(used) <= known, expression
+        assert expression.count("(") == expression.count(")")
+
+
+def test_the_dashboard_is_one_that_grafana_can_import() -> None:
+    board = json.loads(BOARD.read_text())
+    assert (board["uid"], board["title"]) == ("macrame", "macrame")
+    assert {one["name"] for one in board["templating"]["list"]} == {"datasource", "job"}
+    ids, taken = [panel["id"] for panel in board["panels"]], set()
+    assert len(set(ids)) == len(ids)
+    for panel in board["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        assert not cells & taken, panel["title"]
+        taken |= cells
+        if panel["type"] != "row":
+            assert panel["datasource"]["uid"] == "${datasource}"
+            assert panel["description"]
+            assert panel["fieldConfig"]["defaults"]["unit"]
+
+
+def test_two_clients_paths_are_one_label(http: httpx.Client) -> None:
+    for number in range(5):
+        http.get(f"/nothing/{number}")
+        http.get(f"/v1/models/{number}")
+    paths = {
+        sample.labels["path"]
+        for family in text_string_to_metric_families(http.get("/metrics").text)
+        for sample in family.samples
+        if sample.name == "macrame_http_requests_total"
+    }
+    assert "other" in paths
+    assert not any("nothing" in path or "models/" in path for path in paths)
 
 
 def test_a_dead_nodes_last_words_stay_and_its_next_life_adds_to_them(
