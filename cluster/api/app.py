@@ -17,9 +17,11 @@ from starlette.routing import Route
 
 from cluster.api import metrics, status
 from cluster.api.answer import Answer
+from cluster.api.assets import INDEX, PREFIX, read_assets
 from cluster.api.errors import RETRY_AFTER_S, ApiError, internal
 from cluster.api.gate import Gate, error_response
 from cluster.api.service import Service
+from cluster.api.why import PlanWhy
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,13 @@ BODY_TIMEOUT_S = 60.0
 
 def make_app(service: Service, keys: Sequence[str]) -> Starlette:
     """The ASGI application; its lifespan starts and ends the head client."""
+    assets, plan_why = read_assets(), PlanWhy(service.head)
+
+    async def page(request: Request) -> Response:
+        asset = assets.get(request.path_params.get("name", INDEX))
+        if asset is None:
+            raise HTTPException(404)
+        return asset.response(request)
 
     async def completions(request: Request) -> Answer:
         return await service.complete(await _read_json(request))
@@ -51,6 +60,9 @@ def make_app(service: Service, keys: Sequence[str]) -> Starlette:
 
     async def planning(request: Request) -> Response:
         return Response(await service.head.planning(), media_type="application/json")
+
+    async def why(request: Request) -> Response:
+        return JSONResponse(await plan_why.get())
 
     async def health(request: Request) -> Response:
         content = status.health(service.head, service.is_tokenizer_loaded)
@@ -80,8 +92,11 @@ def make_app(service: Service, keys: Sequence[str]) -> Starlette:
         Route("/v1/models/{name:path}", model),
         Route("/v1/cluster", cluster),
         Route("/v1/cluster/planning", planning),
+        Route("/v1/cluster/why", why),
         Route("/health", health),
         Route("/metrics", metrics_page),
+        Route("/", page),
+        Route(f"{PREFIX}{{name}}", page),
     ]
     paths = frozenset(route.path for route in routes)
     handlers: dict[Any, Any] = {
