@@ -178,7 +178,12 @@ def load_config(path: Path, *, model: str | None = None) -> ClusterConfig:
 
     `model` takes the place of the file's. Raises ConfigError: one sentence with file, key and value.
     """
-    table = Table(path, "", own_form(path, read_document(path)), TOP_KEYS)
+    return read_config(Table(path, "", own_form(path, read_document(path)), TOP_KEYS), model)
+
+
+def read_config(table: Table, model: str | None = None) -> ClusterConfig:
+    """What a table with TOP_KEYS says; `model` as in load_config. Raises ConfigError."""
+    path = table.file
     named = model or table.take_str("model")
     if named is None:
         raise refuse_missing_model(path)
@@ -246,4 +251,5 @@ __all__ = [
     "SecurityConfig",
     "is_loopback",
     "load_config",
+    "read_config",
 ]
