@@ -44,6 +44,7 @@ folder={folder}
 part="$folder"/.{name}.$$
 mkdir -p "$folder" || exit 1
 trap 'rm -f "$part"' EXIT
+trap 'exit 1' HUP INT TERM PIPE
 cat >"$part" || exit 1
 if [ "$(wc -c <"$part")" -ne {num_bytes} ]; then echo 'it came cut short' >&2; exit 1; fi
 chmod {mode:o} "$part" && mv -f "$part" "$folder"/{name}
