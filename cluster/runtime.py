@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable
 import grpc
 
 from cluster.api_process import ApiProcess
+from cluster.caffeinate import KeepAwake, caffeinate_command
 from cluster.config import ClusterConfig
 from cluster.console import say
 from cluster.control import ControlService
@@ -76,6 +78,7 @@ class Runtime:
         self._with_api = with_api
         self._api: ApiProcess | None = None
         self._patience: threading.Timer | None = None
+        self._awake = KeepAwake(caffeinate_command(os.getpid()))
         self._fetch = threading.Thread(target=self._fetch_model, name="fetch-model", daemon=True)
 
     def start(self) -> None:
@@ -109,6 +112,7 @@ class Runtime:
         node.start()
         self._server.start()
         say(f"NODE_READY {self.rank} {mine.host} {port}", sys.stdout)
+        self._awake.start()
         self._fetch.start()
         if self._coordinator is not None:
             self._coordinator.start()
@@ -140,6 +144,7 @@ class Runtime:
             self._api.close(timeout_s)
         if self._control is not None:
             self._control.close()
+        self._awake.close()
         is_clean = self._node.close(timeout_s)
         self._edges.close()
         if self._server is not None:

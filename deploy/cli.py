@@ -19,6 +19,7 @@ COMMANDS = {
     "bench": ("deploy.bench", "tokens per second, hops and CPU time of a ring"),
     "links": ("deploy.links", "round trip and bandwidth between the nodes of a running ring"),
     "status": ("deploy.status", "what the nodes of a running ring do"),
+    "service": ("deploy.service", "a node that the system starts and keeps running: install, remove, status"),
     "certs": ("deploy.certs", "the certificates by which nodes know each other: make, show, renew"),
     "generate": ("deploy.generate", "one streamed answer of a running ring"),
 }
