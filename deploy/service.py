@@ -8,9 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from cluster import macos
 from cluster.arguments import Parser
@@ -20,6 +18,7 @@ from deploy import service_launchd, service_systemd
 from deploy.command import run_command
 from deploy.service_apply import Target, install, installed, remove, state
 from deploy.service_node import check_start, fleeting_path, node_service, privacy_warning, read_environment
+from deploy.service_text import as_json, as_text, commands, row, row_json
 from deploy.units import WIRED_LIMIT, Found, Installation, Manager, State
 from planner.render import table
 
@@ -27,16 +26,23 @@ MANAGERS: dict[str, Manager] = {"launchd": service_launchd, "systemd": service_s
 OF_PLATFORM = {"darwin": "launchd", "linux": "systemd"}
 MIB = 1 << 20
 LEFT_SHARE, LEFT_BYTES = 0.1, 2 * 10**9  # what a wired limit leaves to the rest of a Mac, at least
-_EXAMPLES = """\
-examples:
-  macrame service install --config cluster.json --print     what would be written and run, and nothing else
-  sudo macrame service install --config cluster.json        the node whose host is this machine, as your user
-  sudo macrame service install --rank 1 --config cluster.json --env HF_HOME=/data/hf -- --verbose
-  macrame service status
-  sudo macrame service remove node1
-  sudo macrame service install wired-limit --mb 12288       only on a Mac, and only if you know why
-
-On macOS a node is a LaunchDaemon that runs as your user, on Linux a unit of systemd; docs/service.md."""
+_EXAMPLES = (
+    (
+        "macrame service install --config cluster.json --print",
+        "what would be written and run, and nothing else",
+    ),
+    (
+        "sudo macrame service install --config cluster.json",
+        "the node whose host is this machine, as your user",
+    ),
+    (
+        "sudo macrame service install --rank 1 --config cluster.json --env HF_HOME=/data/hf -- --verbose",
+        "rank 1; what follows -- goes to run_node",
+    ),
+    ("macrame service status --json", "what is installed, and whether it runs"),
+    ("sudo macrame service remove node1", "stop it, and take its files away; its logs stay"),
+    ("sudo macrame service install wired-limit --mb 12288", "only on a Mac, and only if you know why"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,9 +61,9 @@ def _parser() -> Parser:
     parser = Parser(
         prog="macrame service",
         description="Keeps a node of the ring running: after a crash, after a restart of the machine, and "
-        "without anybody logged in.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "without anybody logged in. On macOS it is a LaunchDaemon that runs as your user, on Linux a unit of "
+        "systemd.",
+        examples=_EXAMPLES,
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="install|remove|status")
     add = actions.add_parser(
@@ -65,8 +71,7 @@ def _parser() -> Parser:
         help="write the service's files and start it",
         description="Writes the service's files and starts it; once more does no harm. What follows -- goes "
         "to run_node.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES[:3],
     )
     add.add_argument(
         "what", nargs="?", choices=("node", WIRED_LIMIT), default="node", help="node, if not given"
@@ -86,9 +91,17 @@ def _parser() -> Parser:
     add.add_argument(
         "--system", choices=tuple(MANAGERS), help="for --print and --root: another system's files"
     )
-    gone = actions.add_parser("remove", help="stop a service and take its files away; its logs stay")
+    gone = actions.add_parser(
+        "remove",
+        help="stop a service",
+        description="Stops a service and takes its files away; its logs stay.",
+    )
     gone.add_argument("name", nargs="?", help="which (default: the one that is installed)")
-    show = actions.add_parser("status", help="what is installed, and whether it runs")
+    show = actions.add_parser(
+        "status",
+        help="what is installed",
+        description="What is installed, and whether it runs; exit code 1 if something does not.",
+    )
     show.add_argument("name", nargs="?", help="only this one")
     for action in (add, gone, show):
         action.add_argument(
@@ -103,7 +116,7 @@ def _install(args: argparse.Namespace) -> int:
     manager, target = _manager(args), Target(args.root)
     plan = _wired_limit(args) if args.what == WIRED_LIMIT else _node(args, manager, target)
     if args.is_dry:
-        print(json.dumps(_as_json(plan), indent=2) if args.json else "\n".join(_as_text(plan)))
+        print(json.dumps(as_json(plan), indent=2) if args.json else "\n".join(as_text(plan)))
         return EXIT_OK
     _need_system(manager, target)
     _need_root(args, target)
@@ -118,7 +131,7 @@ def _install(args: argparse.Namespace) -> int:
         )
     )
     if not is_started:
-        print("\n".join(["Not started. On its machine:", *_commands(plan)]))
+        print("\n".join(["Not started. On its machine:", *commands(plan)]))
     return EXIT_OK
 
 
@@ -193,12 +206,12 @@ def _status(args: argparse.Namespace) -> int:
     states = [state(manager, one.name) if is_asked else State("not asked", is_well=True) for one in found]
     if args.json:
         print(
-            json.dumps({"services": [_row_json(*pair) for pair in zip(found, states, strict=True)]}, indent=2)
+            json.dumps({"services": [row_json(*pair) for pair in zip(found, states, strict=True)]}, indent=2)
         )
     elif not found:
         print("No node is installed as a service here; 'macrame service install --help' says how.")
     else:
-        print("\n".join(table([_row(*pair) for pair in zip(found, states, strict=True)])))
+        print("\n".join(table([row(*pair) for pair in zip(found, states, strict=True)])))
     return EXIT_OK if all(one.is_well for one in states) else EXIT_ERROR
 
 
@@ -242,61 +255,6 @@ def _named(name: str | None, found: Sequence[Found]) -> Found:
         raise UserError("no service of macrame is installed here", EXIT_USAGE)
     asked = "which service?" if name is None else f"there is no service {name!r} here;"
     raise UserError(f"{asked} installed are {', '.join(one.name for one in found)}", EXIT_USAGE)
-
-
-def _commands(plan: Installation) -> list[str]:
-    return [f"    {shlex.join(['sudo', *command.words])}" for command in plan.start if not command.may_fail]
-
-
-def _as_text(plan: Installation) -> list[str]:
-    lines = []
-    for folder in plan.folders:
-        owner = f" of {folder.account.name}" if folder.account else ""
-        lines.append(f"# folder{owner}, made if missing: {folder.path}")
-    for file in plan.files:
-        owner = f" of {file.account.name}" if file.account else ""
-        lines += ["", f"# file{owner}, mode {file.mode:o}: {file.path}", file.content.rstrip("\n")]
-    return [*lines, "", "# commands", *_commands(plan)]
-
-
-def _as_json(plan: Installation) -> dict[str, Any]:
-    return {
-        "folders": [str(folder.path) for folder in plan.folders],
-        "files": [
-            {
-                "path": str(file.path),
-                "mode": f"{file.mode:o}",
-                "owner": file.account.name if file.account else "root",
-                "content": file.content,
-            }
-            for file in plan.files
-        ],
-        "commands": [list(command.words) for command in plan.start],
-    }
-
-
-def _row(one: Found, now: State) -> dict[str, str]:
-    def text(value: object) -> str:
-        return "" if value is None else str(value)
-
-    return {
-        "service": one.name,
-        "state": now.word,
-        "rank": text(one.rank),
-        "user": text(one.user),
-        "pid": text(now.pid),
-        "starts": text(now.num_starts),
-        "last exit": text(now.last_exit),
-        "config": text(one.config),
-    }
-
-
-def _row_json(one: Found, now: State) -> dict[str, Any]:
-    return {**asdict(one), "file": str(one.file), "state": now.word, **_numbers(now)}
-
-
-def _numbers(now: State) -> dict[str, Any]:
-    return {"is_well": now.is_well, "pid": now.pid, "last_exit": now.last_exit, "num_starts": now.num_starts}
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def node_plist(service: NodeService) -> dict[str, Any]:
     return {
         "Label": label(service.name),
         "UserName": service.account.name,
-        "ProgramArguments": list(service.command),
+        "ProgramArguments": [*service.command, *_log_arguments(service)],
         "EnvironmentVariables": service.full_environment,
         "WorkingDirectory": str(service.account.home),
         "RunAtLoad": True,
@@ -82,14 +82,14 @@ def node_installation(service: NodeService) -> Installation:
     """The plist, a file for the output that the user may write, and its rotation."""
     account, output = service.account, _output(service.name)
     return Installation(
-        folders=(Folder(LOGS), *(Folder(path, account, 0o700) for path in service.writes)),
+        folders=(Folder(LOGS), Folder(_own_logs(service.name), account, 0o700)),
         files=(
             UnitFile(output, "", 0o640, account, is_kept=True),
             UnitFile(ROTATION / f"{label(service.name)}.conf", _rotation(service)),
             UnitFile(plist_path(service.name), plistlib.dumps(node_plist(service), sort_keys=False).decode()),
         ),
         start=_start(service.name),
-        notes=(f"Its output: tail -f {output}",),
+        notes=(f"Its states and warnings: tail -f {output}", f"Its whole log: {_own_logs(service.name)}"),
     )
 
 
@@ -175,6 +175,18 @@ def _start(name: str) -> tuple[Command, ...]:
         Command((LAUNCHCTL, "enable", domain)),
         Command((LAUNCHCTL, "bootstrap", "system", str(plist_path(name))), retry_s=BOOTSTRAP_S),
     )
+
+
+def _own_logs(name: str) -> Path:
+    """A folder of the user: run_node rotates its log itself, for which it renames files."""
+    return LOGS / name
+
+
+def _log_arguments(service: NodeService) -> tuple[str, ...]:
+    """None where the user has named a log file."""
+    if any(word.partition("=")[0] == "--log-file" for word in service.arguments):
+        return ()
+    return ("--log-file", str(_own_logs(service.name) / "node.log"))
 
 
 def _output(name: str) -> Path:

@@ -68,6 +68,7 @@ def test_the_nodes_plist_has_documented_keys_and_survives_a_round_trip() -> None
     assert keys["UserName"] == "alice"
     assert keys["ProgramArguments"][3:] == [
         *("--rank", "1", "--config", "/srv/alice/my 100% $cluster/c.json", "--verbose"),
+        *("--log-file", "/Library/Logs/macrame/node1/node.log"),
     ]
     assert keys["EnvironmentVariables"]["HF_HOME"] == "/data/<hf> & more"
     assert keys["EnvironmentVariables"]["HOME"] == keys["WorkingDirectory"] == "/srv/alice"
@@ -76,7 +77,8 @@ def test_the_nodes_plist_has_documented_keys_and_survives_a_round_trip() -> None
 
 def test_the_output_belongs_to_the_user_in_a_folder_that_does_not() -> None:
     plan = node_installation(node_service())
-    (folder,) = plan.folders
+    folder, own = plan.folders
+    assert (str(own.path), own.account, own.mode) == (f"{folder.path}/node1", node_service().account, 0o700)
     (output, rotation, plist) = plan.files
     assert (str(folder.path), folder.account) == ("/Library/Logs/macrame", None)
     assert output.path.parent == folder.path
@@ -86,6 +88,11 @@ def test_the_output_belongs_to_the_user_in_a_folder_that_does_not() -> None:
     # newsyslog.conf(5): logfilename owner:group mode count size when flags
     assert line.split() == [str(output.path), "alice:staff", "640", "3", "1024", "*", "BN"]
     assert str(rotation.path) == "/etc/newsyslog.d/org.macrame.node1.conf"
+
+
+def test_a_log_file_of_the_users_own_stays() -> None:
+    words = node_plist(node_service(arguments=("--log-file=/data/x.log",)))["ProgramArguments"]
+    assert words[-1] == "--log-file=/data/x.log"
 
 
 def test_an_earlier_daemon_is_taken_out_before_the_new_one_comes() -> None:
