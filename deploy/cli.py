@@ -11,6 +11,7 @@ from cluster.arguments import Parser
 # command: (module with main(argv) -> exit code, one line of help)
 COMMANDS = {
     "demo": ("deploy.demo.run", "three nodes on this machine, one streamed answer, then stop"),
+    "init": ("deploy.init", "write a cluster file, by asking or from the names of hosts"),
     "up": ("deploy.up", "start every node of a config, here and over ssh, and follow them"),
     "down": ("deploy.down", "stop the nodes that macrame up started"),
     "plan": ("deploy.plan", "which node would own which layers (plan-dry-run)"),

@@ -7,6 +7,7 @@ import os
 import pwd
 from pathlib import Path
 
+from deploy.init_probe import Machine
 from deploy.units import Account, NodeService
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
@@ -77,3 +78,17 @@ def calls(folder: Path) -> list[str]:
     """What the programs of a folder were called with."""
     path = folder / "calls.txt"
     return path.read_text().splitlines() if path.exists() else []
+
+
+def machine(**values: object) -> Machine:
+    """A Mac that ssh reaches."""
+    given = {
+        "destination": "mini2.local",
+        "host": "mini2.local",
+        "name": "mini2",
+        "system": "macOS 15.5",
+        "chip": "Apple M4",
+        "gpu_cores": 10,
+        "memory_bytes": 1 << 34,
+    }
+    return Machine(**{**given, **values})  # type: ignore[arg-type]
