@@ -28,6 +28,7 @@ COMMANDS = {
     "doctor": ("deploy.doctor", "what is wrong with this machine or a ring, and what mends it"),
     "service": ("deploy.service", "a node that the system starts and keeps running: install, remove, status"),
     "certs": ("deploy.certs", "the certificates by which nodes know each other: make, show, renew"),
+    "chat": ("deploy.chat", "talk to a running ring"),
     "generate": ("deploy.generate", "one streamed answer of a running ring"),
     "completion": ("deploy.completion", "a script that lets your shell complete these commands"),
 }

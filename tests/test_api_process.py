@@ -136,6 +136,19 @@ def test_its_parent_says_why_it_ended(tmp_path: Path) -> None:
 # -- keys and tokens ----------------------------------------------------------------------------------
 
 
+def test_a_parent_that_has_ended_is_told_nothing() -> None:
+    code = "from cluster.api.__main__ import _tell_parent; _tell_parent('x')"
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_keys_guard_everything_but_health(tmp_path: Path) -> None:
     ring = ScriptedRing()
     arguments = ("--host", "0.0.0.0")
