@@ -97,18 +97,22 @@ class ControlService(control_pb2_grpc.ControlServicer):
                 if not context.add_callback(self._head_left):
                     self._head_left()  # the call was over before it began
                     return
-            yield from self._statuses(request, context)
+            yield from self._statuses(request, context, has_logs=is_head)
         finally:
             self._watchers[is_head].release()
 
     def _statuses(
-        self, request: control_pb2.WatchRequest, context: grpc.ServicerContext
+        self, request: control_pb2.WatchRequest, context: grpc.ServicerContext, *, has_logs: bool
     ) -> Iterator[control_pb2.NodeStatus]:
         interval_s = min(max(request.beat_interval_ms, 20), 1000) / 1e3
-        node = self._node
+        node, num_sent = self._node, 0
         while context.is_active():
-            yield node.status()
-            if node.is_closing:
+            is_last = node.is_closing
+            status = node.status()
+            if has_logs:
+                num_sent = node.recent.fill(status, num_sent)
+            yield status
+            if is_last:
                 return
             with node.changed:
                 node.changed.wait(interval_s)

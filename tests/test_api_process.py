@@ -136,6 +136,19 @@ def test_its_parent_says_why_it_ended(tmp_path: Path) -> None:
 # -- keys and tokens ----------------------------------------------------------------------------------
 
 
+def test_a_parent_that_has_ended_is_told_nothing() -> None:
+    code = "from cluster.api.__main__ import _tell_parent; _tell_parent('x')"
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_keys_guard_everything_but_health(tmp_path: Path) -> None:
     ring = ScriptedRing()
     arguments = ("--host", "0.0.0.0")
@@ -174,7 +187,7 @@ def test_keys_guard_everything_but_health(tmp_path: Path) -> None:
             client.models.list()
 
 
-class _Guard(grpc.ServerInterceptor):  # type: ignore[misc]
+class _Guard(grpc.ServerInterceptor):
     """Refuses calls without the token."""
 
     def intercept_service(self, continuation: Any, details: Any) -> Any:
@@ -222,7 +235,7 @@ def test_health_follows_the_ring(tmp_path: Path) -> None:
         assert served.http.get("/health").json() == {"status": "ok"}
         for state in ("starting", "loading", "degraded"):
             served.ring.set_state(state, f"n0 is {state}")
-            wait_for(lambda: served.http.get("/health").status_code == 503)
+            wait_for(lambda state=state: served.http.get("/health").json()["status"] == state)
             reply = served.http.get("/health")
             assert reply.headers["retry-after"] == "1"
             assert reply.json() == {
