@@ -12,6 +12,8 @@ from queue import SimpleQueue
 
 import grpc
 
+from cluster.log_book import LogBook
+from cluster.request import Request
 from cluster.sampler import validate
 from cluster.scheduler import Emit, Fail, FailureKind, Instruction, Limits, Scheduler, Send, Start
 from proto import head_pb2, head_pb2_grpc, ring_pb2
@@ -59,7 +61,9 @@ class Head(head_pb2_grpc.HeadServicer):
         feed: Callable[[ring_pb2.Frame], None],
         cluster_status: Callable[[], head_pb2.ClusterStatus],
         changed: threading.Condition,
+        logs: LogBook | None = None,
     ) -> None:
+        self._logs = logs or LogBook({})
         self._scheduler = Scheduler(max_queued=max_queued)
         self._feed = feed
         self._cluster_status = cluster_status
@@ -122,9 +126,24 @@ class Head(head_pb2_grpc.HeadServicer):
             status.num_prompt_tokens = counters.num_prompt_tokens
             status.num_completion_tokens = counters.num_completion_tokens
             status.num_failed = counters.num_failed
+            status.requests.extend(map(self._request_status, scheduler.requests))
             if self._limits is not None:
                 status.max_active, status.context = self._limits.max_active, self._limits.context
                 status.vocab_size = self._limits.vocab_size
+
+    def _request_status(self, request: Request) -> head_pb2.RequestStatus:
+        """With the lock held."""
+        client = self._clients.get(request.request_id)
+        return head_pb2.RequestStatus(
+            id=request.request_id,
+            state=request.state,
+            prompt_tokens=len(request.prompt),
+            prefilled_tokens=min(request.num_sent, len(request.prompt)),
+            completion_tokens=request.num_completion,
+            max_tokens=request.max_tokens,
+            age_s=0.0 if client is None else time.monotonic() - client.submitted_at,
+            adapter=request.adapter,
+        )
 
     # -- the clients' side: RPC handler threads -----------------------------------------------------------
     def Generate(  # noqa: N802
@@ -198,6 +217,16 @@ class Head(head_pb2_grpc.HeadServicer):
         if not reply.planning_json:
             context.abort(grpc.StatusCode.UNAVAILABLE, "the head has no plan yet; ask again when it serves")
         return reply
+
+    def GetLogs(  # noqa: N802
+        self, request: head_pb2.LogsRequest, context: grpc.ServicerContext
+    ) -> Iterator[head_pb2.RankLogs]:
+        """The latest log lines, one message for each rank."""
+        try:
+            told = self._logs.tell(request.rank if request.HasField("rank") else None, request.lines)
+        except KeyError:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"there is no rank {request.rank} in this ring")
+        yield from told
 
     def _submit(self, request_id: str, client: _Client, request: head_pb2.GenerateRequest) -> None:
         with self._lock:

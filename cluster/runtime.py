@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -17,10 +18,12 @@ from cluster.control import ControlService
 from cluster.coordinator import Coordinator
 from cluster.errors import EXIT_ERROR, EXIT_UNREACHABLE, UserError
 from cluster.link_service import ProbeService
+from cluster.logs import relay, said
 from cluster.node import Node
 from cluster.peer_links import own_addresses
 from cluster.plan_choices import AS_IN_FILE, PlanChoices
 from cluster.probe import this_machine
+from cluster.recent_lines import RecentLines
 from cluster.ring import EdgeService
 from cluster.routes import HEAD_RANK
 from cluster.rpc import BindError, make_server
@@ -28,6 +31,8 @@ from cluster.tls import Credentials
 from cluster.usage import peak_rss_bytes
 from proto import control_pb2_grpc, head_pb2_grpc
 from shard_loader.hub import find_folder
+
+logger = logging.getLogger(__name__)
 
 GOODBYE_S = 0.3  # to take the announcement back
 SPARE_WORKERS = 64  # handler threads besides one per request that may wait: edges, watchers, short calls
@@ -58,13 +63,20 @@ class Runtime:
         with_api: bool,
         on_stop: Callable[[], object],
         choices: PlanChoices = AS_IN_FILE,
+        recent: RecentLines | None = None,
     ) -> None:
         self.config, self.rank = config, rank
         self.error: UserError | None = None
         self._is_closing = False
         self._on_stop = on_stop
         self._wait_s, self._choices = wait_s, choices
-        self._node = Node(config, rank, credentials=credentials, import_base_rss_bytes=peak_rss_bytes())
+        self._node = Node(
+            config,
+            rank,
+            credentials=credentials,
+            import_base_rss_bytes=peak_rss_bytes(),
+            recent=recent,
+        )
         self._edges = EdgeService(
             accept=self._node.accept,
             on_frame=self._node.on_frame,
@@ -130,6 +142,7 @@ class Runtime:
                         UserError(reason, code if code > 0 else EXIT_ERROR)
                     ),
                     say=self._say,
+                    on_log=relay,
                 )
                 self._api.start()
         elif self._wait_s is not None:
@@ -184,4 +197,4 @@ class Runtime:
         self._on_stop()
 
     def _say(self, line: str) -> None:
-        say(f"[{self._node.name}] {line}")
+        logger.info("%s", line, extra=said(f"[{self._node.name}] "))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from cluster.request import Request
 from proto import ring_pb2
 
 DEFAULT_PREFILL_CHUNK = 512  # tokens
@@ -81,30 +82,6 @@ Instruction = Send | Start | Emit | Fail
 
 
 @dataclass(slots=True)
-class _Request:
-    request_id: str
-    session: int
-    prompt: Sequence[int]
-    max_tokens: int
-    sampling: ring_pb2.Sampling
-    stop_ids: frozenset[int]
-    adapter: str = ""
-    num_sent: int = 0  # tokens of prompt + answer that entered the ring
-    num_in_flight: int = 0  # frames of this session in the ring
-    num_completion: int = 0
-    next_token: int | None = None  # sampled, not yet sent
-    is_open: bool = False  # its spec has entered the ring
-
-    @property
-    def is_prefilling(self) -> bool:
-        return self.num_sent < len(self.prompt)
-
-    @property
-    def can_send(self) -> bool:
-        return self.is_prefilling or self.next_token is not None
-
-
-@dataclass(slots=True)
 class Counters:
     """Totals since the head started, for metrics."""
 
@@ -130,10 +107,10 @@ class Scheduler:
     _hold_reason: str = ""  # why no new request may start; empty: they may
     _next_session: int = 1
     _next_seq: int = 1
-    _queued: deque[_Request] = field(default_factory=deque)
-    _active: deque[_Request] = field(default_factory=deque)  # rotated: whoever was sent last is last
-    _by_id: dict[str, _Request] = field(default_factory=dict)
-    _by_session: dict[int, _Request] = field(default_factory=dict)
+    _queued: deque[Request] = field(default_factory=deque)
+    _active: deque[Request] = field(default_factory=deque)  # rotated: whoever was sent last is last
+    _by_id: dict[str, Request] = field(default_factory=dict)
+    _by_session: dict[int, Request] = field(default_factory=dict)
     _in_flight: dict[int, tuple[int, ...]] = field(default_factory=dict)  # seq -> sessions
     _chunks: set[int] = field(default_factory=set)  # of those, the frames of prompts
     _closes: list[int] = field(default_factory=list)
@@ -153,6 +130,11 @@ class Scheduler:
     @property
     def is_up(self) -> bool:
         return self._limits is not None
+
+    @property
+    def requests(self) -> list[Request]:
+        """Those that run or wait, in the order in which they came."""
+        return list(self._by_id.values())
 
     def ring_up(self, epoch: int, limits: Limits) -> None:
         """The ring serves this epoch from now on."""
@@ -200,7 +182,7 @@ class Scheduler:
         if refusal is not None:
             self.counters.num_failed += 1
             return [refusal]
-        request = _Request(
+        request = Request(
             request_id,
             self._next_session,
             prompt,
@@ -281,7 +263,7 @@ class Scheduler:
             )
         return None
 
-    def _take(self, request: _Request, token: ring_pb2.SampledToken) -> Emit:
+    def _take(self, request: Request, token: ring_pb2.SampledToken) -> Emit:
         request.num_completion += 1
         self.counters.num_completion_tokens += 1
         finish = ""
@@ -301,12 +283,12 @@ class Scheduler:
             num_completion=request.num_completion,
         )
 
-    def _fail(self, request: _Request, message: str, kind: FailureKind = FailureKind.FAILED) -> Fail:
+    def _fail(self, request: Request, message: str, kind: FailureKind = FailureKind.FAILED) -> Fail:
         self.counters.num_failed += 1
         self._end(request)
         return Fail(request.request_id, kind, message)
 
-    def _end(self, request: _Request) -> None:
+    def _end(self, request: Request) -> None:
         del self._by_id[request.request_id]
         if self._by_session.pop(request.session, None) is None:
             self._queued.remove(request)
@@ -323,6 +305,7 @@ class Scheduler:
         while self._queued and not self._hold_reason and len(self._active) < limits.max_active:
             request = self._queued.popleft()
             self.counters.num_prompt_tokens += len(request.prompt)
+            request.is_active = True
             self._active.append(request)
             self._by_session[request.session] = request
         sends: list[Instruction] = []
@@ -350,7 +333,7 @@ class Scheduler:
         self._next_seq += 1
         return frame
 
-    def _frame(self, request: _Request, limits: Limits) -> ring_pb2.Frame:
+    def _frame(self, request: Request, limits: Limits) -> ring_pb2.Frame:
         frame = self._header((request.session,))
         if not request.is_open:
             request.is_open = True

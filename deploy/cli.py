@@ -20,18 +20,21 @@ COMMANDS = {
     "links": ("deploy.links", "round trip and bandwidth between the nodes of a running ring"),
     "nodes": ("deploy.nodes", "who announces itself in the local network"),
     "status": ("deploy.status", "what the nodes of a running ring do"),
+    "serve": ("deploy.serve", "serve a model on this machine, in the foreground"),
+    "ps": ("deploy.ps", "the requests that a running ring works on"),
+    "doctor": ("deploy.doctor", "what is wrong with this machine or a ring, and what mends it"),
     "certs": ("deploy.certs", "the certificates by which nodes know each other: make, show, renew"),
     "generate": ("deploy.generate", "one streamed answer of a running ring"),
+    "completion": ("deploy.completion", "a script that lets your shell complete these commands"),
 }
 
 
 def _parser() -> Parser:
-    lines = "\n".join(f"  {name:10}{text}" for name, (_, text) in COMMANDS.items())
+    lines = "\n".join(f"  {name:12}{text}" for name, (_, text) in COMMANDS.items())
     parser = Parser(
         prog="macrame",
         description="Many Macs, one model.",
-        epilog=f"commands:\n{lines}\n\n'macrame COMMAND --help' explains one.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"commands:\n{lines}\n\n'macrame COMMAND --help' explains one, with examples.",
     )
     parser.add_argument("--version", action="store_true", help="print the version and end")
     parser.add_argument("command", nargs="?", choices=COMMANDS, metavar="COMMAND", help="one of those below")

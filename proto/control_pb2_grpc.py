@@ -74,6 +74,11 @@ class ControlStub:
                 request_serializer=proto_dot_control__pb2.MeasureLinkRequest.SerializeToString,
                 response_deserializer=proto_dot_control__pb2.LinkReport.FromString,
                 _registered_method=True)
+        self.Diagnose = channel.unary_unary(
+                '/macrame.v1.Control/Diagnose',
+                request_serializer=proto_dot_control__pb2.DiagnoseRequest.SerializeToString,
+                response_deserializer=proto_dot_control__pb2.DiagnoseReply.FromString,
+                _registered_method=True)
 
 
 class ControlServicer:
@@ -134,6 +139,14 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Diagnose(self, request, context):
+        """What this node finds wrong with its machine, and what it compares with others by. Takes seconds.
+        RESOURCE_EXHAUSTED: somebody has it done already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -176,6 +189,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.MeasureLink,
                     request_deserializer=proto_dot_control__pb2.MeasureLinkRequest.FromString,
                     response_serializer=proto_dot_control__pb2.LinkReport.SerializeToString,
+            ),
+            'Diagnose': grpc.unary_unary_rpc_method_handler(
+                    servicer.Diagnose,
+                    request_deserializer=proto_dot_control__pb2.DiagnoseRequest.FromString,
+                    response_serializer=proto_dot_control__pb2.DiagnoseReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -394,6 +412,33 @@ class Control:
             '/macrame.v1.Control/MeasureLink',
             proto_dot_control__pb2.MeasureLinkRequest.SerializeToString,
             proto_dot_control__pb2.LinkReport.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Diagnose(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/macrame.v1.Control/Diagnose',
+            proto_dot_control__pb2.DiagnoseRequest.SerializeToString,
+            proto_dot_control__pb2.DiagnoseReply.FromString,
             options,
             channel_credentials,
             insecure,

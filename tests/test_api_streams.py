@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from tests.api_server import CHAT, COMPLETIONS, Served, chat_body
+from tests.waiting import wait_for
 
 
 def test_stream_form(served: Served) -> None:
@@ -145,5 +146,9 @@ def test_a_full_queue_is_a_429(served: Served) -> None:
         assert reply.headers["retry-after"] == "1"
         assert reply.json()["error"]["code"] == "queue_full"
         assert reply.json()["error"]["type"] == "rate_limit_error"
+    requests = served.http.get("/v1/cluster").json()["requests"]
+    assert {(r["model"], r["adapter"], r["max_tokens"]) for r in requests} == {("tiny", "", 20)}
+    assert all(r["id"].startswith("cmpl-") and r["age_s"] > 0 for r in requests)
     for thread in threads:
         thread.join()
+    wait_for(lambda: served.http.get("/v1/cluster").json()["requests"] == [])

@@ -120,6 +120,22 @@ def test_a_client_that_leaves_the_queue_leaves_no_trace(
     assert len(ring.opened) == 1
 
 
+def test_the_status_lists_what_runs_and_what_waits(ring: ScriptedRing, head: head_pb2_grpc.HeadStub) -> None:
+    ring.delay_s = 0.02
+    calls = [head.Generate(request(60, "first"), timeout=20.0)]
+    next(calls[0])
+    calls.append(head.Generate(request(3, "second"), timeout=20.0))
+    wait_for(lambda: len(status(head).requests) == 2)
+    first, second = status(head).requests
+    assert (first.id, first.state, first.prompt_tokens, first.prefilled_tokens) == ("first", "decode", 2, 2)
+    assert 1 <= first.completion_tokens < 60
+    assert (first.max_tokens, first.adapter) == (60, "")
+    assert (second.id, second.state, second.prefilled_tokens) == ("second", "queued", 0)
+    assert first.age_s > second.age_s > 0
+    assert [len(list(call)) for call in calls] == [59, 3]
+    assert not status(head).requests
+
+
 def test_a_full_queue_is_said_to_be_full(ring: ScriptedRing, head: head_pb2_grpc.HeadStub) -> None:
     ring.delay_s = 0.02
     running = head.Generate(request(60), timeout=20.0)

@@ -18,14 +18,16 @@ from starlette.routing import Route
 from cluster.api import metrics, status
 from cluster.api.answer import Answer
 from cluster.api.cors import Cors
-from cluster.api.errors import RETRY_AFTER_S, ApiError, internal
+from cluster.api.errors import RETRY_AFTER_S, ApiError, bad_request, internal
 from cluster.api.gate import Gate, error_response
 from cluster.api.service import Service
+from cluster.recent_lines import NUM_KEPT
 
 logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 16 << 20
 BODY_TIMEOUT_S = 60.0
+MAX_RANK = 10_000
 
 
 def make_app(service: Service, keys: Sequence[str]) -> Starlette:
@@ -52,6 +54,10 @@ def make_app(service: Service, keys: Sequence[str]) -> Starlette:
 
     async def planning(request: Request) -> Response:
         return Response(await service.head.planning(), media_type="application/json")
+
+    async def logs(request: Request) -> Response:
+        rank, lines = _number(request, "rank", 0, MAX_RANK), _number(request, "lines", 1, NUM_KEPT)
+        return JSONResponse({"logs": await service.head.logs(rank, NUM_KEPT if lines is None else lines)})
 
     async def health(request: Request) -> Response:
         content = status.health(service.head, service.is_tokenizer_loaded)
@@ -81,6 +87,7 @@ def make_app(service: Service, keys: Sequence[str]) -> Starlette:
         Route("/v1/models/{name:path}", model),
         Route("/v1/cluster", cluster),
         Route("/v1/cluster/planning", planning),
+        Route("/v1/cluster/logs", logs),
         Route("/health", health),
         Route("/metrics", metrics_page),
     ]
@@ -95,6 +102,16 @@ def make_app(service: Service, keys: Sequence[str]) -> Starlette:
     app = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=lifespan)
     app.router.redirect_slashes = False
     return app
+
+
+def _number(request: Request, name: str, least: int, largest: int) -> int | None:
+    """A whole number of the query, None where it is not there; raises ApiError."""
+    text = request.query_params.get(name)
+    if text is None:
+        return None
+    if not text.isdecimal() or not text.isascii() or len(text) > 9 or not least <= int(text) <= largest:
+        raise bad_request(f"{name} must be a whole number from {least} to {largest}.", name)
+    return int(text)
 
 
 def _model(service: Service, name: str) -> dict[str, Any]:

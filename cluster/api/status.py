@@ -43,8 +43,10 @@ def cluster(head: HeadClient, is_tokenizer_loaded: bool, model: str) -> dict[str
     content: dict[str, Any] = {"object": "cluster", "model": model, "status": name, "reason": reason}
     status = head.status
     if status is None:
-        return content | {"plan": None, "nodes": []}
+        return content | {"plan": None, "requests": [], "nodes": []}
     plain = to_plain(status)
+    for request in plain["requests"]:
+        request["model"] = request["adapter"] or model
     for key in ("status", "reason", "plan_json", "ranks"):
         del plain[key]
     plan = json.loads(status.plan_json) if status.plan_json else None

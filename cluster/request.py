@@ -1,0 +1,45 @@
+"""One request as the scheduler keeps it. Pure; guarded by the lock that guards the scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from proto import ring_pb2
+
+State = Literal["queued", "prefill", "decode"]
+
+
+@dataclass(slots=True)
+class Request:
+    """What was asked, and how far it is."""
+
+    request_id: str
+    session: int
+    prompt: Sequence[int]
+    max_tokens: int
+    sampling: ring_pb2.Sampling
+    stop_ids: frozenset[int]
+    adapter: str = ""
+    num_sent: int = 0  # tokens of prompt + answer that entered the ring
+    num_in_flight: int = 0  # frames of this session in the ring
+    num_completion: int = 0
+    next_token: int | None = None  # sampled, not yet sent
+    is_active: bool = False  # it runs; else it waits
+    is_open: bool = False  # its spec has entered the ring
+
+    @property
+    def is_prefilling(self) -> bool:
+        return self.num_sent < len(self.prompt)
+
+    @property
+    def can_send(self) -> bool:
+        return self.is_prefilling or self.next_token is not None
+
+    @property
+    def state(self) -> State:
+        """It waits, its prompt is read, or its answer is written."""
+        if not self.is_active:
+            return "queued"
+        return "decode" if self.num_completion else "prefill"
