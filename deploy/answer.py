@@ -28,8 +28,8 @@ class Timing:
         return (self.num_tokens - 1) / after_first_s if self.num_tokens > 1 and after_first_s > 0 else 0.0
 
     def __str__(self) -> str:
-        first_ms = self.first_s * 1e3
-        return f"{self.num_tokens} tokens, {self.tok_s:.1f} tokens/s, first token after {first_ms:.0f} ms"
+        speed = f", {self.tok_s:.1f} tokens/s" if self.tok_s else ""
+        return f"{self.num_tokens} tokens{speed}, first token after {self.first_s * 1e3:.0f} ms"
 
 
 class Answer:
@@ -46,7 +46,9 @@ class Answer:
     @property
     def timing(self) -> Timing:
         """So far; of an answer that broke off, its pieces stand for tokens."""
-        return Timing(self._num_tokens or self._num_pieces, self._first_s, self._last_s)
+        is_one_piece = self._num_pieces < 2  # it came all at once: that says nothing of speed
+        last_s = self._first_s if is_one_piece else self._last_s
+        return Timing(self._num_tokens or self._num_pieces, self._first_s, last_s)
 
     def run(self, write: Callable[[str], None], write_reasoning: Callable[[str], None] | None = None) -> None:
         """Until the answer ends. Raises UserError; leaving it by an exception cancels the answer."""

@@ -27,7 +27,7 @@ class Screen:
         """A piece of an answer."""
         if self._is_dim:
             self._dim(False)
-            text = "\n\n" + text.lstrip("\n") if self._is_terminal else text
+            text = f"\n\n{text}"
         self._write(text)
 
     def thought(self, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 from cluster.errors import EXIT_USAGE, UserError
@@ -11,6 +12,8 @@ def piped() -> str | None:
     """All of standard input where it is no terminal, else None. Raises UserError for what is no text."""
     if sys.stdin is None or sys.stdin.isatty():
         return None
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="strict")
     try:
         return sys.stdin.read()
     except UnicodeDecodeError as error:

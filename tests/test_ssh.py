@@ -47,11 +47,12 @@ def ssh(host: SshHost) -> Iterator[Ssh]:
 
 def refusal(host: SshHost, destination: str = "box") -> str:
     """The sentence with which a connection fails, for a machine that cannot be reached."""
-    with pytest.raises(UserError) as raised, Ssh(destination, options=host.options):
-        pass
+    ssh = Ssh(destination, options=host.options)
+    with pytest.raises(UserError) as raised:
+        ssh.connect()
     assert raised.value.exit_code == EXIT_UNREACHABLE
     assert "\n" not in str(raised.value)
-    assert not list(Path("/tmp").glob("macrame-ssh-*/c"))
+    assert ssh._master._folder is None
     return str(raised.value)
 
 
