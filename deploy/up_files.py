@@ -6,7 +6,6 @@ What is given out is made once from the user's files; nothing here reaches anoth
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,7 +22,7 @@ from deploy.node_handle import CERTIFICATES, CONFIG_NAME
 from shard_loader.folder import find_folder
 from shard_loader.whole_file import write_whole
 
-TOKEN_NAME, KEYS_NAME, ARGUMENTS_NAME = "token", "api_keys", "arguments.json"
+TOKEN_NAME, KEYS_NAME = "token", "api_keys"
 _PRIVATE, _OPEN = 0o600, 0o644
 
 
@@ -37,12 +36,10 @@ class Hand:
     certificates: CertificateFolder | None
     folders: tuple[Path, ...]  # of the model and adapters, where the config names folders: needed everywhere
 
-    def files(self, rank: int, arguments: Sequence[str] = ()) -> dict[str, tuple[bytes, int]]:
+    def files(self, rank: int) -> dict[str, tuple[bytes, int]]:
         """Relative name -> (content, mode) for one node. Raises ConfigError for what cannot be read."""
         files = {CONFIG_NAME: (self.document, _PRIVATE)}
         files |= {name: (content, _PRIVATE) for name, content in self.secrets.items()}
-        if arguments:  # it changes the digest: a node that runs with others is started again
-            files[ARGUMENTS_NAME] = (json.dumps(list(arguments)).encode(), _PRIVATE)
         if self.certificates is not None:
             files |= _certificates(self.certificates.files(self.config.nodes[rank]))
         return files

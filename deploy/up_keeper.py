@@ -36,7 +36,6 @@ class Kept:
 
     node: NodeConfig
     files: dict[str, tuple[bytes, int]]
-    arguments: Sequence[str]
     handle: NodeHandle
     restarts: Restarts = field(default_factory=Restarts)
     restart_at: float | None = None  # monotonic; it is down until then
@@ -123,7 +122,7 @@ class Keeper:
         if kept.node.rank == HEAD_RANK:
             places.append(("the API", self._api.host, self._api.port))
         self._free_ports(places)
-        kept.handle.start(kept.arguments)
+        kept.handle.start()
         self._board.set(
             kept.node.rank, phase=Phase.RUNNING, process=kept.handle.state(), note="", is_new=True
         )

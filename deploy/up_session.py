@@ -151,7 +151,7 @@ class Session:
         config = self._hand.config
         keys = config.api_keys()
         for machine in self._machines:
-            kept = [Kept(n, self._hand.files(n.rank), (), machine.handle(n.rank)) for n in self._of(machine)]
+            kept = [Kept(n, self._hand.files(n.rank), machine.handle(n.rank)) for n in self._of(machine)]
             if kept:
                 key = keys[0] if keys else None
                 self._keepers.append(Keeper(machine, kept, config.api, key, self._board))

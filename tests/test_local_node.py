@@ -70,7 +70,7 @@ def test_only_what_differs_is_written_and_secrets_are_private(tmp_path: Path) ->
 def test_certificates_are_not_in_the_digest_and_all_else_is() -> None:
     assert files_digest(FILES) == files_digest(FILES | {"certs/a.pem": (b"2", 0o644)})
     assert files_digest(FILES) != files_digest(FILES | {"token": (b"other\n", 0o600)})
-    assert files_digest(FILES) != files_digest(FILES | {"arguments.json": (b"[]", 0o600)})
+    assert files_digest(FILES) != files_digest(FILES | {"api_keys": (b"key\n", 0o600)})
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
