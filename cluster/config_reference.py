@@ -6,6 +6,7 @@ their meanings stand here. Pure but for `main`; main thread only.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -199,7 +200,7 @@ def table(prefix: str) -> str:
     for path, kind in sorted(kinds.items(), key=lambda item: [order[parent] for parent in _lineage(item[0])]):
         if (path.startswith(prefix) if prefix else not re.search(r"[.\[]", path)) and path != prefix:
             key = KEYS[path]
-            default = f"`{key.default}`" if re.match(r'["\d\[{]|true|false', key.default) else key.default
+            default = f"`{key.default}`" if _is_json(key.default) else key.default
             name = path.removeprefix(prefix).lstrip(".")
             rows.append(f"| `{name}` | {key.meaning} | {key.kind or kind} | {default} |")
     return "\n".join(rows)
@@ -223,6 +224,14 @@ def rewrite(text: str) -> str:
         return f"{match[1]}\n{made}\n\n{match[4]}"
 
     return _PLACE.sub(fresh, text)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _lineage(path: str) -> list[str]:

@@ -80,13 +80,19 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         logger.info("it ended with exit code %d", error.exit_code, exc_info=True)
         if args.parent_pipe:
-            write_line(f"{FAILED} {error}")  # the parent says it, as the last thing that it says
+            _tell_parent(error)
         else:
             print(f"cluster.api: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     finally:
         if logs is not None:
             logs.end()
+
+
+def _tell_parent(error: UserError | str) -> None:
+    """The parent says it, as the last thing that it says; one that has ended has said its own."""
+    with contextlib.suppress(BrokenPipeError):
+        write_line(f"{FAILED} {error}")
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
