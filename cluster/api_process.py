@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+from cluster.logs import RELAYED
+
 RESTART_S = (0.5, 1.0, 2.0, 5.0)
 READY = "API_READY"
 FAILED = "API_FAILED"
@@ -17,7 +19,8 @@ FAILED = "API_FAILED"
 class ApiProcess:
     """One supervised `python -m cluster.api`. It ends by itself when its standard input does.
 
-    `on_ready(host, port)` each time it listens; `on_failed(reason)` if the first start fails.
+    `on_ready(host, port)` each time it listens; `on_failed(reason)` if the first start fails; `on_log(text)`
+    for each line of its log.
     """
 
     def __init__(
@@ -29,7 +32,9 @@ class ApiProcess:
         on_ready: Callable[[str, int], None],
         on_failed: Callable[[str, int], None],
         say: Callable[[str], None],
+        on_log: Callable[[str], None] = lambda _text: None,
     ) -> None:
+        self._on_log = on_log
         self._command = [
             sys.executable,
             "-m",
@@ -98,6 +103,9 @@ class ApiProcess:
 
     def _read(self, stdout: IO[str]) -> None:
         for line in stdout:
+            if line.startswith(RELAYED):
+                self._on_log(line.removeprefix(RELAYED))
+                continue
             word, *rest = line.split() or [""]
             if word == FAILED:
                 self._sentence = line.removeprefix(FAILED).strip()

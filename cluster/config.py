@@ -18,7 +18,7 @@ from cluster.config_forms import own_form, refuse_missing_model
 from cluster.config_load import LOAD_KEYS, LoadConfig, read_load
 from cluster.config_nodes import LinkConfig, NodeConfig, is_loopback, read_host, read_links, read_nodes
 from cluster.config_read import ConfigError, Table, read_document, show
-from cluster.config_security import SecurityConfig, TlsFiles, read_security, tls_files
+from cluster.config_security import SECURITY_KEYS, SecurityConfig, TlsFiles, read_security, tls_files
 from planner.adapters import AdapterFiles
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ MAX_CONCURRENCY = 10**6
 
 TOP_KEYS = (
     *("model", "context", "concurrency", "strategy", "objective", "nodes", "links"),
-    *("api", "security", "load", "stall_timeout_s"),
+    *("api", "security", "load", "stall_timeout_s", "announce"),
 )
 
 
@@ -57,6 +57,7 @@ class ClusterConfig:
     security: SecurityConfig = field(default_factory=SecurityConfig)
     load: LoadConfig = field(default_factory=LoadConfig)
     stall_timeout_s: float = 120.0
+    announce: bool = True  # nodes beyond loopback tell the local network that they are there
 
     @property
     def model_dir_base(self) -> Path:
@@ -73,7 +74,7 @@ class ClusterConfig:
     def digest(self) -> str:
         """16 hex digits of what all nodes must agree on: no secrets, and no paths of one machine."""
         values = asdict(self)
-        del values["path"], values["security"], values["api"]["keys_file"]
+        del values["path"], values["security"], values["api"]["keys_file"], values["announce"]
         values["load"] = self.load.shared()
         if Path(self.model).is_absolute():
             values["model"] = Path(self.model).name
@@ -116,7 +117,7 @@ class ClusterConfig:
     def check_credentials(self) -> None:
         """Raises ConfigError where something would listen beyond loopback without a credential.
 
-        A token alone is one, but a warning says what it does not do.
+        A token alone is one, but a warning says what it does not do, unless the file says that it is enough.
         """
         wide = next((node for node in self.nodes if not is_loopback(node.host)), None)
         if wide is not None and not self.security.has_tls:
@@ -126,10 +127,12 @@ class ClusterConfig:
                     "machines, which needs certificates or a cluster token: set security.tls "
                     "(macrame certs make), or security.token_file or MACRAME_TOKEN"
                 )
-            log.warning(
-                "what the nodes send each other is not encrypted, and the token can be read on the way: "
-                "'macrame certs make' makes certificates for security.tls"
-            )
+            if not self.security.allow_plaintext:
+                log.warning(
+                    "what the nodes send each other is not encrypted, and the token can be read on the way: "
+                    "'macrame certs make' makes certificates for security.tls; if you trust this network, "
+                    "set security.allow_plaintext"
+                )
         if not is_loopback(self.api.host) and not self.api_keys():
             raise ConfigError(
                 f"{self.path}: api.host = {show(self.api.host)} is reachable from other machines, "
@@ -175,7 +178,12 @@ def load_config(path: Path, *, model: str | None = None) -> ClusterConfig:
 
     `model` takes the place of the file's. Raises ConfigError: one sentence with file, key and value.
     """
-    table = Table(path, "", own_form(path, read_document(path)), TOP_KEYS)
+    return read_config(Table(path, "", own_form(path, read_document(path)), TOP_KEYS), model)
+
+
+def read_config(table: Table, model: str | None = None) -> ClusterConfig:
+    """What a table with TOP_KEYS says; `model` as in load_config. Raises ConfigError."""
+    path = table.file
     named = model or table.take_str("model")
     if named is None:
         raise refuse_missing_model(path)
@@ -192,9 +200,10 @@ def load_config(path: Path, *, model: str | None = None) -> ClusterConfig:
         objective=table.take_choice("objective", OBJECTIVES, "latency"),
         links=read_links(table, {node.name for node in nodes}),
         api=api,
-        security=read_security(table.take_table("security", ("token_file", "tls"))),
+        security=read_security(table.take_table("security", SECURITY_KEYS)),
         load=read_load(table.take_table("load", LOAD_KEYS), named),
         stall_timeout_s=table.take_number("stall_timeout_s", 86400) or 120.0,
+        announce=table.take_bool("announce", True),
     )
 
 
@@ -242,4 +251,5 @@ __all__ = [
     "SecurityConfig",
     "is_loopback",
     "load_config",
+    "read_config",
 ]

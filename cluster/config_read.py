@@ -35,6 +35,11 @@ def read_document(path: Path) -> Any:
         raise ConfigError(f"{path} is not UTF-8 text") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    return document_of(path, text)
+
+
+def document_of(path: Path, text: str) -> Any:
+    """`text` as the content of `path`, whose suffix says how it is written. Raises ConfigError."""
     is_yaml = path.suffix.lower() in (".yaml", ".yml")
     return _parse_yaml(path, text) if is_yaml else _parse_json(path, text)
 

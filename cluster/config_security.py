@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cluster.config_read import Table
 
+SECURITY_KEYS = ("token_file", "tls", "allow_plaintext")
 TLS_KEYS = ("ca", "cert", "key")
 PLACES = ("name", "rank")  # what a path may contain in braces, so that one file serves all nodes
 _DOMAIN = "macrame.internal"  # .internal is reserved for private use: nobody else can own such a name
@@ -25,6 +26,7 @@ class SecurityConfig:
     tls_ca: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
+    allow_plaintext: bool = False  # the owner's word that a token without encryption is enough
 
     @property
     def has_tls(self) -> bool:
@@ -79,7 +81,13 @@ def read_security(table: Table) -> SecurityConfig:
             if path is None:
                 raise tls.error(key, "belongs to the others: TLS takes ca, cert and key")
             _check_places(tls, key, path)
-    return SecurityConfig(table.take_str("token_file"), given["ca"], given["cert"], given["key"])
+    return SecurityConfig(
+        table.take_str("token_file"),
+        given["ca"],
+        given["cert"],
+        given["key"],
+        table.take_bool("allow_plaintext", False),
+    )
 
 
 def _check_places(table: Table, key: str, path: str) -> None:

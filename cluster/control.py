@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 
 import grpc
 
+from cluster.diagnosis_service import DiagnosisService
+from cluster.kept_models import kept_models
 from cluster.lan_copy import CopyService
 from cluster.link_measurer import LinkMeasurer
 from cluster.measured_speeds import told_speeds
@@ -29,6 +31,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         self._node, self._profile, self._addresses = node, profile, addresses
         self.measurer = LinkMeasurer(node)
         self._copies = CopyService(node.config.model)
+        self._diagnoses = DiagnosisService(node)
         self._lock = threading.Lock()
         self._num_heads = 0
         self._watchers = {is_head: threading.BoundedSemaphore(MAX_WATCHERS) for is_head in (True, False)}
@@ -95,18 +98,22 @@ class ControlService(control_pb2_grpc.ControlServicer):
                 if not context.add_callback(self._head_left):
                     self._head_left()  # the call was over before it began
                     return
-            yield from self._statuses(request, context)
+            yield from self._statuses(request, context, has_logs=is_head)
         finally:
             self._watchers[is_head].release()
 
     def _statuses(
-        self, request: control_pb2.WatchRequest, context: grpc.ServicerContext
+        self, request: control_pb2.WatchRequest, context: grpc.ServicerContext, *, has_logs: bool
     ) -> Iterator[control_pb2.NodeStatus]:
         interval_s = min(max(request.beat_interval_ms, 20), 1000) / 1e3
-        node = self._node
+        node, num_sent = self._node, 0
         while context.is_active():
-            yield node.status()
-            if node.is_closing:
+            is_last = node.is_closing
+            status = node.status()
+            if has_logs:
+                num_sent = node.recent.fill(status, num_sent)
+            yield status
+            if is_last:
                 return
             with node.changed:
                 node.changed.wait(interval_s)
@@ -130,11 +137,23 @@ class ControlService(control_pb2_grpc.ControlServicer):
         """Bytes of the model for another node."""
         return self._copies.copy(request, context)
 
+    def ListModels(  # noqa: N802
+        self, request: control_pb2.ListModelsRequest, context: grpc.ServicerContext
+    ) -> control_pb2.ListModelsReply:
+        """What this machine has on disk."""
+        return kept_models()
+
     def MeasureLink(  # noqa: N802
         self, request: control_pb2.MeasureLinkRequest, context: grpc.ServicerContext
     ) -> Iterator[control_pb2.LinkReport]:
         """Measure this node's ways to another one."""
         return self.measurer.measure(request, context)
+
+    def Diagnose(  # noqa: N802
+        self, request: control_pb2.DiagnoseRequest, context: grpc.ServicerContext
+    ) -> control_pb2.DiagnoseReply:
+        """What is wrong with this machine, for `macrame doctor --all`."""
+        return self._diagnoses.answer(request, context)
 
     def _head_came(self) -> None:
         with self._lock:

@@ -16,6 +16,7 @@ from cluster.assigner import Assigner
 from cluster.config import ClusterConfig
 from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_ERROR, EXIT_UNREACHABLE, EXIT_USAGE, UserError
 from cluster.head import Head
+from cluster.log_book import LogBook
 from cluster.membership import Member, Reach, Watcher, short_of_memory
 from cluster.node import Node
 from cluster.plan_choices import AS_IN_FILE, PlanChoices
@@ -70,17 +71,19 @@ class Coordinator:
         self._on_fatal, self._say = on_fatal, say
         self._deadline = None if wait_s is None else time.monotonic() + wait_s
         self.changed = threading.Condition()
+        logs = LogBook({n.rank: n.name for n in config.nodes if n.use})
         self.head = Head(
             max_queued=config.api.queue,
             feed=node.feed,
             cluster_status=self.cluster_status,
             changed=self.changed,
+            logs=logs,
         )
         node.on_result = self.head.on_result
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._watchers = [
-            Watcher(n, config.digest, node.incarnation, node.credentials, self._wake.set)
+            Watcher(n, config.digest, node.incarnation, node.credentials, self._wake.set, logs=logs)
             for n in config.nodes
             if n.use
         ]

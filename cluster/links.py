@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 
 import grpc
 
+from cluster.call_trouble import call_trouble
 from cluster.config import ClusterConfig, NodeConfig
 from cluster.errors import EXIT_ERROR, EXIT_USAGE, UserError
 from cluster.link_measurer import MAX_WAYS
 from cluster.link_probe import LIMIT_S, why_no_connection
 from cluster.rpc import connect
 from cluster.tls import Credentials
-from cluster.tls_trouble import handshake_trouble
 from proto import control_pb2, control_pb2_grpc
 
 ANSWER_S = 5.0
@@ -191,15 +191,6 @@ class _Peer:
 
     def _explain(self, error: grpc.RpcError) -> str:
         assert isinstance(error, grpc.Call)
-        address, code = self.node.address, error.code()
-        if code in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.RESOURCE_EXHAUSTED):
-            return error.details() or f"{address} refused"
-        if code is grpc.StatusCode.UNAUTHENTICATED:
-            return f"{address} has another token; use that of the ring"
-        if code is grpc.StatusCode.UNIMPLEMENTED:
-            return f"{address} is no macrame node, or one of an older version; install the same on every node"
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return f"{address} does not answer in time; is it frozen?"
-        details = error.details() or "no reason given"
-        trouble = handshake_trouble(address, self._credentials, address, self.node.name, details)
-        return trouble or f"the connection to {address} broke: {details}"
+        if error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.RESOURCE_EXHAUSTED):
+            return error.details() or f"{self.node.address} refused"
+        return call_trouble(error, self.node, self._credentials)

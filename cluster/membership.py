@@ -15,6 +15,7 @@ import grpc
 
 from cluster.config import NodeConfig
 from cluster.heartbeat import SILENCE_LIMIT_S, heartbeat
+from cluster.log_book import LogBook
 from cluster.rpc import connect
 from cluster.tls import Credentials
 from cluster.tls_trouble import handshake_trouble
@@ -65,8 +66,11 @@ class Watcher:
         incarnation: int,
         credentials: Credentials | str | None,
         on_change: Callable[[], None],
+        *,
+        logs: LogBook | None = None,
     ) -> None:
         self.member = Member(node.rank, node)
+        self._logs = logs
         self._config_digest, self._incarnation, self._credentials = config_digest, incarnation, credentials
         self._on_change = on_change
         self._closed = threading.Event()
@@ -153,6 +157,10 @@ class Watcher:
                 call.cancel()
                 return
             self._silent_s = 0.0
+            if status.logs:
+                if self._logs is not None:
+                    self._logs.take(member.rank, status.incarnation, status.logs)
+                status.ClearField("logs")  # this status is told on, again and again
             previous, member.status, member.heard_at = member.status, status, time.monotonic()
             self._set(Reach.CONNECTED)
             if previous is None or _differs(previous, status):

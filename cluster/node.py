@@ -12,14 +12,15 @@ from pathlib import Path
 
 from cluster.compute import ComputeThread, LoadWork, StepWork, TrimWork
 from cluster.config import ClusterConfig
-from cluster.console import say
 from cluster.fault import injected_address
 from cluster.load_bar import LoadBar
+from cluster.logs import UNSAID, said
 from cluster.memory_limits import MemoryNeed
 from cluster.memory_status import fill_memory
 from cluster.memory_watch import MemoryWatch
 from cluster.node_model import NodeModel
 from cluster.peer_links import PeerLinks
+from cluster.recent_lines import RecentLines
 from cluster.ring import NOT_ASSIGNED, EdgeSender, IncomingFrame
 from cluster.routes import HEAD_RANK, Edge, Route, hello, refusal, route
 from cluster.tls import Credentials
@@ -52,8 +53,10 @@ class Node:
         *,
         credentials: Credentials | str | None,
         import_base_rss_bytes: int,
+        recent: RecentLines | None = None,
     ) -> None:
         self.config, self.rank = config, rank
+        self.recent = recent or RecentLines()  # log lines for the head
         self.credentials = Credentials.of(credentials)
         self.name = config.nodes[rank].name
         self.incarnation = time.time_ns()
@@ -156,6 +159,7 @@ class Node:
                 self.links.tell(told.rank, told.addresses)
         part = mine.assignment
         need = None
+        logger.info("epoch %d: layers %d:%d", request.epoch, *mine.layers)
         if part is not None:
             need = MemoryNeed(part.need_bytes, part.activation_bytes, part.budget_bytes, part.reserve_bytes)
         self._load_work = self.model.load_work(request, mine.layers, need)
@@ -170,6 +174,7 @@ class Node:
             if present is None or self._load_work is None:
                 return
             old = self._take_senders()
+            logger.info("left epoch %d: %s", present.number, reason)
             self._epoch = None
             self._state, self._reason = control_pb2.IDLE, reason
             self._load_work = replace(self._load_work, epoch=-1, need=None, superseded=threading.Event())
@@ -332,8 +337,9 @@ class Node:
             is_present = self._epoch is not None and self._epoch.number == number
             if is_present:
                 self._state, self._reason = control_pb2.FAILED, reason
-        if is_present and self.rank != HEAD_RANK:  # the head says what it hears of every node
-            say(f"[{self.name}] {reason}")
+        if is_present:  # the head says what it hears of every node
+            extra = UNSAID if self.rank == HEAD_RANK else said(f"[{self.name}] ")
+            logger.error("%s", reason, extra=extra)
         self._notify()
 
     def _on_edge_up(self, number: int, edge: Edge) -> None:
@@ -350,6 +356,7 @@ class Node:
         if self._state == control_pb2.CONNECTING and self._up.issuperset(self._epoch.route.outgoing):
             is_stage = self._epoch.route.assignment is not None or self._epoch.route.feed is not None
             self._state = control_pb2.READY if is_stage else control_pb2.IDLE
+            logger.info("epoch %d: %s", self._epoch.number, "ready" if is_stage else "without layers")
             self._ready_at = time.monotonic()
 
     def _lose(self, number: int, reason: str) -> None:
@@ -357,6 +364,7 @@ class Node:
             if self._epoch is None or self._epoch.number != number or self._lost_edge:
                 return
             self._lost_edge = reason
+            logger.warning("epoch %d: lost an edge: %s", number, reason, extra=UNSAID)
             if self._state == control_pb2.READY:
                 self._state = control_pb2.CONNECTING
         self._notify()

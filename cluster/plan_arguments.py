@@ -21,8 +21,18 @@ def plan_parser() -> Parser:
     """All arguments."""
     parser = Parser(
         prog="plan-dry-run",
-        description="Plan a cluster without loading weights or connecting to nodes.",
-        epilog="'macrame plan --from-running' says what another plan would gain a ring that runs.",
+        description="Which node would own which layers, how fast that would be, and why. Reads the cluster "
+        "file and the model's headers; loads no weights and connects to no node. 'macrame plan' is the same, "
+        "and 'macrame plan --from-running' says what another plan would gain a ring that runs.",
+        examples=(
+            ("macrame plan --config cluster.json", "the plan that the ring would start with"),
+            ("macrame plan --config cluster.json --context 32768", "does a longer context still fit?"),
+            (
+                "macrame plan --config cluster.json --layers mini=0:4 --why",
+                "the first four layers on the node mini, and what binds the rest",
+            ),
+            ("macrame plan --from-running", "would the ring at http://127.0.0.1:8080 gain by another plan?"),
+        ),
     )
     parser.add_argument(
         "--config", type=Path, required=True, help="the cluster's JSON or YAML file, or a hostfile"

@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -19,6 +18,7 @@ from cluster.arguments import Parser
 from cluster.config import ClusterConfig, ConfigError, load_config
 from cluster.console import say
 from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, UserError
+from cluster.logs import UNSAID, Logs, add_log_arguments, log_choices, said
 from cluster.ours import check_packages
 from cluster.plan_choices import add_choices, choices_of, without_excluded
 from cluster.versions import macrame_version
@@ -26,13 +26,24 @@ from cluster.versions import macrame_version
 if TYPE_CHECKING:
     from cluster.tls import Credentials
 
+logger = logging.getLogger("cluster.run_node")
+
 STOP_S = 0.7  # for the compute thread and the HTTP process, each
 STOP_LIMIT_S = 1.9  # for everything
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
-        prog="run_node", description="Run one node of the ring. Rank 0 is the head and serves the HTTP API."
+        prog="run_node",
+        description="Run one node of the ring in the foreground, until Ctrl-C. Rank 0 is the head: it plans, "
+        "and serves the HTTP API. 'macrame node' is the same.",
+        examples=(
+            ("run_node --rank 0 --config cluster.json", "the head"),
+            (
+                "run_node --rank 1 --config cluster.json --wait-s 60",
+                "another one; exit code 4 without a ring",
+            ),
+        ),
     )
     parser.add_argument(
         "--rank", type=int, required=True, help="this node's place in the config's nodes, from 0"
@@ -52,7 +63,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add_choices(parser)
     parser.add_argument("--no-api", action="store_true", help="do not start the HTTP process on rank 0")
-    parser.add_argument("--verbose", action="store_true", help="log more, and show tracebacks")
+    parser.add_argument(
+        "--check", action="store_true", help="only read the config and the credentials, and say what is wrong"
+    )
+    add_log_arguments(parser)
     parser.add_argument("--version", action="version", version=f"macrame {macrame_version()}")
     return parser.parse_args(argv)
 
@@ -70,12 +84,20 @@ def _seconds(text: str) -> float:
 def main(argv: list[str] | None = None) -> int:
     """Run until SIGINT or SIGTERM; returns the exit code."""
     args = _parse(argv)
-    logging.basicConfig(
-        level=logging.INFO if args.verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    try:
+        logs = Logs(log_choices(args), args.rank)
+    except UserError as error:
+        say(f"run_node: {error}")
+        return error.exit_code
     faulthandler.register(signal.SIGUSR1)  # kill -USR1 shows where each thread is
+    logs.begin()
+    try:
+        return _main(args, logs)
+    finally:
+        logs.end()
+
+
+def _main(args: argparse.Namespace, logs: Logs) -> int:
     try:
         check_packages()
         config = load_config(args.config, model=args.model)
@@ -95,32 +117,35 @@ def main(argv: list[str] | None = None) -> int:
                 EXIT_USAGE,
             )
         without_excluded(config, args.exclude)
+        logs.node = config.nodes[args.rank].name
         config.check_credentials()
         from cluster.tls import load_credentials  # gRPC is imported from here on
 
-        _run(config, args, load_credentials(config, args.rank))
+        credentials = load_credentials(config, args.rank)
+        if args.check:
+            return EXIT_OK
+        _run(config, args, credentials, logs)
     except ConfigError as error:
-        return _end(str(error), EXIT_USAGE, args.verbose)
+        return _end(str(error), EXIT_USAGE)
     except UserError as error:
-        return _end(str(error), error.exit_code, args.verbose)
+        return _end(str(error), error.exit_code)
     except KeyboardInterrupt:
         return EXIT_OK
 
 
-def _end(message: str, code: int, verbose: bool) -> int:
-    if verbose:
-        traceback.print_exc()
-    say(f"run_node: {message}")
+def _end(message: str, code: int) -> int:
+    logger.info("it ended with exit code %d", code, exc_info=True)
+    logger.error("%s", message, extra=said("run_node: "))
     return code
 
 
-def _run(config: ClusterConfig, args: argparse.Namespace, credentials: Credentials) -> NoReturn:
+def _run(config: ClusterConfig, args: argparse.Namespace, credentials: Credentials, logs: Logs) -> NoReturn:
     wake, stop = os.pipe()
     os.set_blocking(stop, False)
     # The kernel may give a signal to any thread: only this descriptor surely wakes the main one.
     signal.set_wakeup_fd(stop, warn_on_full_buffer=False)
     signals = [signal.SIGINT, signal.SIGTERM]
-    previous = {s: signal.signal(s, lambda *_: _leave(EXIT_OK)) for s in signals}  # nothing runs yet
+    previous = {s: signal.signal(s, lambda *_: _leave(logs, EXIT_OK)) for s in signals}  # nothing runs yet
 
     from cluster.runtime import Runtime  # MLX is imported from here on
 
@@ -132,28 +157,34 @@ def _run(config: ClusterConfig, args: argparse.Namespace, credentials: Credentia
         with_api=not args.no_api,
         on_stop=lambda: os.write(stop, b"\0"),
         choices=choices_of(args),
+        recent=logs.recent,
     )
+    logger.info("macrame %s, rank %d, process %d", macrame_version(), args.rank, os.getpid())
     for s in signals:
         signal.signal(s, lambda *_: None)
     try:
         runtime.start()
-        os.read(wake, 1)
+        why = os.read(wake, 1)[0]
+        if runtime.error is None:
+            logger.info("stopping: %s", signal.Signals(why).name if why else "told to")
+        else:
+            logger.error("stopping: %s", runtime.error, extra=UNSAID)  # now, so that the head hears it
     finally:
         for s, handler in previous.items():
             signal.signal(s, handler)  # a second Ctrl-C ends the process at once
-        watchdog = threading.Timer(STOP_LIMIT_S, _leave, [EXIT_ERROR, "did not stop in time"])
+        watchdog = threading.Timer(STOP_LIMIT_S, _leave, [logs, EXIT_ERROR, "did not stop in time"])
         watchdog.daemon = True
         watchdog.start()
         is_clean = runtime.close(STOP_S)
         watchdog.cancel()
     error = runtime.error
-    code = EXIT_OK if error is None else _end(str(error), error.exit_code, args.verbose)
+    code = EXIT_OK if error is None else _end(str(error), error.exit_code)
     if not is_clean:
-        logging.getLogger(__name__).info("a thread was still busy after its time to stop")
-    _leave(code)
+        logger.info("a thread was still busy after its time to stop")
+    _leave(logs, code)
 
 
-def _leave(code: int, why: str = "") -> NoReturn:
+def _leave(logs: Logs, code: int, why: str = "") -> NoReturn:
     """End the process without the interpreter's own teardown.
 
     All that had to be closed is closed. A daemon thread that comes back from C++ (gRPC's pollers, MLX) while
@@ -162,6 +193,7 @@ def _leave(code: int, why: str = "") -> NoReturn:
     if why:
         faulthandler.dump_traceback()
         say(f"run_node: {why}")
+    logs.end()
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     os._exit(code)

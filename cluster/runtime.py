@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 import threading
 import time
@@ -9,17 +11,21 @@ from collections.abc import Callable
 
 import grpc
 
+from cluster.announce import Announcement
 from cluster.api_process import ApiProcess
+from cluster.caffeinate import KeepAwake, caffeinate_command
 from cluster.config import ClusterConfig
 from cluster.console import say
 from cluster.control import ControlService
 from cluster.coordinator import Coordinator
 from cluster.errors import EXIT_ERROR, EXIT_UNREACHABLE, UserError
 from cluster.link_service import ProbeService
+from cluster.logs import relay, said
 from cluster.node import Node
 from cluster.peer_links import own_addresses
 from cluster.plan_choices import AS_IN_FILE, PlanChoices
 from cluster.probe import this_machine
+from cluster.recent_lines import RecentLines
 from cluster.ring import EdgeService
 from cluster.routes import HEAD_RANK
 from cluster.rpc import BindError, make_server
@@ -28,6 +34,9 @@ from cluster.usage import peak_rss_bytes
 from proto import control_pb2_grpc, head_pb2_grpc
 from shard_loader.hub import find_folder
 
+logger = logging.getLogger(__name__)
+
+GOODBYE_S = 0.3  # to take the announcement back
 SPARE_WORKERS = 64  # handler threads besides one per request that may wait: edges, watchers, short calls
 
 
@@ -56,13 +65,20 @@ class Runtime:
         with_api: bool,
         on_stop: Callable[[], object],
         choices: PlanChoices = AS_IN_FILE,
+        recent: RecentLines | None = None,
     ) -> None:
         self.config, self.rank = config, rank
         self.error: UserError | None = None
         self._is_closing = False
         self._on_stop = on_stop
         self._wait_s, self._choices = wait_s, choices
-        self._node = Node(config, rank, credentials=credentials, import_base_rss_bytes=peak_rss_bytes())
+        self._node = Node(
+            config,
+            rank,
+            credentials=credentials,
+            import_base_rss_bytes=peak_rss_bytes(),
+            recent=recent,
+        )
         self._edges = EdgeService(
             accept=self._node.accept,
             on_frame=self._node.on_frame,
@@ -76,12 +92,15 @@ class Runtime:
         self._with_api = with_api
         self._api: ApiProcess | None = None
         self._patience: threading.Timer | None = None
+        self._awake = KeepAwake(caffeinate_command(os.getpid()))
+        self._announcement: Announcement | None = None
         self._fetch = threading.Thread(target=self._fetch_model, name="fetch-model", daemon=True)
 
     def start(self) -> None:
         """Listen, say so, and fetch the model; raises UserError for a busy port."""
         node, mine = self._node, self.config.nodes[self.rank]
-        self._control = ControlService(node, this_machine(), own_addresses(mine.host))
+        addresses = own_addresses(mine.host)
+        self._control = ControlService(node, this_machine(), addresses)
         services: list[Callable[[grpc.Server], None]] = [
             self._edges.add_to,
             ProbeService(self._control.measurer.accept, node.incarnation).add_to,
@@ -109,7 +128,12 @@ class Runtime:
         node.start()
         self._server.start()
         say(f"NODE_READY {self.rank} {mine.host} {port}", sys.stdout)
+        self._awake.start()
         self._fetch.start()
+        bound = [address.ip for address in addresses if address.is_bound]
+        if self.config.announce and bound:
+            self._announcement = Announcement(mine, this_machine(), bound, self.config.digest)
+            self._announcement.start()
         if self._coordinator is not None:
             self._coordinator.start()
             if self._with_api:
@@ -122,6 +146,7 @@ class Runtime:
                         UserError(reason, code if code > 0 else EXIT_ERROR)
                     ),
                     say=self._say,
+                    on_log=relay,
                 )
                 self._api.start()
         elif self._wait_s is not None:
@@ -140,6 +165,9 @@ class Runtime:
             self._api.close(timeout_s)
         if self._control is not None:
             self._control.close()
+        self._awake.close()
+        if self._announcement is not None:
+            self._announcement.close(GOODBYE_S)
         is_clean = self._node.close(timeout_s)
         self._edges.close()
         if self._server is not None:
@@ -174,4 +202,4 @@ class Runtime:
         self._on_stop()
 
     def _say(self, line: str) -> None:
-        say(f"[{self._node.name}] {line}")
+        logger.info("%s", line, extra=said(f"[{self._node.name}] "))

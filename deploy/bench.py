@@ -21,7 +21,15 @@ from deploy.target import DEFAULT_URL, client_of
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the table, or one JSON object; returns the exit code."""
-    parser = Parser(prog="macrame bench", description="Tokens per second, hops and CPU time of a ring.")
+    parser = Parser(
+        prog="macrame bench",
+        description="Tokens per second for one user and for several at once, with hops, stage times and CPU "
+        "time: of a ring that runs, or of a config's ring that is started on this machine for it.",
+        examples=(
+            ("macrame bench --url http://127.0.0.1:8080", "a ring that runs"),
+            ("macrame bench --config cluster.json --concurrency 1,4,8 --json", "started here; JSON to keep"),
+        ),
+    )
     group = parser.add_mutually_exclusive_group(required=True)
     group.add_argument("--config", type=Path, help="a cluster file whose ring is started here for the bench")
     group.add_argument("--url", help=f"a ring that runs, such as {DEFAULT_URL}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 import tempfile
 import time
@@ -37,16 +38,21 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(path: Path, out: TextIO) -> Iterator[Running]:
+def running(
+    path: Path, out: TextIO, *, keeps_ports: bool = False, limit_s: float | None = READY_LIMIT_S
+) -> Iterator[Running]:
     """A ring of all the config's nodes, until the block ends; says on `out` what it does.
 
-    Taken ports are replaced. Raises UserError for a config of other machines, a node that ends, a ring that
-    is not ready in time, and one that does not stop by itself; SIGTERM and SIGHUP act as Ctrl-C does.
+    Taken ports are replaced, or with `keeps_ports` refused. Raises UserError for a config of other machines,
+    a node that ends, a ring that is not ready within `limit_s`, and one that does not stop by itself; SIGTERM
+    and SIGHUP act as Ctrl-C does.
     """
     for name in INTERRUPTS:
         signal.signal(getattr(signal, name), _interrupt)
     with tempfile.TemporaryDirectory(prefix="macrame-") as folder:
-        own_path = with_free_ports(path, Path(folder), out)
+        if keeps_ports:
+            refuse_taken_ports(load_config(path))
+        own_path = path if keeps_ports else with_free_ports(path, Path(folder), out)
         config = load_config(own_path)
         if not config.is_loopback:
             raise UserError(f"{path} names other machines, and this command runs all nodes on this one")
@@ -54,9 +60,10 @@ def running(path: Path, out: TextIO) -> Iterator[Running]:
         ring = LocalRing(own_path, ranks, Path(folder))
         client = client_for(config)
         with _stopping(ring, out):
-            print(f"Starting {len(ranks)} nodes on this machine ...", file=out, flush=True)
+            nodes = "one node" if len(ranks) == 1 else f"{len(ranks)} nodes"
+            print(f"Starting {nodes} on this machine ...", file=out, flush=True)
             ring.start()
-            wait_until_ok(ring, client, StateLine(out))
+            wait_until_ok(ring, client, StateLine(out), limit_s)
             yield Running(config, ring, client)
 
 
@@ -82,9 +89,22 @@ def with_free_ports(path: Path, folder: Path, out: TextIO) -> Path:
     return copy
 
 
-def wait_until_ok(ring: LocalRing, client: Client, line: StateLine) -> None:
+def refuse_taken_ports(config: ClusterConfig) -> None:
+    """Raises UserError for the first port of the config on which something listens here."""
+    wanted = [(f"nodes[{node.rank}]", node.host, node.port) for node in config.nodes if node.use]
+    for key, host, port in [("api", config.api.host, config.api.port), *wanted]:
+        if port and not is_free(host, port):
+            raise UserError(
+                f"port {port} ({key}.port) is taken here: stop what uses it, such as another ring, or give "
+                "another port"
+            )
+
+
+def wait_until_ok(
+    ring: LocalRing, client: Client, line: StateLine, limit_s: float | None = READY_LIMIT_S
+) -> None:
     """Shows what the ring does until /health is ok. Raises UserError if a node ends or time is up."""
-    deadline = time.monotonic() + READY_LIMIT_S
+    deadline = time.monotonic() + (math.inf if limit_s is None else limit_s)
     while True:
         ring.check()
         try:
@@ -97,7 +117,7 @@ def wait_until_ok(ring: LocalRing, client: Client, line: StateLine) -> None:
         if time.monotonic() > deadline:
             logs = "\n".join(f"node {rank}:\n{ring.tail(rank)}" for rank in ring.pids())
             why = health.get("reason")
-            raise UserError(f"the ring was not ready after {READY_LIMIT_S:.0f} s: {why}\n{logs}")
+            raise UserError(f"the ring was not ready after {limit_s:.0f} s: {why}\n{logs}")
         line.show(f"{health['status']}: {health.get('reason', '')}")
         time.sleep(POLL_S)
 

@@ -32,9 +32,14 @@ def main(argv: list[str] | None = None) -> int:
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="macrame certs",
-        description="The certificates by which nodes know each other, made on one machine for all.",
-        epilog="make: what is missing or ends within 60 days, and the CA the first time. "
-        "show: how they stand. renew: new keys and certificates for the nodes named, or for all.",
+        description="The certificates by which nodes know each other, made on one machine for all.\n\n"
+        "  make    what is missing or ends within 60 days, and the CA the first time\n"
+        "  show    how they stand\n"
+        "  renew   new keys and certificates for the nodes named, or for all",
+        examples=(
+            ("macrame certs make --config cluster.json", "for all nodes; says which file to copy where"),
+            ("macrame certs renew mini2 --config cluster.json", "a new key for one node"),
+        ),
     )
     parser.add_argument("action", choices=("make", "show", "renew"))
     parser.add_argument("nodes", nargs="*", metavar="NODE", help="renew only these, by name")

@@ -11,6 +11,9 @@ from cluster.arguments import Parser
 # command: (module with main(argv) -> exit code, one line of help)
 COMMANDS = {
     "demo": ("deploy.demo.run", "three nodes on this machine, one streamed answer, then stop"),
+    "init": ("deploy.init", "write a cluster file, by asking or from the names of hosts"),
+    "up": ("deploy.up", "start every node of a config, here and over ssh, and follow them"),
+    "down": ("deploy.down", "stop the nodes that macrame up started"),
     "plan": ("deploy.plan", "which node would own which layers (plan-dry-run)"),
     "cuts": ("deploy.cuts", "before which layers a model may be cut, proven"),
     "node": ("cluster.run_node", "run one node of the ring (run_node)"),
@@ -18,19 +21,26 @@ COMMANDS = {
     "profile": ("deploy.profile", "measure this machine's speeds, for better plans"),
     "bench": ("deploy.bench", "tokens per second, hops and CPU time of a ring"),
     "links": ("deploy.links", "round trip and bandwidth between the nodes of a running ring"),
+    "nodes": ("deploy.nodes", "who announces itself in the local network"),
     "status": ("deploy.status", "what the nodes of a running ring do"),
+    "serve": ("deploy.serve", "serve a model on this machine, in the foreground"),
+    "ps": ("deploy.ps", "the requests that a running ring works on"),
+    "doctor": ("deploy.doctor", "what is wrong with this machine or a ring, and what mends it"),
+    "service": ("deploy.service", "a node that the system starts and keeps running: install, remove, status"),
     "certs": ("deploy.certs", "the certificates by which nodes know each other: make, show, renew"),
+    "chat": ("deploy.chat", "talk to a running ring"),
     "generate": ("deploy.generate", "one streamed answer of a running ring"),
+    "models": ("deploy.models", "which models are on which disk; fetch one, remove one"),
+    "completion": ("deploy.completion", "a script that lets your shell complete these commands"),
 }
 
 
 def _parser() -> Parser:
-    lines = "\n".join(f"  {name:10}{text}" for name, (_, text) in COMMANDS.items())
+    lines = "\n".join(f"  {name:12}{text}" for name, (_, text) in COMMANDS.items())
     parser = Parser(
         prog="macrame",
         description="Many Macs, one model.",
-        epilog=f"commands:\n{lines}\n\n'macrame COMMAND --help' explains one.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"commands:\n{lines}\n\n'macrame COMMAND --help' explains one, with examples.",
     )
     parser.add_argument("--version", action="store_true", help="print the version and end")
     parser.add_argument("command", nargs="?", choices=COMMANDS, metavar="COMMAND", help="one of those below")

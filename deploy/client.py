@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.errors import EXIT_ERROR, EXIT_UNREACHABLE, UserError
+from cluster.errors import EXIT_ERROR, EXIT_UNREACHABLE, EXIT_USAGE, UserError
 
 CONNECT_TIMEOUT_S = 5.0
 MAX_EVENT_BYTES = 16 << 20
+NOT_OURS = "it is not macrame's API"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +34,48 @@ class Client:
         with self._reply("GET", path, None, CONNECT_TIMEOUT_S) as reply:
             content = _object(reply.read())
             if reply.status not in (200, 503) or (reply.status == 503 and "error" in content):
-                raise _refused(self.url, reply.status, content)
+                raise _refused(self, reply.status, content)
             return content
+
+    def post(self, path: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        """The JSON object that answers `body`. Raises UserError, also for silence of `timeout_s`."""
+        with self._reply("POST", path, body, timeout_s) as reply:
+            content = _object(reply.read())
+            if reply.status != 200 or not content:
+                raise _refused(self, reply.status, content)
+            return content
+
+    def models(self) -> list[str]:
+        """The ids that a request may name: the served model, then its adapters."""
+        try:
+            return [str(model["id"]) for model in self.get("/v1/models")["data"]]
+        except (KeyError, TypeError):
+            raise _refused(self, 200, {}) from None
+
+    def cluster(self) -> dict[str, Any]:
+        """/v1/cluster. Raises UserError also for another program's API."""
+        content = self.get("/v1/cluster")
+        if "status" not in content or "nodes" not in content:
+            raise _refused(self, 200, {})
+        return content
 
     def model(self) -> str:
         """The id of the served model."""
-        return str(self.get("/v1/models")["data"][0]["id"])
+        models = self.models()
+        if not models:
+            raise UserError(f"{self.url} serves no model")
+        return models[0]
 
-    def stream(self, path: str, body: dict[str, Any], timeout_s: float) -> Iterator[dict[str, Any]]:
+    def stream(
+        self, path: str, body: dict[str, Any], timeout_s: float
+    ) -> Generator[dict[str, Any], None, None]:
         """The events of a streamed answer as they come; leaving the iterator cancels the answer.
 
         Raises UserError for an error event, a stream without [DONE], and silence of `timeout_s`.
         """
         with self._reply("POST", path, body, timeout_s) as reply:
             if reply.status != 200:
-                raise _refused(self.url, reply.status, _object(reply.read()))
+                raise _refused(self, reply.status, _object(reply.read()))
             while line := reply.readline(MAX_EVENT_BYTES):
                 if not line.startswith(b"data: "):
                     continue
@@ -90,6 +118,14 @@ def _object(text: bytes) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _refused(url: str, status: int, content: dict[str, Any]) -> UserError:
-    message = content.get("error", {}).get("message") or "it is not macrame's API"
-    return UserError(f"{url} answers {status}: {message}", EXIT_ERROR)
+def _refused(client: Client, status: int, content: dict[str, Any]) -> UserError:
+    if status == 401:
+        problem = "does not accept this API key" if client.key else "wants an API key"
+        return UserError(
+            f"{client.url} {problem}: set MACRAME_API_KEYS to one of its keys, or name the ring's cluster "
+            "file with --config",
+            EXIT_USAGE,
+        )
+    error = content.get("error")
+    message = error.get("message") if isinstance(error, dict) else None
+    return UserError(f"{client.url} answers {status}: {message or NOT_OURS}", EXIT_ERROR)

@@ -18,6 +18,7 @@ from typing import Any
 
 from cluster.arguments import Parser
 from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, UserError
+from deploy.command import run_command
 from planner.headers import ModelFilesError, read_config
 from planner.kv_profile import first_int
 from planner.model_profile import NUM_LAYERS_KEYS, flat_config
@@ -29,13 +30,13 @@ from shard_loader.proof_store import find, mlx_lm_version
 def main(argv: Sequence[str] | None = None) -> int:
     """Print which cuts are exact; 0: all are; 1: some are not; 3: there is no such model."""
     args = _parser().parse_args(argv)
+    return run_command("macrame cuts", lambda: _run(args), is_verbose=args.verbose)
+
+
+def _run(args: argparse.Namespace) -> int:
     os.environ["MLX_DISABLE_COMPILE"] = "1"  # read when MLX is imported, which is below
-    try:
-        config = _config(args.model)
-        proofs = _proofs(config)
-    except UserError as error:
-        print(f"macrame cuts: {error}", file=sys.stderr)
-        return error.exit_code
+    config = _config(args.model)
+    proofs = _proofs(config)
     if args.json:
         print(json.dumps(_as_dict(args.model, config, proofs), indent=2))
     else:
@@ -44,9 +45,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="macrame cuts", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = Parser(
+        prog="macrame cuts",
+        description="Prove before which layers a model may be cut, on a tiny model of the same architecture. "
+        "Needs config.json alone, of a folder or of a model of the hub, and runs on the CPU.",
+        examples=(
+            ("macrame cuts --model mlx-community/Qwen3-1.7B-8bit", "of a model of the hub: its config alone"),
+            ("macrame cuts --model ./my-model --json", "of a folder, as JSON"),
+        ),
+    )
     parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="a folder, or a model of the hub")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
     return parser
 
 

@@ -41,7 +41,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="macrame fit", description="What of a model fits machines of given memory.")
+    parser = Parser(
+        prog="macrame fit",
+        description="What of a model fits machines of given memory: how many layers each could own, and what "
+        "is missing where it does not. Needs no cluster file and connects to nothing.",
+        examples=(
+            ("macrame fit --model mlx-community/Qwen3-32B-4bit --memory 16GB,16GB", "on two Macs of 16 GB"),
+            (
+                "macrame fit --model ./my-model --memory 36GB --context 65536 --kv-bits 8",
+                "a long context, with keys and values in 8 bits",
+            ),
+        ),
+    )
     parser.add_argument("--model", required=True, help="a folder, or a hub id in the local cache")
     parser.add_argument(
         "--memory", required=True, type=_memory, metavar="16GB,48GB", help="the memory of each machine"

@@ -30,6 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="macrame plan --from-running",
         description="What another plan would gain a ring that runs, by the stage and hop times that it "
         "measured. Changes nothing.",
+        examples=(
+            ("macrame plan --from-running", "ask the ring at http://127.0.0.1:8080"),
+            (
+                "macrame plan --from-running --config cluster.json --json",
+                "the ring of a file, as JSON",
+            ),
+        ),
     )
     add_target(parser)
     parser.add_argument(

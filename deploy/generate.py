@@ -1,91 +1,115 @@
-"""`macrame generate PROMPT`: one streamed answer of a running ring."""
+"""`macrame generate PROMPT`: one answer of a running ring, with all that its API can do. One thread."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from cluster.arguments import Parser
-from cluster.errors import EXIT_OK
+from cluster.errors import EXIT_OK, EXIT_USAGE, UserError
+from deploy.answer import Timing, stream_answer
 from deploy.client import Client
 from deploy.command import run_command
+from deploy.sampling_options import add_settings, settings_of
+from deploy.screen import Screen
+from deploy.stdin_text import piped
 from deploy.target import add_target, client_of
 
-SILENCE_LIMIT_S = 600.0  # a long prompt on a slow ring gives its first token late
+__all__ = ["Timing", "main", "stream_answer"]
 
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """One streamed answer. Times in s."""
-
-    num_tokens: int
-    first_s: float  # from the request to the first text
-    total_s: float
-
-    @property
-    def tok_s(self) -> float:
-        """Tokens after the first over the time after the first; 0 where there is one token at most."""
-        after_first_s = self.total_s - self.first_s
-        return (self.num_tokens - 1) / after_first_s if self.num_tokens > 1 and after_first_s > 0 else 0.0
-
-    def __str__(self) -> str:
-        first_ms = self.first_s * 1e3
-        return f"{self.num_tokens} tokens, {self.tok_s:.1f} tokens/s, first token after {first_ms:.0f} ms"
+WHOLE_LIMIT_S = 3600.0  # for an answer that comes in one piece
 
 
 def main(argv: list[str] | None = None) -> int:
     """Streams the answer to stdout and its timing to stderr; returns the exit code."""
-    parser = Parser(prog="macrame generate", description="One streamed answer of a running ring.")
-    parser.add_argument("prompt", help="the text to go on from; - reads it from stdin")
+    args = _parser().parse_args(argv)
+    return run_command("macrame generate", lambda: _generate(args), is_verbose=args.verbose)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="macrame generate",
+        description="One answer of a running ring, streamed to standard output; its timing goes to standard "
+        "error. The prompt goes to the model as it is, or with --chat through its chat template. For a "
+        "conversation see macrame chat.",
+        examples=(
+            ('macrame generate "def fibonacci(n):"', "go on from a text, greedily"),
+            ("macrame generate --chat < question.txt", "a user's message from a file"),
+            (
+                'macrame generate "Once upon a time" --temperature 0.8 --n 3',
+                "three different answers",
+            ),
+            (
+                'macrame generate "Hi" --chat --json --field logprobs=true',
+                "the API's answer as it is, with log-probabilities",
+            ),
+        ),
+    )
+    parser.add_argument("prompt", nargs="?", help="the text to go on from; without it, or with -, read stdin")
     parser.add_argument(
         "--chat", action="store_true", help="send it as a user's message, with the chat template"
     )
-    parser.add_argument("--max-tokens", type=int, default=256, metavar="N")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default 0: greedy")
-    parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same answer")
+    parser.add_argument("--system", metavar="TEXT", help="with --chat: what the model is told first")
+    parser.add_argument("--model", metavar="NAME", help="an adapter of the ring, by its name")
+    parser.add_argument("--n", type=int, metavar="N", help="so many answers to one prompt")
+    parser.add_argument("--echo", action="store_true", help="begin the answer with the prompt")
+    parser.add_argument("--json", action="store_true", help="print the API's whole answer as one JSON object")
+    add_settings(parser, max_tokens=256, temperature=0.0)
     add_target(parser)
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
-    args = parser.parse_args(argv)
-    return run_command("macrame generate", lambda: _generate(args), is_verbose=args.verbose)
+    return parser
 
 
 def _generate(args: argparse.Namespace) -> int:
     client = client_of(args)
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-    body: dict[str, Any] = {"max_tokens": args.max_tokens, "temperature": args.temperature}
-    if args.seed is not None:
-        body["seed"] = args.seed
-    if args.chat:
-        body["messages"] = [{"role": "user", "content": prompt}]
+    body = _body(args)
+    if args.json:
+        print(json.dumps(_whole(client, body), indent=2, ensure_ascii=False))
+    elif body.get("n", 1) > 1:
+        _show_all(_whole(client, body))
     else:
-        body["prompt"] = prompt
-    timing = stream_answer(client, body, lambda text: print(text, end="", flush=True))
-    print()
-    print(timing, file=sys.stderr)
+        screen = Screen(sys.stdout)
+        try:
+            timing = stream_answer(client, body, screen.text)
+        finally:
+            screen.end()
+        print(timing, file=sys.stderr)
     return EXIT_OK
 
 
-def stream_answer(client: Client, body: dict[str, Any], write: Callable[[str], None]) -> Timing:
-    """Sends `body` (without model and stream) to the endpoint that fits and writes the text as it comes."""
+def _body(args: argparse.Namespace) -> dict[str, Any]:
+    """The request, without stream. Raises UserError for no prompt, and for what does not go together."""
+    prompt = piped() if args.prompt in (None, "-") else args.prompt
+    if prompt is None and args.prompt == "-":
+        prompt = sys.stdin.read()
+    if not prompt:
+        raise UserError("there is no prompt: give one, or pipe one in", EXIT_USAGE)
+    given = {"model": args.model, "n": args.n}
+    body = {name: value for name, value in given.items() if value is not None} | settings_of(args)
+    if args.system is not None and not args.chat:
+        raise UserError("--system is for --chat: a bare prompt has no system message", EXIT_USAGE)
+    if args.echo and args.chat:
+        raise UserError("--echo is for a bare prompt, not for --chat", EXIT_USAGE)
+    if not args.chat:
+        return body | {"prompt": prompt} | ({"echo": True} if args.echo else {})
+    system = [] if args.system is None else [{"role": "system", "content": args.system}]
+    return body | {"messages": [*system, {"role": "user", "content": prompt}]}
+
+
+def _whole(client: Client, body: dict[str, Any]) -> dict[str, Any]:
     path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
-    whole = {"model": client.model(), **body, "stream": True, "stream_options": {"include_usage": True}}
-    begin = time.perf_counter()
-    first_s, last_s, num_tokens = 0.0, 0.0, 0
-    for event in client.stream(path, whole, SILENCE_LIMIT_S):
-        if event.get("usage"):
-            num_tokens = event["usage"]["completion_tokens"]
-        for choice in event["choices"]:
-            text = choice["text"] if "text" in choice else choice["delta"].get("content")
-            if text or choice["finish_reason"]:
-                last_s = time.perf_counter() - begin
-                first_s = first_s or last_s
-            if text:
-                write(text)
-    return Timing(num_tokens, first_s, last_s)
+    return client.post(path, {"model": client.model(), **body}, WHOLE_LIMIT_S)
+
+
+def _show_all(content: dict[str, Any]) -> None:
+    screen, choices = Screen(sys.stdout), content["choices"]
+    for choice in choices:
+        screen.note(f"--- {choice['index'] + 1} of {len(choices)}")
+        screen.text(choice["text"] if "text" in choice else choice["message"]["content"])
+        screen.end()
+    print(f"{content['usage']['completion_tokens']} tokens", file=sys.stderr)
 
 
 if __name__ == "__main__":

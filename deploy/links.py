@@ -44,7 +44,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="macrame links", description="Measure the links between the nodes of a running ring."
+        prog="macrame links",
+        description="Round trip and bandwidth between the nodes of a running ring, over each way that they "
+        "have to each other, and what that means for tokens per second.",
+        examples=(
+            ("macrame links --config cluster.json", "measure, and show what the plan gains or loses"),
+            ("macrame links --config cluster.json --write", "and put it into the file, for better plans"),
+        ),
     )
     parser.add_argument("--config", type=Path, required=True, help="the ring's cluster file")
     parser.add_argument("--model", help="as the nodes were started with")

@@ -39,7 +39,12 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="macrame profile",
-        description="Measure this machine's speeds; later plans use them instead of the chip table.",
+        description="Measure this machine's speeds; later plans use them instead of the chip table. Run it "
+        "once on each machine, while nothing else runs there.",
+        examples=(
+            ("macrame profile", "measure, and keep it for this machine"),
+            ("macrame profile --show", "what was measured before"),
+        ),
     )
     parser.add_argument("--quick", action="store_true", help="a third of the time, the main formats alone")
     parser.add_argument("--show", action="store_true", help="show what was measured before, measure nothing")

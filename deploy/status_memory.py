@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from deploy.narrow import fitted
 from deploy.sizes import size
-from planner.render import table
 
 _PARTS = ("layers", "embed", "norm", "head", "other")
 
 
-def render_memory(nodes: list[dict[str, Any]]) -> list[str]:
+def render_memory(nodes: list[dict[str, Any]], width: int | None = None) -> list[str]:
     """Two rows for each node with layers, and a line for each whose MLX has limits; empty without any."""
     rows = [row for node in nodes for row in _rows(node) if _has_layers(node)]
-    return [*table(rows), *(line for node in nodes for line in _limits(node))]
+    return [*fitted(rows, width), *(line for node in nodes for line in _limits(node))]
 
 
 def _has_layers(node: dict[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from cluster.errors import EXIT_USAGE, UserError
 from deploy.client import Client
 
 DEFAULT_URL = "http://127.0.0.1:8080"
-_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # what to connect to
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:
@@ -42,5 +42,5 @@ def client_for(config: ClusterConfig) -> Client:
     """A client with the config's first key, if it has any."""
     keys = config.api_keys()
     return Client(
-        _ANY_ADDRESS.get(config.api.host, config.api.host), config.api.port, keys[0] if keys else None
+        ANY_ADDRESS.get(config.api.host, config.api.host), config.api.port, keys[0] if keys else None
     )

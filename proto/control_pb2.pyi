@@ -248,7 +248,7 @@ class MemoryStatus(_message.Message):
     def __init__(self, rss_bytes: _Optional[int] = ..., cache_bytes: _Optional[int] = ..., activation_bytes: _Optional[int] = ..., peak_kv_bytes: _Optional[int] = ..., memory_limit_bytes: _Optional[int] = ..., cache_limit_bytes: _Optional[int] = ..., wired_limit_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ..., swap_used_bytes: _Optional[int] = ..., is_admitting: _Optional[bool] = ..., num_trims: _Optional[int] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("rank", "name", "incarnation", "epoch", "state", "reason", "progress", "busy_s", "activity", "loaded_bytes", "load_total_bytes", "footprint", "num_sessions", "kv_bytes", "active_bytes", "peak_bytes", "peak_rss_bytes", "import_base_rss_bytes", "stats", "cpu_s", "pid", "lost_edge", "start", "stop", "num_threads", "memory", "memory_pressure", "fetched_bytes", "copied_bytes", "edges", "certificate_ends_s", "certificate_warning")
+    __slots__ = ("rank", "name", "incarnation", "epoch", "state", "reason", "progress", "busy_s", "activity", "loaded_bytes", "load_total_bytes", "footprint", "num_sessions", "kv_bytes", "active_bytes", "peak_bytes", "peak_rss_bytes", "import_base_rss_bytes", "stats", "cpu_s", "pid", "lost_edge", "start", "stop", "num_threads", "memory", "memory_pressure", "fetched_bytes", "copied_bytes", "edges", "certificate_ends_s", "certificate_warning", "logs")
     RANK_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -281,6 +281,7 @@ class NodeStatus(_message.Message):
     EDGES_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_ENDS_S_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_WARNING_FIELD_NUMBER: _ClassVar[int]
+    LOGS_FIELD_NUMBER: _ClassVar[int]
     rank: int
     name: str
     incarnation: int
@@ -313,7 +314,24 @@ class NodeStatus(_message.Message):
     edges: _containers.RepeatedCompositeFieldContainer[EdgeStatus]
     certificate_ends_s: float
     certificate_warning: str
-    def __init__(self, rank: _Optional[int] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., state: _Optional[_Union[NodeState, str]] = ..., reason: _Optional[str] = ..., progress: _Optional[int] = ..., busy_s: _Optional[float] = ..., activity: _Optional[str] = ..., loaded_bytes: _Optional[int] = ..., load_total_bytes: _Optional[int] = ..., footprint: _Optional[_Union[Footprint, _Mapping]] = ..., num_sessions: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., active_bytes: _Optional[int] = ..., peak_bytes: _Optional[int] = ..., peak_rss_bytes: _Optional[int] = ..., import_base_rss_bytes: _Optional[int] = ..., stats: _Optional[_Union[StageStats, _Mapping]] = ..., cpu_s: _Optional[float] = ..., pid: _Optional[int] = ..., lost_edge: _Optional[str] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., num_threads: _Optional[int] = ..., memory: _Optional[_Union[MemoryStatus, _Mapping]] = ..., memory_pressure: _Optional[str] = ..., fetched_bytes: _Optional[int] = ..., copied_bytes: _Optional[int] = ..., edges: _Optional[_Iterable[_Union[EdgeStatus, _Mapping]]] = ..., certificate_ends_s: _Optional[float] = ..., certificate_warning: _Optional[str] = ...) -> None: ...
+    logs: _containers.RepeatedCompositeFieldContainer[LogLine]
+    def __init__(self, rank: _Optional[int] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., state: _Optional[_Union[NodeState, str]] = ..., reason: _Optional[str] = ..., progress: _Optional[int] = ..., busy_s: _Optional[float] = ..., activity: _Optional[str] = ..., loaded_bytes: _Optional[int] = ..., load_total_bytes: _Optional[int] = ..., footprint: _Optional[_Union[Footprint, _Mapping]] = ..., num_sessions: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., active_bytes: _Optional[int] = ..., peak_bytes: _Optional[int] = ..., peak_rss_bytes: _Optional[int] = ..., import_base_rss_bytes: _Optional[int] = ..., stats: _Optional[_Union[StageStats, _Mapping]] = ..., cpu_s: _Optional[float] = ..., pid: _Optional[int] = ..., lost_edge: _Optional[str] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., num_threads: _Optional[int] = ..., memory: _Optional[_Union[MemoryStatus, _Mapping]] = ..., memory_pressure: _Optional[str] = ..., fetched_bytes: _Optional[int] = ..., copied_bytes: _Optional[int] = ..., edges: _Optional[_Iterable[_Union[EdgeStatus, _Mapping]]] = ..., certificate_ends_s: _Optional[float] = ..., certificate_warning: _Optional[str] = ..., logs: _Optional[_Iterable[_Union[LogLine, _Mapping]]] = ...) -> None: ...
+
+class LogLine(_message.Message):
+    __slots__ = ("number", "time_s", "level", "source", "message", "request_id")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    TIME_S_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    time_s: float
+    level: str
+    source: str
+    message: str
+    request_id: str
+    def __init__(self, number: _Optional[int] = ..., time_s: _Optional[float] = ..., level: _Optional[str] = ..., source: _Optional[str] = ..., message: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class EdgeStatus(_message.Message):
     __slots__ = ("to_rank", "address", "interface", "kind", "is_up")
@@ -364,6 +382,32 @@ class HoldingsReply(_message.Message):
     revision: str
     files: _containers.RepeatedCompositeFieldContainer[HeldFile]
     def __init__(self, revision: _Optional[str] = ..., files: _Optional[_Iterable[_Union[HeldFile, _Mapping]]] = ...) -> None: ...
+
+class ListModelsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListModelsReply(_message.Message):
+    __slots__ = ("models", "free_bytes")
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[KeptModel]
+    free_bytes: int
+    def __init__(self, models: _Optional[_Iterable[_Union[KeptModel, _Mapping]]] = ..., free_bytes: _Optional[int] = ...) -> None: ...
+
+class KeptModel(_message.Message):
+    __slots__ = ("model", "revision", "place", "here_bytes", "total_bytes")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    HERE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    revision: str
+    place: str
+    here_bytes: int
+    total_bytes: int
+    def __init__(self, model: _Optional[str] = ..., revision: _Optional[str] = ..., place: _Optional[str] = ..., here_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ...) -> None: ...
 
 class CopyRequest(_message.Message):
     __slots__ = ("model", "revision", "file", "start", "stop")
@@ -438,3 +482,51 @@ class LinkPath(_message.Message):
     bandwidth_gbit_s: float
     num_bytes: int
     def __init__(self, ip: _Optional[str] = ..., reason: _Optional[str] = ..., local_ip: _Optional[str] = ..., interface: _Optional[str] = ..., peer_interface: _Optional[str] = ..., kind: _Optional[str] = ..., mtu: _Optional[int] = ..., speed_mbit_s: _Optional[int] = ..., round_trip_p50_ms: _Optional[float] = ..., round_trip_p99_ms: _Optional[float] = ..., num_round_trips: _Optional[int] = ..., bandwidth_gbit_s: _Optional[float] = ..., num_bytes: _Optional[int] = ...) -> None: ...
+
+class DiagnoseRequest(_message.Message):
+    __slots__ = ("is_clock_only",)
+    IS_CLOCK_ONLY_FIELD_NUMBER: _ClassVar[int]
+    is_clock_only: bool
+    def __init__(self, is_clock_only: _Optional[bool] = ...) -> None: ...
+
+class DiagnoseReply(_message.Message):
+    __slots__ = ("clock_s", "name", "rank", "host_name", "platform", "python_version", "macrame_version", "mlx_version", "mlx_lm_version", "config_digest", "model_digest", "findings")
+    CLOCK_S_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    HOST_NAME_FIELD_NUMBER: _ClassVar[int]
+    PLATFORM_FIELD_NUMBER: _ClassVar[int]
+    PYTHON_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MACRAME_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MLX_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MLX_LM_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    FINDINGS_FIELD_NUMBER: _ClassVar[int]
+    clock_s: float
+    name: str
+    rank: int
+    host_name: str
+    platform: str
+    python_version: str
+    macrame_version: str
+    mlx_version: str
+    mlx_lm_version: str
+    config_digest: str
+    model_digest: str
+    findings: _containers.RepeatedCompositeFieldContainer[Finding]
+    def __init__(self, clock_s: _Optional[float] = ..., name: _Optional[str] = ..., rank: _Optional[int] = ..., host_name: _Optional[str] = ..., platform: _Optional[str] = ..., python_version: _Optional[str] = ..., macrame_version: _Optional[str] = ..., mlx_version: _Optional[str] = ..., mlx_lm_version: _Optional[str] = ..., config_digest: _Optional[str] = ..., model_digest: _Optional[str] = ..., findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ...) -> None: ...
+
+class Finding(_message.Message):
+    __slots__ = ("check", "status", "what", "why", "mend")
+    CHECK_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    MEND_FIELD_NUMBER: _ClassVar[int]
+    check: str
+    status: str
+    what: str
+    why: str
+    mend: str
+    def __init__(self, check: _Optional[str] = ..., status: _Optional[str] = ..., what: _Optional[str] = ..., why: _Optional[str] = ..., mend: _Optional[str] = ...) -> None: ...

@@ -9,18 +9,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "prompt", "max_tokens", "sampling", "adapter")
+    __slots__ = ("request_id", "prompt", "max_tokens", "sampling", "adapter", "trace_id")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    TRACE_ID_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt: _containers.RepeatedScalarFieldContainer[int]
     max_tokens: int
     sampling: _ring_pb2.Sampling
     adapter: str
-    def __init__(self, request_id: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_ring_pb2.Sampling, _Mapping]] = ..., adapter: _Optional[str] = ...) -> None: ...
+    trace_id: str
+    def __init__(self, request_id: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_ring_pb2.Sampling, _Mapping]] = ..., adapter: _Optional[str] = ..., trace_id: _Optional[str] = ...) -> None: ...
 
 class GenerateReply(_message.Message):
     __slots__ = ("tokens", "finish_reason", "prompt_tokens", "completion_tokens", "queue_ms", "prefill_ms")
@@ -67,7 +69,7 @@ class PlanningReply(_message.Message):
     def __init__(self, planning_json: _Optional[str] = ..., config_digest: _Optional[str] = ...) -> None: ...
 
 class ClusterStatus(_message.Message):
-    __slots__ = ("status", "epoch", "plan_json", "ranks", "num_active", "num_queued", "max_active", "context", "incarnation", "num_requests", "num_prompt_tokens", "num_completion_tokens", "num_failed", "reason", "vocab_size", "requests")
+    __slots__ = ("status", "epoch", "plan_json", "ranks", "num_active", "num_queued", "max_active", "context", "incarnation", "num_requests", "num_prompt_tokens", "num_completion_tokens", "num_failed", "reason", "vocab_size", "errors", "requests")
     STATUS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PLAN_JSON_FIELD_NUMBER: _ClassVar[int]
@@ -83,6 +85,7 @@ class ClusterStatus(_message.Message):
     NUM_FAILED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
     status: str
     epoch: int
@@ -99,8 +102,17 @@ class ClusterStatus(_message.Message):
     num_failed: int
     reason: str
     vocab_size: int
+    errors: _containers.RepeatedCompositeFieldContainer[ErrorCount]
     requests: _containers.RepeatedCompositeFieldContainer[RequestStatus]
-    def __init__(self, status: _Optional[str] = ..., epoch: _Optional[int] = ..., plan_json: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ..., num_active: _Optional[int] = ..., num_queued: _Optional[int] = ..., max_active: _Optional[int] = ..., context: _Optional[int] = ..., incarnation: _Optional[int] = ..., num_requests: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., num_completion_tokens: _Optional[int] = ..., num_failed: _Optional[int] = ..., reason: _Optional[str] = ..., vocab_size: _Optional[int] = ..., requests: _Optional[_Iterable[_Union[RequestStatus, _Mapping]]] = ...) -> None: ...
+    def __init__(self, status: _Optional[str] = ..., epoch: _Optional[int] = ..., plan_json: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ..., num_active: _Optional[int] = ..., num_queued: _Optional[int] = ..., max_active: _Optional[int] = ..., context: _Optional[int] = ..., incarnation: _Optional[int] = ..., num_requests: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., num_completion_tokens: _Optional[int] = ..., num_failed: _Optional[int] = ..., reason: _Optional[str] = ..., vocab_size: _Optional[int] = ..., errors: _Optional[_Iterable[_Union[ErrorCount, _Mapping]]] = ..., requests: _Optional[_Iterable[_Union[RequestStatus, _Mapping]]] = ...) -> None: ...
+
+class ErrorCount(_message.Message):
+    __slots__ = ("kind", "count")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    count: int
+    def __init__(self, kind: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
 
 class RequestStatus(_message.Message):
     __slots__ = ("id", "state", "prompt_tokens", "prefilled_tokens", "completion_tokens", "max_tokens", "age_s", "adapter")
@@ -121,6 +133,24 @@ class RequestStatus(_message.Message):
     age_s: float
     adapter: str
     def __init__(self, id: _Optional[str] = ..., state: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., prefilled_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., age_s: _Optional[float] = ..., adapter: _Optional[str] = ...) -> None: ...
+
+class LogsRequest(_message.Message):
+    __slots__ = ("rank", "lines")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    LINES_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    lines: int
+    def __init__(self, rank: _Optional[int] = ..., lines: _Optional[int] = ...) -> None: ...
+
+class RankLogs(_message.Message):
+    __slots__ = ("rank", "name", "lines")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LINES_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    name: str
+    lines: _containers.RepeatedCompositeFieldContainer[_control_pb2.LogLine]
+    def __init__(self, rank: _Optional[int] = ..., name: _Optional[str] = ..., lines: _Optional[_Iterable[_Union[_control_pb2.LogLine, _Mapping]]] = ...) -> None: ...
 
 class PredictedMemory(_message.Message):
     __slots__ = ("weights", "kv_bytes", "activation_bytes", "budget_bytes", "reserve_bytes")

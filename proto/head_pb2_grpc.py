@@ -59,6 +59,11 @@ class HeadStub:
                 request_serializer=proto_dot_head__pb2.PlanningRequest.SerializeToString,
                 response_deserializer=proto_dot_head__pb2.PlanningReply.FromString,
                 _registered_method=True)
+        self.GetLogs = channel.unary_stream(
+                '/macrame.v1.Head/GetLogs',
+                request_serializer=proto_dot_head__pb2.LogsRequest.SerializeToString,
+                response_deserializer=proto_dot_head__pb2.RankLogs.FromString,
+                _registered_method=True)
 
 
 class HeadServicer:
@@ -99,6 +104,13 @@ class HeadServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetLogs(self, request, context):
+        """The latest log lines of each node, also of those that are gone. NOT_FOUND: there is no such rank.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_HeadServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -126,6 +138,11 @@ def add_HeadServicer_to_server(servicer, server):
                     servicer.GetPlanning,
                     request_deserializer=proto_dot_head__pb2.PlanningRequest.FromString,
                     response_serializer=proto_dot_head__pb2.PlanningReply.SerializeToString,
+            ),
+            'GetLogs': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetLogs,
+                    request_deserializer=proto_dot_head__pb2.LogsRequest.FromString,
+                    response_serializer=proto_dot_head__pb2.RankLogs.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -263,6 +280,33 @@ class Head:
             '/macrame.v1.Head/GetPlanning',
             proto_dot_head__pb2.PlanningRequest.SerializeToString,
             proto_dot_head__pb2.PlanningReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLogs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/macrame.v1.Head/GetLogs',
+            proto_dot_head__pb2.LogsRequest.SerializeToString,
+            proto_dot_head__pb2.RankLogs.FromString,
             options,
             channel_credentials,
             insecure,

@@ -20,9 +20,9 @@ import pytest
 from cluster.api.status import to_plain
 from cluster.errors import UserError
 from deploy import cli
+from deploy.answer import Timing, stream_answer
 from deploy.client import Client
 from deploy.demo.run import CONFIG
-from deploy.generate import Timing, stream_answer
 from deploy.sizes import size
 from deploy.state_line import StateLine
 from deploy.status import render
@@ -67,7 +67,11 @@ def events(*contents: Any, is_done: bool = True) -> bytes:
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "deploy.cli", *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "deploy.cli", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -91,7 +95,7 @@ def test_every_command_has_a_main_and_help(command: str, capsys: pytest.CaptureF
     [
         ([], "macrame: which command?"),
         (["pln"], "macrame: argument COMMAND: invalid choice: 'pln'"),
-        (["generate"], "macrame generate: the following arguments are required: prompt"),
+        (["generate"], "macrame generate: there is no prompt: give one, or pipe one in"),
         (
             ["generate", "x", "--max-tokens", "few"],
             "macrame generate: argument --max-tokens: invalid int value",

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from cluster.config import load_config
 from tests.node_process import write_cluster
 from tests.tiny_models import write_checkpoint
 
@@ -162,6 +163,13 @@ def test_the_faster_of_two_cables_is_found_used_and_given_up_when_it_breaks(
                 assert (fast["interface"], slow["interface"]) == ("fast", "slow")
                 assert slow["bandwidth_gbit_s"] == pytest.approx(0.02, rel=0.25)
                 assert fast["bandwidth_gbit_s"] > 0.2
+            heard = json.loads(alpha.python("-m", "deploy.nodes", "--json").stdout)
+            found = {one["name"]: (one["rank"], set(one["addresses"]), one["cluster"]) for one in heard}
+            digest = load_config(config).digest
+            assert found == {
+                name: (rank, {f"{SLOW}.{rank + 1}", f"{FAST}.{rank + 1}"}, digest)
+                for rank, name in enumerate(("alpha", "beta"))
+            }
         with running(beta, 1, config):
             epoch, address = wait_ok(alpha, epoch)
             assert address == f"{FAST}.2:{PORT}"

@@ -11,7 +11,6 @@ import os
 import socket
 import sys
 import threading
-import traceback
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -28,8 +27,11 @@ from cluster.arguments import Parser
 from cluster.config import ClusterConfig, is_loopback, load_config
 from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, UserError
 from cluster.lan_copy import find_as_the_head
+from cluster.logs import Logs, add_log_arguments, log_choices, write_line
 from cluster.tls import load_credentials
 from cluster.tokenizer import load_tokenizer
+
+logger = logging.getLogger("cluster.api.process")
 
 STOP_S = 1  # for open streams to end in, once they have been told
 
@@ -45,7 +47,7 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if not self.should_exit and sockets:
             host, port = sockets[0].getsockname()[:2]
-            print(READY, host, port, flush=True)
+            write_line(f"{READY} {host} {port}")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.should_exit = True  # a second signal changes nothing: the stop is bounded anyway
@@ -58,12 +60,10 @@ class _Server(uvicorn.Server):
 def main(argv: list[str] | None = None) -> int:
     """Serve until SIGINT, SIGTERM, or with --parent-pipe the end of standard input; returns the exit code."""
     args = _parse(argv)
-    logging.basicConfig(
-        level=logging.INFO if args.verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    logs = None
     try:
+        logs = Logs.relayed(args.rank) if args.parent_pipe else Logs(log_choices(args), args.rank)
+        logs.begin()
         config = load_config(args.config, model=args.model)
         api = replace(
             config.api,
@@ -75,15 +75,24 @@ def main(argv: list[str] | None = None) -> int:
                 f"--rank {args.rank} is not in {args.config}, which has ranks 0 to {len(config.nodes) - 1}",
                 EXIT_USAGE,
             )
+        logs.node = config.nodes[args.rank].name
         return _serve(replace(config, api=api), args.rank, args.head, args.parent_pipe)
     except UserError as error:
-        if args.verbose:
-            traceback.print_exc()
+        logger.info("it ended with exit code %d", error.exit_code, exc_info=True)
         if args.parent_pipe:
-            print(FAILED, error, flush=True)  # the parent says it, as the last thing that it says
+            _tell_parent(error)
         else:
             print(f"cluster.api: {error}", file=sys.stderr, flush=True)
         return error.exit_code
+    finally:
+        if logs is not None:
+            logs.end()
+
+
+def _tell_parent(error: UserError | str) -> None:
+    """The parent says it, as the last thing that it says; one that has ended has said its own."""
+    with contextlib.suppress(BrokenPipeError):
+        write_line(f"{FAILED} {error}")
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -95,7 +104,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--host", help="listen here instead of api.host")
     parser.add_argument("--port", type=int, help="listen here instead of api.port; 0: any free port")
     parser.add_argument("--parent-pipe", action="store_true", help="stop when standard input ends")
-    parser.add_argument("--verbose", action="store_true", help="log more, and show tracebacks")
+    add_log_arguments(parser)
     args = parser.parse_args(argv)
     if args.port is not None and not 0 <= args.port <= 65535:
         parser.error(f"--port {args.port} is not a port (0 to 65535)")
@@ -156,7 +165,7 @@ def _serve(config: ClusterConfig, rank: int, head_address: str, has_parent_pipe:
     with listener:
         server.run(sockets=[listener])
     if failures:
-        logging.getLogger(__name__).info("the tokenizer failed", exc_info=failures[0])
+        logger.info("the tokenizer failed", exc_info=failures[0])
         raise UserError(str(failures[0])) from failures[0]
     return EXIT_OK
 

@@ -12,21 +12,25 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from cluster.api import metrics, status
+from cluster.api import status
 from cluster.api.answer import Answer
 from cluster.api.assets import INDEX, PREFIX, read_assets
-from cluster.api.errors import RETRY_AFTER_S, ApiError, internal
+from cluster.api.cors import Cors
+from cluster.api.errors import RETRY_AFTER_S, ApiError, bad_request, internal
 from cluster.api.gate import Gate, error_response
 from cluster.api.service import Service
 from cluster.api.why import PlanWhy
+from cluster.recent_lines import NUM_KEPT
+from proto import head_pb2
 
 logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 16 << 20
 BODY_TIMEOUT_S = 60.0
+MAX_RANK = 10_000
 
 
 def make_app(service: Service, keys: Sequence[str]) -> Starlette:
@@ -61,6 +65,10 @@ def make_app(service: Service, keys: Sequence[str]) -> Starlette:
     async def planning(request: Request) -> Response:
         return Response(await service.head.planning(), media_type="application/json")
 
+    async def logs(request: Request) -> Response:
+        rank, lines = _number(request, "rank", 0, MAX_RANK), _number(request, "lines", 1, NUM_KEPT)
+        return JSONResponse({"logs": await service.head.logs(rank, NUM_KEPT if lines is None else lines)})
+
     async def why(request: Request) -> Response:
         return JSONResponse(await plan_why.get())
 
@@ -72,10 +80,14 @@ def make_app(service: Service, keys: Sequence[str]) -> Starlette:
         )
 
     async def metrics_page(request: Request) -> Response:
-        state = status.state(service.head, service.is_tokenizer_loaded)[0]
-        return PlainTextResponse(
-            service.metrics.text(state, service.head.status), media_type=metrics.CONTENT_TYPE
-        )
+        page, content_type = service.metrics.page(request.headers.get("accept", ""))
+        return Response(page, headers={"content-type": content_type})
+
+    def known() -> tuple[str, head_pb2.ClusterStatus | None]:
+        head = service.head
+        return status.state(head, service.is_tokenizer_loaded)[0], None if head.trouble else head.status
+
+    service.metrics.watch(known)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -92,6 +104,7 @@ def make_app(service: Service, keys: Sequence[str]) -> Starlette:
         Route("/v1/models/{name:path}", model),
         Route("/v1/cluster", cluster),
         Route("/v1/cluster/planning", planning),
+        Route("/v1/cluster/logs", logs),
         Route("/v1/cluster/why", why),
         Route("/health", health),
         Route("/metrics", metrics_page),
@@ -105,10 +118,20 @@ def make_app(service: Service, keys: Sequence[str]) -> Starlette:
         ClientDisconnect: _on_disconnect,
         Exception: _on_bug,
     }
-    gate = Middleware(Gate, keys, service.metrics, paths)
-    app = Starlette(routes=routes, middleware=[gate], exception_handlers=handlers, lifespan=lifespan)
+    middleware = [Middleware(Cors, bool(keys)), Middleware(Gate, keys, service.metrics, paths)]
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=lifespan)
     app.router.redirect_slashes = False
     return app
+
+
+def _number(request: Request, name: str, least: int, largest: int) -> int | None:
+    """A whole number of the query, None where it is not there; raises ApiError."""
+    text = request.query_params.get(name)
+    if text is None:
+        return None
+    if not text.isdecimal() or not text.isascii() or len(text) > 9 or not least <= int(text) <= largest:
+        raise bad_request(f"{name} must be a whole number from {least} to {largest}.", name)
+    return int(text)
 
 
 def _model(service: Service, name: str) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from cluster.api.errors import from_rpc, internal, unavailable
+from cluster.api.errors import bad_request, from_rpc, internal, unavailable
 from cluster.rpc import peer_options, token_metadata
 from cluster.tls import Credentials
 from cluster.tls_trouble import handshake_trouble
-from proto import head_pb2, head_pb2_grpc
+from proto import control_pb2, head_pb2, head_pb2_grpc
 
 if TYPE_CHECKING:
     from cluster.certificate import NodeIdentity
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 0.1
 SILENT_S = 1.0  # then nothing new is sent to the head
-PLANNING_TIMEOUT_S = 5.0
+PLANNING_TIMEOUT_S = 5.0  # and for log lines
 LOST_S = 1.4  # then what runs is ended: a frozen process never breaks a stream by itself
 RETRY_S = (0.1, 0.2, 0.4, 0.8, 1.0)
 MAX_MESSAGE_BYTES = 64 << 20
@@ -158,6 +158,22 @@ class HeadClient:
             raise from_rpc(error) from None
         return f'{{"config_digest": {json.dumps(reply.config_digest)}, "planning": {reply.planning_json}}}'
 
+    async def logs(self, rank: int | None, lines: int) -> list[dict[str, Any]]:
+        """The last `lines` log lines of a rank, or of each; raises ApiError: no such rank, no head."""
+        if self.trouble:
+            raise unavailable(self.trouble)
+        request = head_pb2.LogsRequest(rank=rank, lines=lines)
+        call = self._stub.GetLogs(request, metadata=self._metadata, timeout=PLANNING_TIMEOUT_S)
+        told = []
+        try:
+            while (one := await call.read()) is not grpc.aio.EOF:
+                told.append({"rank": one.rank, "name": one.name, "lines": list(map(_plain_line, one.lines))})
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                raise bad_request(f"There is no rank {rank} in this ring.", "rank") from None
+            raise from_rpc(error) from None
+        return told
+
     def fail_all(self, reason: str, *, is_closing: bool = False) -> None:
         """Ends every running request with a 503 or an error event; when closing, refuses new ones."""
         if is_closing:
@@ -213,3 +229,13 @@ class HeadClient:
                 reason = self.trouble or f"The head has been silent for {self._silent_s:.1f} s."
                 logger.warning("%d requests end: %s", len(self.generations), reason)
                 self.fail_all(reason)
+
+
+def _plain_line(line: control_pb2.LogLine) -> dict[str, Any]:
+    return {
+        "time_s": line.time_s,
+        "level": line.level,
+        "source": line.source,
+        "message": line.message,
+        "request_id": line.request_id or None,
+    }

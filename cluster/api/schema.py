@@ -50,6 +50,13 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "num_draft_tokens": (0,),
     **dict.fromkeys(_NULL_ONLY, ()),
 }
+# What the user of a client that sends these by itself can do.
+_CURES = {
+    "tools": "switch tools (function calling) off for this model in the client",
+    "tool_choice": "switch tools (function calling) off for this model in the client",
+    "response_format": "ask for the format in the prompt, and check the answer",
+    "reasoning_effort": "leave it at its default; some models take chat_template_kwargs",
+}
 
 Penalty = Annotated[float | None, Field(ge=-2, le=2)]
 
@@ -161,8 +168,11 @@ def _without_neutral(content: dict[str, Any], kind: type[GenerateBody]) -> dict[
             kept[name] = value
         elif name in _NEUTRAL:
             if value is not None and not any(_is_same(value, neutral) for neutral in _NEUTRAL[name]):
+                cure = f": {_CURES[name]}" if name in _CURES else ""
                 raise bad_request(
-                    f"{name} is not supported with the value {_show(value)}.", name, "unsupported_parameter"
+                    f"{name} is not supported with the value {_show(value)}{cure}.",
+                    name,
+                    "unsupported_parameter",
                 )
         elif name not in _IGNORED:
             near = difflib.get_close_matches(name, [*kind.model_fields, *_NEUTRAL, *_IGNORED], 1, 0.75)

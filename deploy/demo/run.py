@@ -13,9 +13,9 @@ from cluster.console import look_of
 from cluster.errors import EXIT_OK, UserError
 from cluster.plan_inputs import plan_nodes
 from cluster.probe import this_machine
+from deploy.answer import Timing, stream_answer
 from deploy.bring_up import Running, running
 from deploy.command import run_command
-from deploy.generate import Timing, stream_answer
 from deploy.sizes import size
 from deploy.status import own_bytes
 from planner.plan import Plan
@@ -27,20 +27,59 @@ PROMPT = "def fibonacci(n):"
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the demo; returns 0 only if it answered and everything stopped."""
-    parser = Parser(prog="macrame demo", description="Three nodes on this machine, one streamed answer.")
+    parser = Parser(
+        prog="macrame demo",
+        description="Three nodes on this machine with a small model that comes along, one streamed answer "
+        "through the HTTP API, and what each node loaded; then all of it stops.",
+        examples=(
+            ("macrame demo", "no download, done in less than a minute"),
+            ('macrame demo --prompt "class Stack:" --max-tokens 200', "another answer, a longer one"),
+        ),
+    )
     parser.add_argument("--config", type=Path, default=CONFIG, help="another cluster file, all of it here")
     parser.add_argument("--prompt", default=PROMPT, help=f"default: {PROMPT}")
     parser.add_argument("--max-tokens", type=int, default=120, metavar="N", help="default 120")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, all else on stderr")
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
     args = parser.parse_args(argv)
     return run_command("macrame demo", lambda: _demo(args), is_verbose=args.verbose)
 
 
 def _demo(args: argparse.Namespace) -> int:
+    if args.json:
+        return _demo_json(args)
     with running(args.config, sys.stdout) as ring:
         print(f"\n{_plan_table(ring)}\n")
         timing = _answer(ring, args.prompt, args.max_tokens)
         print(f"\n{_report(ring.client.get('/v1/cluster'), timing)}\n", flush=True)
+    return EXIT_OK
+
+
+def _demo_json(args: argparse.Namespace) -> int:
+    with running(args.config, sys.stderr) as ring:
+        texts: list[str] = []
+        body = {"prompt": args.prompt, "max_tokens": args.max_tokens, "temperature": 0}
+        timing = stream_answer(ring.client, body, texts.append)
+        cluster = ring.client.get("/v1/cluster")
+    told = {
+        "prompt": args.prompt,
+        "answer": "".join(texts),
+        "num_tokens": timing.num_tokens,
+        "tok_s": timing.tok_s,
+        "first_token_s": timing.first_s,
+        "nodes": [
+            {
+                "rank": node["rank"],
+                "name": node["name"],
+                "start": node["node"]["start"],
+                "stop": node["node"]["stop"],
+                "loaded_bytes": own_bytes(node["node"]["footprint"]),
+                "full_model_bytes": node["node"]["footprint"]["full_model_bytes"],
+            }
+            for node in cluster["nodes"]
+        ],
+    }
+    print(json.dumps(told, indent=2))
     return EXIT_OK
 
 
