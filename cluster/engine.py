@@ -51,6 +51,8 @@ class Engine:
     def drop_sessions(self) -> None:
         """A new epoch: every session of the old one ends, and its memory is given back."""
         if self.sessions:
+            for session in self.sessions.values():
+                logger.info("session %d ends with its epoch", session.spec.session, extra=_about(session))
             self.sessions.clear()
             self.memory.measure(0)
             mx.clear_cache()
@@ -66,7 +68,7 @@ class Engine:
         started = time.perf_counter()
         shard = self.shard
         for session in frame.closes:
-            self.sessions.pop(session, None)
+            self._close(session)
         if frame.closes:
             mx.clear_cache()
         failed = self._open_all(frame.opens)
@@ -94,7 +96,12 @@ class Engine:
                         out_tensors += self._middle(slot, carry, out)
                     continue
                 except Exception as failure:  # border: a request's error travels to its client
-                    logger.exception("session %d failed at position %d", slot.session, slot.position)
+                    logger.exception(
+                        "session %d failed at position %d",
+                        slot.session,
+                        slot.position,
+                        extra=_about(self.sessions.get(slot.session)),
+                    )
                     error = f"layers {shard.start}:{shard.stop} failed: {type(failure).__name__}: {failure}"
                     error = error[:MAX_ERROR_CHARS]
                     self.sessions.pop(slot.session, None)
@@ -112,10 +119,22 @@ class Engine:
         for spec in specs:
             try:
                 self.adapters.check(spec.adapter)
-                self.sessions[spec.session] = Session.open(spec, self.shard)
+                session = self.sessions[spec.session] = Session.open(spec, self.shard)
+                logger.info(
+                    "session %d opened: %d tokens of prompt, %d of answer at most",
+                    *(spec.session, spec.prompt_tokens, spec.max_tokens),
+                    extra=_about(session),
+                )
             except ValueError as error:
                 failed[spec.session] = str(error)
         return failed
+
+    def _close(self, number: int) -> None:
+        session = self.sessions.pop(number, None)
+        if session is not None:
+            logger.info(
+                "session %d closed at position %d", number, session.state.position, extra=_about(session)
+            )
 
     def _forward(self, slot: ring_pb2.Slot, carry: Sequence[Tensor]) -> tuple[Session, object]:
         session = self.sessions.get(slot.session)
@@ -127,7 +146,7 @@ class Engine:
             )
         incoming = None if self.shard.is_first else unflatten([from_wire(t) for t in carry], slot.structure)
         if max(slot.tokens, default=0) >= self.shard.vocab_size:
-            raise ValueError(f"token id {max(slot.tokens)} is not below {self.shard.vocab_size}")
+            raise ValueError(f"a token id is not below {self.shard.vocab_size}")  # no log has tokens
         if self._error_at and slot.position >= self._error_at:
             raise RuntimeError(f"injected at position {slot.position}")
         tokens = mx.array([list(slot.tokens)])  # (1, T)
@@ -180,3 +199,8 @@ class Engine:
 
     def _measure_kv(self) -> None:
         self.memory.measure(sum(session.state.nbytes for session in self.sessions.values()))
+
+
+def _about(session: Session | None) -> dict[str, object]:
+    """As `extra`: whose request the line is about."""
+    return {} if session is None else {"request_id": session.spec.request_id}

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -13,7 +14,9 @@ from queue import SimpleQueue
 import grpc
 
 from cluster.log_book import LogBook
+from cluster.log_line import checked_id
 from cluster.request import Request
+from cluster.request_log import RequestLog
 from cluster.sampler import validate
 from cluster.scheduler import Emit, Fail, FailureKind, Instruction, Limits, Scheduler, Send, Start
 from proto import head_pb2, head_pb2_grpc, ring_pb2
@@ -70,6 +73,7 @@ class Head(head_pb2_grpc.HeadServicer):
         self._changed = changed
         self._lock = threading.Lock()
         self._clients: dict[str, _Client] = {}
+        self._errors: Counter[str] = Counter()  # by FailureKind's value; empty: none
         self._limits: Limits | None = None
         self._watchers = threading.BoundedSemaphore(MAX_WATCHERS)
         self._is_closing = False
@@ -126,6 +130,8 @@ class Head(head_pb2_grpc.HeadServicer):
             status.num_prompt_tokens = counters.num_prompt_tokens
             status.num_completion_tokens = counters.num_completion_tokens
             status.num_failed = counters.num_failed
+            for kind in FailureKind:
+                status.errors.add(kind=kind.value, count=self._errors[kind.value])
             status.requests.extend(map(self._request_status, scheduler.requests))
             if self._limits is not None:
                 status.max_active, status.context = self._limits.max_active, self._limits.context
@@ -152,24 +158,43 @@ class Head(head_pb2_grpc.HeadServicer):
         """Tokens as they come; leaving the stream cancels the request on every stage."""
         request_id = request.request_id or uuid.uuid4().hex
         client = _Client()
+        log = RequestLog(checked_id(request.trace_id or request_id), len(request.prompt))
+        try:
+            yield from self._answer(request_id, client, request, context, log)
+        finally:
+            self._count(log.kind)
+            log.end(client.submitted_at, client.started_at)
+
+    def _answer(
+        self,
+        request_id: str,
+        client: _Client,
+        request: head_pb2.GenerateRequest,
+        context: grpc.ServicerContext,
+        log: RequestLog,
+    ) -> Iterator[head_pb2.GenerateReply]:
         if not context.add_callback(lambda: self._leave(request_id, client)):
             return
-        self._submit(request_id, client, request)
+        self._submit(request_id, client, request, log.trace_id)
         first_ms = 0.0
         while True:
             item = client.inbox.get()
             if item is None:
                 return  # the client left
             if isinstance(item, Fail):
+                log.fail(item)
                 context.abort(_STATUS_CODES[item.kind], item.message)
             assert isinstance(item, Emit)
             reply = head_pb2.GenerateReply(tokens=[item.token], finish_reason=item.finish_reason)
             if item.num_completion == 1 or item.finish_reason:
                 if item.num_completion == 1:
                     first_ms = (time.monotonic() - client.started_at) * 1e3
+                    log.first_s = first_ms / 1e3
                 reply.prompt_tokens, reply.completion_tokens = item.num_prompt, item.num_completion
                 reply.queue_ms = (client.started_at - client.submitted_at) * 1e3
                 reply.prefill_ms = first_ms
+            if item.finish_reason:
+                log.finish(item)
             yield reply
             if item.finish_reason:
                 return
@@ -228,7 +253,9 @@ class Head(head_pb2_grpc.HeadServicer):
             context.abort(grpc.StatusCode.NOT_FOUND, f"there is no rank {request.rank} in this ring")
         yield from told
 
-    def _submit(self, request_id: str, client: _Client, request: head_pb2.GenerateRequest) -> None:
+    def _submit(
+        self, request_id: str, client: _Client, request: head_pb2.GenerateRequest, trace_id: str
+    ) -> None:
         with self._lock:
             if client.is_gone:
                 return
@@ -248,9 +275,19 @@ class Head(head_pb2_grpc.HeadServicer):
             self._clients[request_id] = client
             self._carry_out(
                 self._scheduler.submit(
-                    request_id, list(request.prompt), request.max_tokens, request.sampling, request.adapter
+                    request_id,
+                    list(request.prompt),
+                    request.max_tokens,
+                    request.sampling,
+                    request.adapter,
+                    trace_id=trace_id,
                 )
             )
+
+    def _count(self, kind: str) -> None:
+        if kind:
+            with self._lock:
+                self._errors[kind] += 1
 
     def _leave(self, request_id: str, client: _Client) -> None:
         """The call ended, one way or another."""

@@ -22,6 +22,7 @@ class Request:
     sampling: ring_pb2.Sampling
     stop_ids: frozenset[int]
     adapter: str = ""
+    trace_id: str = ""  # for log lines
     num_sent: int = 0  # tokens of prompt + answer that entered the ring
     num_in_flight: int = 0  # frames of this session in the ring
     num_completion: int = 0

@@ -175,6 +175,8 @@ class Scheduler:
         max_tokens: int,
         sampling: ring_pb2.Sampling,
         adapter: str = "",
+        *,
+        trace_id: str = "",
     ) -> list[Instruction]:
         """A new request: it is started, queued, or refused with a sentence."""
         self.counters.num_requests += 1
@@ -190,6 +192,7 @@ class Scheduler:
             sampling,
             frozenset(sampling.stop_ids),
             adapter,
+            trace_id,
         )
         self._next_session += 1
         self._by_id[request_id] = request
@@ -343,6 +346,7 @@ class Scheduler:
                 max_tokens=request.max_tokens,
                 sampling=request.sampling,
                 adapter=request.adapter,
+                request_id=request.trace_id,
             )
         position = request.num_sent
         if request.is_prefilling:

@@ -69,7 +69,7 @@ class PlanningReply(_message.Message):
     def __init__(self, planning_json: _Optional[str] = ..., config_digest: _Optional[str] = ...) -> None: ...
 
 class ClusterStatus(_message.Message):
-    __slots__ = ("status", "epoch", "plan_json", "ranks", "num_active", "num_queued", "max_active", "context", "incarnation", "num_requests", "num_prompt_tokens", "num_completion_tokens", "num_failed", "reason", "vocab_size", "requests")
+    __slots__ = ("status", "epoch", "plan_json", "ranks", "num_active", "num_queued", "max_active", "context", "incarnation", "num_requests", "num_prompt_tokens", "num_completion_tokens", "num_failed", "reason", "vocab_size", "errors", "requests")
     STATUS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PLAN_JSON_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +85,7 @@ class ClusterStatus(_message.Message):
     NUM_FAILED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
     status: str
     epoch: int
@@ -101,8 +102,17 @@ class ClusterStatus(_message.Message):
     num_failed: int
     reason: str
     vocab_size: int
+    errors: _containers.RepeatedCompositeFieldContainer[ErrorCount]
     requests: _containers.RepeatedCompositeFieldContainer[RequestStatus]
-    def __init__(self, status: _Optional[str] = ..., epoch: _Optional[int] = ..., plan_json: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ..., num_active: _Optional[int] = ..., num_queued: _Optional[int] = ..., max_active: _Optional[int] = ..., context: _Optional[int] = ..., incarnation: _Optional[int] = ..., num_requests: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., num_completion_tokens: _Optional[int] = ..., num_failed: _Optional[int] = ..., reason: _Optional[str] = ..., vocab_size: _Optional[int] = ..., requests: _Optional[_Iterable[_Union[RequestStatus, _Mapping]]] = ...) -> None: ...
+    def __init__(self, status: _Optional[str] = ..., epoch: _Optional[int] = ..., plan_json: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ..., num_active: _Optional[int] = ..., num_queued: _Optional[int] = ..., max_active: _Optional[int] = ..., context: _Optional[int] = ..., incarnation: _Optional[int] = ..., num_requests: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., num_completion_tokens: _Optional[int] = ..., num_failed: _Optional[int] = ..., reason: _Optional[str] = ..., vocab_size: _Optional[int] = ..., errors: _Optional[_Iterable[_Union[ErrorCount, _Mapping]]] = ..., requests: _Optional[_Iterable[_Union[RequestStatus, _Mapping]]] = ...) -> None: ...
+
+class ErrorCount(_message.Message):
+    __slots__ = ("kind", "count")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    count: int
+    def __init__(self, kind: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
 
 class RequestStatus(_message.Message):
     __slots__ = ("id", "state", "prompt_tokens", "prefilled_tokens", "completion_tokens", "max_tokens", "age_s", "adapter")

@@ -21,6 +21,7 @@ import grpc
 import httpx
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.api_process import ApiProcess
 from proto import head_pb2, head_pb2_grpc
@@ -263,20 +264,26 @@ def test_cluster_and_metrics(tmp_path: Path) -> None:
         assert metrics.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
         lines = metrics.text.splitlines()
         for line in (
-            'macrame_status{status="ok"} 1',
-            'macrame_http_requests_total{path="/v1/completions",status="200"} 1',
-            'macrame_http_requests_total{path="/v1/completions",status="400"} 1',
-            'macrame_http_requests_total{path="other",status="404"} 1',
-            "macrame_prompt_tokens_total 2",
-            "macrame_completion_tokens_total 14",
-            "macrame_time_to_first_token_seconds_count 1",
-            'macrame_request_seconds_bucket{le="+Inf"} 1',
-            "macrame_sessions_max 4",
-            f'macrame_node_loaded_bytes{{rank="0"}} {123 << 33}',
+            'macrame_status{status="ok"} 1.0',
+            'macrame_http_requests_total{path="/v1/completions",status="200"} 1.0',
+            'macrame_http_requests_total{path="/v1/completions",status="400"} 1.0',
+            'macrame_http_requests_total{path="other",status="404"} 1.0',
+            "macrame_prompt_tokens_total 2.0",
+            "macrame_completion_tokens_total 14.0",
+            "macrame_time_to_first_token_seconds_count 1.0",
+            "macrame_queue_wait_seconds_count 1.0",
+            "macrame_inter_token_seconds_count 13.0",
+            'macrame_request_seconds_bucket{le="+Inf"} 1.0',
+            "macrame_sessions_max 4.0",
+            "macrame_head_up 1.0",
+            'macrame_request_errors_total{kind="invalid"} 0.0',
         ):
             assert line in lines, metrics.text
-        sample = re.compile(r'[a-z_]+(\{[a-z]+="[^"]*"(,[a-z]+="[^"]*")*\})? -?[0-9.e+-]+')
-        assert all(line.startswith("# ") or sample.fullmatch(line) for line in lines)
+        loaded = 'macrame_node_loaded_bytes{node="n0",rank="0"} '
+        assert [float(line.removeprefix(loaded)) for line in lines if line.startswith(loaded)] == [123 << 33]
+        found = list(text_string_to_metric_families(metrics.text))
+        conventional = re.compile(r"(macrame|process)_[a-z_]+")
+        assert all(conventional.fullmatch(family.name) and family.documentation for family in found)
 
 
 # -- stopping -----------------------------------------------------------------------------------------

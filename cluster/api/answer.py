@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
+from cluster.api.access import current_note
 from cluster.api.choice import Choice, Delta, TextOptions
 from cluster.api.errors import ApiError, internal
 from cluster.api.head_client import Generation, HeadClient
@@ -64,6 +65,7 @@ class Answer:
         self._is_started = False
         self._lock = asyncio.Lock()  # several choices write into one stream
         self._began_at_s = time.monotonic()
+        self._note = current_note.get()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers, or raises ApiError while nothing has been sent. A client that leaves ends the work."""
@@ -72,11 +74,11 @@ class Answer:
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._metrics.num_disconnects += not work.done()
+            self._metrics.disconnects.inc(not work.done())
             work.cancel()
             gone.cancel()
             await asyncio.wait({work, gone})
-            self._note()
+            self._count()
         if not work.cancelled():
             work.result()
 
@@ -113,9 +115,10 @@ class Answer:
     async def _collect(self, choice: Choice, request: head_pb2.GenerateRequest) -> tuple[Delta, str]:
         texts: list[str] = []
         total = Delta()
-        generation = self._head.generate(request)
+        gaps, generation = self._metrics.gaps, self._head.generate(request)
         try:
             reply = await self._first(generation)
+            then_s = time.monotonic()
             while True:
                 delta = choice.feed(reply)
                 if delta is not None:
@@ -126,14 +129,16 @@ class Answer:
                     total.text = "".join(texts)
                     return total, choice.finish_reason
                 reply = await generation.read()
+                then_s = gaps.add(then_s)
         finally:
             generation.close()
 
     async def _stream(self, choice: Choice, request: head_pb2.GenerateRequest, send: Send) -> None:
         shape, index = self._shape, choice.index
-        generation = self._head.generate(request)
+        gaps, generation = self._metrics.gaps, self._head.generate(request)
         try:
             reply = await self._first(generation)
+            then_s = time.monotonic()
             text = shape.opening(index, self._job.prompts[index])
             while True:
                 delta = choice.feed(reply)
@@ -147,12 +152,18 @@ class Answer:
                 if choice.finish_reason:
                     return
                 reply = await generation.read()
+                then_s = gaps.add(then_s)
         finally:
             generation.close()
 
     async def _first(self, generation: Generation) -> head_pb2.GenerateReply:
         reply = await generation.read()
-        self._metrics.first_token_s.add(time.monotonic() - self._began_at_s)
+        now_s, metrics = time.monotonic(), self._metrics
+        metrics.first_token_s.observe(now_s - self._began_at_s)
+        metrics.queue_s.observe(reply.queue_ms / 1e3)
+        metrics.prefill_s.observe(reply.prefill_ms / 1e3)
+        if self._note.first_token_s is None:
+            self._note.first_token_s = now_s - self._note.began_s
         return reply
 
     def _usage(self) -> Usage:
@@ -169,7 +180,7 @@ class Answer:
             await send({"type": "http.response.body", "body": body, "more_body": not is_last})
 
     async def _write_error(self, send: Send, error: ApiError) -> None:
-        self._metrics.num_stream_errors += 1
+        self._metrics.stream_errors.inc()
         await self._write(send, error.event(), is_last=True)
 
     async def _write_whole(self, send: Send, answers: list[tuple[Delta, str]]) -> None:
@@ -179,10 +190,12 @@ class Answer:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    def _note(self) -> None:
-        self._metrics.num_prompt_tokens += self._job.num_prompt_tokens
-        self._metrics.num_completion_tokens += sum(choice.num_tokens for choice in self._choices)
-        self._metrics.request_s.add(time.monotonic() - self._began_at_s)
+    def _count(self) -> None:
+        used = self._usage()
+        self._note.num_prompt, self._note.num_completion = used.prompt_tokens, used.completion_tokens
+        self._metrics.prompt_tokens.inc(used.prompt_tokens)
+        self._metrics.completion_tokens.inc(used.completion_tokens)
+        self._metrics.request_s.observe(time.monotonic() - self._began_at_s)
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:

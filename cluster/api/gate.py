@@ -11,6 +11,8 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cluster.api import access
+from cluster.api.assets import is_asset
 from cluster.api.errors import ApiError
 from cluster.api.metrics import Metrics
 
@@ -33,16 +35,19 @@ class Gate:
             await self._app(scope, receive, send)
             return
         status = 499  # as nginx counts clients that left before the first byte
+        headers = Headers(scope=scope)
+        note = access.begin(headers)
 
         async def counted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                access.sign(message, note)
             await send(message)
 
-        self._metrics.num_in_flight += 1
+        self._metrics.in_flight.inc()
         try:
-            refusal = self._refusal(scope["path"], Headers(scope=scope))
+            refusal = self._refusal(scope["path"], headers)
             app = self._app if refusal is None else error_response(refusal)
             await app(scope, receive, counted)
         except Exception:
@@ -50,13 +55,14 @@ class Gate:
             raise
         finally:
             path = scope["path"] if scope["path"] in self._paths else "other"
-            self._metrics.requests[path, status] += 1
-            self._metrics.num_in_flight -= 1
+            self._metrics.requests.labels(path, status).inc()
+            self._metrics.in_flight.dec()
+            access.log(scope, status, note, self._paths)
 
     def _refusal(self, path: str, headers: Headers) -> ApiError | None:
         if not self._keys:
             return None if self._is_local(headers.get("host", "")) else _foreign_host()
-        if path in OPEN_PATHS or self._has_key(headers.get("authorization", "")):
+        if path in OPEN_PATHS or is_asset(path) or self._has_key(headers.get("authorization", "")):
             return None
         return ApiError(
             401,

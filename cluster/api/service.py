@@ -20,6 +20,7 @@ from cluster.api.prompt import Limits, Prompt, answer_tokens, check_answers, rea
 from cluster.api.sampling import SamplingDefaults, read_sampling, with_seed
 from cluster.api.schema import ChatBody, CompletionBody, GenerateBody, parse_body
 from cluster.api.shape import AnswerOptions
+from cluster.logs import current_request
 from cluster.tokenizer import Tokenizer
 from proto import head_pb2
 
@@ -172,6 +173,7 @@ class Service:
                         max_tokens=max_tokens,
                         sampling=with_seed(sampling, choice),
                         adapter=body.model if body.model in self.adapters else "",
+                        trace_id=current_request.get(),
                     )
                 )
                 repeated.append(prompt)
