@@ -30,6 +30,7 @@ COMMANDS = {
     "certs": ("deploy.certs", "the certificates by which nodes know each other: make, show, renew"),
     "chat": ("deploy.chat", "talk to a running ring"),
     "generate": ("deploy.generate", "one streamed answer of a running ring"),
+    "models": ("deploy.models", "which models are on which disk; fetch one, remove one"),
     "completion": ("deploy.completion", "a script that lets your shell complete these commands"),
 }
 

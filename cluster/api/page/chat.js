@@ -10,6 +10,7 @@ const SHOW_EVERY_MS = 60;
 export class Chat {
   #messages = []; // {role, content, thinking, error, stats, element}
   #running = null; // AbortController
+  #isAtEnd = true; // the newest line is seen, and stays so
 
   constructor() {
     at("chat-form").addEventListener("submit", (event) => {
@@ -24,6 +25,8 @@ export class Chat {
       if (code) navigator.clipboard?.writeText(code.textContent);
       if (event.target.closest("[data-again]")) this.#again();
     });
+    new ResizeObserver(() => this.#stick()).observe(at("messages"));
+    at("messages").addEventListener("scroll", () => (this.#isAtEnd = isAtEnd(at("messages"))));
     this.#empty();
   }
 
@@ -70,7 +73,8 @@ export class Chat {
     at("messages").append(message.element);
     at("chat-clear").hidden = false;
     this.#render(message);
-    at("messages").scrollTop = at("messages").scrollHeight;
+    this.#isAtEnd = true;
+    this.#stick();
     return message;
   }
 
@@ -130,8 +134,6 @@ export class Chat {
   }
 
   #render(message) {
-    const box = at("messages");
-    const isAtEnd = box.scrollTop + box.clientHeight >= box.scrollHeight - 24;
     const isUser = message.role === "user";
     show(
       message.element,
@@ -139,15 +141,23 @@ export class Chat {
       message.thinking ? thinking(message) : null,
       h("div", { class: "text" }, isUser ? h("p", { class: "asked" }, message.content) : withCopy(markdown(message.content))),
       message.isRunning && !message.content && !message.thinking ? h("p", { class: "soft" }, "Waiting for the first token…") : null,
-      message.error ? h("p", { class: "error" }, message.error, " ", h("button", { type: "button", class: "quiet", "data-again": true }, "Try again")) : null,
+      message.error ? h("p", { class: "error" }, message.error, " ", h("button", { type: "button", class: "again", "data-again": true }, "Try again")) : null,
       message.stats ? h("p", { class: "soft stats" }, message.stats) : null,
     );
-    if (isAtEnd) box.scrollTop = box.scrollHeight;
+    this.#stick();
+  }
+
+  #stick() {
+    if (this.#isAtEnd) at("messages").scrollTop = at("messages").scrollHeight;
   }
 
   #empty() {
     show(at("messages"), h("p", { class: "soft empty" }, "All nodes of the ring compute an answer together. Nothing of the chat is stored."));
   }
+}
+
+function isAtEnd(box) {
+  return box.scrollTop + box.clientHeight >= box.scrollHeight - 24;
 }
 
 function thinking({ thinking: text, content, isRunning }) {

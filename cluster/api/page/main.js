@@ -13,6 +13,7 @@ import { requestsBody } from "./requests.js";
 import { ringPicture } from "./ring.js";
 
 const EVERY_MS = 1000;
+const MANY = 6; // nodes: more stand in two columns, below the ring
 const STATE_WORDS = { ok: "serving", starting: "starting", loading: "loading", degraded: "not serving" };
 
 const rates = new Rates();
@@ -49,6 +50,7 @@ async function enter() {
   at("sign-in").hidden = true;
   at("board").hidden = at("sections").hidden = false;
   at("sign-out").hidden = !key.get();
+  if (key.get() && document.activeElement === document.body) at("question").focus({ preventScroll: true });
   await Promise.all([logs.probe(), chat.load()]);
 }
 
@@ -58,8 +60,7 @@ function leave(reason) {
   at("board").hidden = at("sections").hidden = at("sign-out").hidden = true;
   at("sign-in").hidden = false;
   at("key-error").textContent = reason;
-  show(at("state"));
-  show(at("model"));
+  for (const id of ["state", "model", "reason", "ring", "nodes", "plan-body", "why-body", "requests-body"]) show(at(id));
   notice("");
   at("key").focus();
 }
@@ -80,6 +81,7 @@ function render(cluster) {
   show(at("state"), h("span", { class: `state ${cluster.status === "degraded" ? "bad" : toneOf(cluster.status)}` }, word));
   show(at("reason"), reason(cluster));
   show(at("ring"), ringPicture(ring.stages, center(cluster, ring), rates), totals(cluster, cluster.plan?.predicted));
+  at("picture").classList.toggle("many", cluster.nodes.length > MANY);
   show(at("nodes"), nodeList(ring, rates, logs));
   show(at("plan-body"), planBody(cluster));
   show(at("requests-body"), requestsBody(cluster));
@@ -112,7 +114,7 @@ at("key-form").addEventListener("submit", (event) => {
   poll();
 });
 at("sign-out").addEventListener("click", () => {
-  chat.clear();
+  chat.clear(); // the key may be another user's next
   leave("");
 });
 document.addEventListener("visibilitychange", () => {

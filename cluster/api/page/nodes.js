@@ -98,7 +98,7 @@ function link(next) {
   return h(
     "p",
     { class: `link${broken ? " error" : ""}` },
-    h("span", { "aria-hidden": "true" }, next.isReturn ? "↺ " : "↓ "),
+    h("span", { "aria-hidden": "true" }, next.isReturn ? "↺ " : "→ "),
     place,
     broken ? ": no connection" : shown ? `: ${shown}` : "",
     next.isWifi ? h("span", { class: "warn" }, " a cable would be faster") : null,
