@@ -222,7 +222,7 @@ def test_a_model_that_does_not_fit_is_the_head_s_exit_code_and_its_last_word(tmp
     code, text = refused("--config", config)
     assert code == 2
     assert "macrame up: a ended with exit code 2; the end of its log:" in text
-    assert "add a node with a budget of at least" in text
+    assert "MB are missing; " in text
     assert not left_over(cluster_folder(config))
 
 
