@@ -150,7 +150,10 @@ def test_a_dead_node_is_seen_and_its_return_too(tmp_path: Path, browser: Any) ->
                 assert look.page.text_content(".ring .big") == "Down"
                 assert look.text("ol.nodes li:nth-child(2) .state").startswith("gone")
                 assert "rank 1 (n1, 127.0.0.1:" in look.text("#reason")
+                look.wait("document.querySelector('#log-1[open] .lines time') !== null")  # of the dead node
                 look.shot("node-dead")
+            looks[0].page.click("#chat summary")
+            looks[0].page.fill("#max-tokens", "20")
             ask(looks[0], "Hello?")
             looks[0].wait("document.querySelector('.message .error') !== null")
             assert looks[0].text(".message .error").startswith("the ring broke: rank ")

@@ -28,12 +28,12 @@ function item(node, { part, next, rates, logs, hasPlan }) {
       h("h3", {}, node.name, node.rank === 0 ? h("span", { class: "tag" }, "head") : null),
       h("span", { class: `state ${tone}` }, stateText(node)),
     ),
-    part || hasPlan ? h("p", { class: "row soft" }, h("span", {}, layersText(node, part)), part ? speed(node.rank, rates) : null) : null,
+    part || hasPlan ? h("p", { class: "row soft" }, h("span", {}, layersText(node, part)), part && tone !== "bad" ? speed(node.rank, rates) : null) : null,
     node.state === "loading" ? loading(node) : null,
     memory(node),
     node.reason && node.state !== "waiting" ? h("p", { class: tone === "bad" ? "error" : "soft" }, node.reason) : null,
     node.node.certificate_warning ? h("p", { class: "warn" }, node.node.certificate_warning) : null,
-    next && !next.isSelf ? link(next) : h("p", { class: "link" }),
+    next && !next.isSelf && tone !== "bad" ? link(next) : h("p", { class: "link" }),
     logs.section(node, tone === "bad"),
   );
 }

@@ -23,7 +23,8 @@ export function ringPicture(stages, center, rates) {
     if (stages.length <= MAX_NAMES) shapes.push(name(stage, angle + sweep / 2));
     angle += sweep;
     shapes.push(arrow(angle + gap / 2, gap));
-    if (stages.length <= MAX_LATENCIES && stage.next.ms !== null && !stage.next.isSelf) {
+    const isKnown = stage.next.ms !== null && !stage.next.isSelf && toneOf(stage.node.state) !== "bad";
+    if (stages.length <= MAX_LATENCIES && isKnown) {
       shapes.push(latency(stage.next.ms, angle + gap / 2));
     }
     angle += gap;
