@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import grpc
 
 from cluster.diagnosis_service import DiagnosisService
+from cluster.kept_models import kept_models
 from cluster.lan_copy import CopyService
 from cluster.link_measurer import LinkMeasurer
 from cluster.measured_speeds import told_speeds
@@ -135,6 +136,12 @@ class ControlService(control_pb2_grpc.ControlServicer):
     ) -> Iterator[control_pb2.CopyChunk]:
         """Bytes of the model for another node."""
         return self._copies.copy(request, context)
+
+    def ListModels(  # noqa: N802
+        self, request: control_pb2.ListModelsRequest, context: grpc.ServicerContext
+    ) -> control_pb2.ListModelsReply:
+        """What this machine has on disk."""
+        return kept_models()
 
     def MeasureLink(  # noqa: N802
         self, request: control_pb2.MeasureLinkRequest, context: grpc.ServicerContext

@@ -51,7 +51,11 @@ def _mac(subject: Subject) -> Iterable[Finding]:
             f"sudo {SOCKETFILTERFW} --setblockall off",
         )
         return
-    if blocks_app(subject.output([SOCKETFILTERFW, "--getappblocked", program]) or ""):
+    told = subject.output([SOCKETFILTERFW, "--getappblocked", program])
+    if told is None:
+        yield skipped("firewall", f"it is on, and {SOCKETFILTERFW} does not tell whether it blocks {program}")
+        return
+    if blocks_app(told):
         yield Finding(
             "firewall",
             "error",

@@ -48,7 +48,7 @@ def plan(subject: Subject) -> Iterable[Finding]:
         "error",
         found.reason,
         "the head makes no plan that does not fit, so no node loads anything",
-        f"{found.advice}    # plan-dry-run --config {config.path} --why tells more",
+        f"plan-dry-run --config {config.path} --why    # {found.advice}",
     )
 
 

@@ -22,6 +22,7 @@ from cluster.tls import Credentials
 from proto import control_pb2, control_pb2_grpc
 
 ASK_S = 2.0
+OWN_NODE = "run_node"
 
 
 def ports(subject: Subject) -> Iterable[Finding]:
@@ -51,7 +52,7 @@ def _node(node: NodeConfig, config: ClusterConfig, credentials: Credentials | No
         return _taken(node.address, node.port, f"node {node.name}", '"port" of the node')
     if found.config_digest != config.digest:
         return Finding(
-            "ports",
+            "config",
             "error",
             f"{node.address} has node {found.name!r} of another config (digest {found.config_digest}, here "
             f"{config.digest})",
@@ -86,6 +87,15 @@ def _no_address(what: str, host: str, code: int) -> Finding:
 
 def _taken(address: str, port: int, whose: str, key: str) -> Finding:
     pid, name = _owner(port)
+    if pid and name == OWN_NODE:
+        return Finding(
+            "ports",
+            "error",
+            f"{address} has a run_node that does not take our calls (process {pid})",
+            f"{whose} cannot listen there: that one was left behind, is frozen, or is of another cluster",
+            f"ps -o pid,stat,etime,args -p {pid}    # T is stopped: kill -CONT {pid}; "
+            f"else kill {pid}, and start it anew",
+        )
     who = f"{name} (process {pid})" if pid else "a process of another user"
     return Finding(
         "ports",
@@ -98,12 +108,14 @@ def _taken(address: str, port: int, whose: str, key: str) -> Finding:
 
 
 def _owner(port: int) -> tuple[int, str]:
-    """Process id and name of who listens there; 0 where the system does not tell."""
+    """Process id and name of who listens there, OWN_NODE for one of ours; 0: the system does not tell."""
     with contextlib.suppress(psutil.Error):
         for connection in psutil.net_connections("tcp"):
             is_there = connection.status == psutil.CONN_LISTEN and connection.laddr[1:2] == (port,)
             if is_there and connection.pid:
-                return connection.pid, psutil.Process(connection.pid).name()
+                process = psutil.Process(connection.pid)
+                is_ours = any("run_node" in argument for argument in process.cmdline()[:4])
+                return connection.pid, OWN_NODE if is_ours else process.name()
     return 0, ""
 
 

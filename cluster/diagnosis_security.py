@@ -25,7 +25,8 @@ def security(subject: Subject) -> Iterable[Finding]:
     yield from found
     if not any(finding.is_wrong for finding in found) and not config.security.has_tls:
         is_open = any(not is_loopback(node.host) for node in config.nodes)
-        yield fine("security", "a token is set" if is_open else "nothing listens beyond this machine")
+        chosen = "a token is set, and the file says that it may go unencrypted"
+        yield fine("security", chosen if is_open else "nothing listens beyond this machine")
 
 
 def _secrets(config: ClusterConfig) -> Iterable[Finding]:
@@ -75,13 +76,14 @@ def _needed(config: ClusterConfig) -> Iterable[Finding]:
         )
         return
     is_open = any(not is_loopback(node.host) for node in config.nodes)
-    if is_open and not config.security.has_tls:
+    if is_open and not config.security.has_tls and not config.security.allow_plaintext:
         yield Finding(
             "security",
             "warning",
             "what the nodes send each other is not encrypted",
             "who listens in the network can read prompts, answers and the token, and join with it",
-            f"macrame certs make --config {config.path}",
+            f"macrame certs make --config {config.path}    # or, where you trust the network: "
+            '"allow_plaintext": true in "security"',
         )
 
 

@@ -43,7 +43,12 @@ class LoadBar:
                 self._draw(loaded_bytes, total_bytes)
             else:
                 self._print(loaded_bytes, total_bytes)
-        if is_done and self._progress is not None:
+        if is_done:
+            self.close()
+
+    def close(self) -> None:
+        """Gives the terminal back, where it was drawn to; also of a load that broke off."""
+        if self._progress is not None:
             self._progress.stop()
             self._progress = None
 

@@ -63,6 +63,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add_choices(parser)
     parser.add_argument("--no-api", action="store_true", help="do not start the HTTP process on rank 0")
+    parser.add_argument(
+        "--check", action="store_true", help="only read the config and the credentials, and say what is wrong"
+    )
     add_log_arguments(parser)
     parser.add_argument("--version", action="version", version=f"macrame {macrame_version()}")
     return parser.parse_args(argv)
@@ -118,7 +121,10 @@ def _main(args: argparse.Namespace, logs: Logs) -> int:
         config.check_credentials()
         from cluster.tls import load_credentials  # gRPC is imported from here on
 
-        _run(config, args, load_credentials(config, args.rank), logs)
+        credentials = load_credentials(config, args.rank)
+        if args.check:
+            return EXIT_OK
+        _run(config, args, credentials, logs)
     except ConfigError as error:
         return _end(str(error), EXIT_USAGE)
     except UserError as error:

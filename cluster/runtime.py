@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -12,6 +13,7 @@ import grpc
 
 from cluster.announce import Announcement
 from cluster.api_process import ApiProcess
+from cluster.caffeinate import KeepAwake, caffeinate_command
 from cluster.config import ClusterConfig
 from cluster.console import say
 from cluster.control import ControlService
@@ -90,6 +92,7 @@ class Runtime:
         self._with_api = with_api
         self._api: ApiProcess | None = None
         self._patience: threading.Timer | None = None
+        self._awake = KeepAwake(caffeinate_command(os.getpid()))
         self._announcement: Announcement | None = None
         self._fetch = threading.Thread(target=self._fetch_model, name="fetch-model", daemon=True)
 
@@ -125,6 +128,7 @@ class Runtime:
         node.start()
         self._server.start()
         say(f"NODE_READY {self.rank} {mine.host} {port}", sys.stdout)
+        self._awake.start()
         self._fetch.start()
         bound = [address.ip for address in addresses if address.is_bound]
         if self.config.announce and bound:
@@ -161,6 +165,7 @@ class Runtime:
             self._api.close(timeout_s)
         if self._control is not None:
             self._control.close()
+        self._awake.close()
         if self._announcement is not None:
             self._announcement.close(GOODBYE_S)
         is_clean = self._node.close(timeout_s)

@@ -11,6 +11,7 @@ from cluster.arguments import Parser
 # command: (module with main(argv) -> exit code, one line of help)
 COMMANDS = {
     "demo": ("deploy.demo.run", "three nodes on this machine, one streamed answer, then stop"),
+    "init": ("deploy.init", "write a cluster file, by asking or from the names of hosts"),
     "up": ("deploy.up", "start every node of a config, here and over ssh, and follow them"),
     "down": ("deploy.down", "stop the nodes that macrame up started"),
     "plan": ("deploy.plan", "which node would own which layers (plan-dry-run)"),
@@ -25,9 +26,11 @@ COMMANDS = {
     "serve": ("deploy.serve", "serve a model on this machine, in the foreground"),
     "ps": ("deploy.ps", "the requests that a running ring works on"),
     "doctor": ("deploy.doctor", "what is wrong with this machine or a ring, and what mends it"),
+    "service": ("deploy.service", "a node that the system starts and keeps running: install, remove, status"),
     "certs": ("deploy.certs", "the certificates by which nodes know each other: make, show, renew"),
     "chat": ("deploy.chat", "talk to a running ring"),
     "generate": ("deploy.generate", "one streamed answer of a running ring"),
+    "models": ("deploy.models", "which models are on which disk; fetch one, remove one"),
     "completion": ("deploy.completion", "a script that lets your shell complete these commands"),
 }
 

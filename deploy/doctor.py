@@ -90,6 +90,7 @@ def _examine(args: argparse.Namespace) -> tuple[Report, int]:
         from deploy.doctor_ring import examine_ring
 
         found += machine.diagnose(progress.show, without=("reach", "clock"))  # the nodes tell
+        found = [finding for finding in found if finding.check != "config"]  # as compared, below
         ring = examine_ring(machine.config, machine.ring_credentials(), progress.show)
     return Report(gather([("", ring.findings), (HERE, found), *ring.told]), ring.nodes), code
 

@@ -98,10 +98,29 @@ def _absent(config: ClusterConfig, answer: NodeAnswer) -> Iterable[Finding]:
     elif answer.error is not None:
         yield why_not(node, answer.error, is_mac=sys.platform == "darwin")
     elif answer.trouble:
-        what, _, advice = answer.trouble.partition(": ")
-        what, _, more = what.partition("; ")
-        what = f"{node.name} does not answer: {what}"
-        yield Finding("nodes", "error", what, WHY_AWAY, advice or more or start)
+        yield Finding(
+            "nodes",
+            "error",
+            f"{node.name} does not answer: {answer.trouble.partition('; ')[0]}",
+            WHY_AWAY,
+            _mend_trouble(answer.trouble, config) or start,
+        )
+
+
+def _mend_trouble(trouble: str, config: ClusterConfig) -> str:
+    """For a sentence of cluster/call_trouble.py or cluster/tls_trouble.py; empty: starting it helps."""
+    if "in time" in trouble:
+        return (
+            "ps -eo pid,stat,args | grep run_node    # there: T is stopped (kill -CONT its pid), D waits for "
+            "its disk; else stop it and start it again"
+        )
+    if "another token" in trouble:
+        return "scp -p TOKEN_FILE HOST:TOKEN_FILE    # the ring's token file to the side that has another"
+    if "certificate" in trouble or "TLS" in trouble:
+        return (
+            f"macrame certs show --config {config.path}    # where the CA is: {trouble.rpartition(': ')[2]}"
+        )
+    return ""
 
 
 def _versions(answers: Sequence[NodeAnswer]) -> Iterable[Finding]:

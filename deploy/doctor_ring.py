@@ -73,7 +73,10 @@ def ask(node: NodeConfig, credentials: Credentials) -> NodeAnswer:
                 return _older(node, stub)
             if call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
                 return NodeAnswer(node, trouble=call.details() or "it is busy")
-            return NodeAnswer(node, trouble=call_trouble(failure, node, credentials))
+            trouble = call_trouble(failure, node, credentials)
+            if "failed to connect" in trouble:  # the system took the connection above, and no program speaks
+                trouble = f"{node.address} takes connections and does not answer in time; is it frozen?"
+            return NodeAnswer(node, trouble=trouble)
     findings = []
     for one in reply.findings:
         with contextlib.suppress(ValueError):  # of a newer version: a status that we do not know

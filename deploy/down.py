@@ -48,7 +48,10 @@ def main(argv: list[str] | None = None) -> int:
         description="Stop the nodes that 'macrame up' started of a config, wherever they are.",
         epilog="It goes by what 'up' recorded, not by what the config says now. Records and logs of this "
         "machine's nodes are in macrame/clusters/ below ~/Library/Application Support (macOS), "
-        "~/.local/share, or XDG_DATA_HOME. Example: macrame down --config cluster.json",
+        "~/.local/share, or XDG_DATA_HOME.",
+        examples=(
+            ("macrame down --config cluster.json", "stop what 'macrame up --config cluster.json' started"),
+        ),
     )
     parser.add_argument("--config", type=Path, required=True, help="the file that macrame up was given")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -52,7 +52,7 @@ def _parser() -> Parser:
         "--chat", action="store_true", help="send it as a user's message, with the chat template"
     )
     parser.add_argument("--system", metavar="TEXT", help="with --chat: what the model is told first")
-    parser.add_argument("--model", metavar="NAME", help="an adapter of the ring (macrame models served)")
+    parser.add_argument("--model", metavar="NAME", help="an adapter of the ring, by its name")
     parser.add_argument("--n", type=int, metavar="N", help="so many answers to one prompt")
     parser.add_argument("--echo", action="store_true", help="begin the answer with the prompt")
     parser.add_argument("--json", action="store_true", help="print the API's whole answer as one JSON object")

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         examples=(
             ("macrame ps", "now"),
             ("macrame ps --watch", "live, with the tokens per second of each, until Ctrl-C"),
-            ("macrame ps --json --watch 5 >> requests.jsonl", "a line every five seconds"),
+            ("macrame ps --json --watch 5 >> ps.jsonl", "a line every five seconds"),
         ),
     )
     add_target(parser)
@@ -84,13 +84,21 @@ def render(cluster: dict[str, Any], rate: Rate, width: int | None, *, now_s: flo
 def _row(request: dict[str, Any], tok_s: float | None) -> dict[str, str]:
     return {
         "request": str(request["id"])[-12:],
-        "state": str(request["state"]),
+        "state": _state(request),
         "model": str(request.get("adapter") or request.get("model") or ""),
         "prompt": f"{request['prompt_tokens']}",
         "answer": f"{request['completion_tokens']}",
         "tokens/s": "" if tok_s is None else f"{tok_s:.1f}",
         "for": f"{request['age_s']:.1f} s",
     }
+
+
+def _state(request: dict[str, Any]) -> str:
+    """The state; while the prompt is read, with how far it is."""
+    read = request.get("prefilled_tokens")
+    if request["state"] != "prefill" or read is None or not request["prompt_tokens"]:
+        return str(request["state"])
+    return f"prefill {read / request['prompt_tokens']:.0%}"
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ until mkdir "env/$name.lock" 2>/dev/null; do
     sleep 1
 done
 trap 'rm -rf "env/$name.lock"' EXIT
-trap 'exit 1' HUP INT TERM
+trap 'exit 1' HUP INT TERM PIPE
 echo $$ >"env/$name.lock/pid"
 [ -f "env/$name/complete" ] && "env/$name/bin/python" -c "$check" && exit 0
 rm -rf "env/$name"

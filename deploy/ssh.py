@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from cluster.errors import EXIT_ERROR, EXIT_UNREACHABLE, EXIT_USAGE, UserError
+from deploy.local_ring import free_ports, is_free
 from deploy.ssh_master import Master, end, feed, text
 from deploy.ssh_trouble import last_line, why_not_written
 
@@ -44,6 +44,7 @@ folder={folder}
 part="$folder"/.{name}.$$
 mkdir -p "$folder" || exit 1
 trap 'rm -f "$part"' EXIT
+trap 'exit 1' HUP INT TERM PIPE
 cat >"$part" || exit 1
 if [ "$(wc -c <"$part")" -ne {num_bytes} ]; then echo 'it came cut short' >&2; exit 1; fi
 chmod {mode:o} "$part" && mv -f "$part" "$folder"/{name}
@@ -173,18 +174,17 @@ class Ssh:
             pass
         return process
 
-    def forward(self, remote_host: str, remote_port: int) -> int:
+    def forward(self, remote_host: str, remote_port: int, *, local_port: int = 0) -> int:
         """A port of 127.0.0.1 here that leads to remote_host:remote_port as seen from there, while connected.
 
-        Raises UserError where ssh refuses.
+        local_port: which one, if it is free; else any. Raises UserError where ssh refuses.
         """
         self._ensure()
         host = f"[{remote_host}]" if ":" in remote_host else remote_host
         err = ""
-        for _ in range(TRIES):  # another process may take the port between the question and the answer
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = int(probe.getsockname()[1])
+        wanted = [local_port] if local_port and is_free("127.0.0.1", local_port) else []
+        # another process may take the port between the question and the answer
+        for port in [*wanted, *free_ports("127.0.0.1", TRIES)]:
             done = self._master.ask("forward", "-L", f"127.0.0.1:{port}:{host}:{remote_port}")
             if done.returncode == 0:
                 return port

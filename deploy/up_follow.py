@@ -31,7 +31,7 @@ class Seen:
 
     @property
     def reason(self) -> str:
-        return "the head's API does not answer yet" if self.cluster is None else str(self.cluster["reason"])
+        return "the head's API does not answer" if self.cluster is None else str(self.cluster["reason"])
 
 
 class Rates:

@@ -113,6 +113,8 @@ class Keeper:
             if left := handle.stop():
                 self._board.tell("left", f"{name}: {left}", rank)
         handle.put_files(kept.files)
+        if self._stopping.is_set():
+            return
         self._start(kept)
         self._board.tell("started", f"{name} started on {self.machine.name}.", rank)
 
@@ -160,7 +162,9 @@ class Keeper:
                 kept.restart_at = None
                 self._board.set(rank, num_restarts=kept.restarts.total)
                 self._start(kept)
-                self._board.tell("restarted", f"{kept.node.name} was started again.", rank)
+                self._board.tell(
+                    "restarted", f"{kept.node.name} was started again.", rank, restarts=kept.restarts.total
+                )
             return
         process = kept.handle.state()
         if process.is_running:
@@ -186,8 +190,7 @@ class Keeper:
         self._mend_at = now + MEND_S
         for kept in self._kept:
             self._board.set(kept.node.rank, phase=Phase.AWAY, note=str(error))
-        why = f"{self.machine.name} does not answer ({error}); its nodes may go on"
-        self._board.tell("away", f"{why}. Trying again each {MEND_S:.0f} s.")
+        self._board.tell("away", f"{error}; its nodes may go on. Trying again each {MEND_S:.0f} s.")
 
     def _mend(self, now: float) -> bool:
         assert self._mend_at is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -42,6 +43,8 @@ class There:
         home = None if placed is None else placed.home
         self._home = None if home is None else RemoteHome(**home)
         self._handles: dict[int, RemoteNode] = {}
+        self._api_port = 0
+        self._may_be_here = True
 
     def connect(self) -> None:
         """See Machine."""
@@ -59,6 +62,8 @@ class There:
             find_links=self._find_links,
         )
         self._handles.clear()
+        # A way to the API at its own port is best, but not where that port must stay free for the API itself.
+        self._may_be_here = self._ssh.run("uname -n").out.strip() == socket.gethostname()
 
     def handle(self, rank: int) -> RemoteNode:
         """See Machine."""
@@ -83,7 +88,10 @@ class There:
 
     def client(self, api: ApiConfig, key: str | None) -> Client:
         """See Machine."""
-        port = self._ssh.forward(ANY_ADDRESS.get(api.host, api.host), api.port)
+        host = ANY_ADDRESS.get(api.host, api.host)
+        wanted = 0 if self._may_be_here else api.port
+        port = self._ssh.forward(host, api.port, local_port=self._api_port or wanted)
+        self._api_port = port  # clients of this address go on after the connection was made anew
         return Client("127.0.0.1", port, key)
 
     def placed(self, node: NodeConfig) -> Placed:

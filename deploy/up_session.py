@@ -250,4 +250,5 @@ class Session:
 
 def _ignore_signals() -> None:
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
+        # A handler of our own: what is ignored would be ignored by a node that is being started now too.
+        signal.signal(getattr(signal, name), lambda *_: None)

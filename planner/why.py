@@ -56,7 +56,7 @@ class Why:
             told = ["what would help:", *(f"  {self._told(gain)}" for gain in self.gains)]
             lines += [*self._moves(), *(told if self.gains else [])]
         else:
-            lines += self._best_gains()
+            lines += self.best_gains()
         return lines + ([f"note: {self.note}"] if self.note else [])
 
     def as_dict(self) -> dict[str, Any]:
@@ -68,6 +68,19 @@ class Why:
             "what_if": [self._gain(gain) for gain in self.gains],
             "note": self.note,
         }
+
+    def best_gains(self) -> list[str]:
+        """Lines: the best of each kind, or that none matters; a link without latency is not for sale."""
+        gains = [gain for gain in self.gains if gain.change.values.get("latency_ms") != 0]
+        chosen = _best_of_each([gain for gain in gains if gain.share >= MIN_GAIN])[:MAX_GAINS]
+        if chosen:
+            return ["what would help:", *(f"  {self._told(gain)}" for gain in chosen)]
+        best: dict[str, str] = {}
+        for gain in gains:
+            best.setdefault(gain.change.kind, gain.change.what)
+        tried = [best[kind] for kind in ("memory", "node", "link") if kind in best]
+        words = " or ".join([", ".join(tried[:-1]), tried[-1]] if len(tried) > 1 else tried)
+        return [f"what would help: {words} would gain less than {MIN_GAIN:.0%}"] if tried else []
 
     # -- text ---------------------------------------------------------------------------------------------
     def _moves(self) -> list[str]:
@@ -81,19 +94,6 @@ class Why:
             legal = "" if move.is_legal else ", no legal cut"
             lines.append(f"  {what}: {change}{fits}{legal}")
         return ["what moving a cut would change:", *lines] if lines else []
-
-    def _best_gains(self) -> list[str]:
-        """The best change of each kind, or that none matters; a link without latency is not for sale."""
-        gains = [gain for gain in self.gains if gain.change.values.get("latency_ms") != 0]
-        chosen = _best_of_each([gain for gain in gains if gain.share >= MIN_GAIN])[:MAX_GAINS]
-        if chosen:
-            return ["what would help:", *(f"  {self._told(gain)}" for gain in chosen)]
-        best: dict[str, str] = {}
-        for gain in gains:
-            best.setdefault(gain.change.kind, gain.change.what)
-        tried = [best[kind] for kind in ("memory", "node", "link") if kind in best]
-        words = " or ".join([", ".join(tried[:-1]), tried[-1]] if len(tried) > 1 else tried)
-        return [f"what would help: {words} would gain less than {MIN_GAIN:.0%}"] if tried else []
 
     def _told(self, gain: Gain) -> str:
         before, after = (told(ms, self.objective) for ms in (gain.before_ms, gain.after_ms))

@@ -383,6 +383,32 @@ class HoldingsReply(_message.Message):
     files: _containers.RepeatedCompositeFieldContainer[HeldFile]
     def __init__(self, revision: _Optional[str] = ..., files: _Optional[_Iterable[_Union[HeldFile, _Mapping]]] = ...) -> None: ...
 
+class ListModelsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListModelsReply(_message.Message):
+    __slots__ = ("models", "free_bytes")
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[KeptModel]
+    free_bytes: int
+    def __init__(self, models: _Optional[_Iterable[_Union[KeptModel, _Mapping]]] = ..., free_bytes: _Optional[int] = ...) -> None: ...
+
+class KeptModel(_message.Message):
+    __slots__ = ("model", "revision", "place", "here_bytes", "total_bytes")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    HERE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    revision: str
+    place: str
+    here_bytes: int
+    total_bytes: int
+    def __init__(self, model: _Optional[str] = ..., revision: _Optional[str] = ..., place: _Optional[str] = ..., here_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ...) -> None: ...
+
 class CopyRequest(_message.Message):
     __slots__ = ("model", "revision", "file", "start", "stop")
     MODEL_FIELD_NUMBER: _ClassVar[int]

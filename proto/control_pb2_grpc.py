@@ -69,6 +69,11 @@ class ControlStub:
                 request_serializer=proto_dot_control__pb2.CopyRequest.SerializeToString,
                 response_deserializer=proto_dot_control__pb2.CopyChunk.FromString,
                 _registered_method=True)
+        self.ListModels = channel.unary_unary(
+                '/macrame.v1.Control/ListModels',
+                request_serializer=proto_dot_control__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=proto_dot_control__pb2.ListModelsReply.FromString,
+                _registered_method=True)
         self.MeasureLink = channel.unary_stream(
                 '/macrame.v1.Control/MeasureLink',
                 request_serializer=proto_dot_control__pb2.MeasureLinkRequest.SerializeToString,
@@ -130,6 +135,13 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListModels(self, request, context):
+        """What this node has on disk of any hub model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def MeasureLink(self, request, context):
         """This node measures its way to another one; the last report has the result.
         FAILED_PRECONDITION: requests are running, or the request is not for this node;
@@ -184,6 +196,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Copy,
                     request_deserializer=proto_dot_control__pb2.CopyRequest.FromString,
                     response_serializer=proto_dot_control__pb2.CopyChunk.SerializeToString,
+            ),
+            'ListModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModels,
+                    request_deserializer=proto_dot_control__pb2.ListModelsRequest.FromString,
+                    response_serializer=proto_dot_control__pb2.ListModelsReply.SerializeToString,
             ),
             'MeasureLink': grpc.unary_stream_rpc_method_handler(
                     servicer.MeasureLink,
@@ -385,6 +402,33 @@ class Control:
             '/macrame.v1.Control/Copy',
             proto_dot_control__pb2.CopyRequest.SerializeToString,
             proto_dot_control__pb2.CopyChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/macrame.v1.Control/ListModels',
+            proto_dot_control__pb2.ListModelsRequest.SerializeToString,
+            proto_dot_control__pb2.ListModelsReply.FromString,
             options,
             channel_credentials,
             insecure,

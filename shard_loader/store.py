@@ -182,6 +182,11 @@ class Store:
             for path in (*others, mine):
                 path.unlink(missing_ok=True)
 
+    def live_fetches(self) -> list[int]:
+        """The processes, others than this one, that fetch into this store now."""
+        marks = (self.folder / FOLDER).glob("fetching.*")
+        return [int(path.name.rpartition(".")[2]) for path in marks if _lives(path)]
+
 
 @contextlib.contextmanager
 def preparing(folder: Path) -> Iterator[None]:

@@ -36,7 +36,7 @@ class ScriptedRing:
         self.opened: list[ring_pb2.SessionSpec] = []
         self.prompts: dict[int, list[int]] = {}
         self.closed: set[int] = set()
-        self.state, self.reason = "ok", ""
+        self.state, self.reason, self.plan_json = "ok", "", ""
         self._limits = Limits(context=CONTEXT, max_active=max_active, max_in_flight=4, vocab_size=VOCAB_SIZE)
         self._changed = threading.Condition()
         self._frames: queue.SimpleQueue[ring_pb2.Frame | None] = queue.SimpleQueue()
@@ -93,6 +93,7 @@ class ScriptedRing:
 
     def _status(self) -> head_pb2.ClusterStatus:
         status = head_pb2.ClusterStatus(status=self.state, epoch=1, reason=self.reason)
+        status.plan_json = self.plan_json
         node = control_pb2.NodeStatus(rank=0, name="n0", state=control_pb2.READY, loaded_bytes=123 << 33)
         state = "ready" if self.state == "ok" else "failed"
         status.ranks.add(rank=0, name="n0", state=state, reason=self.reason, node=node)

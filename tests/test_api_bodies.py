@@ -64,8 +64,8 @@ def test_names_of_the_served_model(served: Served) -> None:
 
 def test_paths_and_methods(refusing: Served) -> None:
     for method, path, status, code in (
-        ("GET", "/", 404, "not_found"),
         ("GET", "/v1", 404, "not_found"),
+        ("POST", "/", 405, "method_not_allowed"),
         ("POST", "/v1/embeddings", 404, "not_found"),
         ("GET", CHAT, 405, "method_not_allowed"),
         ("DELETE", "/v1/models/tiny", 405, "method_not_allowed"),

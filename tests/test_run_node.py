@@ -91,6 +91,13 @@ def test_beyond_loopback_needs_a_token(tmp_path: Path) -> None:
     )
 
 
+def test_check_starts_nothing(tmp_path: Path) -> None:
+    good = write_cluster(tmp_path, "m", node())
+    assert run_node("--rank", 0, "--config", good, "--check") == Ended(0, "")
+    bad = write_cluster(tmp_path, "m", node(host="0.0.0.0"))
+    assert run_node("--rank", 0, "--config", bad, "--check").code == 3
+
+
 @pytest.mark.parametrize("name", ["kernels", "planner", "proto", "shard_loader"])
 def test_a_package_that_hides_ours(name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()

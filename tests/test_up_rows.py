@@ -83,7 +83,7 @@ def test_the_process_goes_before_what_the_head_last_heard() -> None:
 
 def test_without_a_head_only_the_process_is_known() -> None:
     assert [row.state for row in rows_of([view(is_new=True), view(1)], Seen())] == ["starting", "running"]
-    assert headline(Seen()) == "starting: the head's API does not answer yet"
+    assert headline(Seen()) == "starting: the head's API does not answer"
 
 
 def test_the_headline_of_a_ring_that_serves() -> None:

@@ -17,10 +17,12 @@ from starlette.routing import Route
 
 from cluster.api import status
 from cluster.api.answer import Answer
+from cluster.api.assets import INDEX, PREFIX, read_assets
 from cluster.api.cors import Cors
 from cluster.api.errors import RETRY_AFTER_S, ApiError, bad_request, internal
 from cluster.api.gate import Gate, error_response
 from cluster.api.service import Service
+from cluster.api.why import PlanWhy
 from cluster.recent_lines import NUM_KEPT
 from proto import head_pb2
 
@@ -33,6 +35,13 @@ MAX_RANK = 10_000
 
 def make_app(service: Service, keys: Sequence[str]) -> Starlette:
     """The ASGI application; its lifespan starts and ends the head client."""
+    assets, plan_why = read_assets(), PlanWhy(service.head)
+
+    async def page(request: Request) -> Response:
+        asset = assets.get(request.path_params.get("name", INDEX))
+        if asset is None:
+            raise HTTPException(404)
+        return asset.response(request)
 
     async def completions(request: Request) -> Answer:
         return await service.complete(await _read_json(request))
@@ -59,6 +68,9 @@ def make_app(service: Service, keys: Sequence[str]) -> Starlette:
     async def logs(request: Request) -> Response:
         rank, lines = _number(request, "rank", 0, MAX_RANK), _number(request, "lines", 1, NUM_KEPT)
         return JSONResponse({"logs": await service.head.logs(rank, NUM_KEPT if lines is None else lines)})
+
+    async def why(request: Request) -> Response:
+        return JSONResponse(await plan_why.get())
 
     async def health(request: Request) -> Response:
         content = status.health(service.head, service.is_tokenizer_loaded)
@@ -93,8 +105,11 @@ def make_app(service: Service, keys: Sequence[str]) -> Starlette:
         Route("/v1/cluster", cluster),
         Route("/v1/cluster/planning", planning),
         Route("/v1/cluster/logs", logs),
+        Route("/v1/cluster/why", why),
         Route("/health", health),
         Route("/metrics", metrics_page),
+        Route("/", page),
+        Route(f"{PREFIX}{{name}}", page),
     ]
     paths = frozenset(route.path for route in routes)
     handlers: dict[Any, Any] = {

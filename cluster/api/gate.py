@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.api import access
+from cluster.api.assets import is_asset
 from cluster.api.errors import ApiError
 from cluster.api.metrics import Metrics
 
@@ -61,7 +62,7 @@ class Gate:
     def _refusal(self, path: str, headers: Headers) -> ApiError | None:
         if not self._keys:
             return None if self._is_local(headers.get("host", "")) else _foreign_host()
-        if path in OPEN_PATHS or self._has_key(headers.get("authorization", "")):
+        if path in OPEN_PATHS or is_asset(path) or self._has_key(headers.get("authorization", "")):
             return None
         return ApiError(
             401,
