@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import Message, Scope
 
+from cluster.api.assets import is_asset
 from cluster.log_line import checked_id
 from cluster.logs import UNSAID, current_request
 
@@ -23,7 +24,10 @@ logger = logging.getLogger(__name__)
 HEADER = "x-request-id"
 MAX_PATH_CHARS = 100
 # What pages and monitors ask for again and again: logged only where it fails, which a 503 of these is not.
-_POLLED = frozenset(("/", "/health", "/metrics", "/v1/cluster", "/v1/cluster/logs", "/v1/cluster/planning"))
+_POLLED = frozenset(
+    f"/{path}"
+    for path in ("health", "metrics", *(f"v1/cluster{rest}" for rest in ("", "/logs", "/planning", "/why")))
+)
 
 
 @dataclass(slots=True)
@@ -57,7 +61,7 @@ def log(scope: Scope, status: int, note: Note, known_paths: Collection[str]) -> 
     """The request is over."""
     duration_s = time.monotonic() - note.began_s
     method, path = scope["method"], scope["path"]
-    if path in _POLLED and (status < 400 or status == 503):
+    if (path in _POLLED or is_asset(path)) and (status < 400 or status == 503):
         return
     if path not in known_paths:
         path = path.encode("unicode_escape").decode()[:MAX_PATH_CHARS]
