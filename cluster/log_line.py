@@ -114,7 +114,7 @@ def as_json(line: LogLine, node: str, rank: int) -> str:
         "request_id": line.request_id or None,
         "message": line.message,
     }
-    return json.dumps({**line.fields, **content}, ensure_ascii=False)
+    return json.dumps({**content, **line.fields, **content}, ensure_ascii=False)
 
 
 def _utc(time_s: float) -> str:

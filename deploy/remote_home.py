@@ -32,7 +32,7 @@ CHECK = "import cluster.run_node, deploy.node_agent"  # what an environment must
 _LOOK = r"""
 umask 077
 case $root in '~') root=$HOME ;; '~/'*) root=$HOME/${root#'~/'} ;; esac
-mkdir -p "$root/env" "$root/wheels" "$root/rings" || exit 1
+mkdir -p "$root/env" "$root/wheels" "$root/rings" && chmod 700 "$root/rings" || exit 1
 cd "$root" || exit 1
 : >.writable.$$ || exit 1
 rm -f .writable.$$
@@ -86,7 +86,7 @@ make_it() {
         "$uv" pip install --quiet --python "env/$name/bin/python" "$@" "$what"
     else
         "$python" -m venv "env/$name" || return 1
-        "env/$name/bin/python" -m pip install --quiet --no-input --disable-pip-version-check \
+        "env/$name/bin/python" -m pip install --quiet --no-input --no-compile --disable-pip-version-check \
             --timeout 15 --retries 2 "$@" "$what"
     fi
 }
@@ -98,8 +98,8 @@ if make_it "$@" && "env/$name/bin/python" -c "import mlx.core; $check" &&
     echo "$version" >"env/$name/complete"; then
     exit 0
 fi
-rm -rf "env/$name"
 df -Pk "$root" | awk 'NR == 2 { print "free_kb=" $4 }'
+rm -rf "env/$name"
 exit 1
 """
 

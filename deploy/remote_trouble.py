@@ -7,7 +7,8 @@ from pathlib import Path
 
 from deploy.ssh_trouble import is_full, last_line
 
-NEEDED_GB = 1.5  # mlx, transformers and the rest, and what pip needs to unpack them
+NEEDED_GB = 1.0  # mlx and the rest, and what pip needs to unpack them
+FULL_KB = 20_000
 _NO_NETWORK = re.compile(
     r"NewConnectionError|name resolution|Failed to establish a new connection|Network is unreachable"
     r"|dns error|Could not connect|Failed to fetch|ConnectTimeoutError|Connection refused|tcp connect error"
@@ -30,11 +31,12 @@ def why_not_usable(destination: str, root: str, err: str) -> str:
 
 def why_not_installed(destination: str, system: str, err: str, free_kb: str, find_links: Path | None) -> str:
     """The sentence for an installation that failed; free_kb: what df says of the home's disk, or empty."""
-    if is_full(err):
-        left = f", {int(free_kb) / 1e6:.1f} GB are free" if free_kb.isdecimal() else ""
+    free = int(free_kb) if free_kb.isdecimal() else None
+    if is_full(err) or (free is not None and free < FULL_KB):  # not every tool below pip says why it failed
+        left = "" if free is None else f", and {free / 1e6:.1f} GB were left"
         return (
             f"the disk of {destination} is full: macrame and what it needs take about {NEEDED_GB} GB "
-            f"there{left}"
+            f"there{left}; make room"
         )
     missing = _MISSING.search(err)
     if find_links is not None and missing:

@@ -22,7 +22,7 @@ from deploy.up_board import Event
 from deploy.up_display import display_for
 from deploy.up_files import Hand, hand_out, make_certificates, needs_certificates, write_tls
 from deploy.up_machines import Here, Machine
-from deploy.up_record import Placed, alone, cluster_folder, cluster_name
+from deploy.up_record import Placed, alone, cluster_folder, cluster_name, read_record
 from deploy.up_session import Session
 
 INTERRUPTS = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -110,9 +110,11 @@ def _run(args: argparse.Namespace) -> int:
         options = () if args.ssh_config is None else ("-F", str(args.ssh_config.resolve()))
         machines: dict[str | None, Machine] = {}
 
-        def machine_at(destination: str | None, home: Placed | None = None) -> Machine:
+        def machine_at(destination: str | None, earlier: Placed | None = None) -> Machine:
+            """One for each destination; of an `earlier` run with the ssh options that it had."""
             if destination not in machines:
-                machines[destination] = _machine(args, folder, destination, options, home)
+                had = options if earlier is None else read_record(folder).ssh_options
+                machines[destination] = _machine(args, folder, destination, had, earlier)
             return machines[destination]
 
         nodes = [(machine_at(destinations[n.rank]), n) for n in config.nodes if n.use]

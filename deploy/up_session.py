@@ -120,24 +120,30 @@ class Session:
         """Nodes of an earlier `up` that the config no longer has there."""
         wanted = {(node.rank, machine.destination) for machine, node in self._nodes}
         kept = []
-        for placed in read_record(self._folder).nodes:
+        before = read_record(self._folder)
+        for placed in before.nodes:
             if (placed.rank, placed.destination) in wanted:
                 continue
-            where = placed.destination or HERE
+            where = f"{placed.name} on {placed.destination or HERE} is no more in the config"
             try:
                 machine = self._machine_at(placed.destination, placed)
                 if machine not in self._machines:
                     self._machines.append(machine)
                     machine.connect()
-                if not machine.handle(placed.rank).state().is_running:
+                handle = machine.handle(placed.rank)
+                if not handle.state().is_running:
                     continue
-                left = machine.handle(placed.rank).stop()
+                left = handle.stop()
             except UserError as error:
                 kept.append(placed)
-                left = f"it could not be stopped: {error}"
-            text = f"{placed.name} on {where} is no more in the config: stopped{f'; {left}' if left else '.'}"
+                text = f"{where}, and could not be stopped: {error}"
+                self._display.tell(Event("left", text, placed.rank))
+                continue
+            text = f"{where}: stopped{f'; {left}' if left else '.'}"
             self._display.tell(Event("left" if left else "removed", text, placed.rank))
         nodes = tuple(machine.placed(node) for machine, node in self._nodes)
+        if kept and not self._ssh_options:  # those that are left are reached as before
+            self._ssh_options = before.ssh_options
         self._record = Record((*nodes, *kept), self._ssh_options)
         write_record(self._folder, self._record)
 

@@ -39,7 +39,9 @@ def make_key(path: Path) -> Path:
     return path
 
 
-def server_config(folder: Path, home: Path, *, address: str, port: int, more: Sequence[str] = ()) -> Path:
+def server_config(
+    folder: Path, home: Path, *, address: str, port: int, path: str, more: Sequence[str] = ()
+) -> Path:
     """The file for `sshd -f`; its host key is folder/host_key, and folder/user_key may come in."""
     lines = [
         f"ListenAddress {address}",
@@ -47,7 +49,7 @@ def server_config(folder: Path, home: Path, *, address: str, port: int, more: Se
         f"HostKey {folder / 'host_key'}",
         f"AuthorizedKeysFile {folder / 'user_key.pub'}",
         f"PidFile {folder / 'sshd.pid'}",
-        f'SetEnv HOME="{home}"',
+        f'SetEnv HOME="{home}" PATH="{path}"',
         *("PasswordAuthentication no", "KbdInteractiveAuthentication no", "UsePAM no"),
         *("StrictModes no", "PermitRootLogin yes", "MaxStartups 100", "AllowUsers " + getpass.getuser()),
         *more,
@@ -96,15 +98,15 @@ class SshHost:
 
 
 @contextlib.contextmanager
-def ssh_host(folder: Path, *more: str) -> Iterator[SshHost]:
-    """A server on a free port of 127.0.0.1; `more` lines come into its config."""
+def ssh_host(folder: Path, *more: str, path: str = "/usr/bin:/bin") -> Iterator[SshHost]:
+    """A server on a free port of 127.0.0.1; `more` lines come into its config, `path` is PATH there."""
     sshd = find_sshd()
     home = folder / "home"
     home.mkdir()
     for name in ("host_key", "user_key"):
         make_key(folder / name)
     (port,) = free_ports(1)
-    config = server_config(folder, home, address="127.0.0.1", port=port, more=more)
+    config = server_config(folder, home, address="127.0.0.1", port=port, path=path, more=more)
     with (folder / "sshd.log").open("wb") as log:
         server = subprocess.Popen([sshd, "-D", "-e", "-f", str(config)], stderr=log)
     host = SshHost(folder, home, port, server)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.api.metrics import Gaps, Metrics
 from cluster.api.metrics_ring import is_heard, ring_metrics
 from proto import control_pb2, head_pb2
 
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
 Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
@@ -104,3 +108,15 @@ def test_the_page_is_text_or_openmetrics() -> None:
     text, kind = metrics.page("application/openmetrics-text; version=1.0.0")
     assert kind.startswith("application/openmetrics-text; version=1.0.0")
     assert text.endswith(b"# EOF\n")
+
+
+def test_the_document_lists_each_metric_with_its_type_and_words() -> None:
+    metrics = Metrics()
+    metrics.watch(lambda: ("ok", ring()))
+    told = re.findall(r"^\| `(macrame_\w+)` \| (\w+) \| [^|]*\| (.*) \|$", PAGE.read_text(), flags=re.M)
+    families = list(text_string_to_metric_families(metrics.page("")[0].decode()))
+    assert told == [
+        (family.name + "_total" * (family.type == "counter"), family.type, family.documentation)
+        for family in families
+        if family.name.startswith("macrame_")
+    ]

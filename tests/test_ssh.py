@@ -18,6 +18,7 @@ import pytest
 
 from cluster.errors import EXIT_ERROR, EXIT_UNREACHABLE, EXIT_USAGE, UserError
 from deploy.ssh import Ssh
+from tests.disks import small_disk
 from tests.ring_processes import free_ports
 from tests.ssh_host import SshHost, make_key, ssh_host
 from tests.waiting import wait_for
@@ -368,16 +369,3 @@ def part_of(host: SshHost) -> list[Path]:
 
 def running_with(word: str) -> list[psutil.Process]:
     return [p for p in psutil.process_iter(["cmdline"]) if word in (p.info["cmdline"] or [])]
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path, megabytes: int = 1) -> Iterator[None]:
-    """A file system of its own that fills up soon."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("no file system of our own may be mounted here")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
