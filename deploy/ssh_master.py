@@ -6,6 +6,7 @@ Any thread, one at a time.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import secrets
@@ -62,6 +63,7 @@ class Master:
         options = self._own_options(may_ask)
         # Its path is short enough for a socket's name, and the folder is this user's alone.
         self._folder = tempfile.mkdtemp(prefix="macrame-ssh-", dir="/tmp")
+        atexit.register(self.close)  # for a caller that ends without
         master = ["-o", "ControlMaster=yes", "-o", f"ControlPersist={LINGER_S}", "-S", self._socket]
         try:
             self._authenticate([*master, *options], may_ask=may_ask)
@@ -74,6 +76,7 @@ class Master:
 
     def close(self) -> None:
         """Ends the connection and everything that runs through it."""
+        atexit.unregister(self.close)
         if self._folder is not None:
             if Path(self._socket).exists():
                 self.ask("exit")

@@ -73,13 +73,13 @@ class Machine:
         return done.stdout
 
     def processes(self, word: str) -> list[psutil.Process]:
-        """Those there whose arguments contain `word`, seen from here."""
+        """Those there of which an argument is or ends with `word`, seen from here."""
         space = os.readlink(f"/proc/{self.pid}/ns/pid")
         found = []
         for process in psutil.process_iter(["cmdline"]):
             with contextlib.suppress(OSError, psutil.Error):
                 is_there = os.readlink(f"/proc/{process.pid}/ns/pid") == space
-                if is_there and word in (process.info["cmdline"] or []):
+                if is_there and any(part.endswith(word) for part in process.info["cmdline"] or []):
                     found.append(process)
         return found
 

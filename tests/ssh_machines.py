@@ -111,6 +111,13 @@ class SshMachines:
             process.wait(30.0)
             process.stdout.close()
 
+    def kill_up(self, up: subprocess.Popen[str]) -> None:
+        """SIGKILL, after which ssh's own connections would live on for a minute; those are ended too."""
+        interrupt(self.alpha, "up", signal.SIGKILL)
+        up.wait(LIMIT_S)
+        for connection in self.alpha.processes("[mux]"):
+            connection.terminate()
+
     def nodes(self, name: str) -> int:
         """How many run_node run on a machine."""
         return len(self.machines[name].processes("cluster.run_node"))
@@ -121,7 +128,7 @@ class SshMachines:
 
 def interrupt(machine: Machine, word: str, number: signal.Signals = signal.SIGINT) -> None:
     """A signal to the machine's Python process with that argument: nsenter does not pass them on."""
-    (found,) = [p for p in machine.processes(word) if "nsenter" not in p.cmdline()[0]]
+    (found,) = [p for p in machine.processes(word) if word in p.cmdline()[1:]]
     found.send_signal(number)
 
 

@@ -336,6 +336,17 @@ os.kill(os.getpid(), signal.SIGKILL)
     shutil.rmtree(folder)
 
 
+def test_a_process_of_ours_that_forgets_to_close_leaves_no_connection(host: SshHost) -> None:
+    code = f"""
+from deploy.ssh import Ssh
+ssh = Ssh("box", options={host.options!r})
+ssh.connect()
+print(ssh._master._folder, flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not Path(done.stdout.strip()).exists()
+
+
 def test_a_server_that_is_gone_is_told_after_it_was_there(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         with ssh_host(tmp_path) as host:
