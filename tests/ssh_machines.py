@@ -37,14 +37,18 @@ class Carried:
         return self.python.parent / "macrame"
 
 
+def fetched(wheel: Path, links: Path) -> Path:
+    """The wheels of all that `wheel` needs, for machines like this one."""
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary", ":all:"]
+    subprocess.run([*pip, "--dest", str(links), str(wheel)], check=True)
+    (links / wheel.name).unlink()
+    return links
+
+
 def carried(folder: Path) -> Carried:
     """Fetches the wheels from the index, once, and installs from them as a user does."""
     wheel = own_wheel(folder / "wheel")
-    links = folder / "links"
-    pip = [sys.executable, "-m", "pip"]
-    fetch = [*pip, "download", "--quiet", "--only-binary", ":all:", "--dest", str(links), str(wheel)]
-    subprocess.run(fetch, check=True)
-    (links / wheel.name).unlink()
+    links = fetched(wheel, folder / "links")
     environment = folder / "environment"
     subprocess.run([str(base_python()), "-m", "venv", str(environment)], check=True)
     python = environment / "bin" / "python"
@@ -88,12 +92,15 @@ class SshMachines:
         )
 
     @contextlib.contextmanager
-    def up(self, config: Path, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    def up(
+        self, config: Path, *arguments: object, with_wheels: bool = True
+    ) -> Iterator[subprocess.Popen[str]]:
         """`macrame up --ssh --json` of the user's, until the block ends; then as after Ctrl-C."""
-        links = ("--ssh", "--ssh-config", self.ssh_config, "--find-links", self.what.links, "--json")
+        wheels = ("--find-links", self.what.links) if with_wheels else ()
+        usual = ("--ssh", "--ssh-config", self.ssh_config, *wheels, "--json")
         with (self.folder / "up.err").open("ab") as err:
             process = subprocess.Popen(
-                self.alpha.command(self.what.macrame, "up", "--config", config, *links, *arguments),
+                self.alpha.command(self.what.macrame, "up", "--config", config, *usual, *arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=err,

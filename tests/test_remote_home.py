@@ -19,6 +19,7 @@ from deploy.wheel import own_wheel, wheel_version
 from tests.disks import small_disk
 from tests.namespaces import base_python
 from tests.ssh_host import SshHost, ssh_host
+from tests.ssh_machines import fetched
 
 LINKS = Path("links")
 SAID = [
@@ -178,7 +179,7 @@ def test_wheels_that_lack_something_are_told(host: SshHost, wheel: Path, tmp_pat
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_uv_is_preferred_where_it_is(host: SshHost, wheel: Path) -> None:
+def test_uv_is_preferred_where_it_is(host: SshHost, wheel: Path, tmp_path: Path) -> None:
     uv = shutil.which("uv")
     if uv is None:
         pytest.skip("uv is not installed")
@@ -186,7 +187,8 @@ def test_uv_is_preferred_where_it_is(host: SshHost, wheel: Path) -> None:
     (host.home / ".local/bin/uv").symlink_to(uv)
     said: list[str] = []
     with Ssh("box", options=host.options) as ssh:
-        home = prepare(ssh, wheel, show=said.append)
+        links = fetched(wheel, tmp_path / "links")
+        home = prepare(ssh, wheel, show=said.append, find_links=links)
         assert "with uv (" in said[-1]
         assert ssh.check(f"{home.python} -m cluster.run_node --version").startswith("macrame ")
 

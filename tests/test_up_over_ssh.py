@@ -6,17 +6,18 @@ and nothing of this checkout. `-s` prints how long each step took.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.errors import EXIT_UNREACHABLE
+from cluster.errors import EXIT_ERROR, EXIT_UNREACHABLE
 from tests.ssh_host import make_key
 from tests.ssh_machines import ROOT, Carried, SshMachines, carried, interrupt, ssh_machines
 from tests.waiting import wait_for
@@ -59,7 +60,14 @@ def what(tmp_path_factory: pytest.TempPathFactory) -> Carried:
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory, what: Carried) -> Iterator[SshMachines]:
     """Three of them; what is installed there by one test the next finds."""
-    with ssh_machines(tmp_path_factory.mktemp("machines"), tuple(LAYERS), what) as running:
+    with with_model(tmp_path_factory.mktemp("machines"), tuple(LAYERS), what) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def with_model(folder: Path, names: Sequence[str], what: Carried) -> Iterator[SshMachines]:
+    """New machines, on which the demo's model is in the same folder."""
+    with ssh_machines(folder, names, what) as running:
         shutil.copytree(ROOT / "deploy" / "demo" / "model", running.folder / "demo-model")
         yield running
 
@@ -243,3 +251,21 @@ def test_a_changed_host_key_and_a_host_that_is_away_stop_up_before_it_starts_any
     finally:
         machines.machines["gamma"].run("ip", "link", "set", "cable", "up")
     assert counts(machines) == {"alpha": 0, "beta": 0, "gamma": 0}
+
+
+def test_two_machines_of_which_one_has_no_network_but_this(tmp_path: Path, what: Carried) -> None:
+    """First it is said that the wheels must be carried along, then they are."""
+    with with_model(tmp_path, ("alpha", "beta"), what) as machines:
+        config = cluster(machines, "alpha", "beta")
+        document = json.loads(config.read_text())
+        document["nodes"][1]["layers"] = "3:9"
+        config.write_text(json.dumps(document))
+        with machines.up(config, with_wheels=False) as up:
+            assert up.wait(300.0) == EXIT_ERROR
+        assert "beta cannot reach the package index (" in machines.errors()
+        assert "carry the wheels along with --find-links FOLDER" in machines.errors()
+        assert list((machines.home("beta") / ".macrame" / "env").iterdir()) == []
+        with machines.up(config) as up:
+            wait_event(up, "ready", machines)
+            assert answer(machines).strip()
+        assert counts(machines) == {"alpha": 0, "beta": 0}
