@@ -40,3 +40,8 @@ class Session:
         """Fresh caches for `spec`; raises ValueError for sampling values out of range."""
         sampler = Sampler(spec.sampling, shard.vocab_size) if shard.is_last else None
         return cls(spec, shard.new_state(), sampler)
+
+    def begin_like(self, source: Session, state: ShardState) -> None:
+        """The first tokens are those of `source`, whose copy `state` is."""
+        self.state, self.position = state, state.position
+        self.history = source.history[: state.position]

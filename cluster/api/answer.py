@@ -65,6 +65,7 @@ class Answer:
         self._is_started = False
         self._lock = asyncio.Lock()  # several choices write into one stream
         self._began_at_s = time.monotonic()
+        self._num_cached = 0
         self._note = current_note.get()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -159,6 +160,7 @@ class Answer:
     async def _first(self, generation: Generation) -> head_pb2.GenerateReply:
         reply = await generation.read()
         now_s, metrics = time.monotonic(), self._metrics
+        self._num_cached += reply.cached_tokens
         metrics.first_token_s.observe(now_s - self._began_at_s)
         metrics.queue_s.observe(reply.queue_ms / 1e3)
         metrics.prefill_s.observe(reply.prefill_ms / 1e3)
@@ -167,7 +169,11 @@ class Answer:
         return reply
 
     def _usage(self) -> Usage:
-        return Usage(self._job.num_prompt_tokens, sum(choice.num_tokens for choice in self._choices))
+        return Usage(
+            self._job.num_prompt_tokens,
+            sum(choice.num_tokens for choice in self._choices),
+            min(self._num_cached, self._job.num_prompt_tokens),
+        )
 
     def _stream_end(self) -> bytes:
         return (self._shape.usage_chunk(self._usage()) if self._job.options.has_usage else b"") + DONE
