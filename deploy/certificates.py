@@ -83,13 +83,20 @@ class CertificateFolder:
         return Standing(node, files, _why_renew(held, node, now), held.expires_at)
 
     def _refuse_other_ca(self, files: TlsFiles) -> None:
-        authorities = parse_certificates(files.ca, files.ca.read_bytes())
-        cert = parse_certificates(files.cert, files.cert.read_bytes())[0]
+        authorities = parse_certificates(files.ca, _read(files.ca))
+        cert = parse_certificates(files.cert, _read(files.cert))[0]
         if not any(is_signed_by(cert, authority) for authority in authorities):
             raise ConfigError(
                 f"{files.cert} is of another cluster's CA than {files.ca}: keep each cluster's certificates "
                 "in a folder of its own (security.tls), or move the wrong ones away"
             )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def folder_of(config: ClusterConfig) -> CertificateFolder:
