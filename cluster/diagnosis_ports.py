@@ -47,7 +47,7 @@ def _node(node: NodeConfig, config: ClusterConfig, credentials: Credentials | No
         return fine("ports", f"{node.address} is free for {node.name}")
     if code != errno.EADDRINUSE:
         return _no_address(f"node {node.name} cannot listen", node.host, code)
-    found = None if credentials is None else _who_answers(node, credentials)
+    found = None if credentials is None else who_answers(node, credentials)
     if found is None:
         return _taken(node.address, node.port, f"node {node.name}", '"port" of the node')
     if found.config_digest != config.digest:
@@ -137,7 +137,7 @@ def _bind_errno(host: str, port: int) -> int:
     return 0
 
 
-def _who_answers(node: NodeConfig, credentials: Credentials) -> control_pb2.NodeProfile | None:
+def who_answers(node: NodeConfig, credentials: Credentials) -> control_pb2.NodeProfile | None:
     """What the macrame node there says of itself; None: something else listens there."""
     with connect(node.address, credentials, node.name) as channel:
         try:
