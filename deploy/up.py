@@ -90,6 +90,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.wait_s is not None and not 0 < args.wait_s <= 1e6:
         parser.error(f"--wait-s {args.wait_s} must be above 0")
+    if args.find_links is not None and not args.find_links.is_dir():
+        parser.error(f"--find-links {args.find_links} is no folder of this machine")
     return args
 
 

@@ -108,6 +108,16 @@ def test_what_is_refused_before_anything_is_started(tmp_path: Path) -> None:
     assert not cluster_folder(config).exists()
 
 
+def test_wheels_are_to_be_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = tmp_path / "wheels"
+    with pytest.raises(SystemExit) as ended:
+        up_command.main(["--config", "cluster.json", "--find-links", str(missing)])
+    assert ended.value.code == 3
+    assert capsys.readouterr().err == (
+        f"macrame up: --find-links {missing} is no folder of this machine; see macrame up --help\n"
+    )
+
+
 def test_ssh_destinations_are_the_hosts_unless_others_are_given(tmp_path: Path) -> None:
     path = write_config(tmp_path, host="mini9.local")
     config = load_config(path)
