@@ -17,7 +17,7 @@ from cluster.versions import macrame_version
 
 MAX_COMMAND = 120  # characters
 UNKNOWN = ""  # somebody listens, and the system does not tell who
-_UNIT = re.compile(r"/([^/\s]+\.service)\b")
+_UNIT = re.compile(r"/(macrame-[^/\s]+\.service)\b")
 
 
 def listener(host: str, port: int) -> str | None:
@@ -98,9 +98,13 @@ def _listens(connection: object, port: int) -> bool:
 
 
 def _unit(pid: int) -> str:
-    """In words, the unit of systemd that runs it, where one of ours does (cgroups(7))."""
     try:
-        found = _UNIT.search(Path(f"/proc/{pid}/cgroup").read_text())
+        return of_service(Path(f"/proc/{pid}/cgroup").read_text())
     except OSError:
         return ""
-    return f" of the service {found[1]}" if found and found[1].startswith("macrame-") else ""
+
+
+def of_service(cgroup: str) -> str:
+    """In words, which unit of ours systemd runs a process for; empty: none. cgroup: as in cgroups(7)."""
+    found = _UNIT.search(cgroup)
+    return f" of the service {found[1]}" if found else ""
