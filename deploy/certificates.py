@@ -124,11 +124,17 @@ def make(
     *,
     again: Collection[str] = (),
     life: timedelta = NODE_LIFE,
+    is_new_ca: bool = False,
 ) -> list[Standing]:
     """Makes the CA if there is none, and what the nodes need; `need` then says why each was made.
 
-    again: names of nodes that get a new key and certificate in any case. Raises ConfigError.
+    again: names of nodes that get a new key and certificate in any case; is_new_ca: all do, of a new CA, so
+    that what the old one signed is refused. Cut short, it is to be run again. Raises ConfigError.
     """
+    if is_new_ca:
+        authority = make_authority(authorities, folder.ca_file, now)
+        nodes = folder.config.nodes
+        return [_made(authority, Standing(n, folder.files(n), "of the new CA"), now, life) for n in nodes]
     standings = [
         replace(s, need=s.need or "asked for") if s.node.name in again else s for s in folder.standings(now)
     ]

@@ -33,7 +33,6 @@ exit codes: 0 nothing found, 1 something found (errors or warnings), 3 a usage e
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0 where nothing was found, 1 where something was, 3 for what cannot be asked."""
     args = _parse(argv)
-    logging.basicConfig(level=logging.ERROR)  # what nodes warn of is a finding here
     return run_command("macrame doctor", lambda: _run(args), is_verbose=args.verbose)
 
 
@@ -74,7 +73,19 @@ def _examine(args: argparse.Namespace) -> tuple[Report, int]:
         from cluster.diagnosis_software import without_packages
 
         return Report(gather([(HERE, without_packages(Subject()))])), 0
-    from deploy.doctor_machine import Machine  # from here on, our own packages are ours
+    from cluster.logs import LogChoices, Logs  # from here on, our own packages are ours
+
+    logs = Logs(LogChoices(level=logging.ERROR), 0)  # what nodes warn of is a finding here
+    logs.begin()
+    try:
+        return _examine_with(args)
+    finally:
+        logs.end()
+
+
+def _examine_with(args: argparse.Namespace) -> tuple[Report, int]:
+    """The same, once our own packages are known to be ours."""
+    from deploy.doctor_machine import Machine
 
     machine, code, found = Machine(), EXIT_OK, list[Finding]()
     if args.config is not None:

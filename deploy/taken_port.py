@@ -65,7 +65,9 @@ def _ask(config: ClusterConfig, node: NodeConfig) -> tuple[str, str, str] | None
         found = who_answers(node, own_credentials(config))
     except ConfigError:
         return None
-    return None if found is None else (found.name, found.config_digest, found.macrame_version)
+    if found is None or isinstance(found, str):  # nobody of macrame's, or of a cluster that refuses us
+        return None
+    return (found.name, found.config_digest, found.macrame_version)
 
 
 def _is_taken(host: str, port: int) -> bool:
