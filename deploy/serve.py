@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.arguments import Parser
-from cluster.config import is_loopback, load_config
+from cluster.config import ClusterConfig, ConfigError, is_loopback, load_config
 from cluster.errors import EXIT_OK, EXIT_USAGE, UserError
 from deploy.bring_up import Running, running
 from deploy.command import run_command
@@ -86,7 +86,7 @@ def _serve(args: argparse.Namespace) -> int:
         if path is None:
             path = Path(folder) / "cluster.json"
             path.write_text(json.dumps(config_for(args), indent=2), encoding="utf-8")
-        config = load_config(path)
+        config = load_config(path) if args.config is not None else _checked(path)
         if not config.is_loopback:
             raise UserError(
                 f"{path} names other machines, and serve runs nodes on this one: "
@@ -102,6 +102,21 @@ def _serve(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"event": "stopped"}), flush=True)
     return EXIT_OK
+
+
+def _checked(path: Path) -> ClusterConfig:
+    """The config that was made of the options. Raises UserError that names the option, not our file."""
+    try:
+        config = load_config(path)
+        config.api_keys()
+        return config
+    except ConfigError as error:
+        message = str(error).removeprefix(f"{path}: ")
+        for key in ("api.keys_file", "load.kv_bits", "nodes[0].max_memory_gb", "context", "concurrency"):
+            if message.startswith(key):
+                flag = f"--{key.rpartition('.')[2].replace('_', '-')}"
+                message = f"{flag}{message.removeprefix(key)}"
+        raise UserError(message, EXIT_USAGE) from None
 
 
 def config_for(args: argparse.Namespace) -> dict[str, Any]:
