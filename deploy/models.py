@@ -54,7 +54,9 @@ def _parser() -> Parser:
             ("macrame models remove mlx-community/Qwen3-1.7B-8bit --yes", "without being asked"),
         ),
     )
-    parser.add_argument("action", nargs="?", choices=("list", "pull", "remove"), default="list")
+    parser.add_argument(
+        "action", nargs="?", choices=("list", "pull", "remove"), default="list", help="as above"
+    )
     parser.add_argument("model", nargs="?", metavar="MODEL", help="a model of the hub")
     parser.add_argument("--config", type=Path, help="list: ask all nodes of this cluster file")
     parser.add_argument(

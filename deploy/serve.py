@@ -71,10 +71,25 @@ def _parser() -> Parser:
     group.add_argument("--host", help="where the API listens (default 127.0.0.1)")
     group.add_argument("--port", type=int, metavar="N", help=f"its port (default {DEFAULT_PORT})")
     group.add_argument("--keys-file", type=Path, metavar="FILE", help="the API keys, one a line")
-    group.add_argument("--context", type=int, metavar="N", help="tokens of a request, prompt and answer")
+    group.add_argument(
+        "--context",
+        type=int,
+        metavar="N",
+        help="tokens of a request, prompt and answer (default: the smaller of 8192 and the model's)",
+    )
     group.add_argument("--concurrency", type=int, metavar="N", help="requests at once (default 1)")
-    group.add_argument("--kv-bits", type=int, metavar="N", help="keep keys and values in 8 or 4 bits")
-    group.add_argument("--max-memory-gb", type=float, metavar="GB", help="the most memory it may take")
+    group.add_argument(
+        "--kv-bits",
+        type=int,
+        metavar="N",
+        help="keep keys and values in 8 or 4 bits (default: not quantised)",
+    )
+    group.add_argument(
+        "--max-memory-gb",
+        type=float,
+        metavar="GB",
+        help="the most memory that it may take, in GB of 10^9 bytes (default: what the planner finds)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line: ready, stopped")
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
     return parser
