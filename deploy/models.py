@@ -15,6 +15,7 @@ from cluster.errors import EXIT_OK, EXIT_UNREACHABLE, EXIT_USAGE, UserError
 from deploy.command import run_command
 from deploy.models_list import as_json, here, of_ring, render
 from deploy.models_pull import layers_of, pull
+from deploy.models_use import user_of
 from deploy.narrow import width_of
 from deploy.sizes import size
 
@@ -105,6 +106,12 @@ def _remove(args: argparse.Namespace) -> int:
                 EXIT_USAGE,
             )
         raise UserError(f"{args.model} is not on this machine; 'macrame models' lists what is", EXIT_USAGE)
+    pid = user_of(args.model)
+    if pid is not None:
+        raise UserError(
+            f"a node here runs {args.model} (process {pid}): stop it first, such as with 'macrame down "
+            "--config cluster.json'"
+        )
     if not args.yes:
         _confirm(f"Remove {args.model} ({size(sum(one.here_bytes for one in own))})?")
     try:
