@@ -48,10 +48,16 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
             ("macrame certs renew-ca --config cluster.json", "after a machine or a key was lost"),
         ),
     )
-    parser.add_argument("action", choices=("make", "show", "renew", "renew-ca"))
+    parser.add_argument("action", choices=("make", "show", "renew", "renew-ca"), help="what to do, as above")
     parser.add_argument("nodes", nargs="*", metavar="NODE", help="renew only these, by name")
     parser.add_argument("--config", type=Path, required=True, help="the cluster's JSON or YAML file")
-    parser.add_argument("--days", type=int, default=NODE_LIFE.days, help="how long new ones are good (365)")
+    parser.add_argument(
+        "--days",
+        type=int,
+        default=NODE_LIFE.days,
+        metavar="N",
+        help=f"days that new ones are good for (default {NODE_LIFE.days})",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
     args = parser.parse_args(argv)

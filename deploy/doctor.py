@@ -18,16 +18,19 @@ from cluster.ours import hidden_packages
 from deploy.command import run_command
 from deploy.doctor_report import HERE, Report, Told, as_json, as_text, gather
 
-EPILOG = """\
-examples:
-  macrame doctor                                 this machine alone
-  macrame doctor --config cluster.json           and its part of the cluster: ports, firewall, model, memory
-  macrame doctor --all --config cluster.json     and every node of the running ring, compared with each other
-  macrame doctor --explain "No route to host"    what a sentence of a log means
-  macrame doctor --explain - < node-1.log        the known sentences of a whole log
-
-exit codes: 0 nothing found, 1 something found (errors or warnings), 3 a usage error or an unusable config
-"""
+EXAMPLES = (
+    ("macrame doctor", "this machine alone"),
+    (
+        "macrame doctor --config cluster.json",
+        "and its part of the cluster: ports, firewall, model, memory",
+    ),
+    (
+        "macrame doctor --all --config cluster.json",
+        "and every node of the running ring, compared with each other",
+    ),
+    ('macrame doctor --explain "No route to host"', "what a sentence of a log means"),
+    ("macrame doctor --explain - < node-1.log", "the known sentences of a whole log"),
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,9 +43,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="macrame doctor",
         description="Find what keeps this machine, or a ring, from working: what, why it matters, what mends "
-        "it. Changes nothing.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "it. Changes nothing. Where something is found, an error or a warning, it ends with exit code 1.",
+        examples=EXAMPLES,
     )
     parser.add_argument("--config", type=Path, help="the cluster's JSON or YAML file")
     parser.add_argument("--model", help="as the nodes were started with")

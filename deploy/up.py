@@ -26,17 +26,16 @@ from deploy.up_record import Placed, alone, cluster_folder, cluster_name, read_r
 from deploy.up_session import Session
 
 INTERRUPTS = ("SIGINT", "SIGTERM", "SIGHUP")
-EXAMPLES = """\
-examples:
-  macrame up --config cluster.json                    all nodes are on this machine
-  macrame up --config cluster.json --ssh              and others, with your own ssh keys
-  macrame up --config cluster.json --ssh --ssh-to mini2=alice@10.0.0.2
-  macrame up --config cluster.json --detach           leave them running, and end
-  macrame down --config cluster.json                  stop them again
-
-A second run keeps the nodes that run as the config wants them, and starts the others again. Nodes of this
-machine write to the folder that 'macrame down --help' names. docs/up.md tells all of it.
-"""
+EXAMPLES = (
+    ("macrame up --config cluster.json", "all nodes are on this machine"),
+    ("macrame up --config cluster.json --ssh", "and others, with your own ssh keys"),
+    (
+        "macrame up --config cluster.json --ssh --ssh-to mini2=alice@10.0.0.2",
+        "where ssh must be given another name than the config's host",
+    ),
+    ("macrame up --config cluster.json --detach", "leave them running, and end"),
+    ("macrame down --config cluster.json", "stop them again"),
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,9 +49,10 @@ def main(argv: list[str] | None = None) -> int:
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="macrame up",
-        description="Start every node of a config and follow them. Ctrl-C stops them all, everywhere.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Start every node of a config and follow them. Ctrl-C stops them all, everywhere. A "
+        "second run keeps the nodes that run as the config wants them, and starts the others again. Nodes of "
+        "this machine write to the folder that 'macrame down --help' names. docs/up.md tells all of it.",
+        examples=EXAMPLES,
     )
     parser.add_argument("--config", type=Path, required=True, help="the cluster's JSON or YAML file")
     parser.add_argument("--model", help="a folder or a hub id, instead of the config's")
