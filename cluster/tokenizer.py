@@ -42,6 +42,11 @@ class Tokenizer:
         self._pieces: dict[int, bytes] = {}
         self.max_token_chars = max((len(token) for token in hf.get_vocab()), default=1)
 
+    @property
+    def hf(self) -> Any:
+        """The tokenizer of transformers."""
+        return self._hf
+
     # -- text to ids -------------------------------------------------------------------------
 
     @property

@@ -24,8 +24,14 @@ _IGNORED = (
 )
 _NULL_ONLY = (
     *("audio", "prediction", "web_search_options", "reasoning_effort", "truncate_prompt_tokens"),
-    *("prompt_logprobs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
-    *("structured_outputs", "allowed_token_ids", "documents", "chat_template", "mm_processor_kwargs"),
+    *(
+        "prompt_logprobs",
+        "guided_grammar",
+        "allowed_token_ids",
+        "documents",
+        "chat_template",
+        "mm_processor_kwargs",
+    ),
     *("kv_transfer_params", "adapters", "draft_model"),
 )
 # Accepted with the values that mean "off" (null always does); anything else is refused by name.
@@ -34,7 +40,6 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "verbosity": ("medium",),
     "suffix": ("",),
@@ -54,7 +59,6 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 _CURES = {
     "tools": "switch tools (function calling) off for this model in the client",
     "tool_choice": "switch tools (function calling) off for this model in the client",
-    "response_format": "ask for the format in the prompt, and check the answer",
     "reasoning_effort": "leave it at its default; some models take chat_template_kwargs",
 }
 
@@ -97,6 +101,11 @@ class GenerateBody(BaseModel):
     skip_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
     return_token_ids: bool | None = None
+    response_format: Any = None  # this and the next four: read by cluster.api.structure
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 

@@ -20,6 +20,7 @@ from cluster.api.prompt import Limits, Prompt, answer_tokens, check_answers, rea
 from cluster.api.sampling import SamplingDefaults, read_sampling, with_seed
 from cluster.api.schema import ChatBody, CompletionBody, GenerateBody, parse_body
 from cluster.api.shape import AnswerOptions
+from cluster.api.structure import GrammarChecker, read_structure
 from cluster.logs import current_request
 from cluster.tokenizer import Tokenizer
 from proto import head_pb2
@@ -44,6 +45,7 @@ class Service:
         self._max_queued = max_queued
         self._tokenizer: Tokenizer | None = None
         self._defaults = SamplingDefaults()
+        self._grammars = GrammarChecker()
 
     @property
     def model(self) -> str:
@@ -63,6 +65,7 @@ class Service:
         body = parse_body(raw, CompletionBody)
         tokenizer = self._ready(body)
         limits = self._limits()
+        grammar = await self._grammar(body)
         prompts = await _tokenized(len(raw), lambda: read_prompts(body, tokenizer, limits))
         options = self._options(body, body.logprobs is not None, body.logprobs or 0)
         job = self._job(
@@ -72,6 +75,7 @@ class Service:
             options,
             default_tokens=DEFAULT_COMPLETION_TOKENS,
             eos_ids=tokenizer.eos_ids,
+            grammar=grammar,
         )
         shape = CompletionShape(
             job.requests[0].request_id, int(time.time()), self.served_id(body.model), options, tokenizer
@@ -83,9 +87,18 @@ class Service:
         body = parse_body(raw, ChatBody)
         tokenizer = self._ready(body)
         limits = self._limits()
+        grammar = await self._grammar(body)
         prompt = await _tokenized(len(raw), lambda: read_chat(body, tokenizer, limits))
         options = self._options(body, bool(body.logprobs), body.top_logprobs or 0)
-        job = self._job("chatcmpl-", body, [prompt], options, default_tokens=None, eos_ids=tokenizer.eos_ids)
+        job = self._job(
+            "chatcmpl-",
+            body,
+            [prompt],
+            options,
+            default_tokens=None,
+            eos_ids=tokenizer.eos_ids,
+            grammar=grammar,
+        )
         shape = ChatShape(
             job.requests[0].request_id, int(time.time()), self.served_id(body.model), options, tokenizer
         )
@@ -119,6 +132,13 @@ class Service:
             raise unavailable("The tokenizer is being loaded.", "loading")
         return self._tokenizer
 
+    async def _grammar(self, body: GenerateBody) -> str:
+        """What the answer must keep to, checked; raises ApiError."""
+        grammar, field = read_structure(body)
+        if grammar:
+            await self._grammars.check(grammar, field)
+        return grammar
+
     def _limits(self) -> Limits:
         status = self.head.status
         size = 0 if self._tokenizer is None else self._tokenizer.size
@@ -144,6 +164,7 @@ class Service:
         *,
         default_tokens: int | None,
         eos_ids: frozenset[int],
+        grammar: str = "",
     ) -> Job:
         limits, place = self._limits(), "prompt" if isinstance(body, CompletionBody) else "messages"
         if not limits.context:
@@ -153,6 +174,7 @@ class Service:
             )
         check_answers(len(prompts), body.n or 1, limits)
         sampling = read_sampling(body, self._defaults, eos_ids, limits.vocab_size)
+        sampling.grammar = grammar
         answer_id = prefix + uuid.uuid4().hex
         requests: list[head_pb2.GenerateRequest] = []
         repeated: list[Prompt] = []
