@@ -7,8 +7,9 @@ The text is JSON with one or more grammars (https://github.com/guidance-ai/llgui
 from __future__ import annotations
 
 import json
+import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,6 +21,8 @@ _STACK_BYTES = 32 << 20
 # No whitespace, a space, or new lines and an indentation: a weak model may not write blanks for ever.
 WHITESPACE = r"( |\n{1,2}[ \t]{0,20})?"
 MAX_REASON_CHARS = 500
+TokenOf = Callable[[str], int | None]  # the id of a special token by its name; None: it is text
+_TOKEN_LIKE = re.compile(r"(<[^<>\s]+>|\[[A-Z_/]+\])")
 
 
 class GrammarError(ValueError):
@@ -45,7 +48,46 @@ def regex_grammar(regex: str) -> str:
 
 def choice_grammar(choices: Sequence[str]) -> str:
     """For one of these texts."""
-    return grammars_text([{"lark_grammar": "start: " + " | ".join(map(json.dumps, choices))}])
+    return grammars_text([{"lark_grammar": "start: " + " | ".join(map(quoted, choices))}])
+
+
+def after_thinking(grammar: str, start: str, end: str, *, token_of: TokenOf, is_open: bool) -> str:
+    """The same, after any text between `start` and `end`, or none; with `is_open` the prompt has `start`."""
+    first, *others = json.loads(grammar)["grammars"]
+    thoughts = "thoughts" if is_open else f"({lark(start, token_of)} thoughts)?"
+    rules = [
+        f"start: {thoughts} @answer",
+        r"thoughts: thought /\n{0,2}/",
+        any_text("thought", end, token_of),
+    ]
+    return grammars_text([{"lark_grammar": "\n".join(rules)}, {**first, "name": "answer"}, *others])
+
+
+def lark(text: str, token_of: TokenOf) -> str:
+    """`text` as a Lark expression: special tokens by their ids, since no text can stand for them."""
+    pieces = [piece for piece in _TOKEN_LIKE.split(text) if piece]
+    return " ".join(
+        quoted(piece) if token_of(piece) is None else f"<[{token_of(piece)}]>" for piece in pieces
+    )
+
+
+def any_text(rule: str, end: str, token_of: TokenOf) -> str:
+    """A Lark rule for whatever comes before the next `end`, and that."""
+    pieces = [piece for piece in _TOKEN_LIKE.split(end) if piece]
+    if token_of(pieces[0]) is not None:
+        return f"{rule}: /(?s:.*)/ {lark(end, token_of)}"
+    for place, piece in enumerate(pieces):
+        if token_of(piece) is not None:
+            head, tail = "".join(pieces[:place]), "".join(pieces[place:])
+            return (
+                f"{rule}: {rule}_text {lark(tail, token_of)}\n{rule}_text[suffix={quoted(head)}]: /(?s:.*)/"
+            )
+    return f"{rule}[suffix={quoted(end)}]: /(?s:.*)/"
+
+
+def quoted(text: str) -> str:
+    """A Lark string, which is a JSON string."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def grammars_text(grammars: Sequence[dict[str, Any]]) -> str:
@@ -120,7 +162,7 @@ def _num_levels(schema: Any) -> int:
     depths: dict[int, int] = {}
     whole = _measure(schema, depths)
     # What is no pointer into it, or names nothing, counts as the whole.
-    named = (_find(schema, name) for name in set(_references(schema)))
+    named = (find_part(schema, name) for name in set(_references(schema)))
     return whole + sum(depths.get(id(part), whole) for part in named)
 
 
@@ -143,7 +185,7 @@ def _references(value: Any) -> Iterator[str]:
             yield from _references(part)
 
 
-def _find(schema: Any, pointer: str) -> Any:
+def find_part(schema: Any, pointer: str) -> Any:
     """What a pointer (RFC 6901) names; None if nothing."""
     for step in pointer.removeprefix("#/").split("/"):
         name = step.replace("~1", "/").replace("~0", "~")

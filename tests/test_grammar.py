@@ -134,9 +134,9 @@ def test_depth_beyond_the_interpreter_is_refused() -> None:
 
 def test_pointers_go_through_lists_and_escapes() -> None:
     schema = {"prefixItems": [{"a/b": {"~c": {"deep": {}}}}], "$ref": "#/prefixItems/0/a~1b/~0c"}
-    assert grammar._find(schema, schema["$ref"]) == {"deep": {}}
-    assert grammar._find(schema, "#/prefixItems/1") is None
-    assert grammar._find(schema, "#/prefixItems/0/a~1b/~0c/deep/x") is None
+    assert grammar.find_part(schema, schema["$ref"]) == {"deep": {}}
+    assert grammar.find_part(schema, "#/prefixItems/1") is None
+    assert grammar.find_part(schema, "#/prefixItems/0/a~1b/~0c/deep/x") is None
 
 
 def test_blanks_are_bounded_unless_the_schema_says_otherwise() -> None:
