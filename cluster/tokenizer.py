@@ -119,14 +119,24 @@ class Tokenizer:
         detokenizer = self.detokenizer(skip_special=skip_special)
         return "".join([detokenizer.add(token) for token in tokens]) + detokenizer.flush()
 
-    def detokenizer(self, context: Sequence[int] = (), *, skip_special: bool = True) -> Detokenizer:
-        """A fresh incremental detokenizer of an answer that follows the tokens `context`."""
+    def detokenizer(
+        self,
+        context: Sequence[int] = (),
+        *,
+        skip_special: bool = True,
+        shown_ids: frozenset[int] = frozenset(),
+    ) -> Detokenizer:
+        """A fresh incremental detokenizer of an answer that follows the tokens `context`.
+
+        `skip_special` leaves out the special tokens but `shown_ids`.
+        """
+        skipped = self.special_ids - shown_ids if skip_special else frozenset()
         if self._decoder:
-            return ByteDetokenizer(self.piece, self.special_ids if skip_special else frozenset())
+            return ByteDetokenizer(self.piece, skipped)
 
         def decode(ids: Sequence[int]) -> str:
-            known = [token for token in ids if token < self.size]
-            return str(self._hf.decode(known, skip_special_tokens=skip_special))
+            known = [token for token in ids if token < self.size and token not in skipped]
+            return str(self._hf.decode(known))
 
         return WindowDetokenizer(decode, context)
 
