@@ -11,15 +11,17 @@ from typing import TypeVar
 
 from cluster.api.answer import Answer, Job
 from cluster.api.chat import ChatShape
+from cluster.api.chat_prompt import read_chat
 from cluster.api.choice import TextOptions
 from cluster.api.completions import CompletionShape
 from cluster.api.errors import ApiError, bad_request, unavailable
 from cluster.api.head_client import HeadClient
 from cluster.api.metrics import Metrics
-from cluster.api.prompt import Limits, Prompt, answer_tokens, check_answers, read_chat, read_prompts
+from cluster.api.prompt import Limits, Prompt, answer_tokens, check_answers, read_prompts
 from cluster.api.sampling import SamplingDefaults, read_sampling, with_seed
 from cluster.api.schema import ChatBody, CompletionBody, GenerateBody, parse_body
 from cluster.api.shape import AnswerOptions
+from cluster.api.syntax import ModelSyntax
 from cluster.logs import current_request
 from cluster.tokenizer import Tokenizer
 from proto import head_pb2
@@ -43,6 +45,7 @@ class Service:
         self.model_names = served_names(model, base)
         self._max_queued = max_queued
         self._tokenizer: Tokenizer | None = None
+        self._syntax: ModelSyntax | None = None
         self._defaults = SamplingDefaults()
 
     @property
@@ -56,6 +59,7 @@ class Service:
 
     def use(self, tokenizer: Tokenizer, defaults: SamplingDefaults) -> None:
         """The tokenizer is there: requests may come."""
+        self._syntax = ModelSyntax(tokenizer)
         self._tokenizer, self._defaults = tokenizer, defaults
 
     async def complete(self, raw: bytes) -> Answer:
@@ -82,8 +86,9 @@ class Service:
         """POST /v1/chat/completions; raises ApiError."""
         body = parse_body(raw, ChatBody)
         tokenizer = self._ready(body)
-        limits = self._limits()
-        prompt = await _tokenized(len(raw), lambda: read_chat(body, tokenizer, limits))
+        limits, syntax = self._limits(), self._syntax
+        assert syntax is not None
+        prompt = await _tokenized(len(raw), lambda: read_chat(body, tokenizer, syntax, limits))
         options = self._options(body, bool(body.logprobs), body.top_logprobs or 0)
         job = self._job("chatcmpl-", body, [prompt], options, default_tokens=None, eos_ids=tokenizer.eos_ids)
         shape = ChatShape(
@@ -184,6 +189,8 @@ class Service:
             min_tokens=body.min_tokens or 0,
             skip_special=body.skip_special_tokens is not False,
             keeps_tokens=options.has_token_ids or options.has_logprobs,
+            make_reader=prompts[0].make_reader,
+            shown_ids=prompts[0].shown_ids,
         )
         return Job(repeated, requests, sum(len(prompt.tokens) for prompt in prompts), text, options)
 
