@@ -21,7 +21,8 @@ _STACK_BYTES = 32 << 20
 # No whitespace, a space, or new lines and an indentation: a weak model may not write blanks for ever.
 WHITESPACE = r"( |\n{1,2}[ \t]{0,20})?"
 MAX_REASON_CHARS = 500
-TokenOf = Callable[[str], int | None]  # the id of a special token by its name; None: it is text
+# The id of an added token by its name, or None. To the library most of these are no text, special or not.
+TokenOf = Callable[[str], int | None]
 _TOKEN_LIKE = re.compile(r"(<[^<>\s]+>|\[[A-Z_/]+\])")
 
 
@@ -51,20 +52,38 @@ def choice_grammar(choices: Sequence[str]) -> str:
     return grammars_text([{"lark_grammar": "start: " + " | ".join(map(quoted, choices))}])
 
 
+def either(grammar: str, other: str) -> str:
+    """For an answer of the one or of the other, whose parts have no names in common."""
+    parts = []
+    for name, text in (("one", grammar), ("other", other)):
+        first, *more = json.loads(text)["grammars"]
+        parts += [{**first, "name": name}, *more]
+    return grammars_text([{"lark_grammar": "start: @one | @other"}, *parts])
+
+
+def after_text(grammar: str, text: str, token_of: TokenOf) -> str:
+    """The same, after `text`."""
+    return _after(grammar, [f"start: {lark(text, token_of)}"])
+
+
 def after_thinking(grammar: str, start: str, end: str, *, token_of: TokenOf, is_open: bool) -> str:
     """The same, after any text between `start` and `end`, or none; with `is_open` the prompt has `start`."""
-    first, *others = json.loads(grammar)["grammars"]
     thoughts = "thoughts" if is_open else f"({lark(start, token_of)} thoughts)?"
-    rules = [
-        f"start: {thoughts} @answer",
-        r"thoughts: thought /\n{0,2}/",
-        any_text("thought", end, token_of),
-    ]
-    return grammars_text([{"lark_grammar": "\n".join(rules)}, {**first, "name": "answer"}, *others])
+    rules = [r"thoughts: thought /\n{0,2}/", any_text("thought", end, token_of)]
+    return _after(grammar, [f"start: {thoughts}", *rules])
+
+
+def _after(grammar: str, rules: list[str]) -> str:
+    """The same, after what `rules` say, of which the first is the start."""
+    first, *others = json.loads(grammar)["grammars"]
+    name = f"part{len(others)}"  # no other has it: there are more of them with each
+    start, *more = rules
+    lark_text = "\n".join([f"{start} @{name}", *more])
+    return grammars_text([{"lark_grammar": lark_text}, {**first, "name": name}, *others])
 
 
 def lark(text: str, token_of: TokenOf) -> str:
-    """`text` as a Lark expression: special tokens by their ids, since no text can stand for them."""
+    """`text` as a Lark expression: added tokens by their ids, since no text can stand for them."""
     pieces = [piece for piece in _TOKEN_LIKE.split(text) if piece]
     return " ".join(
         quoted(piece) if token_of(piece) is None else f"<[{token_of(piece)}]>" for piece in pieces

@@ -48,6 +48,7 @@ CALLS = {
     "kimi_k2": "<|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>ARGUMENTS"
     "<|tool_call_end|>",
     "deepseek": "<｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>ARGUMENTS<｜tool▁call▁end｜>",
+    "harmony": "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>ARGUMENTS",
     "llama": '{"name": "get_weather", "parameters": ARGUMENTS}',
     "qwen3_coder": "<tool_call>\n<function=get_weather>\n<parameter=city>\nCITY\n</parameter>\n"
     "<parameter=days>\n3\n</parameter>\n<parameter=at>\n[1.5, -2]\n</parameter>\n</function>\n</tool_call>",
@@ -110,7 +111,7 @@ def test_calls_as_the_template_writes_them(accepts: Accepts, family: str) -> Non
     assert not accepts(grammar, whole(family, call.replace("3", "30")))
     assert not accepts(grammar, whole(family, call)[:-3])
     assert not accepts(grammar, "Sure! " + whole(family, call))
-    assert accepts(grammar, whole(family, call, call)) == (family != "llama")
+    assert accepts(grammar, whole(family, call, call)) == (family not in ("harmony", "llama"))
     alone = grammar_for_tools(
         [TIME, WEATHER], family, named="get_weather", is_single=True, token_of=no_tokens
     )
@@ -120,7 +121,7 @@ def test_calls_as_the_template_writes_them(accepts: Accepts, family: str) -> Non
     assert not accepts(other, whole(family, call))
 
 
-@pytest.mark.parametrize("family", sorted(NOTATIONS.keys() - {"deepseek", "llama"}))
+@pytest.mark.parametrize("family", sorted(NOTATIONS.keys() - {"deepseek", "harmony", "llama"}))
 def test_mlx_lm_reads_them(family: str) -> None:
     """The texts above are true ones: the parser of mlx-lm finds the arguments."""
     parser: Any = importlib.import_module(f"mlx_lm.tool_parsers.{family}")

@@ -86,7 +86,7 @@ MODELS: list[type[Strict]] = [Person, Drawing, Address]
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     directory = tmp_path_factory.mktemp("ring")
-    with RingProcesses(directory, MODEL, LAYERS, with_api=True, context=1024, concurrency=NUM_USERS) as ring:
+    with RingProcesses(directory, MODEL, LAYERS, with_api=True, context=2048, concurrency=NUM_USERS) as ring:
         yield ring.wait_api()
 
 
@@ -172,6 +172,26 @@ def test_all_choices_of_a_request(client: openai.OpenAI) -> None:
     texts = [choice.message.content or "" for choice in answered.choices]
     assert len(set(texts)) == 3
     TypeAdapter(list[Address]).validate_json(f"[{','.join(texts)}]")
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "locate"}}])
+def test_a_tool_is_called_because_it_must(client: openai.OpenAI, choice: Any) -> None:
+    functions = {"locate": Address, "draw": Drawing}
+    tools: Any = [
+        {"type": "function", "function": {"name": name, "parameters": model.model_json_schema()}}
+        for name, model in functions.items()
+    ]
+    body = asked(Node, **WAYS[1], tools=tools, tool_choice=choice, parallel_tool_calls=False)
+    del body["response_format"]
+    answered = client.chat.completions.create(**body).choices[0]
+    assert answered.finish_reason == "tool_calls"
+    (call,) = answered.message.tool_calls or []
+    assert call.type == "function"
+    assert call.function.name == "locate" or choice == "required"
+    functions[call.function.name].model_validate_json(call.function.arguments)
+    with client.chat.completions.stream(**body) as stream:
+        (streamed,) = stream.get_final_completion().choices[0].message.tool_calls or []
+    assert streamed.function.arguments == call.function.arguments
 
 
 def test_choices_and_expressions(client: openai.OpenAI) -> None:

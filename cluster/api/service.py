@@ -11,16 +11,18 @@ from typing import TypeVar
 
 from cluster.api.answer import Answer, Job
 from cluster.api.chat import ChatShape
+from cluster.api.chat_prompt import read_chat
 from cluster.api.choice import TextOptions
 from cluster.api.completions import CompletionShape
 from cluster.api.errors import ApiError, bad_request, unavailable
 from cluster.api.head_client import HeadClient
 from cluster.api.metrics import Metrics
-from cluster.api.prompt import Limits, Prompt, answer_tokens, check_answers, read_chat, read_prompts
+from cluster.api.prompt import Limits, Prompt, answer_tokens, check_answers, read_prompts
 from cluster.api.sampling import SamplingDefaults, read_sampling, with_seed
 from cluster.api.schema import ChatBody, CompletionBody, GenerateBody, parse_body
 from cluster.api.shape import AnswerOptions
 from cluster.api.structure import GrammarChecker, read_structure
+from cluster.api.syntax import ModelSyntax
 from cluster.logs import current_request
 from cluster.tokenizer import Tokenizer
 from proto import head_pb2
@@ -44,6 +46,7 @@ class Service:
         self.model_names = served_names(model, base)
         self._max_queued = max_queued
         self._tokenizer: Tokenizer | None = None
+        self._syntax: ModelSyntax | None = None
         self._defaults = SamplingDefaults()
         self._grammars = GrammarChecker()
 
@@ -58,6 +61,7 @@ class Service:
 
     def use(self, tokenizer: Tokenizer, defaults: SamplingDefaults) -> None:
         """The tokenizer is there: requests may come."""
+        self._syntax = ModelSyntax(tokenizer)
         self._tokenizer, self._defaults = tokenizer, defaults
 
     async def complete(self, raw: bytes) -> Answer:
@@ -65,7 +69,8 @@ class Service:
         body = parse_body(raw, CompletionBody)
         tokenizer = self._ready(body)
         limits = self._limits()
-        grammar = await self._grammar(body)
+        grammar, field = read_structure(body)
+        await self._grammars.check(grammar, field)
         prompts = await _tokenized(len(raw), lambda: read_prompts(body, tokenizer, limits))
         options = self._options(body, body.logprobs is not None, body.logprobs or 0)
         job = self._job(
@@ -86,9 +91,10 @@ class Service:
         """POST /v1/chat/completions; raises ApiError."""
         body = parse_body(raw, ChatBody)
         tokenizer = self._ready(body)
-        limits = self._limits()
-        grammar = await self._grammar(body)
-        prompt = await _tokenized(len(raw), lambda: read_chat(body, tokenizer, limits))
+        limits, syntax = self._limits(), self._syntax
+        assert syntax is not None
+        prompt = await _tokenized(len(raw), lambda: read_chat(body, tokenizer, syntax, limits))
+        await self._grammars.check(prompt.grammar, prompt.grammar_field)
         options = self._options(body, bool(body.logprobs), body.top_logprobs or 0)
         job = self._job(
             "chatcmpl-",
@@ -97,7 +103,7 @@ class Service:
             options,
             default_tokens=None,
             eos_ids=tokenizer.eos_ids,
-            grammar=grammar,
+            grammar=prompt.grammar,
         )
         shape = ChatShape(
             job.requests[0].request_id, int(time.time()), self.served_id(body.model), options, tokenizer
@@ -131,13 +137,6 @@ class Service:
         if self._tokenizer is None:
             raise unavailable("The tokenizer is being loaded.", "loading")
         return self._tokenizer
-
-    async def _grammar(self, body: GenerateBody) -> str:
-        """What the answer must keep to, checked; raises ApiError."""
-        grammar, field = read_structure(body)
-        if grammar:
-            await self._grammars.check(grammar, field)
-        return grammar
 
     def _limits(self) -> Limits:
         status = self.head.status
@@ -206,6 +205,8 @@ class Service:
             min_tokens=body.min_tokens or 0,
             skip_special=body.skip_special_tokens is not False,
             keeps_tokens=options.has_token_ids or options.has_logprobs,
+            make_reader=prompts[0].make_reader,
+            shown_ids=prompts[0].shown_ids,
         )
         return Job(repeated, requests, sum(len(prompt.tokens) for prompt in prompts), text, options)
 

@@ -34,13 +34,15 @@ class GrammarChecker:
         self._pool: ThreadPoolExecutor | None = None
 
     async def check(self, grammar: str, param: str) -> None:
-        """Raises ApiError 400 with the library's reason, for a grammar that cannot be followed."""
+        """Raises ApiError 400 with the reason, for a grammar that cannot be followed; "" is none."""
+        if not grammar:
+            return
         if self._pool is None:
             self._pool = deep_pool()
         try:
             await asyncio.wrap_future(self._pool.submit(check_grammar, grammar))
         except GrammarError as error:
-            raise _refused(param, error) from None
+            raise refused(param, error) from None
 
 
 def read_structure(body: GenerateBody) -> tuple[str, str]:
@@ -68,7 +70,7 @@ def read_structure(body: GenerateBody) -> tuple[str, str]:
             return _structured(value), name
         return _of_kind(_GUIDED[name], value), name
     except GrammarError as error:
-        raise _refused(name, error) from None
+        raise refused(name, error) from None
 
 
 def _response_format(value: Any) -> str:
@@ -132,5 +134,6 @@ def _no_others(place: str, value: dict[str, Any], known: tuple[str, ...]) -> Non
             )
 
 
-def _refused(param: str, error: GrammarError) -> ApiError:
+def refused(param: str, error: GrammarError) -> ApiError:
+    """The error of a request whose grammar, by the field `param`, cannot be followed."""
     return bad_request(f"{param} cannot be followed: {error}.", param, "invalid_grammar")

@@ -79,6 +79,9 @@ NOTATIONS: Mapping[str, JsonCalls | TaggedCalls] = {
         begin="<｜tool▁calls▁begin｜>",
         end="<｜tool▁calls▁end｜>",
     ),
+    "harmony": JsonCalls(
+        "<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>", "", between=None
+    ),
     "llama": JsonCalls('{"name": "NAME", "parameters": ', "}", between=None),
     "qwen3_coder": TaggedCalls(
         "<tool_call>\n<function=NAME>\n",
