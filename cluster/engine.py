@@ -12,6 +12,7 @@ import mlx.core as mx
 
 from cluster.fault import Fault, injected
 from cluster.groups import Groups
+from cluster.guide import Guides
 from cluster.sampler import draw_rows
 from cluster.session import Session
 from cluster.step_memory import StepMemory
@@ -43,9 +44,10 @@ class StepStats:
 class Engine:
     """Runs frames on a shard. `step` turns an incoming STEP into the frame for the next hop."""
 
-    def __init__(self, shard: Shard, adapters: Adapters | None = None) -> None:
+    def __init__(self, shard: Shard, adapters: Adapters | None = None, guides: Guides | None = None) -> None:
         self.shard = shard
         self.adapters = adapters or Adapters()
+        self.guides = guides  # None: answers cannot be held to a grammar
         self.sessions: dict[int, Session] = {}
         self._kept: set[int] = set()  # of these, those that write no more
         self._groups = Groups(shard)
@@ -200,13 +202,20 @@ class Engine:
         draws = draw_rows(rows, logits[:, -1])
         mx.eval(draws.arrays(), state.arrays(), self._groups.take_pending())
         for slot, token in zip(frame.slots, draws.finish(), strict=True):
-            out.slots.add(session=slot.session, position=slot.position, is_sampled=True, result=token)
+            drawn = out.slots.add(session=slot.session, position=slot.position, is_sampled=True)
+            if isinstance(token, Exception):  # of this row alone
+                drawn.error = self._failed(slot, token)
+            else:
+                drawn.result.CopyFrom(token)
 
     def _failed(self, slot: ring_pb2.Slot, failure: Exception) -> str:
         """The session of `slot` ends here; why, for its client."""
         session = self.sessions.pop(slot.session, None)
         logger.exception(
-            "session %d failed at position %d", slot.session, slot.position, extra=_about(session)
+            "session %d failed at position %d",
+            *(slot.session, slot.position),
+            extra=_about(session),
+            exc_info=failure,
         )
         if session is not None:
             self._groups.drop(session)
@@ -218,7 +227,7 @@ class Engine:
         for spec in specs:
             try:
                 self.adapters.check(spec.adapter)
-                session = Session.open(spec, self.shard)
+                session = Session.open(spec, self.shard, self.guides)
                 if spec.from_session:
                     self._begin_like(session, spec.from_session, spec.from_tokens)
                 self.sessions[spec.session] = session

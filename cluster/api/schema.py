@@ -15,17 +15,23 @@ MAX_TOP_LOGPROBS = 20
 MAX_N = 64
 MAX_STOPS = 4
 MAX_STOP_CHARS = 1024
-ROLES = ("system", "developer", "user", "assistant")
+ROLES = ("system", "developer", "user", "assistant", "tool")
 
 # They cannot change a token, whatever they say.
 _IGNORED = (
     *("user", "metadata", "store", "service_tier", "safety_identifier"),
-    *("prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls"),
+    *("prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls", "include_reasoning"),
 )
 _NULL_ONLY = (
     *("audio", "prediction", "web_search_options", "reasoning_effort", "truncate_prompt_tokens"),
-    *("prompt_logprobs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
-    *("structured_outputs", "allowed_token_ids", "documents", "chat_template", "mm_processor_kwargs"),
+    *(
+        "prompt_logprobs",
+        "guided_grammar",
+        "allowed_token_ids",
+        "documents",
+        "chat_template",
+        "mm_processor_kwargs",
+    ),
     *("kv_transfer_params", "adapters", "draft_model"),
 )
 # Accepted with the values that mean "off" (null always does); anything else is refused by name.
@@ -34,7 +40,6 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "verbosity": ("medium",),
     "suffix": ("",),
@@ -49,13 +54,6 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "typical_p": (1.0,),
     "num_draft_tokens": (0,),
     **dict.fromkeys(_NULL_ONLY, ()),
-}
-# What the user of a client that sends these by itself can do.
-_CURES = {
-    "tools": "switch tools (function calling) off for this model in the client",
-    "tool_choice": "switch tools (function calling) off for this model in the client",
-    "response_format": "ask for the format in the prompt, and check the answer",
-    "reasoning_effort": "leave it at its default; some models take chat_template_kwargs",
 }
 
 Penalty = Annotated[float | None, Field(ge=-2, le=2)]
@@ -97,6 +95,11 @@ class GenerateBody(BaseModel):
     skip_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
     return_token_ids: bool | None = None
+    response_format: Any = None  # this and the next four: read by cluster.api.structure
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -129,12 +132,18 @@ class CompletionBody(GenerateBody):
 class ChatBody(GenerateBody):
     """POST /v1/chat/completions."""
 
-    messages: Any = None  # read by cluster.api.prompt.read_messages
+    messages: Any = None  # read by cluster.api.chat_messages.read_messages
     logprobs: bool | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: Any = None  # with the next: read by cluster.api.tools.read_tools
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    documents: list[dict[str, Any]] | None = None
+    reasoning_effort: Annotated[str | None, Field(min_length=1, max_length=64)] = None
+    include_reasoning: bool | None = None
 
 
 Body = TypeVar("Body", bound=GenerateBody)
@@ -168,9 +177,8 @@ def _without_neutral(content: dict[str, Any], kind: type[GenerateBody]) -> dict[
             kept[name] = value
         elif name in _NEUTRAL:
             if value is not None and not any(_is_same(value, neutral) for neutral in _NEUTRAL[name]):
-                cure = f": {_CURES[name]}" if name in _CURES else ""
                 raise bad_request(
-                    f"{name} is not supported with the value {_show(value)}{cure}.",
+                    f"{name} is not supported with the value {_show(value)}.",
                     name,
                     "unsupported_parameter",
                 )

@@ -11,15 +11,18 @@ from typing import TypeVar
 
 from cluster.api.answer import Answer, Job
 from cluster.api.chat import ChatShape
+from cluster.api.chat_prompt import read_chat
 from cluster.api.choice import TextOptions
 from cluster.api.completions import CompletionShape
 from cluster.api.errors import ApiError, bad_request, unavailable
 from cluster.api.head_client import HeadClient
 from cluster.api.metrics import Metrics
-from cluster.api.prompt import Limits, Prompt, answer_tokens, check_answers, read_chat, read_prompts
+from cluster.api.prompt import Limits, Prompt, answer_tokens, check_answers, read_prompts
 from cluster.api.sampling import SamplingDefaults, read_sampling, with_seed
 from cluster.api.schema import ChatBody, CompletionBody, GenerateBody, parse_body
 from cluster.api.shape import AnswerOptions
+from cluster.api.structure import GrammarChecker, read_structure
+from cluster.api.syntax import ModelSyntax
 from cluster.logs import current_request
 from cluster.tokenizer import Tokenizer
 from proto import head_pb2
@@ -43,7 +46,9 @@ class Service:
         self.model_names = served_names(model, base)
         self._max_queued = max_queued
         self._tokenizer: Tokenizer | None = None
+        self._syntax: ModelSyntax | None = None
         self._defaults = SamplingDefaults()
+        self._grammars = GrammarChecker()
 
     @property
     def model(self) -> str:
@@ -56,6 +61,7 @@ class Service:
 
     def use(self, tokenizer: Tokenizer, defaults: SamplingDefaults) -> None:
         """The tokenizer is there: requests may come."""
+        self._syntax = ModelSyntax(tokenizer)
         self._tokenizer, self._defaults = tokenizer, defaults
 
     async def complete(self, raw: bytes) -> Answer:
@@ -63,6 +69,8 @@ class Service:
         body = parse_body(raw, CompletionBody)
         tokenizer = self._ready(body)
         limits = self._limits()
+        grammar, field = read_structure(body)
+        await self._grammars.check(grammar, field)
         prompts = await _tokenized(len(raw), lambda: read_prompts(body, tokenizer, limits))
         options = self._options(body, body.logprobs is not None, body.logprobs or 0)
         job = self._job(
@@ -72,6 +80,7 @@ class Service:
             options,
             default_tokens=DEFAULT_COMPLETION_TOKENS,
             eos_ids=tokenizer.eos_ids,
+            grammar=grammar,
         )
         shape = CompletionShape(
             job.requests[0].request_id, int(time.time()), self.served_id(body.model), options, tokenizer
@@ -82,10 +91,20 @@ class Service:
         """POST /v1/chat/completions; raises ApiError."""
         body = parse_body(raw, ChatBody)
         tokenizer = self._ready(body)
-        limits = self._limits()
-        prompt = await _tokenized(len(raw), lambda: read_chat(body, tokenizer, limits))
+        limits, syntax = self._limits(), self._syntax
+        assert syntax is not None
+        prompt = await _tokenized(len(raw), lambda: read_chat(body, tokenizer, syntax, limits))
+        await self._grammars.check(prompt.grammar, prompt.grammar_field)
         options = self._options(body, bool(body.logprobs), body.top_logprobs or 0)
-        job = self._job("chatcmpl-", body, [prompt], options, default_tokens=None, eos_ids=tokenizer.eos_ids)
+        job = self._job(
+            "chatcmpl-",
+            body,
+            [prompt],
+            options,
+            default_tokens=None,
+            eos_ids=tokenizer.eos_ids,
+            grammar=prompt.grammar,
+        )
         shape = ChatShape(
             job.requests[0].request_id, int(time.time()), self.served_id(body.model), options, tokenizer
         )
@@ -144,6 +163,7 @@ class Service:
         *,
         default_tokens: int | None,
         eos_ids: frozenset[int],
+        grammar: str = "",
     ) -> Job:
         limits, place = self._limits(), "prompt" if isinstance(body, CompletionBody) else "messages"
         if not limits.context:
@@ -153,6 +173,7 @@ class Service:
             )
         check_answers(len(prompts), body.n or 1, limits)
         sampling = read_sampling(body, self._defaults, eos_ids, limits.vocab_size)
+        sampling.grammar = grammar
         answer_id = prefix + uuid.uuid4().hex
         requests: list[head_pb2.GenerateRequest] = []
         repeated: list[Prompt] = []
@@ -184,6 +205,8 @@ class Service:
             min_tokens=body.min_tokens or 0,
             skip_special=body.skip_special_tokens is not False,
             keeps_tokens=options.has_token_ids or options.has_logprobs,
+            make_reader=prompts[0].make_reader,
+            shown_ids=prompts[0].shown_ids,
         )
         return Job(repeated, requests, sum(len(prompt.tokens) for prompt in prompts), text, options)
 
