@@ -139,12 +139,12 @@ def chat_body(**fields: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def serving(directory: Path, *, max_active: int = 4) -> Iterator[Served]:
+def serving(directory: Path, *arguments: str, max_active: int = 4) -> Iterator[Served]:
     """A healthy server with the byte tokenizer of the tiny models; its id is `tiny`."""
     model = write_model(directory / "tiny")
     ring = ScriptedRing(max_active=max_active)
     try:
-        api = ApiServer(directory / "api", model, f"127.0.0.1:{ring.port}")
+        api = ApiServer(directory / "api", model, f"127.0.0.1:{ring.port}", *arguments)
         try:
             with httpx.Client(base_url=api.url, timeout=30.0) as http:
                 wait_healthy(http)

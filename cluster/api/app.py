@@ -182,7 +182,7 @@ def _too_large() -> ApiError:
 
 
 async def _on_api_error(request: Request, error: ApiError) -> Response:
-    return error_response(error)
+    return error_response(error, request.scope)
 
 
 async def _on_http_error(request: Request, error: HTTPException) -> Response:
@@ -191,12 +191,14 @@ async def _on_http_error(request: Request, error: HTTPException) -> Response:
         return Response(status_code=204, headers=headers)
     where = f"{request.method} {request.scope['path']}"
     if error.status_code == 404:
-        return error_response(ApiError(404, f"There is no {where}.", code="not_found"))
+        return error_response(ApiError(404, f"There is no {where}.", code="not_found"), request.scope)
     if error.status_code == 405:
         allowed = headers.get("Allow", "")
         message = f"{where} is not allowed; allowed: {allowed}."
-        return error_response(ApiError(405, message, code="method_not_allowed", headers=headers))
-    return error_response(ApiError(error.status_code, str(error.detail), headers=headers))
+        return error_response(
+            ApiError(405, message, code="method_not_allowed", headers=headers), request.scope
+        )
+    return error_response(ApiError(error.status_code, str(error.detail), headers=headers), request.scope)
 
 
 async def _on_disconnect(request: Request, error: ClientDisconnect) -> Response:
@@ -205,4 +207,4 @@ async def _on_disconnect(request: Request, error: ClientDisconnect) -> Response:
 
 async def _on_bug(request: Request, error: Exception) -> Response:
     logger.error("%s %s failed", request.method, request.scope["path"], exc_info=error)
-    return error_response(internal())
+    return error_response(internal(), request.scope)

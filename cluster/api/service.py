@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from cluster.api.answer import Answer, Job
+from cluster.api.answer import KEEP_ALIVE_S, Answer, Job
 from cluster.api.chat import ChatShape
 from cluster.api.choice import TextOptions
 from cluster.api.completions import CompletionShape
@@ -34,7 +34,14 @@ class Service:
     """What all requests share. The tokenizer comes later than the first request may."""
 
     def __init__(
-        self, model: str, base: Path, head: HeadClient, max_queued: int, adapters: Sequence[str] = ()
+        self,
+        model: str,
+        base: Path,
+        head: HeadClient,
+        max_queued: int,
+        adapters: Sequence[str] = (),
+        *,
+        keep_alive_s: float = KEEP_ALIVE_S,
     ) -> None:
         self.adapters = tuple(adapters)
         self.head = head
@@ -42,6 +49,7 @@ class Service:
         self.started_at_s = int(time.time())
         self.model_names = served_names(model, base)
         self._max_queued = max_queued
+        self._keep_alive_s = keep_alive_s
         self._tokenizer: Tokenizer | None = None
         self._defaults = SamplingDefaults()
 
@@ -76,7 +84,7 @@ class Service:
         shape = CompletionShape(
             job.requests[0].request_id, int(time.time()), self.served_id(body.model), options, tokenizer
         )
-        return Answer(job, shape, tokenizer, self.head, self.metrics)
+        return Answer(job, shape, tokenizer, self.head, self.metrics, keep_alive_s=self._keep_alive_s)
 
     async def chat(self, raw: bytes) -> Answer:
         """POST /v1/chat/completions; raises ApiError."""
@@ -89,7 +97,7 @@ class Service:
         shape = ChatShape(
             job.requests[0].request_id, int(time.time()), self.served_id(body.model), options, tokenizer
         )
-        return Answer(job, shape, tokenizer, self.head, self.metrics)
+        return Answer(job, shape, tokenizer, self.head, self.metrics, keep_alive_s=self._keep_alive_s)
 
     def served_id(self, asked: str | None) -> str:
         """The id of the model or adapter that `asked` names."""

@@ -9,6 +9,7 @@ from json.encoder import encode_basestring, encode_basestring_ascii
 from typing import Any
 
 from cluster.api.choice import Delta
+from cluster.api.errors import ApiError
 from cluster.api.prompt import Prompt
 from cluster.tokenizer import Tokenizer
 
@@ -44,6 +45,7 @@ class Shape(ABC):
 
     object_name: str
     chunk_object: str
+    keep_alive = b": keep-alive\n\n"  # what a silent stream gets: a comment, which clients skip
 
     def __init__(
         self, answer_id: str, created_s: int, model: str, options: AnswerOptions, tokenizer: Tokenizer
@@ -95,11 +97,16 @@ class Shape(ABC):
             choices.append(choice)
         return self._head | {"object": self.object_name, "choices": choices, "usage": usage.content()}
 
-    def usage_chunk(self, usage: Usage) -> bytes:
-        """The last chunk, where stream_options.include_usage asked for it."""
-        return (
-            b"data: " + json.dumps(self._head | {"choices": [], "usage": usage.content()}).encode() + b"\n\n"
-        )
+    def end(self, usage: Usage) -> bytes:
+        """A stream's last bytes: the usage, where stream_options.include_usage asked for it."""
+        if not self._options.has_usage:
+            return DONE
+        chunk = self._head | {"choices": [], "usage": usage.content()}
+        return b"data: " + json.dumps(chunk).encode() + b"\n\n" + DONE
+
+    def error(self, error: ApiError) -> bytes:
+        """A stream's last bytes where it failed."""
+        return error.event()
 
     def _chunk(self, index: int, fields: str) -> str:
         """One event; `fields` is JSON that follows the choice's index."""
