@@ -139,7 +139,7 @@ class Answer:
                     total.tokens += delta.tokens
                     total.offsets += delta.offsets
                 if choice.finish_reason:
-                    total.text = "".join(texts)
+                    total.text, total.stop_string = "".join(texts), choice.stop_string
                     return total, choice.finish_reason
                 reply = await generation.read()
                 then_s = gaps.add(then_s)
@@ -158,7 +158,7 @@ class Answer:
                 if delta is not None and (delta.text or delta.tokens):
                     text += shape.delta(index, delta)
                 if choice.finish_reason:
-                    text += shape.closing(index, choice.finish_reason)
+                    text += shape.closing(index, choice.finish_reason, choice.stop_string)
                 if text or not self._is_started:
                     await self._write(send, text.encode())
                     text = ""

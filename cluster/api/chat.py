@@ -7,11 +7,11 @@ from typing import Any
 
 from cluster.api.choice import Delta, finite
 from cluster.api.prompt import Prompt
-from cluster.api.shape import Shape, Usage, quote
+from cluster.api.shape import ChunkShape, Usage, quote
 from proto import ring_pb2
 
 
-class ChatShape(Shape):
+class ChatShape(ChunkShape):
     """Chunks begin with the role; token ids are placed where vLLM places them."""
 
     object_name = "chat.completion"
@@ -35,7 +35,7 @@ class ChatShape(Shape):
             f"{self._token_ids(delta)}",
         )
 
-    def closing(self, index: int, finish_reason: str) -> str:
+    def closing(self, index: int, finish_reason: str, stop_string: str) -> str:
         return self._chunk(index, f'"delta": {{}}, "logprobs": null, "finish_reason": "{finish_reason}"')
 
     def whole(self, prompts: list[Prompt], answers: list[tuple[Delta, str]], usage: Usage) -> dict[str, Any]:
