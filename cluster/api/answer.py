@@ -136,6 +136,9 @@ class Answer:
                 delta = choice.feed(reply)
                 if delta is not None:
                     texts.append(delta.text)
+                    if delta.parts is not None:
+                        total.parts = total.parts or []
+                        total.parts += delta.parts
                     total.tokens += delta.tokens
                     total.offsets += delta.offsets
                 if choice.finish_reason:
@@ -155,7 +158,7 @@ class Answer:
             text = shape.opening(index, self._job.prompts[index])
             while True:
                 delta = choice.feed(reply)
-                if delta is not None and (delta.text or delta.tokens):
+                if delta is not None and (delta.text or delta.parts or delta.tokens):
                     text += shape.delta(index, delta)
                 if choice.finish_reason:
                     text += shape.closing(index, choice.finish_reason, choice.stop_string)

@@ -19,6 +19,7 @@ from cluster.api import status
 from cluster.api.answer import Answer
 from cluster.api.assets import INDEX, PREFIX, read_assets
 from cluster.api.cors import Cors
+from cluster.api.dialects import Dialects
 from cluster.api.errors import RETRY_AFTER_S, ApiError, bad_request, internal
 from cluster.api.gate import Gate, error_response
 from cluster.api.service import Service
@@ -35,7 +36,7 @@ MAX_RANK = 10_000
 
 def make_app(service: Service, keys: Sequence[str]) -> Starlette:
     """The ASGI application; its lifespan starts and ends the head client."""
-    assets, plan_why = read_assets(), PlanWhy(service.head)
+    assets, plan_why, dialects = read_assets(), PlanWhy(service.head), Dialects(service)
 
     async def page(request: Request) -> Response:
         asset = assets.get(request.path_params.get("name", INDEX))
@@ -48,6 +49,18 @@ def make_app(service: Service, keys: Sequence[str]) -> Starlette:
 
     async def chat_completions(request: Request) -> Answer:
         return await service.chat(await _read_json(request))
+
+    async def messages(request: Request) -> Answer:
+        return await dialects.messages(await _read_json(request))
+
+    async def count_messages(request: Request) -> Response:
+        return JSONResponse(await dialects.count_messages(await _read_json(request)))
+
+    async def responses(request: Request) -> Answer:
+        return await dialects.responses(await _read_json(request))
+
+    async def count_responses(request: Request) -> Response:
+        return JSONResponse(await dialects.count_responses(await _read_json(request)))
 
     async def models(request: Request) -> Response:
         return JSONResponse(
@@ -100,6 +113,10 @@ def make_app(service: Service, keys: Sequence[str]) -> Starlette:
     routes = [
         Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+        Route("/v1/messages", messages, methods=["POST"]),
+        Route("/v1/messages/count_tokens", count_messages, methods=["POST"]),
+        Route("/v1/responses", responses, methods=["POST"]),
+        Route("/v1/responses/input_tokens", count_responses, methods=["POST"]),
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", model),
         Route("/v1/cluster", cluster),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class StopFilter:
@@ -36,7 +36,7 @@ class StopFilter:
             self.matched = stop
             self._held = ""
             return held[: start + len(stop)] if self._is_included else held[:start]
-        keep = self._num_held(held)
+        keep = num_held(held, self._stops)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
 
@@ -45,14 +45,15 @@ class StopFilter:
         held, self._held = self._held, ""
         return held
 
-    def _num_held(self, text: str) -> int:
-        """Length of the longest end of `text` that begins some stop string."""
-        return max(
-            (
-                size
-                for stop in self._stops
-                for size in range(1, min(len(stop) - 1, len(text)) + 1)
-                if stop.startswith(text[len(text) - size :])
-            ),
-            default=0,
-        )
+
+def num_held(text: str, markers: Iterable[str]) -> int:
+    """Length of the longest end of `text` that begins some marker without being all of it."""
+    return max(
+        (
+            size
+            for marker in markers
+            for size in range(1, min(len(marker) - 1, len(text)) + 1)
+            if marker.startswith(text[len(text) - size :])
+        ),
+        default=0,
+    )
