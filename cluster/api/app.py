@@ -21,7 +21,8 @@ from cluster.api.assets import INDEX, PREFIX, read_assets
 from cluster.api.cors import Cors
 from cluster.api.dialects import Dialects
 from cluster.api.errors import RETRY_AFTER_S, ApiError, bad_request, internal
-from cluster.api.gate import Gate, error_response
+from cluster.api.gate import Gate, error_response, speaks_anthropic
+from cluster.api.messages import model_info
 from cluster.api.service import Service
 from cluster.api.why import PlanWhy
 from cluster.recent_lines import NUM_KEPT
@@ -62,15 +63,21 @@ def make_app(service: Service, keys: Sequence[str]) -> Starlette:
     async def count_responses(request: Request) -> Response:
         return JSONResponse(await dialects.count_responses(await _read_json(request)))
 
+    async def embeddings(request: Request) -> Response:
+        return await dialects.embeddings(await _read_json(request))
+
     async def models(request: Request) -> Response:
-        return JSONResponse(
-            {"object": "list", "data": [_model(service, name) for name in (service.model, *service.adapters)]}
-        )
+        names = (service.model, *service.adapters)
+        data = [_model(service, name, request) for name in names]
+        if speaks_anthropic(request.scope):
+            ends = {"first_id": names[0], "last_id": names[-1]}
+            return JSONResponse({"data": data, "has_more": False, **ends})
+        return JSONResponse({"object": "list", "data": data})
 
     async def model(request: Request) -> Response:
         name = request.path_params["name"]
         service.check_model(name)
-        return JSONResponse(_model(service, service.served_id(name)))
+        return JSONResponse(_model(service, service.served_id(name), request))
 
     async def cluster(request: Request) -> Response:
         return JSONResponse(status.cluster(service.head, service.is_tokenizer_loaded, service.model))
@@ -117,6 +124,7 @@ def make_app(service: Service, keys: Sequence[str]) -> Starlette:
         Route("/v1/messages/count_tokens", count_messages, methods=["POST"]),
         Route("/v1/responses", responses, methods=["POST"]),
         Route("/v1/responses/input_tokens", count_responses, methods=["POST"]),
+        Route("/v1/embeddings", embeddings, methods=["POST"]),
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", model),
         Route("/v1/cluster", cluster),
@@ -151,15 +159,18 @@ def _number(request: Request, name: str, least: int, largest: int) -> int | None
     return int(text)
 
 
-def _model(service: Service, name: str) -> dict[str, Any]:
+def _model(service: Service, name: str, request: Request) -> dict[str, Any]:
     known = service.head.status
+    context = known.context if known is not None and known.context else None
+    if speaks_anthropic(request.scope):
+        return model_info(name, service.started_at_s, context)
     parent = {"parent": service.model} if name in service.adapters else {}
     return {
         "id": name,
         "object": "model",
         "created": service.started_at_s,
         "owned_by": "macrame",
-        "max_model_len": known.context if known is not None and known.context else None,
+        "max_model_len": context,
         **parent,
     }
 

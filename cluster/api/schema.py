@@ -150,6 +150,14 @@ class ChatBody(GenerateBody):
     chat_template_kwargs: dict[str, Any] | None = None
 
 
+class EmbeddingsBody(RequestBody):
+    """POST /v1/embeddings: enough to refuse it in the right words."""
+
+    input: Any = None
+    encoding_format: Any = None
+    dimensions: Any = None
+
+
 Body = TypeVar("Body", bound=RequestBody)
 
 
@@ -226,7 +234,10 @@ def _check_together(request: GenerateBody) -> None:
             )
         if request.echo and request.logprobs is not None:
             raise bad_request(
-                "echo together with logprobs is not supported.", "echo", "unsupported_parameter"
+                "echo together with logprobs is not supported: the ring computes no log-probabilities of a "
+                "prompt; send one of the two.",
+                "echo",
+                "unsupported_parameter",
             )
 
 
