@@ -8,7 +8,6 @@ import inspect
 import json
 import logging
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,6 @@ class Tokenizer:
         self.special_ids = frozenset(hf.all_special_ids) | {i for i, t in added.items() if t.special}
         self._decoder = _decoder_kind(hf)
         self._pieces: dict[int, bytes] = {}
-        self._template_variables: frozenset[str] | None = None
         self.max_token_chars = max((len(token) for token in hf.get_vocab()), default=1)
 
     # -- text to ids -------------------------------------------------------------------------
@@ -107,12 +105,6 @@ class Tokenizer:
         """Whether the chat template names `word` (a role, a key): if not, it cannot act on it."""
         return word in str(self._hf.chat_template)
 
-    def template_takes(self, variable: str) -> bool:
-        """Whether the chat template reads `variable`, so that a caller can say it."""
-        if self._template_variables is None:
-            self._template_variables = _variables(str(self._hf.chat_template or ""))
-        return variable in self._template_variables
-
     # -- ids to text -------------------------------------------------------------------------
 
     def piece(self, token: int) -> bytes:
@@ -162,18 +154,6 @@ class Tokenizer:
             return bytes([_BYTE_OF_CHAR[char] for char in text])
         except KeyError:  # an added token is kept as it is written
             return str(text).encode()
-
-
-def _variables(template: str) -> frozenset[str]:
-    """What a chat template reads and does not set itself; nothing of one that is no plain Jinja."""
-    from jinja2 import Environment, TemplateSyntaxError, meta
-
-    without_masks = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template)  # of transformers, for training
-    try:
-        tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(without_masks)
-    except TemplateSyntaxError:
-        return frozenset()
-    return frozenset(meta.find_undeclared_variables(tree))
 
 
 def load_tokenizer(model_dir: Path) -> Tokenizer:

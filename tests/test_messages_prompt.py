@@ -136,11 +136,14 @@ def test_thinking_is_a_switch_of_the_template() -> None:
 
 def test_effort_goes_to_a_template_that_knows_it() -> None:
     low, high = {"effort": "low"}, {"effort": "high"}
-    assert chat("reasoning_effort", output_config=low)["chat_template_kwargs"] == {"reasoning_effort": "low"}
-    assert "chat_template_kwargs" not in chat(output_config=high)
+    for variable in ("reasoning_effort", "enable_thinking"):
+        assert chat(variable, output_config=low)["reasoning_effort"] == "low"
+    assert "reasoning_effort" not in chat(output_config=high)
     error = refusal(output_config=low)
     assert error.param == "output_config.effort"
-    assert error.message.endswith("this model's template has no reasoning_effort; leave it out.")
+    assert error.message.endswith(
+        "'low' is not supported, for this model's chat template takes none; leave it out."
+    )
 
 
 def test_an_output_format_is_a_response_format() -> None:
@@ -257,6 +260,7 @@ def test_refusals(fields: dict[str, Any], place: str, words: str) -> None:
         ({"output_config": {"effort": "huge"}}, "output_config.effort"),
         ({"temperature": 1.5}, "temperature"),
         ({"stop_sequences": "a"}, "stop_sequences"),
+        ({"stop_sequences": ["a", ""]}, "stop_sequences[1]"),
         ({"tool_choice": "auto"}, "tool_choice"),
     ],
 )

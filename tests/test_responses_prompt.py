@@ -105,6 +105,11 @@ def test_tools_and_their_choice() -> None:
     named = chat(tool_choice={"type": "function", "name": "f"}, parallel_tool_calls=False)
     assert named["tool_choice"] == {"type": "function", "function": {"name": "f"}}
     assert named["parallel_tool_calls"] is False
+    some = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]}
+    assert chat(tool_choice=some)["tool_choice"] == {
+        "type": "allowed_tools",
+        "allowed_tools": {"mode": "auto", "tools": [{"type": "function", "function": {"name": "f"}}]},
+    }
 
 
 def test_formats() -> None:
@@ -116,12 +121,11 @@ def test_formats() -> None:
 
 
 def test_effort() -> None:
-    low, none = {"effort": "low"}, {"effort": "none"}
-    assert chat("reasoning_effort", reasoning=low)["chat_template_kwargs"] == {"reasoning_effort": "low"}
-    assert chat("enable_thinking", reasoning=none)["chat_template_kwargs"] == {"enable_thinking": False}
-    assert "chat_template_kwargs" not in chat(reasoning={"effort": "medium", "summary": "auto"})
+    low = {"effort": "low"}
+    for variable in ("reasoning_effort", "thinking"):
+        assert chat(variable, reasoning=low)["reasoning_effort"] == "low"
+    assert "reasoning_effort" not in chat(reasoning={"effort": "medium", "summary": "auto"})
     assert refusal(reasoning=low).param == "reasoning.effort"
-    assert refusal(reasoning=none).param == "reasoning.effort"
 
 
 def test_a_chat_body_holds_it() -> None:
@@ -206,9 +210,10 @@ def test_what_changes_no_token_is_accepted() -> None:
             "tools[0]: the type 'web_search' is not supported here; what may stand here is function.",
         ),
         (
-            {"tool_choice": {"type": "allowed_tools"}},
+            {"tool_choice": {"type": "mcp"}},
             "tool_choice",
-            "tool_choice: the type 'allowed_tools' is not supported here; what may stand here is function.",
+            "tool_choice: the type 'mcp' is not supported here; "
+            "what may stand here is function, allowed_tools.",
         ),
         ({"max_tokens": 1}, "max_tokens", "max_tokens is not a field of this request."),
     ],

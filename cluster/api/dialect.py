@@ -11,22 +11,22 @@ from cluster.api.errors import ApiError, bad_request
 THINKING_SWITCHES = ("enable_thinking", "thinking")
 EFFORT = "reasoning_effort"
 
-TemplateTakes = Callable[[str], bool]  # whether the model's chat template reads this variable
+Mentions = Callable[[str], bool]  # whether the model's chat template names this variable
 
 
-def switch_thinking(is_on: bool, template_takes: TemplateTakes) -> dict[str, Any]:
+def switch_thinking(is_on: bool, mentions: Mentions) -> dict[str, Any]:
     """Arguments of the template; none where it has no switch: the model decides by itself."""
-    return {name: is_on for name in THINKING_SWITCHES if template_takes(name)}
+    return {name: is_on for name in THINKING_SWITCHES if mentions(name)}
 
 
-def effort_arguments(effort: str, place: str, default: str, template_takes: TemplateTakes) -> dict[str, Any]:
-    """Arguments of the template; raises ApiError for another than the default that it cannot be told."""
-    if template_takes(EFFORT):
-        return {EFFORT: effort}
+def effort_fields(effort: str, place: str, default: str, mentions: Mentions) -> dict[str, Any]:
+    """Fields of a chat; raises ApiError for another effort than the default where the model takes none."""
+    if any(mentions(name) for name in (EFFORT, *THINKING_SWITCHES)):
+        return {"reasoning_effort": effort}
     if effort == default:
         return {}
     raise bad_request(
-        f"{place}: {effort!r} is not supported, for this model's template has no {EFFORT}; leave it out.",
+        f"{place}: {effort!r} is not supported, for this model's chat template takes none; leave it out.",
         place,
         "unsupported_parameter",
     )

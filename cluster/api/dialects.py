@@ -85,12 +85,12 @@ class Dialects:
 
     def _messages_chat(self, body: MessagesBody) -> MessagesChat:
         tokenizer = self._service.tokenizer(body.model)
-        return read_body(messages_prompt.to_chat(body, tokenizer.template_takes), MessagesChat)
+        return read_body(messages_prompt.to_chat(body, tokenizer.template_mentions), MessagesChat)
 
     def _responses_chat(self, body: ResponsesBody) -> ChatBody:
         body.check()
         tokenizer = self._service.tokenizer(body.model)
-        return read_body(responses_prompt.to_chat(body, tokenizer.template_takes), ChatBody)
+        return read_body(responses_prompt.to_chat(body, tokenizer.template_mentions), ChatBody)
 
 
 def _told(body: ResponsesBody, answer_id: str, model: str) -> dict[str, Any]:

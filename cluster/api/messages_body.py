@@ -7,10 +7,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.api.schema import ChatBody, RequestBody
+from cluster.api.schema import MAX_STOP_CHARS, ChatBody, RequestBody
 
 MAX_STOP_SEQUENCES = 64
 MIN_BUDGET_TOKENS = 1024
+
+StopSequence = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 
 
 class Thinking(BaseModel):
@@ -78,7 +80,7 @@ class MessagesBody(RequestBody):
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     max_tokens: Annotated[int | None, Field(ge=1)] = None
-    stop_sequences: Annotated[list[str] | None, Field(max_length=MAX_STOP_SEQUENCES)] = None
+    stop_sequences: Annotated[list[StopSequence] | None, Field(max_length=MAX_STOP_SEQUENCES)] = None
     stream: bool | None = None
     temperature: Annotated[float | None, Field(ge=0, le=1)] = None
     top_k: Annotated[int | None, Field(ge=0, lt=2**31)] = None

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cluster.api.dialect import (
-    TemplateTakes,
-    effort_arguments,
+    Mentions,
+    effort_fields,
     function_call,
     function_tool,
     items,
@@ -46,7 +46,7 @@ _TOOL_FIELDS = (
 Block = tuple[str, dict[str, Any], str]  # type, block, place
 
 
-def to_chat(body: MessagesBody, template_takes: TemplateTakes) -> dict[str, Any]:
+def to_chat(body: MessagesBody, mentions: Mentions) -> dict[str, Any]:
     """The same as a body of /v1/chat/completions; raises ApiError that names Anthropic's fields."""
     messages = _messages(body)
     chat: dict[str, Any] = {
@@ -70,11 +70,11 @@ def to_chat(body: MessagesBody, template_takes: TemplateTakes) -> dict[str, Any]
         chat |= _tool_choice(body.tool_choice)
     arguments = dict(body.chat_template_kwargs or {})
     if body.thinking is not None:
-        arguments = switch_thinking(body.thinking.type != "disabled", template_takes) | arguments
+        arguments = switch_thinking(body.thinking.type != "disabled", mentions) | arguments
     config = body.output_config
     if config is not None and config.effort is not None:
         place = "output_config.effort"
-        arguments = effort_arguments(config.effort, place, DEFAULT_EFFORT, template_takes) | arguments
+        chat |= effort_fields(config.effort, place, DEFAULT_EFFORT, mentions)
     if config is not None and config.format is not None:
         schema = {"name": "output", "schema": config.format.schema_, "strict": True}
         chat["response_format"] = {"type": "json_schema", "json_schema": schema}

@@ -9,14 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster.api.dialect import (
-    TemplateTakes,
-    effort_arguments,
+    Mentions,
+    effort_fields,
     function_call,
     function_tool,
     items,
     refuse_others,
     string,
-    switch_thinking,
     unsupported,
     wrong_kind,
 )
@@ -38,7 +37,7 @@ _PART_FIELDS = ("type", "text", "refusal", "annotations", "logprobs")
 _TOOL_FIELDS = ("type", "name", "description", "parameters", "strict")
 
 
-def to_chat(body: ResponsesBody, template_takes: TemplateTakes) -> dict[str, Any]:
+def to_chat(body: ResponsesBody, mentions: Mentions) -> dict[str, Any]:
     """The same as a body of /v1/chat/completions; raises ApiError that names this API's fields."""
     chat: dict[str, Any] = {
         "model": body.model,
@@ -50,6 +49,7 @@ def to_chat(body: ResponsesBody, template_takes: TemplateTakes) -> dict[str, Any
         "top_k": body.top_k,
         "seed": body.seed,
         "parallel_tool_calls": body.parallel_tool_calls,
+        "chat_template_kwargs": body.chat_template_kwargs,
     }
     if body.tools:
         chat["tools"] = [_tool(tool, f"tools[{i}]") for i, tool in enumerate(items(body.tools, "tools"))]
@@ -57,13 +57,8 @@ def to_chat(body: ResponsesBody, template_takes: TemplateTakes) -> dict[str, Any
         chat["tool_choice"] = _tool_choice(body.tool_choice)
     if body.text is not None and body.text.format is not None:
         chat["response_format"] = _response_format(body.text.format)
-    arguments = dict(body.chat_template_kwargs or {})
-    effort = None if body.reasoning is None else body.reasoning.effort
-    if effort == "none" and (switched := switch_thinking(False, template_takes)):
-        arguments = switched | arguments
-    elif effort is not None:
-        arguments = effort_arguments(effort, "reasoning.effort", DEFAULT_EFFORT, template_takes) | arguments
-    chat["chat_template_kwargs"] = arguments or None
+    if body.reasoning is not None and body.reasoning.effort is not None:
+        chat |= effort_fields(body.reasoning.effort, "reasoning.effort", DEFAULT_EFFORT, mentions)
     return {name: value for name, value in chat.items() if value is not None}
 
 
@@ -162,11 +157,18 @@ def _tool(tool: dict[str, Any], place: str) -> dict[str, Any]:
 def _tool_choice(choice: Any) -> Any:
     if isinstance(choice, str):
         return choice
-    if not isinstance(choice, dict) or choice.get("type") != "function":
-        raise wrong_kind(
-            "tool_choice", choice.get("type") if isinstance(choice, dict) else None, ("function",)
-        )
-    return {"type": "function", "function": {"name": string(choice, "name", "tool_choice")}}
+    kind = choice.get("type") if isinstance(choice, dict) else None
+    if kind == "function":
+        return _named(choice, "tool_choice")
+    if kind != "allowed_tools":
+        raise wrong_kind("tool_choice", kind, ("function", "allowed_tools"))
+    place = "tool_choice.tools"
+    tools = [_named(tool, f"{place}[{i}]") for i, tool in enumerate(items(choice.get("tools"), place))]
+    return {"type": kind, "allowed_tools": {"mode": choice.get("mode"), "tools": tools}}
+
+
+def _named(tool: dict[str, Any], place: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": string(tool, "name", place)}}
 
 
 def _response_format(given: dict[str, Any]) -> dict[str, Any]:
