@@ -10,6 +10,7 @@ import queue
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -25,9 +26,9 @@ MAX_QUEUED = 2
 
 
 class ScriptedRing:
-    """Every session answers with the bytes of `text` (token id = byte), then end-of-text, and over again."""
+    """Every session answers with the ids of `text` (a byte's is itself), then end-of-text, and over again."""
 
-    def __init__(self, text: bytes = b"Hello, world.", *, port: int = 0, max_active: int = 4) -> None:
+    def __init__(self, text: Sequence[int] = b"Hello, world.", *, port: int = 0, max_active: int = 4) -> None:
         self.text = text
         self.delay_s = 0.0
         self.error = ""  # a stage's failure, at the token of index `error_at`

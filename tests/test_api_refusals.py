@@ -135,15 +135,12 @@ def test_wrong_combinations(
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("tool_choice", "required"),
         ("functions", [{"name": "f"}]),
         ("response_format", {"type": "json_object"}),
         ("response_format", {"type": "json_schema", "json_schema": {}}),
         ("modalities", ["text", "audio"]),
         ("audio", {"voice": "x"}),
         ("prediction", {"type": "content", "content": "x"}),
-        ("reasoning_effort", "high"),
         ("verbosity", "low"),
         ("web_search_options", {}),
         ("suffix", "end"),
@@ -208,8 +205,12 @@ def test_what_cannot_change_a_token_is_accepted(served: Served) -> None:
 
 
 def test_every_neutral_field_is_either_neutral_or_supported() -> None:
-    fields = {*schema.ChatBody.model_fields, *schema.CompletionBody.model_fields}
-    assert not fields & (set(schema._NEUTRAL) | set(schema._IGNORED))
+    elsewhere = set(schema._NEUTRAL) | set(schema._IGNORED)
+    assert not elsewhere & set(schema.CompletionBody.model_fields)
+    of_chats = {*schema.ChatBody.model_fields} - {*schema.GenerateBody.model_fields}
+    assert elsewhere & of_chats == {  # /v1/completions takes them where they mean "off"
+        *("tools", "tool_choice", "parallel_tool_calls", "documents", "reasoning_effort", "include_reasoning")
+    }
 
 
 # -- prompts ------------------------------------------------------------------------------------------
@@ -310,10 +311,15 @@ def test_as_many_answers_as_run_and_queue_are_served(served: Served) -> None:
         ([], "messages", "messages is empty."),
         ("hi", "messages", "messages must be a list."),
         (["hi"], "messages[0]", "messages[0] must be an object with role and content."),
-        ([{"content": "x"}], "messages[0].role", "must be one of system, developer, user, assistant."),
+        ([{"content": "x"}], "messages[0].role", "must be one of system, developer, user, assistant, tool."),
         ([{"role": "wizard", "content": "x"}], "messages[0].role", "must be one of system"),
         ([{"role": ["user"], "content": "x"}], "messages[0].role", "must be one of system"),
-        ([{"role": "tool", "content": "x"}], "messages[0].role", "must be one of system"),
+        ([{"role": "tool"}], "messages[0].content", "must be a text or a list of text parts."),
+        (
+            [{"role": "user", "content": "x", "tool_call_id": "1"}],
+            "messages[0].tool_call_id",
+            "not supported.",
+        ),
         ([{"role": "user"}], "messages[0].content", "must be a text or a list of text parts."),
         ([{"role": "user", "content": 5}], "messages[0].content", "must be a text or a list of text parts."),
         (
@@ -325,8 +331,8 @@ def test_as_many_answers_as_run_and_queue_are_served(served: Served) -> None:
         ([{"role": "user", "content": "x", "mood": "bad"}], "messages[0].mood", "is not supported."),
         (
             [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}],
-            "messages[0].tool_calls",
-            "is not supported.",
+            "messages[0].tool_calls[0]",
+            "must be a call of a function: {id, type, function: {name, arguments}}.",
         ),
     ],
 )

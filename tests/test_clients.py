@@ -146,11 +146,7 @@ def test_open_webui_tasks(webui: httpx.Client, name: str) -> None:
     assert isinstance(reply.json()["choices"][0]["message"]["content"], str)
 
 
-def test_open_webui_is_told_what_to_switch_off(webui: httpx.Client) -> None:
-    reply = webui.post("/chat/completions", content=json.dumps(open_webui.WITH_TOOLS))
-    assert reply.status_code == 400
-    message = reply.json()["error"]["message"]
-    assert message.endswith("switch tools (function calling) off for this model in the client.")
+def test_open_webui_is_told_that_images_are_not_read(webui: httpx.Client) -> None:
     reply = webui.post("/chat/completions", content=json.dumps(open_webui.WITH_IMAGE))
     assert reply.status_code == 400
     assert "only text parts are" in reply.json()["error"]["message"]

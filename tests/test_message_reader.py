@@ -11,6 +11,7 @@ import pytest
 from cluster.api.message_reader import MessageReader, State, Syntax
 from cluster.api.parts import Call, CallArguments, CallEnd, CallStart, Content, Message, Part, Reasoning
 from cluster.api.reasoning import ThinkMarkers
+from cluster.api.syntax import _MUSE_EDGES as MUSE_EDGES
 from cluster.api.tool_families import FAMILIES
 
 THINK = ThinkMarkers("<think>", "</think>")
@@ -103,6 +104,28 @@ ANSWERS: dict[str, tuple[str, list[tuple[str, dict[str, Any]]]]] = {
 }
 
 
+ANSWERS |= {
+    "deepseek": (
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n```json\n"
+        '{"city": "Köln", "days": 2}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>now<｜tool▁sep｜>{}'
+        "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        [WEATHER, NOW],
+    ),
+    "deepseek_v32": (
+        '<｜DSML｜function_calls>\n<｜DSML｜invoke name="get_weather">\n<｜DSML｜parameter name="city" '
+        'string="true">Köln</｜DSML｜parameter>\n<｜DSML｜parameter name="days" string="false">2'
+        '</｜DSML｜parameter>\n</｜DSML｜invoke>\n<｜DSML｜invoke name="now">\n</｜DSML｜invoke>\n'
+        "</｜DSML｜function_calls>",
+        [WEATHER, NOW],
+    ),
+    "llama": (
+        '{"name": "get_weather", "parameters": {"city": "Köln", "days": 2}}; '
+        '{"name": "now", "parameters": {}}',
+        [WEATHER, NOW],
+    ),
+}
+
+
 def read(text: str, reader: MessageReader, *, num_chars: int = 0, is_cut: bool = False) -> list[Part]:
     """All parts of `text`, fed at random cuts of up to `num_chars` characters; 0: at once."""
     cuts, parts, place = random.Random(text), [], 0
@@ -127,11 +150,12 @@ def test_every_family_has_a_recorded_answer() -> None:
 
 def test_calls_of_each_family() -> None:
     for family, (text, calls) in ANSWERS.items():
-        whole = f"<think>\nLet me look.\n</think>\n\nOne moment.\n{text}"
+        said_first = "" if FAMILIES[family].is_first else "One moment."
+        whole = f"<think>\nLet me look.\n</think>\n\n{said_first}\n{text}"
         for num_chars in (0, 1, 7):
             parts = read(whole, reader_of(family), num_chars=num_chars)
             said = Message.of(parts)
-            assert (said.reasoning, said.content) == ("Let me look.", "One moment."), family
+            assert (said.reasoning, said.content) == ("Let me look.", said_first), family
             assert calls_of(said.calls) == calls
             assert all(call.is_complete for call in said.calls)
             assert [part.index for part in parts if isinstance(part, CallStart)] == list(range(len(calls)))
@@ -254,15 +278,7 @@ def test_headers_are_not_shown() -> None:
     syntax = Syntax(
         think=None,
         family=FAMILIES["muse_spark"],
-        edges={
-            State.HEADER: (
-                ("to=self<|message|>", State.REASONING),
-                ("to=user<|message|>", State.CONTENT),
-                ("<atem:function_calls>", State.CALL),
-            ),
-            State.REASONING: (("<|eom|>", State.HEADER),),
-            State.CONTENT: (("<|eom|>", State.HEADER), ("<|eot|>", State.CONTENT)),
-        },
+        edges=MUSE_EDGES,
         initial=State.HEADER,
     )
     text = (

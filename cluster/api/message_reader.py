@@ -6,7 +6,7 @@ The states and their markers are those of mlx-lm (mlx_lm/generate.py, make_text_
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
@@ -24,15 +24,16 @@ class State(Enum):
     HEADER = auto()  # text that nobody sees
 
 
+Edges = tuple[tuple[State, str, State], ...]  # where, a marker, where it leads
+
+
 @dataclass(frozen=True, slots=True)
 class Syntax:
     """How the served model marks the parts of its answers."""
 
     think: ThinkMarkers | None = None
     family: ToolFamily | None = None
-    edges: Mapping[State, Sequence[tuple[str, State]]] = field(
-        default_factory=dict
-    )  # besides those of the two
+    edges: Edges = ()  # besides those of the two
     initial: State = State.CONTENT
 
     def markers(self) -> Iterator[str]:
@@ -41,8 +42,7 @@ class Syntax:
             yield from (self.think.start, self.think.end)
         if self.family is not None:
             yield from (self.family.start, self.family.end, *self.family.tokens)
-        for edges in self.edges.values():
-            yield from (marker for marker, _ in edges)
+        yield from (marker for _, marker, _ in self.edges)
 
 
 class MessageReader:
@@ -55,6 +55,7 @@ class MessageReader:
         tools: Sequence[Mapping[str, Any]] = (),
         is_reasoning: bool = False,
         max_calls: int | None = None,
+        shows_reasoning: bool = True,
     ) -> None:
         self.num_calls = 0
         self.is_over = False  # there are as many calls as were asked for: no part follows
@@ -62,6 +63,7 @@ class MessageReader:
         self._family = syntax.family if tools else None
         self._tools = tools
         self._max_calls = max_calls
+        self._shows_reasoning = shows_reasoning
         self._state = State.REASONING if is_reasoning else syntax.initial
         self._edges = {state: _edges(syntax, self._family, state) for state in State}
         self._held = ""  # may be the beginning of a marker
@@ -137,8 +139,10 @@ class MessageReader:
 
     def _is_marker(self, marker: str, before: str) -> bool:
         """`<think>` is one only where no word came before it: later it is a word of the answer."""
-        think = self._think
-        if think is None or think.is_anywhere or marker != think.start:
+        think, family = self._think, self._family
+        is_call = family is not None and family.is_first and marker == family.start
+        is_thought = think is not None and not think.is_anywhere and marker == think.start
+        if not is_call and not is_thought:
             return True
         has_begun = self._has_reasoning if self._state is State.REASONING else self._has_content
         return not has_begun and not before.strip()
@@ -162,7 +166,8 @@ class MessageReader:
             return
         if self._state is State.REASONING:
             self._has_reasoning = True
-            parts.append(Reasoning(shown))
+            if self._shows_reasoning:
+                parts.append(Reasoning(shown))
         else:
             self._has_content = True
             parts.append(Content(shown))
@@ -170,8 +175,12 @@ class MessageReader:
 
 def _edges(syntax: Syntax, family: ToolFamily | None, state: State) -> tuple[tuple[str, State], ...]:
     think = syntax.think
-    edges = [edge for edge in syntax.edges.get(state, ()) if edge[1] is not State.CALL or family is not None]
-    has_own_calls = any(to is State.CALL for own in syntax.edges.values() for _, to in own)
+    edges = [
+        (marker, to)
+        for here, marker, to in syntax.edges
+        if here is state and (to is not State.CALL or family is not None)
+    ]
+    has_own_calls = any(to is State.CALL for _, _, to in syntax.edges)
     if think is not None and state is not State.HEADER:
         edges.append((think.start, State.REASONING))
         if state is State.REASONING:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container
 from dataclasses import dataclass
-
-TAIL_TOKENS = 16  # of a prompt, where a template may have begun the reasoning
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +39,11 @@ def find_think_markers(vocab: Container[str]) -> ThinkMarkers | None:
     return None
 
 
-def has_begun(markers: ThinkMarkers, prompt_end: str, *, is_continued: bool = False) -> bool:
-    """Whether an answer that follows a prompt with this end is reasoning from its first token.
+def has_begun(markers: ThinkMarkers, end: str, *, is_continued: bool = False) -> bool:
+    """Whether what follows a text with this end is reasoning.
 
-    With `is_continued` the answer's beginning is part of the prompt, so that what opened last decides.
+    The text is a prompt's, or with `is_continued` an answer's, in which what was opened last decides.
     """
     if is_continued:
-        return prompt_end.rfind(markers.start) > prompt_end.rfind(markers.end)
-    return prompt_end.rstrip().endswith(markers.start)
-
-
-def tail(tokens: Sequence[int]) -> Sequence[int]:
-    """The tokens of a prompt that `has_begun` needs the text of."""
-    return tokens[-TAIL_TOKENS:]
+        return end.rfind(markers.start) > end.rfind(markers.end)
+    return end.rstrip().endswith(markers.start)

@@ -18,12 +18,12 @@ MAX_TOP_LOGPROBS = 20
 MAX_N = 64
 MAX_STOPS = 4
 MAX_STOP_CHARS = 1024
-ROLES = ("system", "developer", "user", "assistant")
+ROLES = ("system", "developer", "user", "assistant", "tool")
 
 # They cannot change a token, whatever they say.
 _IGNORED = (
     *("user", "metadata", "store", "service_tier", "safety_identifier"),
-    *("prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls"),
+    *("prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls", "include_reasoning"),
 )
 _NULL_ONLY = (
     *("audio", "prediction", "web_search_options", "reasoning_effort", "truncate_prompt_tokens"),
@@ -55,10 +55,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 # What the user of a client that sends these by itself can do.
 _CURES = {
-    "tools": "switch tools (function calling) off for this model in the client",
-    "tool_choice": "switch tools (function calling) off for this model in the client",
     "response_format": "ask for the format in the prompt, and check the answer",
-    "reasoning_effort": "leave it at its default; some models take chat_template_kwargs",
 }
 
 Penalty = Annotated[float | None, Field(ge=-2, le=2)]
@@ -142,12 +139,18 @@ class CompletionBody(GenerateBody):
 class ChatBody(GenerateBody):
     """POST /v1/chat/completions."""
 
-    messages: Any = None  # read by cluster.api.prompt.read_messages
+    messages: Any = None  # read by cluster.api.chat_messages.read_messages
     logprobs: bool | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: Any = None  # with the next: read by cluster.api.tools.read_tools
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    documents: list[dict[str, Any]] | None = None
+    reasoning_effort: Annotated[str | None, Field(min_length=1, max_length=64)] = None
+    include_reasoning: bool | None = None
 
 
 class EmbeddingsBody(RequestBody):

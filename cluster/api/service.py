@@ -11,15 +11,17 @@ from typing import TypeVar
 
 from cluster.api.answer import KEEP_ALIVE_S, Answer, Job
 from cluster.api.chat import ChatShape
+from cluster.api.chat_prompt import read_chat
 from cluster.api.choice import TextOptions
 from cluster.api.completions import CompletionShape
 from cluster.api.errors import ApiError, bad_request, unavailable
 from cluster.api.head_client import HeadClient
 from cluster.api.metrics import Metrics
-from cluster.api.prompt import Limits, Prompt, answer_tokens, check_answers, read_chat, read_prompts
+from cluster.api.prompt import Limits, Prompt, answer_tokens, check_answers, read_prompts
 from cluster.api.sampling import SamplingDefaults, read_sampling, with_seed
 from cluster.api.schema import ChatBody, CompletionBody, GenerateBody, parse_body
 from cluster.api.shape import AnswerOptions, Shape
+from cluster.api.syntax import ModelSyntax
 from cluster.logs import current_request
 from cluster.tokenizer import Tokenizer
 from proto import head_pb2
@@ -51,6 +53,7 @@ class Service:
         self._max_queued = max_queued
         self._keep_alive_s = keep_alive_s
         self._tokenizer: Tokenizer | None = None
+        self._syntax: ModelSyntax | None = None
         self._defaults = SamplingDefaults()
 
     @property
@@ -64,6 +67,7 @@ class Service:
 
     def use(self, tokenizer: Tokenizer, defaults: SamplingDefaults) -> None:
         """The tokenizer is there: requests may come."""
+        self._syntax = ModelSyntax(tokenizer)
         self._tokenizer, self._defaults = tokenizer, defaults
 
     async def complete(self, raw: bytes) -> Answer:
@@ -126,8 +130,9 @@ class Service:
 
     async def chat_prompt(self, body: ChatBody, num_bytes: int) -> Prompt:
         """The tokens of a chat; raises ApiError."""
-        tokenizer, limits = self._ready(body), self._limits()
-        return await _tokenized(num_bytes, lambda: read_chat(body, tokenizer, limits))
+        tokenizer, syntax, limits = self._ready(body), self._syntax, self._limits()
+        assert syntax is not None
+        return await _tokenized(num_bytes, lambda: read_chat(body, tokenizer, syntax, limits))
 
     def served_id(self, asked: str | None) -> str:
         """The id of the model or adapter that `asked` names."""
@@ -229,6 +234,8 @@ class Service:
             min_tokens=body.min_tokens or 0,
             skip_special=body.skip_special_tokens is not False,
             keeps_tokens=options.has_token_ids or options.has_logprobs,
+            make_reader=prompts[0].make_reader,
+            shown_ids=prompts[0].shown_ids,
         )
         return Job(repeated, requests, sum(len(prompt.tokens) for prompt in prompts), text, options)
 

@@ -11,12 +11,13 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from cluster.api import own_families
 from cluster.api.reasoning import XTML_TOKENS
 
 _PACKAGE = "macrame_mlx_lm_tool_parsers"
@@ -42,7 +43,7 @@ class ParsedCall:
 
 @dataclass(frozen=True, slots=True)
 class ToolFamily:
-    """One way of writing tool calls; `name` is a module of mlx_lm.tool_parsers."""
+    """One way of writing tool calls; `name` is a module of mlx_lm.tool_parsers or has an `own_parse`."""
 
     name: str
     start: str
@@ -50,11 +51,14 @@ class ToolFamily:
     tokens: tuple[str, ...]  # of the vocabulary: the parser must see them, also where they are special
     growing: GrowingCalls | None = None
     num_id_chars: int = 0  # letters and digits of a call's id; 0: any text will do
+    is_first: bool = False  # `start` is one only where the answer begins with it
+    own_parse: Callable[[str, Sequence[Mapping[str, Any]]], Any] | None = None
 
     def parse(self, text: str, tools: Sequence[Mapping[str, Any]]) -> list[ParsedCall]:
         """The calls in what stood between `start` and `end`; raises ValueError where there is none."""
         try:
-            found = _parser(self.name).parse_tool_call(text, list(tools) or None)
+            parse = self.own_parse or _parser(self.name).parse_tool_call
+            found = parse(text, list(tools))
             return [_checked(call) for call in (found if isinstance(found, list) else [found])]
         except _FAILURES as error:
             raise ValueError(f"the text is no tool call of {self.name}: {error}") from error
@@ -108,6 +112,10 @@ _KIMI_JSON = _growing(
 _MISTRAL_JSON = _growing(
     r"\s*(?:\[TOOL_CALLS\])?\s*(?P<name>[\w-]+)\s*(?:\[CALL_ID\]\s*(?P<id>\w+)\s*)?\[ARGS\]\s*(?=\{)", r"\s*"
 )
+_DEEPSEEK = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>")
+_DEEPSEEK_JSON = _growing(own_families.DEEPSEEK_HEAD, own_families.DEEPSEEK_TAIL)
+_DSML = ("<｜DSML｜function_calls>", "</｜DSML｜function_calls>")
+_LLAMA_JSON = _growing(own_families.LLAMA_HEAD, own_families.LLAMA_TAIL)
 _TOOL_CALL = ("<tool_call>", "</tool_call>")
 
 
@@ -142,6 +150,28 @@ FAMILIES: Mapping[str, ToolFamily] = {
         _tagged("pythonic", "<|tool_call_start|>", "<|tool_call_end|>"),
         _tagged("muse_spark", "<atem:function_calls>", "</atem:function_calls>"),
         ToolFamily("kimi_k3", "<|open|>tools<|sep|>", "<|close|>tools<|sep|>", XTML_TOKENS),
+        ToolFamily(
+            "deepseek",
+            *_DEEPSEEK,
+            (*_DEEPSEEK, *own_families.DEEPSEEK_CALL),
+            _DEEPSEEK_JSON,
+            own_parse=own_families.refuse,
+        ),
+        ToolFamily(
+            "deepseek_v32",
+            *_DSML,
+            _DSML,
+            own_parse=own_families.parse_dsml,
+        ),
+        ToolFamily(
+            "llama",
+            own_families.LLAMA_START,
+            "",
+            (),
+            _LLAMA_JSON,
+            is_first=True,
+            own_parse=own_families.parse_llama,
+        ),
     )
 }
 
@@ -161,6 +191,10 @@ _IN_TEMPLATE: tuple[tuple[tuple[str, ...], str], ...] = (
     (("[TOOL_CALLS]",), "mistral"),
     (("<atem:function_calls>",), "muse_spark"),
     (("<tool_call>", "tool_call.name"), "json_tools"),
+    # where mlx-lm has no parser
+    (("<｜tool▁calls▁begin｜>",), "deepseek"),
+    (("｜DSML｜",), "deepseek_v32"),
+    (('{"name": function name, "parameters": dictionary',), "llama"),
 )
 
 
