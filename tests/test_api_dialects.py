@@ -105,6 +105,17 @@ def test_models_for_anthropics_clients(served: Served) -> None:
     assert (listed["has_more"], listed["first_id"], listed["last_id"]) == (False, "tiny", "tiny")
 
 
+def test_tool_use(served: Served) -> None:
+    served.ring.text = b'One moment.\n<tool_call>\n{"name": "now", "arguments": {"zone": 1}}\n</tool_call>'
+    tools = [{"name": "now", "input_schema": {"type": "object", "properties": {}}}]
+    told = message(served, tools=tools, max_tokens=200)
+    text, use = told["content"]
+    assert text == {"type": "text", "text": "One moment."}
+    assert (use["type"], use["name"], use["input"]) == ("tool_use", "now", {"zone": 1})
+    assert told["stop_reason"] == "tool_use"
+    assert message(served, tools=tools, tool_choice={"type": "none"})["content"][0]["type"] == "text"
+
+
 # -- Responses ----------------------------------------------------------------------------------------
 
 
