@@ -195,6 +195,11 @@ def test_what_changes_no_token_is_accepted() -> None:
             "input[0].role must be one of user, assistant, system, developer.",
         ),
         (
+            {"input": [{**CALL, "arguments": '{"a": '}]},
+            "input[0].arguments",
+            "input[0].arguments must be the text of a JSON object.",
+        ),
+        (
             {"input": [{**CALL, "namespace": "n"}]},
             "input[0].namespace",
             "input[0].namespace is not supported.",

@@ -5,6 +5,7 @@ A turn of the assistant is several items there (reasoning, message, function_cal
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -92,7 +93,7 @@ def _add(item: dict[str, Any], place: str, messages: list[dict[str, Any]]) -> No
         messages.append({"role": "tool", "tool_call_id": call_id, "content": text})
     elif kind == "function_call":
         call = function_call(
-            string(item, "call_id", place), string(item, "name", place), string(item, "arguments", place)
+            string(item, "call_id", place), string(item, "name", place), _arguments(item, place)
         )
         _turn(messages).setdefault("tool_calls", []).append(call)
     else:
@@ -122,6 +123,19 @@ def _add_message(item: dict[str, Any], place: str, messages: list[dict[str, Any]
         messages[0]["content"] += f"\n\n{text}"
     else:
         messages.append({"role": role, "content": text})
+
+
+def _arguments(item: dict[str, Any], place: str) -> str:
+    text = string(item, "arguments", place)
+    try:
+        is_object = isinstance(json.loads(text or "{}"), dict)
+    except ValueError:
+        is_object = False
+    if not is_object:
+        raise bad_request(
+            f"{place}.arguments must be the text of a JSON object.", f"{place}.arguments", "invalid_value"
+        )
+    return text
 
 
 def _turn(messages: list[dict[str, Any]]) -> dict[str, Any]:
