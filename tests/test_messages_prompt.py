@@ -20,6 +20,7 @@ CALL = {"type": "tool_use", "id": "call_1", "name": "weather", "input": {"city":
 def chat(*variables: str, **fields: Any) -> dict[str, Any]:
     """The chat of a body, for a template that reads these variables; a chat body must hold it."""
     body = parse_body(json.dumps({"messages": [USER], **fields}).encode(), MessagesBody)
+    body.check()
     return to_chat(body, lambda name: name in variables)
 
 
@@ -238,6 +239,12 @@ def test_what_changes_no_token_is_accepted() -> None:
         ({"tools": [{"name": "f"}]}, "tools[0].input_schema", "tools[0].input_schema must be an object."),
         ({"tools": "f"}, "tools", "tools must be a list."),
         ({"tool_choice": {"type": "tool"}}, "tool_choice.name", "tool_choice.name is missing."),
+        (
+            {"thread": {"id": "t"}},
+            "thread",
+            "thread is not supported: nothing is stored here; send the whole conversation in messages "
+            "(thread=False).",
+        ),
         ({"stop": ["a"]}, "stop", "stop is not a field of this request."),
         (
             {"max_completion_tokens": 1},

@@ -84,6 +84,7 @@ class Dialects:
         )
 
     def _messages_chat(self, body: MessagesBody) -> MessagesChat:
+        body.check()
         tokenizer = self._service.tokenizer(body.model)
         return read_body(messages_prompt.to_chat(body, tokenizer.template_mentions), MessagesChat)
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster.api.errors import bad_request
 from cluster.api.schema import MAX_STOP_CHARS, ChatBody, RequestBody
 
 MAX_STOP_SEQUENCES = 64
@@ -73,6 +74,7 @@ class MessagesBody(RequestBody):
         "speed": ("standard",),
     }
 
+    thread: Any = None
     messages: Any = None  # read by cluster.api.messages_prompt, and the next two
     system: Any = None
     tools: Any = None
@@ -87,6 +89,16 @@ class MessagesBody(RequestBody):
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**64)] = None  # this and the next are ours
     chat_template_kwargs: dict[str, Any] | None = None
+
+    def check(self) -> None:
+        """What pydantic does not say; raises ApiError."""
+        if self.thread:
+            raise bad_request(
+                "thread is not supported: nothing is stored here; send the whole conversation in messages "
+                "(thread=False).",
+                "thread",
+                "unsupported_parameter",
+            )
 
 
 class MessagesChat(ChatBody):
