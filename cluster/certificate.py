@@ -102,7 +102,10 @@ def parse_certificates(path: Path, pem: bytes) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(pem)
     except (ValueError, UnsupportedAlgorithm):
-        raise ConfigError(f"{path} holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)") from None
+        raise ConfigError(
+            f"{path} holds no certificate in PEM form (-----BEGIN CERTIFICATE-----): put the right file "
+            "there, or move it away and run 'macrame certs make' or 'macrame up'"
+        ) from None
 
 
 def key_of(path: Path, pem: bytes) -> bytes:

@@ -76,8 +76,9 @@ class ClusterConfig:
         values = asdict(self)
         del values["path"], values["security"], values["api"]["keys_file"], values["announce"]
         values["load"] = self.load.shared()
-        if Path(self.model).is_absolute():
-            values["model"] = Path(self.model).name
+        path = Path(self.model).expanduser()
+        if (self.model_dir_base / path).is_dir() or path.is_absolute():
+            values["model"] = path.name  # macrame up hands out copies in which paths are absolute
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -62,8 +62,7 @@ class LoadConfig:
         """What all nodes must agree on, for the digest: nothing of one machine's disks."""
         values = {key: value for key, value in asdict(self).items() if not key.startswith("cache")}
         for adapter in values["adapters"]:
-            if Path(adapter["path"]).is_absolute():
-                adapter["path"] = Path(adapter["path"]).name
+            adapter["path"] = Path(adapter["path"]).name
         return values
 
 

@@ -7,12 +7,14 @@ import errno
 import http.client
 import json
 import os
+import re
 import socket
 from collections.abc import Iterable
 
 import grpc
 import psutil
 
+from cluster.call_trouble import call_trouble
 from cluster.config import ClusterConfig, NodeConfig
 from cluster.diagnosis import Finding, Subject, fine, skipped
 from cluster.peer_links import resolve
@@ -23,6 +25,7 @@ from proto import control_pb2, control_pb2_grpc
 
 ASK_S = 2.0
 OWN_NODE = "run_node"
+_OTHERS = re.compile("another token|certificate|does not speak TLS")  # of the call's trouble
 
 
 def ports(subject: Subject) -> Iterable[Finding]:
@@ -47,7 +50,9 @@ def _node(node: NodeConfig, config: ClusterConfig, credentials: Credentials | No
         return fine("ports", f"{node.address} is free for {node.name}")
     if code != errno.EADDRINUSE:
         return _no_address(f"node {node.name} cannot listen", node.host, code)
-    found = None if credentials is None else _who_answers(node, credentials)
+    found = None if credentials is None else who_answers(node, credentials)
+    if isinstance(found, str):
+        return _stranger(found, config)
     if found is None:
         return _taken(node.address, node.port, f"node {node.name}", '"port" of the node')
     if found.config_digest != config.digest:
@@ -137,16 +142,30 @@ def _bind_errno(host: str, port: int) -> int:
     return 0
 
 
-def _who_answers(node: NodeConfig, credentials: Credentials) -> control_pb2.NodeProfile | None:
-    """What the macrame node there says of itself; None: something else listens there."""
+def _stranger(trouble: str, config: ClusterConfig) -> Finding:
+    """A node is there that has other credentials. As a check it is one of configs: --all compares them."""
+    what, _, mend = trouble.partition(": ")
+    show = f"macrame certs show --config {config.path}    # {mend or 'compare it with the other'}"
+    return Finding(
+        "config",
+        "error",
+        what,
+        "a node is there whose certificate or token is not of this cluster, and the two refuse each other",
+        "give both the same security.token_file" if "another token" in trouble else show,
+    )
+
+
+def who_answers(node: NodeConfig, credentials: Credentials) -> control_pb2.NodeProfile | str | None:
+    """What the macrame node there says of itself, or why it and we do not; None: something else listens."""
     with connect(node.address, credentials, node.name) as channel:
         try:
             request = control_pb2.ProfileRequest()
             stub = control_pb2_grpc.ControlStub(channel)
             found: control_pb2.NodeProfile = stub.Profile(request, timeout=ASK_S)
             return found
-        except grpc.RpcError:
-            return None
+        except grpc.RpcError as error:
+            trouble = call_trouble(error, node, credentials)
+            return trouble if _OTHERS.search(trouble) else None
 
 
 def _is_our_api(host: str, port: int) -> bool:

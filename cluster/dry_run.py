@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from cluster.border import drop_output, open_missing_streams, unforeseen
 from cluster.config import ClusterConfig, load_config
 from cluster.config_read import ConfigError, show
 from cluster.console import look_of, show_anything
@@ -42,25 +42,24 @@ from shard_loader.sources import HubError
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the plan, or why there is none; returns the exit code."""
     args = plan_parser().parse_args(argv)
+    failure: Exception
+    open_missing_streams()
     show_anything(sys.stdout)
     try:
-        return _run(args)
+        code = _run(args)
+        sys.stdout.flush()
+        return code
     except UserError as error:
-        if args.verbose:
-            traceback.print_exc()
-        print(f"plan-dry-run: {error}", file=sys.stderr)
-        return error.exit_code
+        failure, message, code = error, str(error), error.exit_code
     except BrokenPipeError:  # the reader had enough, as `head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return EXIT_ERROR
-    except Exception as error:
-        if args.verbose:
-            traceback.print_exc()
-        print(
-            f"plan-dry-run: {type(error).__name__}: {error}; --verbose shows where, please report it",
-            file=sys.stderr,
-        )
-        return EXIT_ERROR
+    except Exception as error:  # the border of main
+        failure, message, code = error, unforeseen(error), EXIT_ERROR
+    if args.verbose:
+        traceback.print_exception(failure)
+    print(f"plan-dry-run: {message}", file=sys.stderr)
+    return code
 
 
 def _run(args: argparse.Namespace) -> int:

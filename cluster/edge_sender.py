@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import grpc
 from google.protobuf.message import DecodeError
 
+from cluster.call_trouble import connection_trouble
 from cluster.heartbeat import BEAT_INTERVAL_S, SILENCE_LIMIT_S, TICK_S, heartbeat
 from cluster.peer_links import Place
 from cluster.rpc import open_channel, token_metadata
@@ -270,8 +271,13 @@ class EdgeSender:
             reason = f"{self._peer} refused the edge: {details}"
             return lambda: self._on_refused(reason)
         trouble = self._handshake_trouble(details) if code is grpc.StatusCode.UNAVAILABLE else ""
-        self._waiting_for = trouble or f"{self._peer}: {self._broken or details or 'no answer'}"
+        self._waiting_for = trouble or f"{self._peer}: {self._broken or self._why(code, details)}"
         return None
+
+    @staticmethod
+    def _why(code: grpc.StatusCode, details: str) -> str:
+        """A peer's own sentences stay as they are; gRPC's do not."""
+        return connection_trouble(details) if code in _TRANSPORT_CODES else details or "no answer"
 
     def _handshake_trouble(self, details: str) -> str:
         if self._broken:

@@ -49,6 +49,7 @@ class _Client:
     submitted_at: float = field(default_factory=time.monotonic)
     started_at: float = 0.0  # its first chunk entered the ring
     is_gone: bool = False
+    is_finished: bool = False  # it has all it wanted, before the last token
 
 
 class Head(head_pb2_grpc.HeadServicer):
@@ -162,6 +163,8 @@ class Head(head_pb2_grpc.HeadServicer):
         try:
             yield from self._answer(request_id, client, request, context, log)
         finally:
+            if client.is_finished:
+                log.enough()
             self._count(log.kind)
             log.end(client.submitted_at, client.started_at)
 
@@ -202,12 +205,14 @@ class Head(head_pb2_grpc.HeadServicer):
     def Cancel(  # noqa: N802
         self, request: head_pb2.CancelRequest, context: grpc.ServicerContext
     ) -> head_pb2.CancelReply:
-        """End a request by its id."""
+        """End a request by its id; `is_finished`: without an error, because its client has all it wanted."""
         with self._lock:
             client = self._clients.get(request.request_id)
         if client is None:
             return head_pb2.CancelReply(found=False)
-        client.inbox.put(Fail(request.request_id, FailureKind.CANCELLED, "the request was cancelled"))
+        client.is_finished = request.is_finished
+        if not request.is_finished:
+            client.inbox.put(Fail(request.request_id, FailureKind.CANCELLED, "the request was cancelled"))
         self._leave(request.request_id, client)
         return head_pb2.CancelReply(found=True)
 

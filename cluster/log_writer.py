@@ -84,7 +84,8 @@ class RotatingFile:
         self._handler.emit(logging.makeLogRecord({"msg": "%s", "args": (self._form(line),)}))
 
     def close(self) -> None:
-        self._handler.close()
+        with contextlib.suppress(OSError):  # what could not be written is lost; that was told
+            self._handler.close()
 
 
 class _Raising(RotatingFileHandler):

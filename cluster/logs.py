@@ -39,11 +39,12 @@ def said(before: str) -> dict[str, object]:
 
 @dataclass(frozen=True, slots=True)
 class LogChoices:
-    """What the user asked for. form: text, json, or None for lines as people read them."""
+    """What the user asked for. form: text, json, or None for lines as people read them, from `level` on."""
 
     form: str | None = None
     file: Path | None = None
     is_verbose: bool = False
+    level: int = logging.WARNING
 
 
 def add_log_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +83,7 @@ class Logs(logging.Handler):
             self._file = _open(choices.file, self._formed(choices.form or "text"))
             self._write_to(self._file, str(choices.file))
         if choices.form is None:
-            level = logging.INFO if choices.is_verbose else logging.WARNING
+            level = logging.INFO if choices.is_verbose else choices.level
             self._sinks.append(lambda line: _show(line, level))
         else:
             form = self._formed(choices.form)

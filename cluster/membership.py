@@ -13,6 +13,7 @@ from enum import Enum
 
 import grpc
 
+from cluster.call_trouble import Kind, connection_kind
 from cluster.config import NodeConfig
 from cluster.heartbeat import SILENCE_LIMIT_S, heartbeat
 from cluster.log_book import LogBook
@@ -23,6 +24,7 @@ from proto import control_pb2, control_pb2_grpc
 
 BEAT_INTERVAL_MS = 250
 RETRY_S = 0.3
+_OF_THE_NETWORK = (Kind.NO_NAME, Kind.NO_ROUTE, Kind.NOT_ALLOWED)  # where starting the node does not help
 
 
 class Reach(Enum):
@@ -122,7 +124,7 @@ class Watcher:
             try:
                 self._watch(control_pb2_grpc.ControlStub(channel))
             except grpc.RpcError as error:
-                if self.member.reach is not Reach.FROZEN and not self._closed.is_set():
+                if not self._closed.is_set() and not self._is_still_frozen(error):
                     self._set(*self._explain(error))
             finally:
                 channel.close()
@@ -167,6 +169,13 @@ class Watcher:
                 self._on_change()
         self._set(Reach.UNREACHABLE, f"{member.label} closed the connection")
 
+    def _is_still_frozen(self, error: grpc.RpcError) -> bool:
+        """A frozen process answers nothing, while its system still takes connections."""
+        assert isinstance(error, grpc.Call)
+        kind = connection_kind(error.details() or "")
+        is_over = error.code() is grpc.StatusCode.UNAVAILABLE and kind not in (None, Kind.TIMED_OUT)
+        return self.member.reach is Reach.FROZEN and not is_over
+
     def _explain(self, error: grpc.RpcError) -> tuple[Reach, str]:
         assert isinstance(error, grpc.Call)
         member, code = self.member, error.code()
@@ -177,11 +186,13 @@ class Watcher:
         is_new = member.reach is not Reach.CONNECTED  # what stood is not broken by a certificate
         if is_new and code is grpc.StatusCode.UNAVAILABLE and (trouble := self._handshake_trouble(error)):
             return Reach.UNREACHABLE, trouble
+        kind = connection_kind(error.details() or "") if code is grpc.StatusCode.UNAVAILABLE else None
+        why = f": {kind.value}" if kind in _OF_THE_NETWORK else ""
         if member.reach is Reach.WAITING:
-            return Reach.WAITING, f"{member.label} is not there yet"
+            return Reach.WAITING, f"{member.label} is not there yet{why}"
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return Reach.UNREACHABLE, f"{member.label} does not answer"
-        return Reach.UNREACHABLE, f"{member.label} is gone"
+        return Reach.UNREACHABLE, f"{member.label} is gone{why}"
 
     def _handshake_trouble(self, error: grpc.Call) -> str:
         member = self.member

@@ -38,12 +38,26 @@ def plan_parser() -> Parser:
         "--config", type=Path, required=True, help="the cluster's JSON or YAML file, or a hostfile"
     )
     parser.add_argument("--model", help="a folder or a hub id, instead of the config's")
-    parser.add_argument("--strategy", choices=STRATEGIES, help="how to split the layers")
-    parser.add_argument("--objective", choices=OBJECTIVES, help="what the optimal strategy makes best")
     parser.add_argument(
-        "--context", type=_up_to(MAX_CONTEXT), metavar="N", help="tokens of one request, prompt and answer"
+        "--strategy", choices=STRATEGIES, help="how to split the layers (default: the config's, or optimal)"
     )
-    parser.add_argument("--concurrency", type=_up_to(MAX_CONCURRENCY), metavar="N", help="requests at once")
+    parser.add_argument(
+        "--objective",
+        choices=OBJECTIVES,
+        help="what the optimal strategy makes best (default: the config's, or latency)",
+    )
+    parser.add_argument(
+        "--context",
+        type=_up_to(MAX_CONTEXT),
+        metavar="N",
+        help="tokens of one request, prompt and answer (default: the config's)",
+    )
+    parser.add_argument(
+        "--concurrency",
+        type=_up_to(MAX_CONCURRENCY),
+        metavar="N",
+        help="requests at once (default: the config's)",
+    )
     parser.add_argument(
         "--layers",
         action="extend",

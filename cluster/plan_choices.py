@@ -25,6 +25,12 @@ class PlanChoices:
     def __bool__(self) -> bool:
         return self != PlanChoices()
 
+    def as_arguments(self) -> tuple[str, ...]:
+        """The flags that say this."""
+        flags = {"--keep-order": self.keeps_order, "--force": self.is_forced}
+        excluded = (f"--exclude={name}" for name in self.excluded)  # a name may begin with a dash
+        return (*excluded, *(flag for flag, is_set in flags.items() if is_set))
+
 
 AS_IN_FILE = PlanChoices()
 

@@ -36,6 +36,11 @@ class RequestLog:
             last.num_completion,
         )
 
+    def enough(self) -> None:
+        """Its client has all it wanted, as after a stop string."""
+        if self.kind == FailureKind.CANCELLED.value:
+            self.kind, self._words = "", "finished (its client has all it wanted)"
+
     def end(self, submitted_at: float, started_at: float) -> None:
         """Write the line. Both by time.monotonic(); started_at is 0 if it never entered the ring."""
         now = time.monotonic()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 from cluster.arguments import Parser
 from cluster.config import ClusterConfig, ConfigError, load_config
 from cluster.console import say
-from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, UserError
+from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_ERROR, EXIT_OK, EXIT_USAGE, UserError
 from cluster.logs import UNSAID, Logs, add_log_arguments, log_choices, said
 from cluster.ours import check_packages
 from cluster.plan_choices import add_choices, choices_of, without_excluded
@@ -30,6 +30,10 @@ logger = logging.getLogger("cluster.run_node")
 
 STOP_S = 0.7  # for the compute thread and the HTTP process, each
 STOP_LIMIT_S = 1.9  # for everything
+UNDER_LAUNCHD = "--under-launchd"
+# launchd starts again what ends with another code than 0 (SuccessfulExit of launchd.plist(5)) and tells no
+# more apart: here 0 is what no restart mends, and what was told to stop ends as after a SIGTERM.
+_CODES_UNDER_LAUNCHD = {EXIT_DOES_NOT_FIT: 0, EXIT_USAGE: 0, EXIT_OK: 128 + signal.SIGTERM}
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -66,6 +70,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--check", action="store_true", help="only read the config and the credentials, and say what is wrong"
     )
+    parser.add_argument(
+        UNDER_LAUNCHD,
+        action="store_true",
+        help="for a LaunchDaemon: exit code 0 for what no restart mends (2 and 3), 143 when told to stop",
+    )
     add_log_arguments(parser)
     parser.add_argument("--version", action="version", version=f"macrame {macrame_version()}")
     return parser.parse_args(argv)
@@ -83,18 +92,30 @@ def _seconds(text: str) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     """Run until SIGINT or SIGTERM; returns the exit code."""
-    args = _parse(argv)
+    words = sys.argv[1:] if argv is None else argv
+    is_under_launchd = UNDER_LAUNCHD in words
     try:
+        args = _parse(words)
         logs = Logs(log_choices(args), args.rank)
+    except SystemExit as end:  # of the parser
+        if is_under_launchd and end.code == EXIT_USAGE:
+            return _code(EXIT_USAGE, is_under_launchd)
+        raise
     except UserError as error:
         say(f"run_node: {error}")
-        return error.exit_code
+        return _code(error.exit_code, is_under_launchd)
     faulthandler.register(signal.SIGUSR1)  # kill -USR1 shows where each thread is
     logs.begin()
     try:
-        return _main(args, logs)
+        code = _main(args, logs)
+        return code if args.check else _code(code, is_under_launchd)
     finally:
         logs.end()
+
+
+def _code(code: int, is_under_launchd: bool) -> int:
+    """What the process ends with for an exit code."""
+    return _CODES_UNDER_LAUNCHD.get(code, code) if is_under_launchd else code
 
 
 def _main(args: argparse.Namespace, logs: Logs) -> int:
@@ -144,8 +165,8 @@ def _run(config: ClusterConfig, args: argparse.Namespace, credentials: Credentia
     os.set_blocking(stop, False)
     # The kernel may give a signal to any thread: only this descriptor surely wakes the main one.
     signal.set_wakeup_fd(stop, warn_on_full_buffer=False)
-    signals = [signal.SIGINT, signal.SIGTERM]
-    previous = {s: signal.signal(s, lambda *_: _leave(logs, EXIT_OK)) for s in signals}  # nothing runs yet
+    signals, stopped = [signal.SIGINT, signal.SIGTERM], _code(EXIT_OK, args.under_launchd)
+    previous = {s: signal.signal(s, lambda *_: _leave(logs, stopped)) for s in signals}  # nothing runs yet
 
     from cluster.runtime import Runtime  # MLX is imported from here on
 
@@ -181,7 +202,7 @@ def _run(config: ClusterConfig, args: argparse.Namespace, credentials: Credentia
     code = EXIT_OK if error is None else _end(str(error), error.exit_code)
     if not is_clean:
         logger.info("a thread was still busy after its time to stop")
-    _leave(logs, code)
+    _leave(logs, _code(code, args.under_launchd))
 
 
 def _leave(logs: Logs, code: int, why: str = "") -> NoReturn:

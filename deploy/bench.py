@@ -40,7 +40,9 @@ def main(argv: list[str] | None = None) -> int:
         metavar="N,...",
         help="users at once (default 1,2,4)",
     )
-    parser.add_argument("--prompt-tokens", type=_count, default=128, metavar="N", help="default 128")
+    parser.add_argument(
+        "--prompt-tokens", type=_count, default=128, metavar="N", help="of each prompt (default 128)"
+    )
     parser.add_argument(
         "--max-tokens", type=_count, default=128, metavar="N", help="of each answer; default 128"
     )

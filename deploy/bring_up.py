@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import signal
@@ -16,9 +17,9 @@ from typing import NoReturn, TextIO
 
 from cluster.config import ClusterConfig, load_config
 from cluster.config_read import read_document
-from cluster.errors import UserError
+from cluster.errors import EXIT_USAGE, UserError
 from deploy.client import Client
-from deploy.local_ring import LocalRing, free_ports, is_free
+from deploy.local_ring import LocalRing, free_ports, is_free, why_not_free
 from deploy.state_line import StateLine
 from deploy.target import client_for
 
@@ -90,14 +91,30 @@ def with_free_ports(path: Path, folder: Path, out: TextIO) -> Path:
 
 
 def refuse_taken_ports(config: ClusterConfig) -> None:
-    """Raises UserError for the first port of the config on which something listens here."""
+    """Raises UserError for the first address of the config on which no server can listen here."""
     wanted = [(f"nodes[{node.rank}]", node.host, node.port) for node in config.nodes if node.use]
     for key, host, port in [("api", config.api.host, config.api.port), *wanted]:
-        if port and not is_free(host, port):
-            raise UserError(
-                f"port {port} ({key}.port) is taken here: stop what uses it, such as another ring, or give "
-                "another port"
-            )
+        error = why_not_free(host, port) if port else None
+        if error is not None:
+            raise _no_place(key, host, port, error)
+
+
+def _no_place(key: str, host: str, port: int, error: OSError) -> UserError:
+    if error.errno == errno.EADDRINUSE:
+        return UserError(
+            f"port {port} ({key}.port) is taken here: stop what uses it, such as another ring, or give "
+            "another port"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return UserError(
+            f"port {port} ({key}.port) is kept for the system's own servers: give one from 1024 on",
+            EXIT_USAGE,
+        )
+    return UserError(
+        f"nothing can listen at {host} ({key}.host) on this machine ({error.strerror}): give an address that "
+        "it has, such as 127.0.0.1",
+        EXIT_USAGE,
+    )
 
 
 def wait_until_ok(

@@ -83,13 +83,20 @@ class CertificateFolder:
         return Standing(node, files, _why_renew(held, node, now), held.expires_at)
 
     def _refuse_other_ca(self, files: TlsFiles) -> None:
-        authorities = parse_certificates(files.ca, files.ca.read_bytes())
-        cert = parse_certificates(files.cert, files.cert.read_bytes())[0]
+        authorities = parse_certificates(files.ca, _read(files.ca))
+        cert = parse_certificates(files.cert, _read(files.cert))[0]
         if not any(is_signed_by(cert, authority) for authority in authorities):
             raise ConfigError(
                 f"{files.cert} is of another cluster's CA than {files.ca}: keep each cluster's certificates "
                 "in a folder of its own (security.tls), or move the wrong ones away"
             )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def folder_of(config: ClusterConfig) -> CertificateFolder:
@@ -117,11 +124,17 @@ def make(
     *,
     again: Collection[str] = (),
     life: timedelta = NODE_LIFE,
+    is_new_ca: bool = False,
 ) -> list[Standing]:
     """Makes the CA if there is none, and what the nodes need; `need` then says why each was made.
 
-    again: names of nodes that get a new key and certificate in any case. Raises ConfigError.
+    again: names of nodes that get a new key and certificate in any case; is_new_ca: all do, of a new CA, so
+    that what the old one signed is refused. Cut short, it is to be run again. Raises ConfigError.
     """
+    if is_new_ca:
+        authority = make_authority(authorities, folder.ca_file, now)
+        nodes = folder.config.nodes
+        return [_made(authority, Standing(n, folder.files(n), "of the new CA"), now, life) for n in nodes]
     standings = [
         replace(s, need=s.need or "asked for") if s.node.name in again else s for s in folder.standings(now)
     ]

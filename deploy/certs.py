@@ -1,4 +1,4 @@
-"""`macrame certs make|show|renew`: the certificates of a cluster's nodes, all made on one machine."""
+"""`macrame certs make|show|renew|renew-ca`: the certificates of a cluster's nodes, made on one machine."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ from deploy.command import run_command
 from planner.render import table
 
 MAX_DAYS = 3650
+_AFTER_ANOTHER_CA = (
+    "",
+    "Connections that stand are not closed by this: once the files are copied, start every node again. Then",
+    "what the old CA signed is refused everywhere.",
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,16 +40,24 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         description="The certificates by which nodes know each other, made on one machine for all.\n\n"
         "  make    what is missing or ends within 60 days, and the CA the first time\n"
         "  show    how they stand\n"
-        "  renew   new keys and certificates for the nodes named, or for all",
+        "  renew   new keys and certificates for the nodes named, or for all\n"
+        "  renew-ca  the same for all from a new CA: what the old one signed is refused",
         examples=(
             ("macrame certs make --config cluster.json", "for all nodes; says which file to copy where"),
             ("macrame certs renew mini2 --config cluster.json", "a new key for one node"),
+            ("macrame certs renew-ca --config cluster.json", "after a machine or a key was lost"),
         ),
     )
-    parser.add_argument("action", choices=("make", "show", "renew"))
+    parser.add_argument("action", choices=("make", "show", "renew", "renew-ca"), help="what to do, as above")
     parser.add_argument("nodes", nargs="*", metavar="NODE", help="renew only these, by name")
     parser.add_argument("--config", type=Path, required=True, help="the cluster's JSON or YAML file")
-    parser.add_argument("--days", type=int, default=NODE_LIFE.days, help="how long new ones are good (365)")
+    parser.add_argument(
+        "--days",
+        type=int,
+        default=NODE_LIFE.days,
+        metavar="N",
+        help=f"days that new ones are good for (default {NODE_LIFE.days})",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
     args = parser.parse_args(argv)
@@ -67,12 +80,15 @@ def _run(args: argparse.Namespace) -> int:
                 f"{args.config} has no node {name!r}: its nodes are {', '.join(names)}", EXIT_USAGE
             )
     again = (args.nodes or names) if args.action == "renew" else ()
-    was_there = folder.ca_file.exists()
-    standings = make(folder, authorities_folder(), now, again=again, life=timedelta(days=args.days))
+    is_new_ca = args.action == "renew-ca"
+    was_there = folder.ca_file.exists() and not is_new_ca
+    life = timedelta(days=args.days)
+    standings = make(folder, authorities_folder(), now, again=again, life=life, is_new_ca=is_new_ca)
     if args.json:
         print(json.dumps(_as_json(folder, standings, now), indent=2))
     else:
-        print("\n".join(_told(folder, standings, now, is_new=not was_there)))
+        lines = _told(folder, standings, now, is_new=not was_there)
+        print("\n".join([*lines, *(_AFTER_ANOTHER_CA if is_new_ca else ())]))
     return EXIT_OK
 
 

@@ -7,6 +7,8 @@ import importlib
 import sys
 
 from cluster.arguments import Parser
+from cluster.errors import EXIT_OK
+from deploy.command import run_command
 
 # command: (module with main(argv) -> exit code, one line of help)
 COMMANDS = {
@@ -48,15 +50,19 @@ def _parser() -> Parser:
     return parser
 
 
+def _print_version() -> int:
+    from cluster.versions import macrame_version
+
+    print(f"macrame {macrame_version()}")
+    return EXIT_OK
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     parser = _parser()
     args = parser.parse_args(argv)
     if args.version:
-        from cluster.versions import macrame_version
-
-        print(f"macrame {macrame_version()}")
-        return 0
+        return run_command("macrame", _print_version, is_verbose=False)
     if args.command is None:
         parser.error("which command?")
     module = importlib.import_module(COMMANDS[args.command][0])

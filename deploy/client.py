@@ -13,6 +13,7 @@ from cluster.errors import EXIT_ERROR, EXIT_UNREACHABLE, EXIT_USAGE, UserError
 
 CONNECT_TIMEOUT_S = 5.0
 MAX_EVENT_BYTES = 16 << 20
+_WRONG_REQUEST = (400, 404, 413, 422)  # with a sentence: what was asked for is wrong, such as a model
 NOT_OURS = "it is not macrame's API"
 
 
@@ -128,4 +129,7 @@ def _refused(client: Client, status: int, content: dict[str, Any]) -> UserError:
         )
     error = content.get("error")
     message = error.get("message") if isinstance(error, dict) else None
-    return UserError(f"{client.url} answers {status}: {message or NOT_OURS}", EXIT_ERROR)
+    is_ours_to_mend = status in _WRONG_REQUEST and message is not None
+    return UserError(
+        f"{client.url} answers {status}: {message or NOT_OURS}", EXIT_USAGE if is_ours_to_mend else EXIT_ERROR
+    )

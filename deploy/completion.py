@@ -25,10 +25,13 @@ def main(argv: list[str] | None = None) -> int:
         prog="macrame completion",
         description="Print a script that lets your shell complete macrame's commands, options and files.",
         examples=(
-            ("macrame completion bash > ~/.local/share/bash-completion/completions/macrame", "bash"),
+            (
+                "macrame completion bash > ~/.local/share/bash-completion/completions/macrame",
+                "bash, with the package bash-completion; make the folder first (mkdir -p)",
+            ),
             (
                 "macrame completion zsh > ~/.zfunc/_macrame",
-                "zsh, with 'fpath+=~/.zfunc' before 'compinit' in ~/.zshrc",
+                "zsh, with 'fpath+=~/.zfunc' before 'autoload -U compinit; compinit' in ~/.zshrc",
             ),
             ("macrame completion fish > ~/.config/fish/completions/macrame.fish", "fish"),
         ),
@@ -61,13 +64,15 @@ def whole_parser() -> argparse.ArgumentParser:
 
 
 def _complete_files(parser: argparse.ArgumentParser) -> None:
-    """Options that take a path complete names of files."""
+    """What takes a path completes names of files; what takes a model, which may be a folder, of folders."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for inner in action.choices.values():
                 _complete_files(inner)
         elif action.type is Path:
             action.complete = shtab.FILE  # type: ignore[attr-defined]  # shtab's own way of telling it
+        elif action.dest == "model" and "folder" in (action.help or ""):
+            action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

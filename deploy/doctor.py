@@ -18,22 +18,24 @@ from cluster.ours import hidden_packages
 from deploy.command import run_command
 from deploy.doctor_report import HERE, Report, Told, as_json, as_text, gather
 
-EPILOG = """\
-examples:
-  macrame doctor                                 this machine alone
-  macrame doctor --config cluster.json           and its part of the cluster: ports, firewall, model, memory
-  macrame doctor --all --config cluster.json     and every node of the running ring, compared with each other
-  macrame doctor --explain "No route to host"    what a sentence of a log means
-  macrame doctor --explain - < node-1.log        the known sentences of a whole log
-
-exit codes: 0 nothing found, 1 something found (errors or warnings), 3 a usage error or an unusable config
-"""
+EXAMPLES = (
+    ("macrame doctor", "this machine alone"),
+    (
+        "macrame doctor --config cluster.json",
+        "and its part of the cluster: ports, firewall, model, memory",
+    ),
+    (
+        "macrame doctor --all --config cluster.json",
+        "and every node of the running ring, compared with each other",
+    ),
+    ('macrame doctor --explain "No route to host"', "what a sentence of a log means"),
+    ("macrame doctor --explain - < node-1.log", "the known sentences of a whole log"),
+)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0 where nothing was found, 1 where something was, 3 for what cannot be asked."""
     args = _parse(argv)
-    logging.basicConfig(level=logging.ERROR)  # what nodes warn of is a finding here
     return run_command("macrame doctor", lambda: _run(args), is_verbose=args.verbose)
 
 
@@ -41,9 +43,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="macrame doctor",
         description="Find what keeps this machine, or a ring, from working: what, why it matters, what mends "
-        "it. Changes nothing.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "it. Changes nothing. Where something is found, an error or a warning, it ends with exit code 1.",
+        examples=EXAMPLES,
     )
     parser.add_argument("--config", type=Path, help="the cluster's JSON or YAML file")
     parser.add_argument("--model", help="as the nodes were started with")
@@ -74,7 +75,19 @@ def _examine(args: argparse.Namespace) -> tuple[Report, int]:
         from cluster.diagnosis_software import without_packages
 
         return Report(gather([(HERE, without_packages(Subject()))])), 0
-    from deploy.doctor_machine import Machine  # from here on, our own packages are ours
+    from cluster.logs import LogChoices, Logs  # from here on, our own packages are ours
+
+    logs = Logs(LogChoices(level=logging.ERROR), 0)  # what nodes warn of is a finding here
+    logs.begin()
+    try:
+        return _examine_with(args)
+    finally:
+        logs.end()
+
+
+def _examine_with(args: argparse.Namespace) -> tuple[Report, int]:
+    """The same, once our own packages are known to be ours."""
+    from deploy.doctor_machine import Machine
 
     machine, code, found = Machine(), EXIT_OK, list[Finding]()
     if args.config is not None:

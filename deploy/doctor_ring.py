@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import grpc
 
-from cluster.call_trouble import call_trouble
+from cluster.call_trouble import Kind, call_trouble, connection_kind
 from cluster.config import ClusterConfig, NodeConfig
 from cluster.diagnosis import Finding, received
 from cluster.diagnosis_reach import try_connect
@@ -74,7 +74,9 @@ def ask(node: NodeConfig, credentials: Credentials) -> NodeAnswer:
             if call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
                 return NodeAnswer(node, trouble=call.details() or "it is busy")
             trouble = call_trouble(failure, node, credentials)
-            if "failed to connect" in trouble:  # the system took the connection above, and no program speaks
+            if (
+                connection_kind(call.details() or "") is Kind.TIMED_OUT
+            ):  # the system took the connection above, and no program speaks
                 trouble = f"{node.address} takes connections and does not answer in time; is it frozen?"
             return NodeAnswer(node, trouble=trouble)
     findings = []

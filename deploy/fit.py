@@ -60,8 +60,15 @@ def _parser() -> Parser:
     parser.add_argument(
         "--context", type=_positive, metavar="N", help=f"tokens of a request (default {DEFAULT_CONTEXT})"
     )
-    parser.add_argument("--concurrency", type=_positive, default=1, metavar="N", help="requests at once")
-    parser.add_argument("--kv-bits", type=int, choices=KV_BITS, help="keys and values in so many bits")
+    parser.add_argument(
+        "--concurrency", type=_positive, default=1, metavar="N", help="requests at once (default 1)"
+    )
+    parser.add_argument(
+        "--kv-bits",
+        type=int,
+        choices=KV_BITS,
+        help="keys and values in so many bits (default: not quantised)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
     return parser

@@ -53,9 +53,14 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="HOST",
         help="as ssh takes it: host, user@host, or a Host of your ssh config; localhost for this machine",
     )
-    parser.add_argument("--model", help="a Hugging Face id, or a folder")
+    parser.add_argument("--model", help="a hub id, or a folder (default: it asks)")
     parser.add_argument(
-        "-o", "--output", type=Path, default=Path("cluster.json"), metavar="FILE", help="cluster.json"
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("cluster.json"),
+        metavar="FILE",
+        help="where to write it (default cluster.json)",
     )
     parser.add_argument("--force", action="store_true", help="write over a file that is there")
     parser.add_argument(

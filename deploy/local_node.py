@@ -20,9 +20,11 @@ import psutil
 from cluster.errors import UserError
 from cluster.versions import macrame_version
 from deploy.node_handle import CONFIG_NAME, STOP_LIMIT_S, NodeProcess, files_digest
+from deploy.taken_port import listener
 from shard_loader.whole_file import write_whole
 
 LOG_NAME, RECORD_NAME = "node.log", "started.json"
+HANDED_NAME = "files.json"  # the names of the files that put_files wrote
 POLL_S = 0.05
 TRACE_S = 0.3  # for a node to write where its threads are
 MAX_TAIL_BYTES = 256 << 10
@@ -46,11 +48,17 @@ class LocalNode:
     def put_files(self, files: Mapping[str, tuple[bytes, int]]) -> bool:
         """See NodeHandle. Raises UserError where they cannot be written."""
         self._digest = files_digest(files)
+        handed = self._handed()
+        stale = handed - set(files)
+        for name in stale:
+            self._remove(name)
+        if handed != set(files):  # before they are written: what is never written is no harm
+            self._write(self.folder / HANDED_NAME, json.dumps(sorted(files)).encode(), 0o600)
         changed = [name for name, (content, mode) in files.items() if not self._has(name, content, mode)]
         for name in changed:
             content, mode = files[name]
             self._write(self.folder / name, content, mode)
-        return bool(changed)
+        return bool(changed or stale)
 
     def start(self, arguments: Sequence[str] = (), environment: Mapping[str, str] = {}) -> None:
         """See NodeHandle. In a session of its own, so that a terminal's Ctrl-C reaches us first."""
@@ -76,6 +84,7 @@ class LocalNode:
             "started_at_s": time.time(),
             "files_digest": self._digest,
             "version": self.version,
+            "arguments": list(arguments),
         }
         self._write(self.folder / RECORD_NAME, json.dumps(record).encode(), 0o600)
 
@@ -95,7 +104,12 @@ class LocalNode:
             exit_code=code,
             files_digest=str(record.get("files_digest", "")) if is_recorded else "",
             version=str(record.get("version", "")) if is_recorded else "",
+            arguments=tuple(record.get("arguments", ())) if is_recorded else (),
         )
+
+    def listeners(self, places: Sequence[tuple[str, int]]) -> list[str | None]:
+        """See NodeHandle."""
+        return [listener(host, port) for host, port in places]
 
     def tail(self, lines: int = 40) -> str:
         """See NodeHandle."""
@@ -159,6 +173,12 @@ class LocalNode:
             return {}
         return content if isinstance(content, dict) else {}
 
+    def _handed(self) -> set[str]:
+        try:
+            return set(map(str, json.loads((self.folder / HANDED_NAME).read_bytes())))
+        except (OSError, ValueError, TypeError):
+            return set()
+
     def _own(self, pid: object) -> int | None:
         """`pid` if that is our node: numbers of processes are used again, the path of its config is not."""
         if not isinstance(pid, int):
@@ -184,6 +204,16 @@ class LocalNode:
             return path.stat().st_mode & 0o777 == mode and path.read_bytes() == content
         except OSError:
             return False
+
+    def _remove(self, name: str) -> None:
+        path = self.folder / name
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"{path} cannot be removed: {error.strerror}") from None
+        if path.parent != self.folder:
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()  # where nothing is left in it
 
     def _write(self, path: Path, content: bytes, mode: int) -> None:
         try:

@@ -18,6 +18,7 @@ from cluster.errors import EXIT_ERROR, UserError
 
 POLL_S = 0.05
 TAIL_LINES = 40
+SENTENCE = "run_node: "  # so begins what a node says when it ends by itself
 TRACE_S = 0.3
 
 
@@ -63,15 +64,25 @@ class LocalRing:
         return total_s
 
     def check(self) -> None:
-        """Raises UserError, with the end of its log, if a node has ended; its own exit code goes on."""
+        """Raises UserError if a node has ended, with its last sentence or the end of its log.
+
+        Its own exit code goes on.
+        """
         for rank, process in self._processes.items():
             code = process.poll()
             if code is not None:
                 ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+                why = self._last_words(rank)
+                told = f"node {rank}: {why}" if len(self._ranks) > 1 else why
                 raise UserError(
-                    f"node {rank} {ended}; the end of its log:\n{self.tail(rank)}",
+                    told if why else f"node {rank} {ended}; the end of its log:\n{self.tail(rank)}",
                     code if code > 0 else EXIT_ERROR,
                 )
+
+    def _last_words(self, rank: int) -> str:
+        """The sentence with which `run_node` ended by itself, or nothing."""
+        last = self.tail(rank).splitlines()[-1].strip()
+        return last.removeprefix(SENTENCE) if last.startswith(SENTENCE) else ""
 
     def tail(self, rank: int) -> str:
         """The last lines of a rank's log, indented."""
@@ -135,14 +146,19 @@ def _named(member: psutil.Process) -> str:
 
 def is_free(host: str, port: int) -> bool:
     """Whether a server could listen there now."""
+    return why_not_free(host, port) is None
+
+
+def why_not_free(host: str, port: int) -> OSError | None:
+    """What the system says to a server that would listen there; None where it could."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
-            return False
-        return True
+        except OSError as error:
+            return error
+        return None
 
 
 def free_ports(host: str, count: int) -> list[int]:

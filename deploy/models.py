@@ -15,6 +15,7 @@ from cluster.errors import EXIT_OK, EXIT_UNREACHABLE, EXIT_USAGE, UserError
 from deploy.command import run_command
 from deploy.models_list import as_json, here, of_ring, render
 from deploy.models_pull import layers_of, pull
+from deploy.models_use import user_of
 from deploy.narrow import width_of
 from deploy.sizes import size
 
@@ -54,7 +55,9 @@ def _parser() -> Parser:
             ("macrame models remove mlx-community/Qwen3-1.7B-8bit --yes", "without being asked"),
         ),
     )
-    parser.add_argument("action", nargs="?", choices=("list", "pull", "remove"), default="list")
+    parser.add_argument(
+        "action", nargs="?", choices=("list", "pull", "remove"), default="list", help="as above"
+    )
     parser.add_argument("model", nargs="?", metavar="MODEL", help="a model of the hub")
     parser.add_argument("--config", type=Path, help="list: ask all nodes of this cluster file")
     parser.add_argument(
@@ -103,6 +106,12 @@ def _remove(args: argparse.Namespace) -> int:
                 EXIT_USAGE,
             )
         raise UserError(f"{args.model} is not on this machine; 'macrame models' lists what is", EXIT_USAGE)
+    pid = user_of(args.model)
+    if pid is not None:
+        raise UserError(
+            f"a node here runs {args.model} (process {pid}): stop it first, such as with 'macrame down "
+            "--config cluster.json'"
+        )
     if not args.yes:
         _confirm(f"Remove {args.model} ({size(sum(one.here_bytes for one in own))})?")
     try:

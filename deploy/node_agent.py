@@ -85,6 +85,8 @@ def _done(order: Mapping[str, Any]) -> Mapping[str, Any]:
             node.keep(order)
         case "state":
             return asdict(node.state())
+        case "listeners":
+            return {"who": node.listeners([(host, port) for host, port in order["places"]])}
         case "tail":
             return {"text": node.tail(order["lines"])}
         case "stop":

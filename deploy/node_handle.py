@@ -21,6 +21,7 @@ class NodeProcess:
     exit_code: int | None = None  # of one that ended, negative for a signal; None: it runs, or nobody knows
     files_digest: str = ""  # of the files it was started with; empty: nobody knows
     version: str = ""  # of the macrame it was started with; empty: nobody knows
+    arguments: tuple[str, ...] = ()  # those of `start`
 
     @property
     def is_running(self) -> bool:
@@ -38,15 +39,22 @@ class NodeHandle(Protocol):
         """Of the macrame that `start` would start, comparable with NodeProcess.version."""
 
     def put_files(self, files: Mapping[str, tuple[bytes, int]]) -> bool:
-        """Relative name -> (content, mode), all files of the node; True: something was different there."""
+        """Relative name -> (content, mode), all files of the node; True: something was different there.
+
+        Those of an earlier call that are no more among them are removed.
+        """
 
     def start(self, arguments: Sequence[str] = (), environment: Mapping[str, str] = {}) -> None:
         """Starts `run_node --rank N ARGUMENTS --config cluster.json` and records for `state` what with:
-        `files_digest` of the last put_files, and the version. Its output goes to a log that begins anew.
+        `files_digest` of the last put_files, the arguments and the version. Its output goes to a log that
+        begins anew.
         """
 
     def state(self) -> NodeProcess:
         """How the process stands, whoever started it from these files."""
+
+    def listeners(self, places: Sequence[tuple[str, int]]) -> list[str | None]:
+        """Who listens on each host and port there: see deploy.taken_port.listener."""
 
     def tail(self, lines: int = 40) -> str:
         """The last lines of its log, without indentation."""

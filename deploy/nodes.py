@@ -33,11 +33,19 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         description="List the nodes that announce themselves in the local network by Bonjour, with chip, "
         "memory and version. An announcement is a hint: anybody in the network can make one, and nodes prove "
         "who they are by their certificates.",
-        epilog="examples:\n  macrame nodes\n  macrame nodes --ssh        also machines that offer a login "
-        "(a Mac with Remote Login on)\n  macrame nodes --seconds 10 --json",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=(
+            ("macrame nodes", "who announces a node"),
+            ("macrame nodes --ssh", "also machines that offer a login, as a Mac with Remote Login on does"),
+            ("macrame nodes --seconds 10 --json", "listen longer, for a script"),
+        ),
     )
-    parser.add_argument("--seconds", type=float, default=DEFAULT_S, metavar="S", help="listen so long (3)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=DEFAULT_S,
+        metavar="S",
+        help=f"listen for S seconds (default {DEFAULT_S:g})",
+    )
     parser.add_argument("--ssh", action="store_true", help="list machines that offer ssh, too")
     parser.add_argument("--json", action="store_true", help="print a JSON list")
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")

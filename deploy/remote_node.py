@@ -18,7 +18,7 @@ from cluster.errors import EXIT_ERROR, UserError
 from deploy.node_handle import STOP_LIMIT_S, NodeProcess, files_digest
 from deploy.remote_home import RemoteHome
 from deploy.ssh import RUN_LIMIT_S, Ssh
-from deploy.ssh_trouble import last_line
+from deploy.ssh_trouble import is_full, last_line
 
 
 class RemoteNode:
@@ -47,7 +47,12 @@ class RemoteNode:
 
     def state(self) -> NodeProcess:
         """See NodeHandle."""
-        return NodeProcess(**self._ask("state"))
+        answer = self._ask("state")
+        return NodeProcess(**{**answer, "arguments": tuple(answer["arguments"])})
+
+    def listeners(self, places: Sequence[tuple[str, int]]) -> list[str | None]:
+        """See NodeHandle."""
+        return list(self._ask("listeners", places=list(places))["who"])
 
     def tail(self, lines: int = 40) -> str:
         """See NodeHandle."""
@@ -78,6 +83,9 @@ class RemoteNode:
                 "which installs it anew",
                 EXIT_ERROR,
             ) from None
+        if "error" in answer and is_full(answer["error"]):
+            told = f"the disk of {self._ssh.destination} is full: make room there ({answer['error']})"
+            raise UserError(told, int(answer["exit_code"]))
         if "error" in answer:
             raise UserError(f"{self._ssh.destination}: {answer['error']}", int(answer["exit_code"]))
         return answer

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.arguments import Parser
-from cluster.config import is_loopback, load_config
+from cluster.config import ClusterConfig, ConfigError, is_loopback, load_config
 from cluster.errors import EXIT_OK, EXIT_USAGE, UserError
 from deploy.bring_up import Running, running
 from deploy.command import run_command
@@ -71,10 +71,25 @@ def _parser() -> Parser:
     group.add_argument("--host", help="where the API listens (default 127.0.0.1)")
     group.add_argument("--port", type=int, metavar="N", help=f"its port (default {DEFAULT_PORT})")
     group.add_argument("--keys-file", type=Path, metavar="FILE", help="the API keys, one a line")
-    group.add_argument("--context", type=int, metavar="N", help="tokens of a request, prompt and answer")
+    group.add_argument(
+        "--context",
+        type=int,
+        metavar="N",
+        help="tokens of a request, prompt and answer (default: the smaller of 8192 and the model's)",
+    )
     group.add_argument("--concurrency", type=int, metavar="N", help="requests at once (default 1)")
-    group.add_argument("--kv-bits", type=int, metavar="N", help="keep keys and values in 8 or 4 bits")
-    group.add_argument("--max-memory-gb", type=float, metavar="GB", help="the most memory it may take")
+    group.add_argument(
+        "--kv-bits",
+        type=int,
+        metavar="N",
+        help="keep keys and values in 8 or 4 bits (default: not quantised)",
+    )
+    group.add_argument(
+        "--max-memory-gb",
+        type=float,
+        metavar="GB",
+        help="the most memory that it may take, in GB of 10^9 bytes (default: what the planner finds)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line: ready, stopped")
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
     return parser
@@ -86,7 +101,7 @@ def _serve(args: argparse.Namespace) -> int:
         if path is None:
             path = Path(folder) / "cluster.json"
             path.write_text(json.dumps(config_for(args), indent=2), encoding="utf-8")
-        config = load_config(path)
+        config = load_config(path) if args.config is not None else _checked(path)
         if not config.is_loopback:
             raise UserError(
                 f"{path} names other machines, and serve runs nodes on this one: "
@@ -102,6 +117,21 @@ def _serve(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"event": "stopped"}), flush=True)
     return EXIT_OK
+
+
+def _checked(path: Path) -> ClusterConfig:
+    """The config that was made of the options. Raises UserError that names the option, not our file."""
+    try:
+        config = load_config(path)
+        config.api_keys()
+        return config
+    except ConfigError as error:
+        message = str(error).removeprefix(f"{path}: ")
+        for key in ("api.keys_file", "load.kv_bits", "nodes[0].max_memory_gb", "context", "concurrency"):
+            if message.startswith(key):
+                flag = f"--{key.rpartition('.')[2].replace('_', '-')}"
+                message = f"{flag}{message.removeprefix(key)}"
+        raise UserError(message, EXIT_USAGE) from None
 
 
 def config_for(args: argparse.Namespace) -> dict[str, Any]:

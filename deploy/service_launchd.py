@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from xml.parsers.expat import ExpatError
 
+from cluster.run_node import UNDER_LAUNCHD
 from deploy.units import (
     MAX_OPEN_FILES,
     RESTART_S,
@@ -61,11 +62,12 @@ def node_plist(service: NodeService) -> dict[str, Any]:
     return {
         "Label": label(service.name),
         "UserName": service.account.name,
-        "ProgramArguments": [*service.command, *_log_arguments(service)],
+        "ProgramArguments": [*service.command, UNDER_LAUNCHD, *_log_arguments(service)],
         "EnvironmentVariables": service.full_environment,
         "WorkingDirectory": str(service.account.home),
         "RunAtLoad": True,
-        "KeepAlive": True,
+        # after any exit code but 0, and after a signal: see run_node --under-launchd
+        "KeepAlive": {"SuccessfulExit": False},
         "ThrottleInterval": max(THROTTLE_S, RESTART_S),
         "ExitTimeOut": STOP_S,
         # without it launchd holds back CPU and disk of what it starts
@@ -159,8 +161,9 @@ def read_state(name: str, code: int, text: str) -> State:
 
     word, last_exit = value("state") or "unknown", number("last exit code")
     is_done = name == WIRED_LIMIT and last_exit == 0
+    is_refused = not is_done and word != "running" and last_exit == 0  # see run_node --under-launchd
     return State(
-        "done" if is_done else word,
+        "done" if is_done else "refused, see its log" if is_refused else word,
         is_well=is_done or word == "running",
         pid=number("pid"),
         last_exit=last_exit,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_USAGE
 from deploy.units import (
     MAX_OPEN_FILES,
     RESTART_S,
@@ -27,7 +28,8 @@ FOLDER = Path("/etc/systemd/system")
 PREFIX = "macrame-"
 PATTERN = f"{PREFIX}*.service"
 BOOTED = Path("/run/systemd/system")  # sd_booted(3)
-CONFIG_REFUSED = 3  # the exit code of run_node for a config that it cannot use: no restart mends it
+# exit codes of run_node that no restart mends: a model that does not fit, a config that cannot be used
+FINAL = f"{EXIT_DOES_NOT_FIT} {EXIT_USAGE}"
 _KEYS = {"Rank": "X-Macrame-Rank", "Config": "X-Macrame-Config"}
 
 # What no node needs. PrivateDevices and ProtectClock would hide a GPU (systemd issue 18142),
@@ -101,8 +103,8 @@ def node_unit(service: NodeService) -> str:
         "",
         "Restart=always",
         f"RestartSec={RESTART_S}",
-        "# a config that cannot be used is not tried again: see systemctl status, mend it, systemctl restart",
-        f"RestartPreventExitStatus={CONFIG_REFUSED}",
+        "# what does not fit, or a config that cannot be used, is not tried again: systemctl status says why",
+        f"RestartPreventExitStatus={FINAL}",
         "KillMode=mixed",
         f"TimeoutStopSec={STOP_S}",
         f"LimitNOFILE={MAX_OPEN_FILES}",

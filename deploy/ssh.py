@@ -80,6 +80,7 @@ class Ssh:
         self.destination = destination
         self._may_ask = sys.stdin.isatty() if is_interactive is None else is_interactive
         self._master = Master(destination, options)
+        self._forwarded: set[str] = set()  # what -L was given, of this connection and those before
 
     def __enter__(self) -> Ssh:
         self.connect()
@@ -177,16 +178,21 @@ class Ssh:
     def forward(self, remote_host: str, remote_port: int, *, local_port: int = 0) -> int:
         """A port of 127.0.0.1 here that leads to remote_host:remote_port as seen from there, while connected.
 
-        local_port: which one, if it is free; else any. Raises UserError where ssh refuses.
+        local_port: which one, if it is free or leads there already; else any. Raises UserError where ssh
+        refuses.
         """
         self._ensure()
         host = f"[{remote_host}]" if ":" in remote_host else remote_host
         err = ""
-        wanted = [local_port] if local_port and is_free("127.0.0.1", local_port) else []
+        # ssh says yes to a forward that it has
+        may_be_ours = f"127.0.0.1:{local_port}:{host}:{remote_port}" in self._forwarded
+        wanted = [local_port] if local_port and (may_be_ours or is_free("127.0.0.1", local_port)) else []
         # another process may take the port between the question and the answer
         for port in [*wanted, *free_ports("127.0.0.1", TRIES)]:
-            done = self._master.ask("forward", "-L", f"127.0.0.1:{port}:{host}:{remote_port}")
+            forward = f"127.0.0.1:{port}:{host}:{remote_port}"
+            done = self._master.ask("forward", "-L", forward)
             if done.returncode == 0:
+                self._forwarded.add(forward)
                 return port
             err = text(done.stderr)
         raise UserError(

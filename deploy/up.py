@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import signal
 import sys
 from datetime import UTC, datetime
@@ -15,28 +14,28 @@ from cluster.arguments import Parser
 from cluster.config import ClusterConfig, NodeConfig, load_config
 from cluster.console import say
 from cluster.errors import EXIT_USAGE, UserError
+from cluster.plan_choices import add_choices, choices_of, without_excluded
 from cluster.probe import is_this_machine
 from deploy.certificates import USUAL
 from deploy.command import run_command
 from deploy.up_board import Event
-from deploy.up_display import display_for
+from deploy.up_display import display_for, early_display
 from deploy.up_files import Hand, hand_out, make_certificates, needs_certificates, write_tls
 from deploy.up_machines import Here, Machine
 from deploy.up_record import Placed, alone, cluster_folder, cluster_name, read_record
 from deploy.up_session import Session
 
 INTERRUPTS = ("SIGINT", "SIGTERM", "SIGHUP")
-EXAMPLES = """\
-examples:
-  macrame up --config cluster.json                    all nodes are on this machine
-  macrame up --config cluster.json --ssh              and others, with your own ssh keys
-  macrame up --config cluster.json --ssh --ssh-to mini2=alice@10.0.0.2
-  macrame up --config cluster.json --detach           leave them running, and end
-  macrame down --config cluster.json                  stop them again
-
-A second run keeps the nodes that run as the config wants them, and starts the others again. Nodes of this
-machine write to the folder that 'macrame down --help' names. docs/up.md tells all of it.
-"""
+EXAMPLES = (
+    ("macrame up --config cluster.json", "all nodes are on this machine"),
+    ("macrame up --config cluster.json --ssh", "and others, with your own ssh keys"),
+    (
+        "macrame up --config cluster.json --ssh --ssh-to mini2=alice@10.0.0.2",
+        "where ssh must be given another name than the config's host",
+    ),
+    ("macrame up --config cluster.json --detach", "leave them running, and end"),
+    ("macrame down --config cluster.json", "stop them again"),
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,12 +49,14 @@ def main(argv: list[str] | None = None) -> int:
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="macrame up",
-        description="Start every node of a config and follow them. Ctrl-C stops them all, everywhere.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Start every node of a config and follow them. Ctrl-C stops them all, everywhere. A "
+        "second run keeps the nodes that run as the config wants them, and starts the others again. Nodes of "
+        "this machine write to the folder that 'macrame down --help' names. docs/up.md tells all of it.",
+        examples=EXAMPLES,
     )
     parser.add_argument("--config", type=Path, required=True, help="the cluster's JSON or YAML file")
     parser.add_argument("--model", help="a folder or a hub id, instead of the config's")
+    add_choices(parser)
     parser.add_argument("--detach", action="store_true", help="end when the ring is ready; the nodes go on")
     parser.add_argument(
         "--wait-s",
@@ -89,6 +90,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.wait_s is not None and not 0 < args.wait_s <= 1e6:
         parser.error(f"--wait-s {args.wait_s} must be above 0")
+    if args.find_links is not None and not args.find_links.is_dir():
+        parser.error(f"--find-links {args.find_links} is no folder of this machine")
     return args
 
 
@@ -101,10 +104,13 @@ def _run(args: argparse.Namespace) -> int:
             f"{args.config}: api.port is 0, any free port: give it a number, at which up can follow the ring",
             EXIT_USAGE,
         )
+    without_excluded(config, args.exclude)
     destinations = _destinations(config, args)
     folder = cluster_folder(args.config)
     with alone(folder, args.config):
-        notes = _certify(config)
+        early = early_display(is_json=args.json)
+        for note in _certify(config):
+            early.tell(note)  # now: it is done, whatever comes after
         hand = hand_out(args.config, args.model)
         _check_credentials(hand)
         options = () if args.ssh_config is None else ("-F", str(args.ssh_config.resolve()))
@@ -130,8 +136,9 @@ def _run(args: argparse.Namespace) -> int:
             ssh_options=options,
             display=display_for(is_json=args.json),
             wait_s=args.wait_s,
+            head_arguments=choices_of(args).as_arguments(),
         )
-        return session.run(notes, is_detached=args.detach)
+        return session.run(is_detached=args.detach)
 
 
 def _destinations(config: ClusterConfig, args: argparse.Namespace) -> dict[int, str | None]:
@@ -206,10 +213,7 @@ def _certify(config: ClusterConfig) -> list[Event]:
 
 def _check_credentials(hand: Hand) -> None:
     """As each node will. Raises ConfigError."""
-    config = hand.config
-    if hand.certificates is not None:
-        config = dataclasses.replace(config, security=hand.certificates.security)
-    config.check_credentials()
+    hand.as_handed.check_credentials()
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:

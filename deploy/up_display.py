@@ -45,6 +45,11 @@ def display_for(*, is_json: bool) -> Display:
     return LiveTable(sys.stderr) if sys.stderr.isatty() else Lines(sys.stderr)
 
 
+def early_display(*, is_json: bool) -> Display:
+    """For what is told before `ssh` may ask questions on the terminal."""
+    return JsonLines(sys.stdout) if is_json else Lines(sys.stderr)
+
+
 class LiveTable:
     """A table that is drawn anew; what happened stands above it."""
 

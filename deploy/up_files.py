@@ -6,7 +6,7 @@ What is given out is made once from the user's files; nothing here reaches anoth
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,13 @@ class Hand:
     certificates: CertificateFolder | None
     folders: tuple[Path, ...]  # of the model and adapters, where the config names folders: needed everywhere
 
+    @property
+    def as_handed(self) -> ClusterConfig:
+        """The user's config with the certificates that its nodes get, whether it names them or not."""
+        if self.certificates is None:
+            return self.config
+        return replace(self.config, security=self.certificates.security)
+
     def files(self, rank: int) -> dict[str, tuple[bytes, int]]:
         """Relative name -> (content, mode) for one node. Raises ConfigError for what cannot be read."""
         files = {CONFIG_NAME: (self.document, _PRIVATE)}
@@ -61,10 +68,11 @@ def make_certificates(config: ClusterConfig, now: datetime) -> list[Standing]:
         return []
     try:
         return [s for s in make(folder, authorities_folder(), now) if s.need]
-    except ConfigError:
+    except ConfigError as error:
         if all(s.expires_at is not None and s.expires_at > now for s in standings) and standings:
             return []
-        raise
+        why = "; ".join(f"the certificate of {s.node.name}: {s.need}" for s in standings if s.need)
+        raise ConfigError(f"{why}; and {error}" if why else str(error)) from None
 
 
 def write_tls(config: ClusterConfig) -> bool:

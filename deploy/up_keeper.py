@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from cluster.config import ApiConfig, NodeConfig
+from cluster.config import ClusterConfig, NodeConfig
 from cluster.errors import EXIT_ERROR, EXIT_UNREACHABLE, UserError
-from deploy.node_handle import STOP_LIMIT_S, NodeHandle, files_digest
+from deploy.node_handle import STOP_LIMIT_S, NodeHandle, NodeProcess, files_digest
 from deploy.restarts import Restarts, how_ended
+from deploy.taken_port import port_taken
 from deploy.up_board import Board, Phase
 from deploy.up_machines import Machine
 
@@ -37,6 +38,7 @@ class Kept:
     node: NodeConfig
     files: dict[str, tuple[bytes, int]]
     handle: NodeHandle
+    arguments: tuple[str, ...] = ()  # for run_node
     restarts: Restarts = field(default_factory=Restarts)
     restart_at: float | None = None  # monotonic; it is down until then
     is_given_up: bool = False
@@ -45,9 +47,11 @@ class Kept:
 class Keeper:
     """The nodes of one machine; `start` after the machine was prepared, `stop` in any case."""
 
-    def __init__(self, machine: Machine, kept: Sequence[Kept], api: ApiConfig, key: str | None, board: Board):
+    def __init__(
+        self, machine: Machine, kept: Sequence[Kept], config: ClusterConfig, key: str | None, board: Board
+    ) -> None:
         self.machine, self._kept, self._board = machine, kept, board
-        self._api, self._key = api, key
+        self._config, self._api, self._key = config, config.api, key
         self._mend_at: float | None = None  # monotonic, of the next attempt; None: the machine answers
         self.begun_at: float | None = None  # monotonic, when all its nodes ran
         self._found_api_at = 0.0  # monotonic
@@ -99,9 +103,7 @@ class Keeper:
         handle, rank, name = kept.handle, kept.node.rank, kept.node.name
         process = handle.state()
         if process.is_running:
-            differs = _difference(
-                process.files_digest, files_digest(kept.files), process.version, handle.version
-            )
+            differs = _difference(process, kept)
             if not differs:
                 handle.put_files(kept.files)  # certificates that were renewed
                 self._board.set(rank, phase=Phase.RUNNING, process=process, note="")
@@ -121,22 +123,28 @@ class Keeper:
         places = [(kept.node.name, kept.node.host, kept.node.port)]
         if kept.node.rank == HEAD_RANK:
             places.append(("the API", self._api.host, self._api.port))
-        self._free_ports(places)
-        kept.handle.start()
+        self._free_ports(kept, places)
+        kept.handle.start(kept.arguments)
         self._board.set(
             kept.node.rank, phase=Phase.RUNNING, process=kept.handle.state(), note="", is_new=True
         )
 
-    def _free_ports(self, places: Sequence[tuple[str, str, int]]) -> None:
+    def _free_ports(self, kept: Kept, places: Sequence[tuple[str, str, int]]) -> None:
         """Waits a moment for the sockets of a process that just died. Raises UserError for others."""
         deadline = time.monotonic() + (PORTS_S if self._board.has_served.is_set() else 0.0)
         while True:
-            try:
-                self.machine.check_ports(places)
+            listeners = kept.handle.listeners([(host, port) for _, host, port in places])
+            taken = [
+                (what, port, who)
+                for (what, _, port), who in zip(places, listeners, strict=True)
+                if who is not None
+            ]
+            if not taken:
                 return
-            except UserError:
-                if time.monotonic() > deadline or self._stopping.wait(PORTS_POLL_S):
-                    raise
+            if time.monotonic() > deadline or self._stopping.wait(PORTS_POLL_S):
+                what, port, who = taken[0]
+                where = "" if self.machine.destination in (None, what) else f" on {self.machine.name}"
+                raise port_taken(self._config, kept.node, f"{what}{where}", port, who)
 
     # -- each round ---------------------------------------------------------------------------------------
     def _round(self, now: float) -> None:
@@ -226,11 +234,13 @@ def _stop(machine: Machine, node: NodeConfig, board: Board) -> str:
     return f"{node.name} on {machine.name}: {left}" if left else ""
 
 
-def _difference(digest: str, wanted_digest: str, version: str, wanted_version: str) -> str:
+def _difference(process: NodeProcess, kept: Kept) -> str:
     """In words; empty where the running node is what is wanted."""
-    if digest != wanted_digest:
+    if process.files_digest != files_digest(kept.files):
         return "another config"
-    return "" if version == wanted_version else f"another macrame ({version or 'unknown'})"
+    if process.version != kept.handle.version:
+        return f"another macrame ({process.version or 'unknown'})"
+    return "" if process.arguments == kept.arguments else "other plan options"
 
 
 def _tail(handle: NodeHandle) -> str:

@@ -5,16 +5,11 @@ Each machine belongs to one thread at a time.
 
 from __future__ import annotations
 
-import errno
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import psutil
-
 from cluster.config import ApiConfig, NodeConfig
-from cluster.errors import EXIT_ERROR, UserError
 from deploy.client import Client
 from deploy.local_node import LocalNode
 from deploy.node_handle import NodeHandle
@@ -55,9 +50,6 @@ class Machine(Protocol):
     def check_folders(self, folders: Sequence[Path]) -> None:
         """Raises UserError if a model's or adapter's folder is not there."""
 
-    def check_ports(self, places: Sequence[tuple[str, str, int]]) -> None:
-        """What listens, its host and port: raises UserError for one that is taken."""
-
     def client(self, api: ApiConfig, key: str | None) -> Client:
         """A way to the API of a head that runs there."""
 
@@ -96,16 +88,6 @@ class Here:
     def check_folders(self, folders: Sequence[Path]) -> None:
         """They were found here when the config was read."""
 
-    def check_ports(self, places: Sequence[tuple[str, str, int]]) -> None:
-        """See Machine."""
-        for what, host, port in places:
-            if _is_taken(host, port):
-                raise UserError(
-                    f"port {port} of {what} is taken here{_by_whom(port)}: stop what listens there, or "
-                    "write another port into the cluster file",
-                    EXIT_ERROR,
-                )
-
     def client(self, api: ApiConfig, key: str | None) -> Client:
         """See Machine."""
         return Client(ANY_ADDRESS.get(api.host, api.host), api.port, key)
@@ -119,28 +101,3 @@ class Here:
 
     def close(self) -> None:
         """Nothing to let go of."""
-
-
-def _is_taken(host: str, port: int) -> bool:
-    """Whether another process listens there. Other troubles with the address are run_node's to tell."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return error.errno == errno.EADDRINUSE
-        return False
-
-
-def _by_whom(port: int) -> str:
-    """In words; nothing where the system does not tell (macOS tells root only)."""
-    try:
-        for connection in psutil.net_connections("tcp"):
-            is_listening = connection.status == psutil.CONN_LISTEN and bool(connection.laddr)
-            if is_listening and connection.laddr.port == port and connection.pid:  # type: ignore[union-attr]
-                command = " ".join(psutil.Process(connection.pid).cmdline())
-                return f" by process {connection.pid} ({command[:120]})"
-    except (psutil.Error, OSError):
-        pass
-    return ""

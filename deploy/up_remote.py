@@ -83,9 +83,6 @@ class There:
                     EXIT_ERROR,
                 )
 
-    def check_ports(self, places: Sequence[tuple[str, str, int]]) -> None:
-        """The node itself says it, in its log."""
-
     def client(self, api: ApiConfig, key: str | None) -> Client:
         """See Machine."""
         host = ANY_ADDRESS.get(api.host, api.host)

@@ -18,7 +18,7 @@ from deploy.up_board import Board, Event, NodeView, Phase
 from deploy.up_display import Display
 from deploy.up_files import Hand
 from deploy.up_follow import Follower, Seen
-from deploy.up_keeper import Keeper, Kept
+from deploy.up_keeper import HEAD_RANK, Keeper, Kept
 from deploy.up_machines import HERE, Machine
 from deploy.up_record import Placed, Record, read_record, write_record
 from deploy.up_rows import Row, rows_of
@@ -43,10 +43,11 @@ class Session:
         ssh_options: tuple[str, ...],
         display: Display,
         wait_s: float | None,
+        head_arguments: tuple[str, ...] = (),
     ) -> None:
         self._hand, self._folder, self._nodes = hand, folder, nodes
         self._machine_at, self._ssh_options = machine_at, ssh_options
-        self._display, self._wait_s = display, wait_s
+        self._display, self._wait_s, self._head_arguments = display, wait_s, head_arguments
         self._machines = list(dict.fromkeys(machine for machine, _ in nodes))
         self._board = Board(NodeView(n.rank, n.name, m.name) for m, n in nodes)
         self._follower = Follower(self._board)
@@ -55,12 +56,10 @@ class Session:
         self._began = time.monotonic()
         self._failed_at: float | None = None
 
-    def run(self, notes: Sequence[Event], *, is_detached: bool) -> int:
+    def run(self, *, is_detached: bool) -> int:
         """Until Ctrl-C, or until the ring is ready. Raises UserError; then nothing of it runs any more."""
         goes_on = False
         try:
-            for note in notes:
-                self._display.tell(note)
             self._prepare()
             self._stop_strangers()
             self._start()
@@ -131,13 +130,15 @@ class Session:
                     self._machines.append(machine)
                     machine.connect()
                 handle = machine.handle(placed.rank)
-                if not handle.state().is_running:
-                    continue
-                left = handle.stop()
+                was_running = handle.state().is_running
+                left = handle.stop() if was_running else ""
+                handle.put_files({})  # its secrets have no business there any more
             except UserError as error:
                 kept.append(placed)
                 text = f"{where}, and could not be stopped: {error}"
                 self._display.tell(Event("left", text, placed.rank))
+                continue
+            if not was_running:
                 continue
             text = f"{where}: stopped{f'; {left}' if left else '.'}"
             self._display.tell(Event("left" if left else "removed", text, placed.rank))
@@ -148,16 +149,20 @@ class Session:
         write_record(self._folder, self._record)
 
     def _start(self) -> None:
-        config = self._hand.config
+        config = self._hand.as_handed
         keys = config.api_keys()
         for machine in self._machines:
-            kept = [Kept(n, self._hand.files(n.rank), machine.handle(n.rank)) for n in self._of(machine)]
+            kept = [self._kept(machine, node) for node in self._of(machine)]
             if kept:
                 key = keys[0] if keys else None
-                self._keepers.append(Keeper(machine, kept, config.api, key, self._board))
+                self._keepers.append(Keeper(machine, kept, config, key, self._board))
         for keeper in self._keepers:
             keeper.start()
         self._follower.start()
+
+    def _kept(self, machine: Machine, node: NodeConfig) -> Kept:
+        arguments = self._head_arguments if node.rank == HEAD_RANK else ()
+        return Kept(node, self._hand.files(node.rank), machine.handle(node.rank), arguments)
 
     def _of(self, machine: Machine) -> list[NodeConfig]:
         return [node for where, node in self._nodes if where is machine]

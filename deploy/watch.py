@@ -11,6 +11,7 @@ import math
 import shutil
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -76,11 +77,18 @@ def watch(frame: Callable[[], str], interval_s: float, *, trouble: Callable[[Use
 
 def _draw(text: str) -> None:
     columns, rows = shutil.get_terminal_size()
-    lines = [f"{line[:columns]}{_REST_OF_LINE}" for line in text.splitlines()]
+    lines = [f"{part}{_REST_OF_LINE}" for line in text.splitlines() for part in _parts(line, columns)]
     if len(lines) > rows:
         lines = [*lines[: rows - 1], f"(more: a higher window shows it){_REST_OF_LINE}"[:columns]]
     sys.stdout.write(_HOME + "\r\n".join(lines) + _REST_OF_SCREEN)
     sys.stdout.flush()
+
+
+def _parts(line: str, columns: int) -> list[str]:
+    """The line, or several where it is longer than the terminal is wide."""
+    if len(line) <= columns:
+        return [line]
+    return textwrap.wrap(line, columns, subsequent_indent="  ")
 
 
 @contextlib.contextmanager

@@ -108,6 +108,22 @@ def test_renew_takes_names_or_all(config: Path, capsys: pytest.CaptureFixture[st
     assert "A running node takes them by itself" in text
 
 
+def test_a_new_ca_replaces_everything(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(capsys, "make", "--config", config)
+    ca, cert = config.parent / "certs" / "ca.pem", config.parent / "certs" / "mini2.pem"
+    before = ca.read_bytes(), cert.read_bytes()
+    code, text = run(capsys, "renew-ca", "--config", config)
+    assert code == 0
+    assert text.startswith("Made macrame cluster CA ")
+    assert text.count("of the new CA.") == 2
+    assert "Connections that stand are not closed by this" in text
+    assert ca.read_bytes() != before[0]
+    cert.write_bytes(before[1])  # as if it had been cut short: it is to be run again
+    assert run(capsys, "make", "--config", config)[0] == 3
+    assert run(capsys, "renew-ca", "--config", config)[0] == 0
+    assert run(capsys, "show", "--config", config)[0] == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -278,3 +278,11 @@ def test_the_digest_is_of_what_all_nodes_must_agree_on(tmp_path: Path) -> None:
     assert load(tmp_path, context=5).digest != digest
     assert load(tmp_path, model="n").digest != digest
     assert load(tmp_path, **nodes({"port": 5})).digest != digest
+
+
+def test_a_folder_has_the_same_digest_by_a_relative_and_an_absolute_path(tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "m"
+    folder.mkdir(parents=True)
+    here = load(tmp_path, model="models/m").digest
+    assert load(tmp_path, model=str(folder)).digest == here, "macrame up hands out absolute paths"
+    assert load(tmp_path, model="org/m").digest != load(tmp_path, model="other/m").digest, "hub ids"

@@ -310,6 +310,10 @@ def test_planted_in_a_ring_a_node_of_another_cluster(tmp_path: Path, model: Path
         assert found["what"].startswith(
             f"n1 does not answer: 127.0.0.1:{ports[1]} shows a certificate that is not of this cluster's CA"
         )
+        told = doctor("--all", "--config", path)
+        assert not {"ports", "config"} & {one["check"] for one in told}, told  # it is said once
+        alone = of("config", doctor("--config", path))
+        assert alone["what"] == f"127.0.0.1:{ports[1]} shows a certificate that is not of this cluster's CA"
     finally:
         for process in running:
             process.terminate()

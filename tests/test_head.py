@@ -106,6 +106,19 @@ def test_cancel_ends_the_call_and_frees_the_session(ring: ScriptedRing, head: he
     assert status(head).num_active == 0
 
 
+def test_a_client_that_has_all_it_wants_is_no_error(ring: ScriptedRing, head: head_pb2_grpc.HeadStub) -> None:
+    ring.delay_s = 0.02
+    call = head.Generate(request(500, "mine"), timeout=20.0)
+    next(call)
+    assert head.Cancel(head_pb2.CancelRequest(request_id="mine", is_finished=True), timeout=5.0).found
+    list(call)  # it ends without an error
+    ring.wait_closed(1)
+    left = head.Generate(request(500), timeout=20.0)
+    next(left)
+    left.cancel()
+    wait_for(lambda: {e.kind: e.count for e in status(head).errors}["cancelled"] == 1, 5.0)
+
+
 def test_a_client_that_leaves_the_queue_leaves_no_trace(
     ring: ScriptedRing, head: head_pb2_grpc.HeadStub
 ) -> None:

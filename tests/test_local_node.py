@@ -67,6 +67,27 @@ def test_only_what_differs_is_written_and_secrets_are_private(tmp_path: Path) ->
     assert node.put_files(FILES | {CONFIG_NAME: (b"{ }", 0o600)})
 
 
+def test_what_is_no_more_handed_out_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    node = LocalNode(tmp_path / "rank-0", 0)
+    node.put_files(FILES)
+    node.log.write_text("said\n")
+    again = LocalNode(node.folder, 0)  # of a later `up`
+    assert again.put_files({CONFIG_NAME: FILES[CONFIG_NAME]})
+    assert sorted(path.name for path in node.folder.iterdir()) == [CONFIG_NAME, "files.json", "node.log"]
+    assert not again.put_files({CONFIG_NAME: FILES[CONFIG_NAME]})
+    assert again.put_files({})
+    assert not (node.folder / CONFIG_NAME).exists()
+
+
+def test_a_secret_that_cannot_be_removed_is_told(tmp_path: Path) -> None:
+    node = LocalNode(tmp_path / "rank-0", 0)
+    node.put_files(FILES)
+    (node.folder / "token").unlink()
+    (node.folder / "token").mkdir()
+    with pytest.raises(UserError, match=r"rank-0/token cannot be removed: "):
+        node.put_files({})
+
+
 def test_certificates_are_not_in_the_digest_and_all_else_is() -> None:
     assert files_digest(FILES) == files_digest(FILES | {"certs/a.pem": (b"2", 0o644)})
     assert files_digest(FILES) != files_digest(FILES | {"token": (b"other\n", 0o600)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -15,12 +16,14 @@ import pytest
 
 from deploy import models
 from deploy.models_list import NodeModels, render
+from deploy.models_use import user_of
 from proto import control_pb2
-from shard_loader.inventory import HUB_CACHE, OWN_STORE, inventory, remove_stored
+from shard_loader.inventory import HUB_CACHE, OWN_STORE, KeptModel, inventory, remove_stored
 from shard_loader.sources import HubError
 from shard_loader.store import FOLDER, FileEntry, Manifest, Store, model_folder
 from tests.hub_server import Fault, HubServer
 from tests.tiny_models import write_checkpoint
+from tests.waiting import wait_for
 
 MODEL = "tests/tiny"
 
@@ -144,6 +147,41 @@ def test_the_hugging_face_cache_is_listed_and_never_removed(
     assert models.main(["remove", "org/other", "--yes"]) == 3
     assert "org/other is not on this machine" in capsys.readouterr().err
     assert (tmp_path / "models--org--m" / "blobs" / "config.json").exists()
+
+
+@pytest.mark.parametrize("form", ["-m cluster.run_node --config c.json", "run_node --config=c.json --rank 0"])
+def test_what_a_node_here_runs_is_not_removed(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.json").write_text(json.dumps({"model": MODEL, "nodes": [{"host": "127.0.0.1"}]}))
+    place = model_folder(MODEL, tmp_path) / ("c" * 40)
+    store = Store.create(place, Manifest(MODEL, "c" * 40, {"config.json": FileEntry("config.json", 2)}))
+    store.add_small(FileEntry("config.json", 2), b"{}")
+    store.seal()
+    kept = inventory(cache_dir=tmp_path / "none", root=tmp_path)
+    monkeypatch.setattr("shard_loader.inventory.inventory", lambda: kept)
+    command = [sys.executable, "-c", "input()", *form.split()]
+    with subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE) as node:
+        wait_for(lambda: user_of(MODEL) == node.pid)
+        assert user_of("org/other") is None
+        assert models.main(["remove", MODEL, "--yes"]) == 1
+        node.kill()
+    assert capsys.readouterr().err == (
+        f"macrame models: a node here runs {MODEL} (process {node.pid}): stop it first, such as with "
+        "'macrame down --config cluster.json'\n"
+    )
+    assert place.is_dir()
+    assert user_of(MODEL) is None
+
+
+def test_nobody_to_ask_removes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = KeptModel(MODEL, "c" * 40, OWN_STORE, 2, 2, tmp_path)
+    monkeypatch.setattr("shard_loader.inventory.inventory", lambda: [kept])
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    assert models.main(["remove", MODEL]) == 3
+    assert capsys.readouterr().err == "macrame models: nobody is there to ask: give --yes to remove it\n"
 
 
 def test_no_cache_is_no_error(tmp_path: Path) -> None:

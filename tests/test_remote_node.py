@@ -73,6 +73,25 @@ def test_files_are_copied_where_they_differ(host: SshHost, ssh: Ssh, tmp_path: P
     assert Path(node.folder).is_relative_to(host.home / ".macrame" / "rings")
 
 
+def test_a_secret_that_is_no_more_handed_out_is_removed_there(
+    host: SshHost, ssh: Ssh, tmp_path: Path
+) -> None:
+    files = files_of(tmp_path)
+    node_there(host, ssh).put_files(files | {"token": (b"secret", 0o600)})
+    node = node_there(host, ssh)
+    assert (Path(node.folder) / "token").exists()
+    assert node.put_files({"cluster.json": files["cluster.json"]})
+    assert sorted(p.name for p in Path(node.folder).iterdir()) == ["cluster.json", "files.json"]
+
+
+def test_who_listens_there_is_told(host: SshHost, ssh: Ssh) -> None:
+    (free,) = free_ports(1)
+    nobody, somebody = node_there(host, ssh).listeners([("127.0.0.1", free), ("127.0.0.1", host.port)])
+    assert nobody is None
+    assert somebody is not None
+    assert somebody.startswith(f"process {host.server.pid} (sshd")
+
+
 @pytest.mark.parametrize("name", ["../outside", "/etc/outside", "certs/../../outside"])
 def test_a_file_outside_of_its_folder_is_refused(host: SshHost, ssh: Ssh, name: str) -> None:
     with pytest.raises(UserError, match=r"is no file within a node's folder"):
@@ -137,12 +156,20 @@ def test_a_node_that_does_not_stop_is_killed_and_told(host: SshHost, ssh: Ssh, t
     assert not running(pid)
 
 
-def test_what_the_agent_cannot_do_is_told_with_the_machine(host: SshHost, ssh: Ssh) -> None:
+def test_a_full_disk_under_a_node_is_told_with_the_machine(host: SshHost, ssh: Ssh) -> None:
     with small_disk(host.home / ".macrame"), pytest.raises(UserError) as raised:
         node_there(host, ssh).put_files({"large": (os.urandom(2_000_000), 0o600)})
     assert raised.value.exit_code == EXIT_ERROR
-    assert str(raised.value).startswith("box: ")
-    assert str(raised.value).endswith("/large cannot be written: No space left on device")
+    assert str(raised.value).startswith("the disk of box is full: make room there (/")
+    assert str(raised.value).endswith("/large cannot be written: No space left on device)")
+
+
+def test_what_else_the_agent_cannot_do_is_told_with_the_machine(host: SshHost, ssh: Ssh) -> None:
+    node = node_there(host, ssh)
+    Path(node.folder).parent.mkdir(parents=True)
+    Path(node.folder).write_text("a file in its place")
+    with pytest.raises(UserError, match=r"box: .*/rank-0/.* cannot be written: "):
+        node.put_files({"cluster.json": (b"{}", 0o600)})
 
 
 def test_an_environment_that_is_gone_is_told(host: SshHost, ssh: Ssh) -> None:

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from cluster.dry_run import main as dry_run
+from cluster.run_node import main
 from deploy.status import render
 from tests.node_process import Ended, finish, node, run_node, start_node, wait_line, write_cluster
 from tests.ring_processes import free_ports
@@ -60,6 +61,17 @@ def test_wrong_arguments(arguments: list[str], sentence: str, tmp_path: Path) ->
     ended = run_node("--config", config, *arguments)
     assert ended.code == 3
     assert ended.sentence.startswith("run_node: " + sentence.format(config=config))
+
+
+def test_what_no_restart_mends_ends_with_0_under_launchd(tmp_path: Path) -> None:
+    missing = ("--rank", "0", "--config", tmp_path / "none.json", "--under-launchd")
+    ended = run_node(*missing)
+    assert (ended.code, "does not exist" in ended.sentence) == (0, True), ended
+    assert run_node(*missing, "--check").code == 3  # `macrame service install` asks that
+    assert main(["--rank", "one", "--under-launchd"]) == 0
+    with pytest.raises(SystemExit) as end:
+        main(["--rank", "one"])
+    assert end.value.code == 3
 
 
 def test_no_config_and_one_that_is_not_there(tmp_path: Path) -> None:

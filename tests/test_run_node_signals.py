@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import psutil
 import pytest
 
 from proto import control_pb2, control_pb2_grpc, head_pb2, head_pb2_grpc, ring_pb2
+from tests.disks import small_disk
 from tests.node_process import finish, node, start_node, wait_line, write_cluster
 from tests.ring_processes import free_ports
 from tests.tiny_models import write_checkpoint
@@ -101,3 +103,41 @@ def test_a_worker_while_it_waits_for_its_head(tmp_path: Path, model: Path) -> No
     assert process.stdout is not None
     assert process.stdout.readline().startswith("NODE_READY 1 127.0.0.1 ")
     stop(process, signal.SIGTERM)
+
+
+def fill(path: Path) -> None:
+    """Until there is no space left on its disk."""
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+@pytest.mark.long
+def test_a_full_disk_of_the_log_stops_neither_answers_nor_the_end(tmp_path: Path, model: Path) -> None:
+    (port,) = free_ports(1)
+    config = write_cluster(tmp_path, model, node(port=port), api={"port": 0})
+    small = tmp_path / "small"
+    with small_disk(small):
+        log, filler = small / "node.log", small / "filler"
+        process = start_node("--rank", 0, "--config", config, "--log-file", log, "--no-api")
+        wait_line(process, "] ok")
+        fill(filler)
+        size = log.stat().st_size
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            head = head_pb2_grpc.HeadStub(channel)
+            for number in range(60):  # a line each, more than what is left of the last page
+                request = head_pb2.GenerateRequest(
+                    request_id=f"full-{number}", prompt=[1, 2], max_tokens=3, sampling=ring_pb2.Sampling()
+                )
+                assert len(list(head.Generate(request, timeout=20.0))) >= 1
+            assert log.stat().st_size - size < 4096
+            filler.unlink()
+            request.request_id = "after"
+            assert len(list(head.Generate(request, timeout=20.0))) >= 1
+            wait_for(lambda: "lines before this one were lost" in log.read_text(errors="replace"))
+            wait_for(lambda: "after" in log.read_text(errors="replace").splitlines()[-1])
+            fill(filler)
+            for number in range(60):
+                request.request_id = f"again-{number}"
+                assert len(list(head.Generate(request, timeout=20.0))) >= 1
+        stop(process, signal.SIGTERM)

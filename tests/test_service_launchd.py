@@ -68,11 +68,13 @@ def test_the_nodes_plist_has_documented_keys_and_survives_a_round_trip() -> None
     assert keys["UserName"] == "alice"
     assert keys["ProgramArguments"][3:] == [
         *("--rank", "1", "--config", "/srv/alice/my 100% $cluster/c.json", "--verbose"),
+        "--under-launchd",
         *("--log-file", "/Library/Logs/macrame/node1/node.log"),
     ]
     assert keys["EnvironmentVariables"]["HF_HOME"] == "/data/<hf> & more"
     assert keys["EnvironmentVariables"]["HOME"] == keys["WorkingDirectory"] == "/srv/alice"
-    assert keys["KeepAlive"] is keys["RunAtLoad"] is True
+    assert keys["RunAtLoad"] is True
+    assert keys["KeepAlive"] == {"SuccessfulExit": False}  # what no restart mends ends with 0 under launchd
 
 
 def test_the_output_belongs_to_the_user_in_a_folder_that_does_not() -> None:
@@ -92,7 +94,7 @@ def test_the_output_belongs_to_the_user_in_a_folder_that_does_not() -> None:
 
 def test_a_log_file_of_the_users_own_stays() -> None:
     words = node_plist(node_service(arguments=("--log-file=/data/x.log",)))["ProgramArguments"]
-    assert words[-1] == "--log-file=/data/x.log"
+    assert words[-2:] == ["--log-file=/data/x.log", "--under-launchd"]
 
 
 def test_an_earlier_daemon_is_taken_out_before_the_new_one_comes() -> None:
@@ -142,7 +144,8 @@ def test_what_launchctl_says() -> None:
     assert read_state("node1", 113, "").word == "not loaded"
     done = waiting.replace("(never exited)", "0")
     assert read_state(WIRED_LIMIT, 0, done).is_well
-    assert not read_state("node1", 0, done).is_well
+    refused = read_state("node1", 0, done.replace("spawn scheduled", "not running"))
+    assert (refused.word, refused.is_well) == ("refused, see its log", False)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_what_the_unit_runs() -> None:
     assert value(text, "RequiresMountsFor") == '"/srv/alice/my 100%% $cluster" /srv/alice/.cache'
     assert value(text, "ReadWritePaths") == "/srv/alice/.cache"
     assert value(text, "Restart") == "always"
-    assert value(text, "RestartPreventExitStatus") == "3"
+    assert value(text, "RestartPreventExitStatus") == "2 3"
     assert value(text, "CapabilityBoundingSet") == ""
     assert "Environment=HOME=/srv/alice\n" in text
 

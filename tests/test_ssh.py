@@ -159,6 +159,21 @@ def test_a_forwarded_port_leads_there_while_connected(host: SshHost) -> None:
         socket.create_connection(("127.0.0.1", port), timeout=5.0)
 
 
+def test_a_forward_that_stands_is_kept_and_made_again_at_its_port(host: SshHost) -> None:
+    with Ssh("box", options=host.options) as ssh:
+        port = ssh.forward("127.0.0.1", host.port)
+        assert ssh.forward("127.0.0.1", host.port, local_port=port) == port  # asked for again by who waits
+        ssh.close()
+        ssh.connect()
+        assert ssh.forward("127.0.0.1", host.port, local_port=port) == port
+        with socket.create_connection(("127.0.0.1", port), timeout=5.0) as connection:
+            assert connection.recv(4) == b"SSH-"
+        ssh.close()
+        with socket.create_server(("127.0.0.1", port)):  # somebody was faster
+            ssh.connect()
+            assert ssh.forward("127.0.0.1", host.port, local_port=port) != port
+
+
 # -- shells, and what their start files do ------------------------------------------------------------------
 @pytest.mark.parametrize("shell", ["dash", "bash", "zsh", "fish", "tcsh", "ksh"])
 def test_a_command_line_of_ours_means_the_same_to_every_shell(shell: str, ssh: Ssh, tmp_path: Path) -> None:

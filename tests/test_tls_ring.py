@@ -14,9 +14,11 @@ from typing import Any
 import grpc
 import pytest
 
+from cluster.config import load_config
 from cluster.errors import EXIT_USAGE
 from cluster.rpc import connect
-from cluster.tls import Credentials, Tls
+from cluster.tls import Credentials, Tls, own_credentials
+from deploy.certs import main as certs
 from proto import control_pb2, control_pb2_grpc
 from tests.certificates import DAY, NOW, Cluster
 from tests.node_process import finish, node, start_node, write_cluster
@@ -181,3 +183,33 @@ def test_a_ring_takes_renewed_certificates_and_another_ca(tmp_path: Path, model:
         ring.wait_api()
         assert ring.tokens([5, 6, 7], 4) == tokens
         ring.assert_quiet()
+
+
+@pytest.mark.long
+def test_a_lost_nodes_certificate_is_refused_after_a_new_ca(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`macrame certs renew-ca` under a serving ring, then each node is started again."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    with TlsRing(tmp_path, model) as ring:
+        ring.wait_ok()
+        lost = ring.asker
+        assert takes(ring, 1)
+        tokens = ring.tokens([5, 6, 7], 4)
+        assert certs(["renew-ca", "--config", str(ring.config_path)]) == 0
+        ring.asker = own_credentials(load_config(ring.config_path))
+        for rank in range(len(LAYERS)):
+            wait_for(lambda rank=rank: takes(ring, rank), 10.0)  # without a restart
+        assert ring.tokens([5, 6, 7], 4) == tokens
+        for rank in reversed(range(len(LAYERS))):
+            ring.kill(rank)
+        for rank in range(len(LAYERS)):
+            ring.start(rank)
+        ring.wait_ok()
+        assert ring.tokens([5, 6, 7], 4) == tokens
+        for rank in range(len(LAYERS)):
+            with (
+                connect(f"127.0.0.1:{ring.ports[rank]}", lost, f"n{rank}") as channel,
+                pytest.raises(grpc.RpcError, match="UNAVAILABLE"),
+            ):
+                control_pb2_grpc.ControlStub(channel).Status(control_pb2.StatusRequest(), timeout=5.0)

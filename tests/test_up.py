@@ -19,6 +19,7 @@ from cluster.config import load_config
 from cluster.errors import UserError
 from deploy import up as up_command
 from deploy.restarts import MAX_RESTARTS
+from deploy.target import client_for
 from deploy.up_record import cluster_folder
 from tests.up_process import Up, down, files_of, left_over, own_address, pid_of, up, write_config
 
@@ -84,7 +85,7 @@ def test_a_taken_port_is_told_with_who_has_it(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", port)):
         code, text = refused("--config", config)
     assert code == 1
-    assert f"macrame up: port {port} of b is taken here by process {os.getpid()} (" in text
+    assert f"macrame up: port {port} of b is taken by process {os.getpid()} (" in text
     assert "stop what listens there, or write another port into the cluster file" in text
     assert not left_over(cluster_folder(config))
 
@@ -96,6 +97,8 @@ def test_what_is_refused_before_anything_is_started(tmp_path: Path) -> None:
         f"macrame up: a, b of {config} are not on this machine: add --ssh to start what is on other machines "
         "too, or start it there with run_node\n",
     )
+    code, text = refused("--config", config, "--exclude", "bb")
+    assert (code, text) == (3, 'macrame up: --exclude bb: "bb" is no node, the nearest is "b"\n')
     edit(config, api={"port": 0})
     assert refused("--config", config) == (
         3,
@@ -103,6 +106,16 @@ def test_what_is_refused_before_anything_is_started(tmp_path: Path) -> None:
         "ring\n",
     )
     assert not cluster_folder(config).exists()
+
+
+def test_wheels_are_to_be_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = tmp_path / "wheels"
+    with pytest.raises(SystemExit) as ended:
+        up_command.main(["--config", "cluster.json", "--find-links", str(missing)])
+    assert ended.value.code == 3
+    assert capsys.readouterr().err == (
+        f"macrame up: --find-links {missing} is no folder of this machine; see macrame up --help\n"
+    )
 
 
 def test_ssh_destinations_are_the_hosts_unless_others_are_given(tmp_path: Path) -> None:
@@ -174,6 +187,60 @@ def test_an_edited_config_starts_its_nodes_again_and_stops_those_that_it_lacks(t
             assert removed["text"] == "c on this machine is no more in the config: stopped."
             assert not any(map(psutil.pid_exists, before))
             assert len(left_over(cluster_folder(config))) == 2
+    assert not left_over(cluster_folder(config))
+
+
+@long
+def test_plan_options_reach_the_head_and_other_ones_start_it_again(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    document = json.loads(config.read_text())
+    for node in document["nodes"]:
+        del node["layers"]
+    edit(config, **document)
+    with up(config, "--detach", "--exclude", "b", "--keep-order", "--force") as ring:
+        ready(ring)
+        head, other = (psutil.Process(pid_of(config, rank)).cmdline() for rank in (0, 1))
+        assert head[head.index("--rank") + 2 : -2] == ["--exclude=b", "--keep-order", "--force"]
+        assert other[other.index("--rank") + 2 : -2] == []
+        assert layers(config) == ["0:9", ""]
+        with up(config, "--detach", "--exclude", "a") as second:
+            ready(second)
+            told = {e["rank"]: e["text"] for e in second.events if e["event"] in ("replaced", "adopted")}
+            assert told[0] == "a runs with other plan options: starting it again."
+            assert told[1].endswith(": kept.")
+            assert layers(config) == ["", "0:9"]
+
+
+def layers(config: Path) -> list[str]:
+    """Of each node, as the ring's API tells."""
+    nodes = client_for(load_config(config)).cluster()["nodes"]
+    return [
+        f"{told['start']}:{told['stop']}" if told["stop"] else "" for told in (node["node"] for node in nodes)
+    ]
+
+
+@long
+def test_a_node_that_was_started_by_hand_is_named_and_left_alone(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    command = [sys.executable, "-m", "cluster.run_node", "--rank", "1", "--config", str(config)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as node:
+        try:
+            assert node.stdout is not None
+            assert "NODE_READY" in node.stdout.readline()
+            code, text = refused("--config", config)
+            assert code == 1
+            assert f"macrame up: b (rank 1) is served already by process {node.pid} (python" in text
+            assert f" -m cluster.run_node --rank 1 --config {config}"[:40] in text
+            assert (
+                " which this macrame up did not start and leaves alone: end it there (Ctrl-C or kill;" in text
+            )
+            edit(config, context=128)
+            code, text = refused("--config", config)
+            assert code == 1
+            assert "), a node 'b' of another config, which this macrame up did not start" in text
+            assert node.poll() is None
+        finally:
+            node.terminate()
     assert not left_over(cluster_folder(config))
 
 

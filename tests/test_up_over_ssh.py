@@ -201,7 +201,8 @@ def test_a_head_on_another_machine_answers_through_ssh(machines: SshMachines) ->
     config.write_text(json.dumps(document))
     with machines.up(config) as up:
         ready = wait_event(up, "ready", machines)
-        assert not ready["url"].endswith(":8080/v1")
+        assert (ready["on"], ready["url"]) == ("beta", "http://127.0.0.1:8080/v1")  # it is free on alpha
+        assert ready["text"].endswith(" (through ssh)")
         assert answer(machines, ready["url"].removesuffix("/v1")).strip()
         assert counts(machines) == {"alpha": 0, "beta": 1, "gamma": 1}
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster.config import load_config
 from cluster.errors import UserError
+from deploy.up_files import hand_out
 from deploy.up_record import (
     Placed,
     Record,
@@ -32,6 +34,22 @@ def test_a_record_is_read_as_it_was_written_and_is_private(tmp_path: Path) -> No
     assert read_record(folder) == RECORD
     assert (folder / "up.json").stat().st_mode & 0o777 == 0o600
     assert folder.stat().st_mode & 0o077 == 0
+
+
+def test_the_copy_that_nodes_get_has_the_digest_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "models" / "poet").mkdir(parents=True)
+    content = {
+        "model": "models",
+        "nodes": [{"host": "127.0.0.1"}],
+        "load": {"adapters": [{"name": "poet", "path": "models/poet"}]},
+    }
+    path, copy = tmp_path / "cluster.json", tmp_path / "rank-0" / "cluster.json"
+    copy.parent.mkdir()
+    path.write_text(json.dumps(content))
+    (tmp_path / "models" / "config.json").write_text("{}")
+    copy.write_bytes(hand_out(path, None).document)
+    assert json.loads(copy.read_text())["model"] == str(tmp_path / "models")
+    assert load_config(copy).digest == load_config(path).digest, "else doctor says that nodes run another one"
 
 
 def test_a_record_of_no_nodes_is_none(tmp_path: Path) -> None:

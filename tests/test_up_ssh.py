@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from deploy.up_record import cluster_folder
 from deploy.up_remote import There
 from deploy.wheel import own_wheel, wheel_version
 from tests.ssh_host import SshHost, ssh_host
-from tests.up_process import down, left_over, up, write_config
+from tests.up_process import down, left_over, own_address, up, write_config
 from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(240)]
@@ -110,6 +111,7 @@ def test_a_node_that_moved_is_stopped_where_it_was(tmp_path: Path, host: SshHost
             second.wait("removed", rank=1)
             second.wait("ready")
         assert not left_over(rings(host))
+        assert not list(rings(host).glob("*/rank-1/cluster.json"))
 
 
 def test_down_tells_which_machine_does_not_answer_and_finds_its_node_later(
@@ -140,6 +142,35 @@ def test_a_host_that_does_not_answer_starts_nothing(tmp_path: Path, host: SshHos
         assert ring.events == []
         assert "macrame up: box" in ring.error()
     assert not left_over(cluster_folder(config))
+
+
+def test_what_was_made_is_told_though_a_host_does_not_answer(tmp_path: Path, host: SshHost) -> None:
+    address = own_address()
+    if address is None:
+        pytest.skip("this machine has no address beyond loopback")
+    config = write_config(tmp_path, host=address)
+    host.client_config.write_text("Host box\n  HostName 127.0.0.1\n  Port 1\n")
+    with up(config, *arguments(host)) as ring:
+        assert ring.finish() == 4
+        assert ring.kinds() == ["certificate", "certificate", "config"]
+
+
+def test_a_node_that_somebody_started_there_is_named_and_left_alone(tmp_path: Path, host: SshHost) -> None:
+    config = write_config(tmp_path)
+    command = [sys.executable, "-m", "cluster.run_node", "--rank", "1", "--config", str(config)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as node:
+        try:
+            assert node.stdout is not None
+            assert "NODE_READY" in node.stdout.readline()
+            with up(config, *arguments(host)) as ring:
+                assert ring.finish() == 1
+                assert (
+                    f"macrame up: b on box (rank 1) is served already by process {node.pid} (" in ring.error()
+                )
+            assert node.poll() is None
+        finally:
+            node.terminate()
+    assert not left_over(rings(host)) + left_over(cluster_folder(config))
 
 
 def test_a_model_s_folder_that_is_not_there_is_told(tmp_path: Path, host: SshHost) -> None:

@@ -101,6 +101,17 @@ def test_a_frozen_node_ends_requests_in_time_and_thaws(tmp_path: Path, model: Pa
         ring.wait_status(lambda s: s.ranks[2].node.num_sessions == 0, 2.0)  # the close is a frame behind
 
 
+@pytest.mark.long
+def test_an_idle_node_that_is_frozen_and_then_killed_is_gone(tmp_path: Path, model: Path) -> None:
+    with RingProcesses(tmp_path, model, [(0, 2), (2, 5), None]) as ring:
+        ring.wait_ok()
+        ring.pause(2)
+        ring.wait_status(lambda s: s.ranks[2].state == "frozen", 5.0)
+        ring.kill(2)
+        status = ring.wait_status(lambda s: s.ranks[2].state == "unreachable", 3.0)
+        assert status.ranks[2].reason.endswith("is gone")
+
+
 def test_a_restarted_head_finds_its_nodes_again(tmp_path: Path, model: Path) -> None:
     with RingProcesses(tmp_path, model, LAYERS) as ring:
         ring.wait_ok()

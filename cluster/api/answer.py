@@ -129,6 +129,8 @@ class Answer:
                     total.tokens += delta.tokens
                     total.offsets += delta.offsets
                 if choice.finish_reason:
+                    if not reply.finish_reason:
+                        generation.enough()
                     total.text = "".join(texts)
                     return total, choice.finish_reason
                 reply = await generation.read()
@@ -153,6 +155,8 @@ class Answer:
                     await self._write(send, text.encode())
                     text = ""
                 if choice.finish_reason:
+                    if not reply.finish_reason:
+                        generation.enough()
                     return
                 reply = await generation.read()
                 then_s = gaps.add(then_s)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from cluster.api.errors import bad_request, from_rpc, internal, unavailable
+from cluster.call_trouble import connection_trouble
 from cluster.rpc import peer_options, token_metadata
 from cluster.tls import Credentials
 from cluster.tls_trouble import handshake_trouble
@@ -44,8 +45,10 @@ CHANNEL_OPTIONS: list[tuple[str, Any]] = [
 class Generation:
     """One Generate call. Closing it cancels the request on every stage."""
 
-    def __init__(self, client: HeadClient, call: Any) -> None:
+    def __init__(self, client: HeadClient, call: Any, request_id: str) -> None:
         self._client = client
+        self._request_id = request_id
+        self._is_enough = False
         self._call = call
         self._lost = ""
 
@@ -70,10 +73,17 @@ class Generation:
         self._lost = reason
         self._call.cancel()
 
+    def enough(self) -> None:
+        """What comes after is not wanted, as after a stop string: the head is told so when this closes."""
+        self._is_enough = True
+
     def close(self) -> None:
         """Leaves the stream; a second time does nothing."""
         self._client.generations.discard(self)
-        self._call.cancel()
+        if self._is_enough:
+            self._client.finish(self._request_id, self._call)
+        else:
+            self._call.cancel()
 
 
 class HeadClient:
@@ -86,6 +96,7 @@ class HeadClient:
         self._credentials, self._peer = Credentials.of(credentials), peer
         self._shown: NodeIdentity | None = None  # our certificate, of which the channel was made
         self.generations: set[Generation] = set()
+        self._finishing: set[asyncio.Task[None]] = set()
         self.status: head_pb2.ClusterStatus | None = None
         self._metadata = token_metadata(self._credentials.token)
         self._silent_s = 0.0  # a tick counts at most double: this loop being busy is no silence of the head
@@ -100,9 +111,10 @@ class HeadClient:
         self._tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self._count_silence())]
 
     async def close(self) -> None:
-        for task in self._tasks:
+        tasks = [*self._tasks, *self._finishing]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._channel.close()
 
     def _open(self) -> None:
@@ -142,9 +154,26 @@ class HeadClient:
         """Starts a request; raises ApiError 503 where the head is not there."""
         if self.trouble:
             raise unavailable(self.trouble)
-        generation = Generation(self, self._stub.Generate(request, metadata=self._metadata))
+        generation = Generation(
+            self, self._stub.Generate(request, metadata=self._metadata), request.request_id
+        )
         self.generations.add(generation)
         return generation
+
+    def finish(self, request_id: str, call: Any) -> None:
+        """Ends a call whose rest is not wanted, without an error at the head."""
+        task = asyncio.create_task(self._finish(request_id, call))
+        self._finishing.add(task)
+        task.add_done_callback(self._finishing.discard)
+
+    async def _finish(self, request_id: str, call: Any) -> None:
+        request = head_pb2.CancelRequest(request_id=request_id, is_finished=True)
+        try:
+            await self._stub.Cancel(request, metadata=self._metadata, timeout=LOST_S)
+        except grpc.aio.AioRpcError as error:  # the call below ends it as well, and is counted
+            logger.debug("the head was not told of a finished request: %s", error.code().name)
+        finally:
+            call.cancel()
 
     async def planning(self) -> str:
         """What the plan was made from, as JSON; raises ApiError where there is none, or no head."""
@@ -201,9 +230,11 @@ class HeadClient:
                     num_failures = 0
                 self._broken = "it ended the connection"
             except grpc.aio.AioRpcError as error:
-                self._broken = (error.details() or error.code().name).rstrip(".")
-                if num_failures and error.code() is grpc.StatusCode.UNAVAILABLE:
-                    self._broken = await self._handshake_trouble(self._broken) or self._broken
+                self._broken = told = (error.details() or error.code().name).rstrip(".")
+                if error.code() is grpc.StatusCode.UNAVAILABLE:
+                    self._broken = connection_trouble(told)
+                    if num_failures:
+                        self._broken = await self._handshake_trouble(told) or self._broken
                 if num_failures == 0:
                     logger.info("the watch on the head broke: %s", self._broken)
             finally:

@@ -36,9 +36,15 @@ def main(argv: list[str] | None = None) -> int:
             ('macrame demo --prompt "class Stack:" --max-tokens 200', "another answer, a longer one"),
         ),
     )
-    parser.add_argument("--config", type=Path, default=CONFIG, help="another cluster file, all of it here")
-    parser.add_argument("--prompt", default=PROMPT, help=f"default: {PROMPT}")
-    parser.add_argument("--max-tokens", type=int, default=120, metavar="N", help="default 120")
+    parser.add_argument(
+        "--config", type=Path, default=CONFIG, help="another cluster file, all of it on this machine"
+    )
+    parser.add_argument(
+        "--prompt", default=PROMPT, metavar="TEXT", help=f"the text to go on from (default: {PROMPT})"
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, default=120, metavar="N", help="of the answer, at most (default 120)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object, all else on stderr")
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
     args = parser.parse_args(argv)
