@@ -73,6 +73,7 @@ class Answer:
         ]
         self._is_started = self._is_ended = False
         self._lock = asyncio.Lock()  # several choices write into one stream
+        self._num_cached = 0
         self._keep_alive_s = keep_alive_s
         self._began_at_s = self._written_at_s = time.monotonic()
         self._note = current_note.get()
@@ -179,6 +180,7 @@ class Answer:
     async def _first(self, generation: Generation) -> head_pb2.GenerateReply:
         reply = await generation.read()
         now_s, metrics = time.monotonic(), self._metrics
+        self._num_cached += reply.cached_tokens
         metrics.first_token_s.observe(now_s - self._began_at_s)
         metrics.queue_s.observe(reply.queue_ms / 1e3)
         metrics.prefill_s.observe(reply.prefill_ms / 1e3)
@@ -187,7 +189,11 @@ class Answer:
         return reply
 
     def _usage(self) -> Usage:
-        return Usage(self._job.num_prompt_tokens, sum(choice.num_tokens for choice in self._choices))
+        return Usage(
+            self._job.num_prompt_tokens,
+            sum(choice.num_tokens for choice in self._choices),
+            min(self._num_cached, self._job.num_prompt_tokens),
+        )
 
     async def _keep_alive(self, send: Send) -> None:
         """While a prompt waits or is read: without it clients and proxies take a silent stream for dead."""

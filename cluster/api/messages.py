@@ -59,25 +59,28 @@ class MessagesShape(Shape):
         return self._close()
 
     def end(self, usage: Usage) -> bytes:
-        delta = _event("message_delta", delta=self._stop, usage=self._usage(usage.completion_tokens))
+        delta = _event(
+            "message_delta", delta=self._stop, usage=self._usage(usage.completion_tokens, usage.cached_tokens)
+        )
         return (delta + _event("message_stop")).encode()
 
     def whole(self, prompts: list[Prompt], answers: list[tuple[Delta, str]], usage: Usage) -> dict[str, Any]:
         ((delta, finish_reason),) = answers
         self._written(delta.as_parts())
         self.closing(0, finish_reason, delta.stop_string)
-        used = self._usage(usage.completion_tokens)
+        used = self._usage(usage.completion_tokens, usage.cached_tokens)
         return {**self._head, "content": self._blocks, **self._stop, "usage": used}
 
     def error(self, error: ApiError) -> bytes:
         content = error.anthropic_content(self._request_id)
         return f"event: error\ndata: {json.dumps(content)}\n\n".encode()
 
-    def _usage(self, num_tokens: int) -> dict[str, int]:
+    def _usage(self, num_tokens: int, num_cached: int = 0) -> dict[str, int]:
+        """num_cached: of the prompt's tokens, not read again; Anthropic counts them apart from the others."""
         return {
-            "input_tokens": self._num_prompt_tokens,
+            "input_tokens": self._num_prompt_tokens - num_cached,
             "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": 0,
+            "cache_read_input_tokens": num_cached,
             "output_tokens": num_tokens,
         }
 
