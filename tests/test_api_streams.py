@@ -13,6 +13,8 @@ import pytest
 from tests.api_server import CHAT, COMPLETIONS, Served, chat_body
 from tests.waiting import wait_for
 
+NONE_CACHED = {"prompt_tokens_details": {"cached_tokens": 0}}
+
 
 def test_stream_form(served: Served) -> None:
     events = served.events(CHAT, chat_body(max_tokens=2))
@@ -34,7 +36,7 @@ def test_usage_is_null_until_the_last_chunk(served: Served) -> None:
     assert done == "[DONE]"
     assert all(event["usage"] is None for event in events)
     assert usage["choices"] == []
-    assert usage["usage"] == {"prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4}
+    assert usage["usage"] == {"prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4, **NONE_CACHED}
 
 
 def test_several_choices_in_one_stream(served: Served) -> None:
