@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from cluster.fault import Fault, injected
+from cluster.guide import Guides
 from cluster.session import Session
 from cluster.step_memory import StepMemory
 from proto import ring_pb2
@@ -39,9 +40,10 @@ class StepStats:
 class Engine:
     """Runs frames on a shard. `step` turns an incoming STEP into the frame for the next hop."""
 
-    def __init__(self, shard: Shard, adapters: Adapters | None = None) -> None:
+    def __init__(self, shard: Shard, adapters: Adapters | None = None, guides: Guides | None = None) -> None:
         self.shard = shard
         self.adapters = adapters or Adapters()
+        self.guides = guides  # None: answers cannot be held to a grammar
         self.sessions: dict[int, Session] = {}
         self.stats = StepStats()
         self._error_at = int(injected(Fault.STEP_ERROR_AT))
@@ -119,7 +121,7 @@ class Engine:
         for spec in specs:
             try:
                 self.adapters.check(spec.adapter)
-                session = self.sessions[spec.session] = Session.open(spec, self.shard)
+                session = self.sessions[spec.session] = Session.open(spec, self.shard, self.guides)
                 logger.info(
                     "session %d opened: %d tokens of prompt, %d of answer at most",
                     *(spec.session, spec.prompt_tokens, spec.max_tokens),

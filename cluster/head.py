@@ -329,6 +329,6 @@ def _check_size(sampling: ring_pb2.Sampling) -> None:
     nbytes = sampling.ByteSize()
     if nbytes > MAX_SAMPLING_BYTES:
         raise ValueError(
-            f"logit_bias and stop_ids: together they take {nbytes} bytes, more than {MAX_SAMPLING_BYTES}; "
-            "name fewer tokens"
+            f"logit_bias, stop_ids and grammar: together they take {nbytes} bytes, more than "
+            f"{MAX_SAMPLING_BYTES}; name fewer tokens, or send a smaller grammar"
         )

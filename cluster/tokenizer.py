@@ -50,10 +50,16 @@ class Tokenizer:
         self.eos_ids = eos_ids
         self.size = len(hf)
         added = getattr(hf, "added_tokens_decoder", {})
+        self.added_ids = {str(token): i for i, token in added.items()}  # not of the text's own vocabulary
         self.special_ids = frozenset(hf.all_special_ids) | {i for i, t in added.items() if t.special}
         self._decoder = _decoder_kind(hf)
         self._pieces: dict[int, bytes] = {}
         self.max_token_chars = max((len(token) for token in hf.get_vocab()), default=1)
+
+    @property
+    def hf(self) -> Any:
+        """The tokenizer of transformers."""
+        return self._hf
 
     # -- text to ids -------------------------------------------------------------------------
 

@@ -57,9 +57,12 @@ def request(sampling: ring_pb2.Sampling) -> head_pb2.GenerateRequest:
     [
         (
             ring_pb2.Sampling(logit_bias=dict.fromkeys(range(150_000), 1.0)),
-            "logit_bias and stop_ids: together",
+            "logit_bias, stop_ids and grammar: together",
         ),
-        (ring_pb2.Sampling(stop_ids=[VOCAB_SIZE - 1] * 400_000), "logit_bias and stop_ids: together"),
+        (
+            ring_pb2.Sampling(stop_ids=[VOCAB_SIZE - 1] * 400_000),
+            "logit_bias, stop_ids and grammar: together",
+        ),
         (ring_pb2.Sampling(logprobs=True, top_logprobs=MAX_TOP_LOGPROBS + 1), "from 0 to 1024"),
     ],
     ids=["bias", "stop", "top"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cluster.api.chat_grammar import chat_grammar
 from cluster.api.chat_messages import read_messages, with_text_arguments
 from cluster.api.errors import bad_request
 from cluster.api.plain_tools import with_plain_tools
@@ -20,12 +21,6 @@ def read_chat(body: ChatBody, tokenizer: Tokenizer, syntax: ModelSyntax, limits:
     """`messages` and `tools` through the model's chat template; raises ApiError."""
     messages = read_messages(body.messages, tokenizer)
     use = read_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
-    if use.must_call:
-        raise bad_request(
-            'tool_choice: only "auto" and "none" are supported; say in a message which tool to call.',
-            "tool_choice",
-            "unsupported_parameter",
-        )
     num_chars = sum(len(message["content"]) for message in messages)
     refuse_long_text(num_chars, tokenizer, limits, "messages")
     arguments = _template_arguments(body, tokenizer)
@@ -35,13 +30,12 @@ def read_chat(body: ChatBody, tokenizer: Tokenizer, syntax: ModelSyntax, limits:
         raise bad_request(str(error), "messages", "chat_template_error") from None
     if not tokens:
         raise bad_request("messages make an empty prompt.", "messages", "empty_prompt")
+    begun = messages[-1]["content"] if body.continue_final_message else None
     make_reader, shown_ids = syntax.reading(
-        use,
-        begun=messages[-1]["content"] if body.continue_final_message else None,
-        prompt=tokens,
-        shows_reasoning=body.include_reasoning is not False,
+        use, begun=begun, prompt=tokens, shows_reasoning=body.include_reasoning is not False
     )
-    return Prompt(tokens, make_reader=make_reader, shown_ids=shown_ids)
+    grammar, field = chat_grammar(body, use, syntax, prompt=tokens, begun=begun)
+    return Prompt(tokens, make_reader=make_reader, shown_ids=shown_ids, grammar=grammar, grammar_field=field)
 
 
 def _render(

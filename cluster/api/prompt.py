@@ -31,6 +31,8 @@ class Prompt:
     echo: str = ""  # the prompt's text, where the answer shall begin with it
     make_reader: Callable[[], PartReader] | None = None  # of its answers, where they are more than content
     shown_ids: frozenset[int] = frozenset()  # special tokens that the reader must see
+    grammar: str = ""  # which its answers must keep to
+    grammar_field: str = ""  # of the request, which asks for that
 
 
 def read_prompts(body: CompletionBody, tokenizer: Tokenizer, limits: Limits) -> list[Prompt]:

@@ -27,8 +27,14 @@ _IGNORED = (
 )
 _NULL_ONLY = (
     *("audio", "prediction", "web_search_options", "reasoning_effort", "truncate_prompt_tokens"),
-    *("prompt_logprobs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
-    *("structured_outputs", "allowed_token_ids", "documents", "chat_template", "mm_processor_kwargs"),
+    *(
+        "prompt_logprobs",
+        "guided_grammar",
+        "allowed_token_ids",
+        "documents",
+        "chat_template",
+        "mm_processor_kwargs",
+    ),
     *("kv_transfer_params", "adapters", "draft_model"),
 )
 # Accepted with the values that mean "off" (null always does); anything else is refused by name.
@@ -37,7 +43,6 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "verbosity": ("medium",),
     "suffix": ("",),
@@ -52,10 +57,6 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "typical_p": (1.0,),
     "num_draft_tokens": (0,),
     **dict.fromkeys(_NULL_ONLY, ()),
-}
-# What the user of a client that sends these by itself can do.
-_CURES = {
-    "response_format": "ask for the format in the prompt, and check the answer",
 }
 
 Penalty = Annotated[float | None, Field(ge=-2, le=2)]
@@ -107,6 +108,11 @@ class GenerateBody(RequestBody):
     skip_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
     return_token_ids: bool | None = None
+    response_format: Any = None  # this and the next four: read by cluster.api.structure
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -198,9 +204,8 @@ def _without_neutral(content: Mapping[str, Any], kind: type[RequestBody]) -> dic
             kept[name] = value
         elif name in kind.neutral:
             if value is not None and not any(_is_same(value, neutral) for neutral in kind.neutral[name]):
-                cure = f": {_CURES[name]}" if name in _CURES else ""
                 raise bad_request(
-                    f"{name} is not supported with the value {_show(value)}{cure}.",
+                    f"{name} is not supported with the value {_show(value)}.",
                     name,
                     "unsupported_parameter",
                 )

@@ -21,6 +21,7 @@ from cluster.api.prompt import Limits, Prompt, answer_tokens, check_answers, rea
 from cluster.api.sampling import SamplingDefaults, read_sampling, with_seed
 from cluster.api.schema import ChatBody, CompletionBody, GenerateBody, parse_body
 from cluster.api.shape import AnswerOptions, Shape
+from cluster.api.structure import GrammarChecker, read_structure
 from cluster.api.syntax import ModelSyntax
 from cluster.logs import current_request
 from cluster.tokenizer import Tokenizer
@@ -55,6 +56,7 @@ class Service:
         self._tokenizer: Tokenizer | None = None
         self._syntax: ModelSyntax | None = None
         self._defaults = SamplingDefaults()
+        self._grammars = GrammarChecker()
 
     @property
     def model(self) -> str:
@@ -75,6 +77,8 @@ class Service:
         body = parse_body(raw, CompletionBody)
         tokenizer = self._ready(body)
         limits = self._limits()
+        grammar, field = read_structure(body)
+        await self._grammars.check(grammar, field)
         prompts = await _tokenized(len(raw), lambda: read_prompts(body, tokenizer, limits))
         options = self._options(body, body.logprobs is not None, body.logprobs or 0)
         job = self._job(
@@ -84,6 +88,7 @@ class Service:
             options,
             default_tokens=DEFAULT_COMPLETION_TOKENS,
             eos_ids=tokenizer.eos_ids,
+            grammar=grammar,
         )
         shape = CompletionShape(
             job.requests[0].request_id, int(time.time()), self.served_id(body.model), options, tokenizer
@@ -115,6 +120,7 @@ class Service:
         """
         tokenizer = self._ready(body)
         prompt = await self.chat_prompt(body, num_bytes)
+        await self._grammars.check(prompt.grammar, prompt.grammar_field)
         options = self._options(body, bool(body.logprobs), body.top_logprobs or 0)
         job = self._job(
             prefix,
@@ -124,6 +130,7 @@ class Service:
             default_tokens=None,
             eos_ids=tokenizer.eos_ids,
             is_clamped=is_clamped,
+            grammar=prompt.grammar,
         )
         shape = make_shape(job, tokenizer)
         return Answer(job, shape, tokenizer, self.head, self.metrics, keep_alive_s=self._keep_alive_s)
@@ -192,6 +199,7 @@ class Service:
         default_tokens: int | None,
         eos_ids: frozenset[int],
         is_clamped: bool = False,
+        grammar: str = "",
     ) -> Job:
         limits, place = self._limits(), "prompt" if isinstance(body, CompletionBody) else "messages"
         if not limits.context:
@@ -201,6 +209,7 @@ class Service:
             )
         check_answers(len(prompts), body.n or 1, limits)
         sampling = read_sampling(body, self._defaults, eos_ids, limits.vocab_size)
+        sampling.grammar = grammar
         answer_id = prefix + uuid.uuid4().hex
         requests: list[head_pb2.GenerateRequest] = []
         repeated: list[Prompt] = []

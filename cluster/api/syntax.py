@@ -10,7 +10,7 @@ from cluster.api.harmony import TOKENS as HARMONY_TOKENS
 from cluster.api.harmony import HarmonyReader
 from cluster.api.message_reader import Edges, MessageReader, State, Syntax
 from cluster.api.parts import PartReader
-from cluster.api.reasoning import find_think_markers, has_begun
+from cluster.api.reasoning import ThinkMarkers, find_think_markers, has_begun
 from cluster.api.tool_families import FAMILIES, ToolFamily, find_family
 from cluster.api.tools import ToolUse
 from cluster.tokenizer import Tokenizer
@@ -46,6 +46,7 @@ class ModelSyntax:
         vocab = tokenizer.vocab
         # Llama's refuses the chat that goes on after several; so does gpt-oss's, or forgets all but the first
         self._is_single = "only supports single tool-calls" in tokenizer.template
+        self.added_ids = tokenizer.added_ids
         self.is_harmony = all(token in vocab for token in HARMONY_TOKENS)
         self.family = find_family(tokenizer.tool_parser, tokenizer.template, vocab)
         if not tokenizer.takes_tools:  # then a message explains them, in this notation
@@ -58,6 +59,20 @@ class ModelSyntax:
             syntax: _within(syntax.markers(), special) for syntax in (self._with_tools, self._without_tools)
         }
         self._harmony_ids = frozenset(vocab[token] for token in HARMONY_TOKENS if self.is_harmony)
+
+    @property
+    def think(self) -> ThinkMarkers | None:
+        """What stands around the model's reasoning."""
+        return self._with_tools.think
+
+    @property
+    def has_headers(self) -> bool:
+        """Whether an answer's messages have headers, as those of muse_spark."""
+        return self._with_tools.initial is State.HEADER
+
+    def prompt_end(self, prompt: Sequence[int], begun: str | None) -> str:
+        """The text that an answer follows, as far as it says whether reasoning has begun."""
+        return self._tokenizer.decode(prompt[-_TAIL_TOKENS:]) if begun is None else begun
 
     def reading(
         self, use: ToolUse, prompt: Sequence[int], *, begun: str | None = None, shows_reasoning: bool = True
@@ -79,9 +94,8 @@ class ModelSyntax:
         syntax = self._with_tools if use.tools else self._without_tools
         if syntax.think is None and syntax.family is None and not syntax.edges:
             return None, frozenset()
-        end = self._tokenizer.decode(prompt[-_TAIL_TOKENS:]) if begun is None else begun
         is_reasoning = syntax.think is not None and has_begun(
-            syntax.think, end, is_continued=begun is not None
+            syntax.think, self.prompt_end(prompt, begun), is_continued=begun is not None
         )
         make = partial(
             MessageReader,
