@@ -43,6 +43,9 @@ def test_several_choices_in_one_stream(served: Served) -> None:
     served.ring.delay_s = 0.002
     *events, done = served.events(CHAT, chat_body(n=3))
     assert done == "[DONE]"
+    openings = [event["choices"][0] for event in events[:3]]  # in order: OpenAI's client joins no others
+    assert [choice["index"] for choice in openings] == [0, 1, 2]
+    assert all(choice["delta"] == {"role": "assistant", "content": ""} for choice in openings)
     texts = {0: "", 1: "", 2: ""}
     for event in events:
         texts[event["choices"][0]["index"]] += event["choices"][0]["delta"].get("content", "")

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.aggregate [--model DIR] [--stages 1,2] [--rows 16] [--tokens 256] [--rounds 2]
 
 Without --model: random weights of Qwen3-1.7B's shape in 8 bits. Rounds alternate: mlx-lm's BatchGenerator
-with `rows` prompts in a process of its own, then each ring with `rows` users for each of its frames in flight.
+with `rows` prompts in a process of its own, then each ring with `rows` users a frame in flight.
 Times are from the first request to the last token, the reading of the short prompts included on both sides.
 With NVIDIA GPUs each stage has one of its own, as many as there are.
 """
