@@ -116,6 +116,10 @@ class Engine:
             self._count(frame, (time.perf_counter() - started) * 1e3)
         return out, out_tensors
 
+    def prepare(self) -> bool:
+        """Do a piece of what the next frames will need, while there is none; False: nothing was left."""
+        return self.guides is not None and self.guides.prepare()
+
     def _open_all(self, specs: Sequence[ring_pb2.SessionSpec]) -> dict[int, str]:
         failed: dict[int, str] = {}
         for spec in specs:
