@@ -5,20 +5,24 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import mlx.core as mx
 
 from cluster.fault import Fault, injected
+from cluster.groups import Groups
 from cluster.guide import Guides
+from cluster.sampler import draw_rows
 from cluster.session import Session
 from cluster.step_memory import StepMemory
 from proto import ring_pb2
 from proto.codec import Tensor
 from shard_loader.adapters import Adapters
+from shard_loader.batch_state import BatchState
 from shard_loader.carry import flatten, from_wire, to_wire, unflatten
 from shard_loader.shard import Shard
+from shard_loader.state import ShardState
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +49,18 @@ class Engine:
         self.adapters = adapters or Adapters()
         self.guides = guides  # None: answers cannot be held to a grammar
         self.sessions: dict[int, Session] = {}
+        self._kept: set[int] = set()  # of these, those that write no more
+        self._groups = Groups(shard)
+        self.trim_window = shard.trim_window  # any thread may read
         self.stats = StepStats()
         self._error_at = int(injected(Fault.STEP_ERROR_AT))
         self._delay_s = injected(Fault.LAYER_DELAY_MS) / 1e3 * (shard.stop - shard.start)
         self.memory = StepMemory()
+
+    @property
+    def num_sessions(self) -> int:
+        """Requests that run; any thread."""
+        return len(self.sessions) - len(self._kept)
 
     def drop_sessions(self) -> None:
         """A new epoch: every session of the old one ends, and its memory is given back."""
@@ -56,6 +68,8 @@ class Engine:
             for session in self.sessions.values():
                 logger.info("session %d ends with its epoch", session.spec.session, extra=_about(session))
             self.sessions.clear()
+            self._kept.clear()
+            self._groups = Groups(self.shard)
             self.memory.measure(0)
             mx.clear_cache()
 
@@ -69,12 +83,14 @@ class Engine:
         """
         started = time.perf_counter()
         shard = self.shard
-        for session in frame.closes:
-            self._close(session)
+        failed = self._open_all(frame.opens)  # before the closes: it may begin as a copy of what is closed
+        for number in frame.closes:
+            self._close(number)
+        for number in frame.keeps:
+            self._keep(number)
         if frame.closes:
             mx.clear_cache()
-        failed = self._open_all(frame.opens)
-        if frame.closes and not frame.slots:
+        if (frame.closes or frame.keeps) and not frame.slots:
             self._measure_kv()
         if shard.is_last:
             if not frame.slots:
@@ -82,8 +98,32 @@ class Engine:
             out = ring_pb2.Frame(kind=ring_pb2.RESULT, epoch=frame.epoch, seq=frame.seq)
         else:
             out = ring_pb2.Frame(
-                kind=ring_pb2.STEP, epoch=frame.epoch, seq=frame.seq, opens=frame.opens, closes=frame.closes
+                kind=ring_pb2.STEP,
+                epoch=frame.epoch,
+                seq=frame.seq,
+                opens=frame.opens,
+                closes=frame.closes,
+                keeps=frame.keeps,
             )
+        if frame.is_batched:
+            out_tensors = self._rows(frame, tensors, out)
+        else:
+            out_tensors = self._slots(frame, tensors, failed, out)
+        if frame.slots:
+            if self._delay_s:
+                time.sleep(self._delay_s)
+            self._count(frame, (time.perf_counter() - started) * 1e3)
+        return out, out_tensors
+
+    def _slots(
+        self,
+        frame: ring_pb2.Frame,
+        tensors: Sequence[Tensor],
+        failed: Mapping[int, str],
+        out: ring_pb2.Frame,
+    ) -> list[Tensor]:
+        """One forward pass for each slot."""
+        shard = self.shard
         out_tensors: list[Tensor] = []
         taken = 0
         for slot in frame.slots:
@@ -98,23 +138,89 @@ class Engine:
                         out_tensors += self._middle(slot, carry, out)
                     continue
                 except Exception as failure:  # border: a request's error travels to its client
-                    logger.exception(
-                        "session %d failed at position %d",
-                        slot.session,
-                        slot.position,
-                        extra=_about(self.sessions.get(slot.session)),
-                    )
-                    error = f"layers {shard.start}:{shard.stop} failed: {type(failure).__name__}: {failure}"
-                    error = error[:MAX_ERROR_CHARS]
-                    self.sessions.pop(slot.session, None)
+                    error = self._failed(slot, failure)
             out.slots.add(
                 session=slot.session, position=slot.position, is_sampled=slot.is_sampled, error=error
             )
-        if frame.slots:
-            if self._delay_s:
-                time.sleep(self._delay_s)
-            self._count(frame, (time.perf_counter() - started) * 1e3)
-        return out, out_tensors
+        return out_tensors
+
+    def _rows(self, frame: ring_pb2.Frame, tensors: Sequence[Tensor], out: ring_pb2.Frame) -> list[Tensor]:
+        """One forward pass for all slots, a row each; what fails in it fails for all of them."""
+        out.is_batched = True
+        errors = [slot.error for slot in frame.slots]
+        if not any(errors):
+            try:
+                return self._together(frame, tensors, out)
+            except Exception as failure:  # border: the requests' error travels to their clients
+                errors = [self._failed(slot, failure) for slot in frame.slots]
+                del out.slots[:]
+        for slot, error in zip(frame.slots, errors, strict=True):
+            out.slots.add(
+                session=slot.session, position=slot.position, is_sampled=slot.is_sampled, error=error
+            )
+        return []
+
+    def _together(
+        self, frame: ring_pb2.Frame, tensors: Sequence[Tensor], out: ring_pb2.Frame
+    ) -> list[Tensor]:
+        shard, slots = self.shard, frame.slots
+        sessions = [self._session(slot) for slot in slots]
+        group = self._groups.together(sessions) if len(sessions) > 1 else None
+        state = self._groups.alone(sessions[0]) if group is None else group.state
+        tokens = mx.array([list(slot.tokens) for slot in slots])  # (B, T)
+        incoming = None if shard.is_first else unflatten([from_wire(t) for t in tensors], slots[0].structure)
+        self.adapters.use(sessions[0].spec.adapter)
+        outgoing = shard.forward(tokens, incoming, state)
+        for session, slot in zip(sessions, slots, strict=True):
+            session.position += len(slot.tokens)
+        if shard.is_last:
+            assert isinstance(outgoing, mx.array)
+            self._draw(frame, sessions, outgoing, state, out)
+            return []
+        arrays, structure = flatten(outgoing)
+        mx.eval(arrays, state.arrays(), self._groups.take_pending())
+        for slot in slots:
+            out.slots.add(
+                session=slot.session, position=slot.position, tokens=slot.tokens, is_sampled=slot.is_sampled
+            )
+        out.slots[0].structure, out.slots[0].num_tensors = structure, len(arrays)
+        return [to_wire(x) for x in arrays]
+
+    def _draw(
+        self,
+        frame: ring_pb2.Frame,
+        sessions: Sequence[Session],
+        logits: mx.array,
+        state: ShardState | BatchState,
+        out: ring_pb2.Frame,
+    ) -> None:
+        rows = []
+        for session, slot in zip(sessions, frame.slots, strict=True):
+            assert session.sampler is not None
+            session.history.extend(slot.tokens)
+            rows.append((session.sampler, session.position, session.history, session.spec.prompt_tokens))
+        draws = draw_rows(rows, logits[:, -1])
+        mx.eval(draws.arrays(), state.arrays(), self._groups.take_pending())
+        for slot, token in zip(frame.slots, draws.finish(), strict=True):
+            drawn = out.slots.add(session=slot.session, position=slot.position, is_sampled=True)
+            if isinstance(token, Exception):  # of this row alone
+                drawn.error = self._failed(slot, token)
+            else:
+                drawn.result.CopyFrom(token)
+
+    def _failed(self, slot: ring_pb2.Slot, failure: Exception) -> str:
+        """The session of `slot` ends here; why, for its client."""
+        session = self.sessions.pop(slot.session, None)
+        logger.exception(
+            "session %d failed at position %d",
+            *(slot.session, slot.position),
+            extra=_about(session),
+            exc_info=failure,
+        )
+        if session is not None:
+            self._groups.drop(session)
+        start, stop = self.shard.start, self.shard.stop
+        return f"layers {start}:{stop} failed: {type(failure).__name__}: {failure}"[:MAX_ERROR_CHARS]
 
     def prepare(self) -> bool:
         """Do a piece of what the next frames will need, while there is none; False: nothing was left."""
@@ -125,44 +231,70 @@ class Engine:
         for spec in specs:
             try:
                 self.adapters.check(spec.adapter)
-                session = self.sessions[spec.session] = Session.open(spec, self.shard, self.guides)
+                session = Session.open(spec, self.shard, self.guides)
+                if spec.from_session:
+                    self._begin_like(session, spec.from_session, spec.from_tokens)
+                self.sessions[spec.session] = session
                 logger.info(
-                    "session %d opened: %d tokens of prompt, %d of answer at most",
-                    *(spec.session, spec.prompt_tokens, spec.max_tokens),
+                    "session %d opened: %d tokens of prompt, %d of them known, %d of answer at most",
+                    *(spec.session, spec.prompt_tokens, spec.from_tokens, spec.max_tokens),
                     extra=_about(session),
                 )
-            except ValueError as error:
+            except (ValueError, LookupError) as error:
                 failed[spec.session] = str(error)
         return failed
 
+    def _begin_like(self, session: Session, number: int, num_tokens: int) -> None:
+        source = self.sessions.get(number)
+        if source is None:
+            raise LookupError(f"session {number} is not open on this stage, and has no copy")
+        session.begin_like(source, self.shard.fork(self._groups.alone(source), num_tokens))
+
+    def _keep(self, number: int) -> None:
+        """The session writes no more: its caches leave the group, whose padding they need not have."""
+        session = self.sessions.get(number)
+        if session is not None:
+            self._kept.add(number)
+            self._groups.alone(session)
+            mx.eval(self._groups.take_pending())
+            logger.info("session %d kept at position %d", number, session.position, extra=_about(session))
+
     def _close(self, number: int) -> None:
         session = self.sessions.pop(number, None)
+        self._kept.discard(number)
         if session is not None:
-            logger.info(
-                "session %d closed at position %d", number, session.state.position, extra=_about(session)
-            )
+            logger.info("session %d closed at position %d", number, session.position, extra=_about(session))
+            self._groups.drop(session)
 
-    def _forward(self, slot: ring_pb2.Slot, carry: Sequence[Tensor]) -> tuple[Session, object]:
+    def _session(self, slot: ring_pb2.Slot) -> Session:
+        """The session of a slot that can be computed."""
         session = self.sessions.get(slot.session)
         if session is None:
             raise LookupError(f"session {slot.session} is not open on this stage")
-        if session.state.position != slot.position:
+        if session.position != slot.position:
             raise LookupError(
-                f"session {slot.session} is at position {session.state.position}, not at {slot.position}"
+                f"session {slot.session} is at position {session.position}, not at {slot.position}"
             )
-        incoming = None if self.shard.is_first else unflatten([from_wire(t) for t in carry], slot.structure)
         if max(slot.tokens, default=0) >= self.shard.vocab_size:
             raise ValueError(f"a token id is not below {self.shard.vocab_size}")  # no log has tokens
         if self._error_at and slot.position >= self._error_at:
             raise RuntimeError(f"injected at position {slot.position}")
+        return session
+
+    def _forward(self, slot: ring_pb2.Slot, carry: Sequence[Tensor]) -> tuple[Session, ShardState, object]:
+        session = self._session(slot)
+        state = self._groups.alone(session)
+        incoming = None if self.shard.is_first else unflatten([from_wire(t) for t in carry], slot.structure)
         tokens = mx.array([list(slot.tokens)])  # (1, T)
         self.adapters.use(session.spec.adapter)
-        return session, self.shard.forward(tokens, incoming, session.state)
+        outgoing = self.shard.forward(tokens, incoming, state)
+        session.position += len(slot.tokens)
+        return session, state, outgoing
 
     def _middle(self, slot: ring_pb2.Slot, carry: Sequence[Tensor], out: ring_pb2.Frame) -> list[Tensor]:
-        session, outgoing = self._forward(slot, carry)
+        _, state, outgoing = self._forward(slot, carry)
         arrays, structure = flatten(outgoing)
-        mx.eval(arrays, session.state.arrays())
+        mx.eval(arrays, state.arrays(), self._groups.take_pending())
         out.slots.add(
             session=slot.session,
             position=slot.position,
@@ -174,21 +306,21 @@ class Engine:
         return [to_wire(x) for x in arrays]
 
     def _last(self, slot: ring_pb2.Slot, carry: Sequence[Tensor], out: ring_pb2.Frame) -> None:
-        session, logits = self._forward(slot, carry)
+        session, state, logits = self._forward(slot, carry)
         assert isinstance(logits, mx.array)
         assert session.sampler is not None
         session.history.extend(slot.tokens)
         if not slot.is_sampled:
-            mx.eval(session.state.arrays())  # the chunk's logits are never computed
+            mx.eval(state.arrays(), self._groups.take_pending())  # the chunk's logits are never computed
             out.slots.add(session=slot.session, position=slot.position)
             return
         draw = session.sampler.draw(
             logits[0, -1],
-            position=session.state.position,
+            position=session.position,
             history=session.history,
             num_prompt=session.spec.prompt_tokens,
         )
-        mx.eval(draw.arrays(), session.state.arrays())
+        mx.eval(draw.arrays(), state.arrays(), self._groups.take_pending())
         out.slots.add(session=slot.session, position=slot.position, is_sampled=True, result=draw.finish())
 
     def _count(self, frame: ring_pb2.Frame, step_ms: float) -> None:
@@ -204,7 +336,7 @@ class Engine:
             self._measure_kv()
 
     def _measure_kv(self) -> None:
-        self.memory.measure(sum(session.state.nbytes for session in self.sessions.values()))
+        self.memory.measure(Groups.nbytes(self.sessions.values()))
 
 
 def _about(session: Session | None) -> dict[str, object]:

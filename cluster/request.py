@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from proto import ring_pb2
@@ -27,6 +27,10 @@ class Request:
     num_in_flight: int = 0  # frames of this session in the ring
     num_completion: int = 0
     next_token: int | None = None  # sampled, not yet sent
+    written: list[int] = field(default_factory=list)  # sampled, but for the last one where the answer ended
+    from_session: int = 0  # whose copy it begins as; 0: nobody's
+    num_cached: int = 0  # tokens of the prompt that come with that
+    is_heir: bool = False  # that session is closed once this one has begun
     is_active: bool = False  # it runs; else it waits
     is_open: bool = False  # its spec has entered the ring
 
@@ -35,8 +39,28 @@ class Request:
         return self.num_sent < len(self.prompt)
 
     @property
+    def num_reserved(self) -> int:
+        """Tokens its caches may come to hold."""
+        return len(self.prompt) + self.max_tokens
+
+    @property
+    def sent_tokens(self) -> list[int]:
+        """What its caches hold once all frames are through."""
+        return [*self.prompt, *self.written][: self.num_sent]
+
+    @property
+    def is_chunk_due(self) -> bool:
+        """A part of the prompt goes next, by itself: any but the last token, and whatever comes first."""
+        return self.num_sent < len(self.prompt) - 1 or not self.is_open
+
+    @property
+    def is_row_due(self) -> bool:
+        """One token goes next, and may share a frame: the prompt's last, or the one drawn last."""
+        return not self.is_chunk_due and (self.is_prefilling or self.next_token is not None)
+
+    @property
     def can_send(self) -> bool:
-        return self.is_prefilling or self.next_token is not None
+        return self.is_chunk_due or self.is_row_due
 
     @property
     def state(self) -> State:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from shard_loader.cache_home import user_cache_dir
-from shard_loader.cut_proof import CutProof
+from shard_loader.cut_proof import CutProof, RowProof
 from shard_loader.shrink import TINY, recipes
 from shard_loader.whole_file import write_whole
 
@@ -31,7 +31,7 @@ _IRRELEVANT = (
 _IRRELEVANT_STARTS = ("vision_", "audio_", "quantiz", "compression")
 _IRRELEVANT_ENDS = ("_token_id", "_token_index", "_token_ids", "_dropout")
 _SOURCES = (
-    *("carry", "crossing", "cuts", "layout", "ownership"),
+    *("batch_proof", "batch_state", "carry", "crossing", "cuts", "layout", "merging", "ownership"),
     *("rehearsal", "shard", "sharing", "shrink", "state"),
 )
 
@@ -69,13 +69,32 @@ def save(config: dict[str, Any], cuts: Sequence[int] | None, recipe: str, proofs
 
     recipe: how the model was shrunk. Only a proof on the tiniest model holds for other sizes too.
     """
-    path = _user_path(config, cuts, recipe == TINY)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"model_type": config.get("model_type"), "cuts": [asdict(p) for p in proofs]}
-        write_whole(path, json.dumps(content).encode(), 0o600)
-    except OSError:
-        return
+    _write(
+        _user_path(config, cuts, recipe == TINY),
+        {"model_type": config.get("model_type"), "cuts": [asdict(p) for p in proofs]},
+    )
+
+
+def find_rows(config: dict[str, Any]) -> RowProof | None:
+    """What may be done with this architecture's sequences; None: it was not tried."""
+    shipped = _shipped_entry(config)
+    if shipped is not None and "batched" in shipped and "forked" in shipped:
+        return RowProof(bool(shipped["batched"]), bool(shipped["forked"]))
+    for is_tiny in (True, False):
+        try:
+            found = json.loads(_path(config, "rows", is_tiny).read_text())
+            proof = RowProof(found["batched"], found["forked"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if type(proof.batched) is bool and type(proof.forked) is bool:
+            return proof
+    return None
+
+
+def save_rows(config: dict[str, Any], recipe: str, proof: RowProof) -> None:
+    """Keep that, as `save` keeps proofs of cuts."""
+    content = {"model_type": config.get("model_type"), **asdict(proof)}
+    _write(_path(config, "rows", recipe == TINY), content)
 
 
 def mlx_lm_version() -> str:
@@ -86,12 +105,16 @@ def mlx_lm_version() -> str:
         return "none"
 
 
-def as_shipped(configs: Iterable[tuple[dict[str, Any], Sequence[CutProof]]]) -> dict[str, Any]:
-    """The content of the shipped file for these proofs of every cut."""
+def as_shipped(configs: Iterable[tuple[dict[str, Any], Sequence[CutProof], RowProof]]) -> dict[str, Any]:
+    """The content of the shipped file for these proofs of every cut, and of what may be done with rows."""
     patterns: dict[str, Any] = {}
-    for config, proofs in configs:
+    for config, proofs, rows in configs:
         refused = {str(proof.cut): proof.reason for proof in proofs if not proof.exact}
-        patterns[_shipped_key(config)] = {"num_layers": len(proofs) + 1, "refused": refused}
+        patterns[_shipped_key(config)] = {
+            "num_layers": len(proofs) + 1,
+            "refused": refused,
+            **asdict(rows),
+        }
     return {"mlx_lm": mlx_lm_version(), "patterns": dict(sorted(patterns.items()))}
 
 
@@ -113,11 +136,24 @@ def _shipped_key(config: dict[str, Any]) -> str:
     return f"{config.get('model_type')}/{pattern_of(config)}"
 
 
-def _read_shipped(config: dict[str, Any]) -> list[CutProof] | None:
+def _write(path: Path, content: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(content).encode(), 0o600)
+    except OSError:
+        return
+
+
+def _shipped_entry(config: dict[str, Any]) -> dict[str, Any] | None:
     shipped = _shipped()
     if shipped.get("mlx_lm") != mlx_lm_version():
         return None
-    found = shipped["patterns"].get(_shipped_key(config))
+    found: dict[str, Any] | None = shipped["patterns"].get(_shipped_key(config))
+    return found
+
+
+def _read_shipped(config: dict[str, Any]) -> list[CutProof] | None:
+    found = _shipped_entry(config)
     if found is None:
         return None
     refused = {int(cut): reason for cut, reason in found["refused"].items()}
@@ -149,8 +185,12 @@ def _read_user(config: dict[str, Any], cuts: Sequence[int] | None) -> list[CutPr
 
 
 def _user_path(config: dict[str, Any], cuts: Sequence[int] | None, is_tiny: bool) -> Path:
-    """Named after all that a proof rests on, the code that cuts included."""
     wanted = ALL if cuts is None else "-".join(map(str, sorted(set(cuts))))
+    return _path(config, wanted, is_tiny)
+
+
+def _path(config: dict[str, Any], wanted: str, is_tiny: bool) -> Path:
+    """Named after all that a proof rests on, the code that cuts included."""
     key = json.dumps([config.get("model_type"), _pattern(config, is_tiny), wanted, _versions()])
     kind = "".join(c for c in str(config.get("model_type")) if c.isalnum() or c in "-_")[:40]
     return user_cache_dir() / "cuts" / f"{kind}-{_digest(key.encode())}.json"

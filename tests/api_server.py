@@ -140,7 +140,10 @@ def chat_body(**fields: Any) -> dict[str, Any]:
 
 @contextmanager
 def serving(
-    directory: Path, *, max_active: int = 4, change: Callable[[Path], object] | None = None
+    directory: Path,
+    *arguments: str,
+    max_active: int = 4,
+    change: Callable[[Path], object] | None = None,
 ) -> Iterator[Served]:
     """A healthy server with the byte tokenizer of the tiny models; its id is `tiny`.
 
@@ -151,7 +154,7 @@ def serving(
         change(model)
     ring = ScriptedRing(max_active=max_active)
     try:
-        api = ApiServer(directory / "api", model, f"127.0.0.1:{ring.port}")
+        api = ApiServer(directory / "api", model, f"127.0.0.1:{ring.port}", *arguments)
         try:
             with httpx.Client(base_url=api.url, timeout=30.0) as http:
                 wait_healthy(http)

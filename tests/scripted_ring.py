@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 
 from cluster.head import Head
-from cluster.scheduler import Limits
+from cluster.room import Limits
 from proto import control_pb2, head_pb2, head_pb2_grpc, ring_pb2
 from tests.tiny_models import EOS_ID, VOCAB_SIZE
 from tests.waiting import wait_for

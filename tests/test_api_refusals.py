@@ -89,7 +89,13 @@ def test_wrong_values(refusing: Served, path: str, field: str, value: Any, messa
         (COMPLETIONS, {"logprobs": True}, "logprobs", "logprobs: the value should be a valid integer."),
         (COMPLETIONS, {"logprobs": 21}, "logprobs", "less than or equal to 20"),
         (COMPLETIONS, {"best_of": 2}, "best_of", "best_of is only supported when it equals n."),
-        (COMPLETIONS, {"echo": True, "logprobs": 1}, "echo", "echo together with logprobs is not supported."),
+        (
+            COMPLETIONS,
+            {"echo": True, "logprobs": 1},
+            "echo",
+            "echo together with logprobs is not supported: the ring computes no log-probabilities of a "
+            "prompt; send one of the two.",
+        ),
         (CHAT, {"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens", "differ; send one of them."),
         (CHAT, {"logit_bias": {"5": 101}}, "logit_bias.5", "less than or equal to 100"),
         (CHAT, {"stream": True, "stream_options": {"usage": 1}}, "stream_options.usage", "is not a field"),

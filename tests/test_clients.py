@@ -99,6 +99,19 @@ def test_openai_errors_are_of_its_own_kinds(client: openai.OpenAI, url: str) -> 
         stranger.models.list()
 
 
+def test_openai_responses_are_the_chats_tokens(client: openai.OpenAI) -> None:
+    chat = client.chat.completions.create(model="tiny", messages=HI, max_tokens=12, temperature=0)
+    fields: dict[str, Any] = {"model": "tiny", "input": "hi", "max_output_tokens": 12, "temperature": 0}
+    whole = client.responses.create(**fields)
+    assert whole.output_text == chat.choices[0].message.content
+    events = list(client.responses.create(**fields, stream=True))
+    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert text == whole.output_text
+    last = events[-1]
+    assert last.type == "response.incomplete"
+    assert last.response.usage == whole.usage
+
+
 # -- Open WebUI ---------------------------------------------------------------------------------------
 
 

@@ -91,9 +91,6 @@ def test_langchain_sends_answers_back_and_binds_parameters(langchain: Any) -> No
 def test_langchain_is_refused_by_name(langchain: Any) -> None:
     from openai import BadRequestError
 
-    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
-    with pytest.raises(BadRequestError, match="tools is not supported"):
-        langchain.bind_tools([tool]).invoke("hi")
     schema = {"title": "T", "type": "object", "properties": {"a": {"not": {}}}}
     with pytest.raises(BadRequestError, match="response_format cannot be followed: Unimplemented keys"):
         langchain.with_structured_output(schema, method="json_schema").invoke("hi")

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from cluster.head import MAX_SAMPLING_BYTES, MAX_TOP_LOGPROBS, Head
-from cluster.scheduler import Limits
+from cluster.room import Limits
 from proto import head_pb2, ring_pb2
 from proto.codec import MAX_HEADER_BYTES, encode
 

@@ -219,8 +219,43 @@ def test_an_answer_that_is_cut_within_a_call() -> None:
         if FAMILIES[family].growing is not None:
             assert [(call.name, call.is_complete) for call in said.calls] == [("get_weather", False)]
             assert said.calls[0].arguments == '{"city": "Kö'
+        elif FAMILIES[family].tagged is not None:
+            assert [(call.name, call.arguments, call.is_complete) for call in said.calls] == [
+                ("get_weather", "", False)
+            ]
         else:  # never a call with less than what the model wanted to say
             assert said == Message(text[:half]), family
+
+
+def test_tagged_arguments_come_one_by_one() -> None:
+    tagged = [name for name, family in FAMILIES.items() if family.tagged is not None]
+    assert len(tagged) == 9
+    for name in tagged:
+        text, reader = ANSWERS[name][0], reader_of(name)
+        family = FAMILIES[name].tagged
+        assert family is not None
+        first = text.index(family.end) + len(family.end)
+        start, arguments = reader.feed(text[:first])
+        assert isinstance(start, CallStart)
+        assert (start.name, arguments) == ("get_weather", CallArguments(0, '{"city": "Köln"')), name
+        assert CallArguments(0, ', "days": 2}') in reader.feed(text[first:])
+
+
+def test_a_tagged_argument_may_hold_markers() -> None:
+    value = "a </function>\n</tool_call>\n<tool_call>\n<function=now>"
+    text = f"<parameter=city>\n{value}\n</parameter>\n</function>\n</tool_call>"
+    text = f"<tool_call>\n<function=get_weather>\n{text}"
+    for num_chars in (0, 1, 4):
+        (call,) = Message.of(read(text, reader_of("qwen3_coder"), num_chars=num_chars)).calls
+        assert json.loads(call.arguments) == {"city": value}
+
+
+def test_an_argument_of_another_type_than_the_schemas_stays_text() -> None:
+    text = (
+        "<tool_call>\n<function=get_weather>\n<parameter=days>\ntwo\n</parameter>\n</function>\n</tool_call>"
+    )
+    (call,) = Message.of(read(text, reader_of("qwen3_coder"))).calls
+    assert call.arguments == '{"days": "two"}'
 
 
 def test_a_call_that_ends_with_the_answer_needs_no_end_marker() -> None:

@@ -8,9 +8,9 @@ import pytest
 
 from shard_loader import proof_store
 from shard_loader.cache_home import user_cache_dir
-from shard_loader.cut_proof import CutProof
+from shard_loader.cut_proof import CutProof, RowProof
 from shard_loader.cuts import main, proofs_of
-from shard_loader.proof_store import as_shipped, find, pattern_of, save
+from shard_loader.proof_store import as_shipped, find, find_rows, pattern_of, save, save_rows
 from shard_loader.rehearsal import Rehearsal
 from tests.real_configs import REAL_CONFIGS
 from tests.tiny_models import tiny_config
@@ -94,14 +94,26 @@ def test_another_version_asks_for_another_proof(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_is_shipped_counts_for_its_release_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = as_shipped([(LLAMA, MIXED)])
-    assert list(content["patterns"].values()) == [{"num_layers": 5, "refused": {"3": "wrong", "4": "fails"}}]
+    content = as_shipped([(LLAMA, MIXED, RowProof(batched=True, forked=False))])
+    refused = {"3": "wrong", "4": "fails"}
+    assert list(content["patterns"].values()) == [
+        {"num_layers": 5, "refused": refused, "batched": True, "forked": False}
+    ]
     monkeypatch.setattr(proof_store, "_shipped", lambda: json.loads(json.dumps(content)))
     proofs = find(LLAMA, None)
     assert proofs is not None
     assert [(p.cut, p.exact, p.reason) for p in proofs] == [(p.cut, p.exact, p.reason) for p in MIXED]
     monkeypatch.setattr(proof_store, "mlx_lm_version", lambda: "9.9")
     assert find(LLAMA, None) is None
+
+
+def test_what_rows_may_do_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_rows(LLAMA) is None
+    save_rows(LLAMA, "tiny", RowProof(batched=False, forked=True))
+    assert find_rows(LLAMA) == RowProof(batched=False, forked=True)
+    content = as_shipped([(LLAMA, MIXED, RowProof(batched=True, forked=False))])
+    monkeypatch.setattr(proof_store, "_shipped", lambda: content)
+    assert find_rows(LLAMA) == RowProof(batched=True, forked=False)
 
 
 def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,6 +104,28 @@ def test_one_call_at_a_time(client: openai.OpenAI) -> None:
     assert [call.function.name for call in choice.message.tool_calls or () if call.type == "function"] == [
         "get_weather"
     ]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("langchain_openai") is None, reason="not installed (extra long)")
+def test_langchain_binds_tools(url: str) -> None:
+    from langchain_openai import ChatOpenAI
+
+    with httpx.Client() as http:
+        chat = ChatOpenAI(
+            model="tiny", base_url=f"{url}/v1", api_key="none", max_retries=0, temperature=0, http_client=http
+        ).bind_tools(TOOLS)
+        said = chat.invoke("Will it rain in Köln?")
+        assert [(call["name"], call["args"]) for call in said.tool_calls] == [
+            ("get_weather", {"city": "Köln", "days": 2}),
+            ("now", {}),
+        ]
+        results = [{"role": "tool", "tool_call_id": call["id"], "content": "ok"} for call in said.tool_calls]
+        assert chat.invoke([ASKED, said, *results]).content == "Rain in Köln for two days."
+        gathered = None
+        for chunk in chat.stream("Will it rain in Köln?"):
+            gathered = chunk if gathered is None else gathered + chunk
+        assert gathered is not None
+        assert [call["name"] for call in gathered.tool_calls] == ["get_weather", "now"]
 
 
 def test_open_webui_with_its_builtin_tools(url: str) -> None:

@@ -1,6 +1,7 @@
 """One block of tool calls as it grows. Pure but for the calls' random ids.
 
-Arguments that are JSON in the text are passed on as they come; other notations when their block ends.
+Arguments are passed on as they come where they are JSON in the text, or one by one where each has tags; other
+notations when their block ends.
 """
 
 from __future__ import annotations
@@ -11,48 +12,12 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cluster.api.open_call import JsonObject, OpenCall, TaggedArguments
 from cluster.api.parts import CallArguments, CallEnd, CallStart, Content, Part
 from cluster.api.tool_families import ToolFamily
 
 _ALPHABET = string.ascii_letters + string.digits
 _NUM_ID_CHARS = 24
-_STRUCTURE = re.compile(r'["{}\[\]<]')
-_IN_STRING = re.compile(r'["\\]')
-
-
-class JsonObject:
-    """Finds where a JSON object in a growing text ends."""
-
-    __slots__ = ("_depth", "_is_escaped", "_is_in_string", "is_broken", "is_over")
-
-    def __init__(self) -> None:
-        self._depth = 0
-        self._is_in_string = self._is_escaped = False
-        self.is_over = False
-        self.is_broken = False  # by a `<` outside its strings: the model wrote a marker instead
-
-    def take(self, text: str) -> int:
-        """How many of the next characters belong to the object; all of them unless `is_over`."""
-        place = 0
-        while place < len(text):
-            if self._is_escaped:
-                self._is_escaped = False
-                place += 1
-                continue
-            found = (_IN_STRING if self._is_in_string else _STRUCTURE).search(text, place)
-            if found is None:
-                break
-            place, sign = found.end(), found[0]
-            if sign == "<":
-                self.is_over = self.is_broken = True
-                return found.start()
-            self._is_escaped = sign == "\\"
-            self._is_in_string ^= sign == '"'
-            self._depth += (sign in "{[") - (sign in "}]")
-            if self._depth == 0 and sign in "}]":
-                self.is_over = True
-                return place
-        return len(text)
 
 
 class CallReader:
@@ -65,13 +30,13 @@ class CallReader:
         self._tools = tools
         self._num_before = num_calls
         self._held = ""  # not decided yet
-        self._object: JsonObject | None = None  # of the call that is open
+        self._open: OpenCall | None = None
 
     def feed(self, text: str) -> list[Part]:
         """The parts that are certain now."""
         self._held += text
         parts: list[Part] = []
-        while self.rest is None and (self._grow(parts) if self._object else self._find_next(parts)):
+        while self.rest is None and (self._grow(parts) if self._open else self._find_next(parts)):
             pass
         return parts
 
@@ -79,10 +44,13 @@ class CallReader:
         """The answer ended within the block. A call that was cut is never taken for a whole one."""
         parts: list[Part] = []
         held, self._held, self.rest = self._held, "", ""
-        if self._object is not None:
-            parts.append(CallEnd(self.num_calls - 1, is_complete=False))
-        else:
+        if self._open is None:
             self._parse(held, parts, may_be_whole=not is_cut or not self._family.end)
+            return parts
+        piece = "" if is_cut else self._open.end(held)
+        if piece:
+            parts.append(CallArguments(self.num_calls - 1, piece))
+        parts.append(CallEnd(self.num_calls - 1, not (is_cut or self._open.is_broken)))
         return parts
 
     @property
@@ -91,34 +59,40 @@ class CallReader:
 
     def _grow(self, parts: list[Part]) -> bool:
         """Passes arguments on; False where the text is used up."""
-        assert self._object is not None
-        size = self._object.take(self._held)
-        if size:
-            parts.append(CallArguments(self.num_calls - 1, self._held[:size]))
-            self._held = self._held[size:]
-        if not self._object.is_over:
+        assert self._open is not None
+        piece, size = self._open.take(self._held)
+        self._held = self._held[size:]
+        if piece:
+            parts.append(CallArguments(self.num_calls - 1, piece))
+        if not self._open.is_over:
             return False
-        parts.append(CallEnd(self.num_calls - 1, not self._object.is_broken))
-        self._object = None
+        parts.append(CallEnd(self.num_calls - 1, not self._open.is_broken))
+        self._open = None
         return True
 
     def _find_next(self, parts: list[Part]) -> bool:
         """Looks for a call or the block's end; False where there is neither yet, or the block has ended."""
-        growing, end = self._family.growing, self._family.end
+        growing, tagged, end = self._family.growing, self._family.tagged, self._family.end
         if growing is not None:
             tail = growing.tail.match(self._held) if self._is_after_call else None
             head = growing.head.match(self._held, tail.end() if tail else 0)
             if head is not None:
-                self._held = self._held[head.end() :]
-                self._begin(head["name"], head.groupdict().get("id"), parts)
-                self._object = JsonObject()
-                return True
+                return self._begin_open(head, JsonObject(), parts)
+        may_hold_more = tagged is not None and (tagged.call_end or not self._is_after_call)
+        if tagged is not None and may_hold_more and (head := tagged.head.match(self._held)) is not None:
+            return self._begin_open(head, TaggedArguments(self._family, tagged, self._tools, head[0]), parts)
         place = self._held.find(end) if end else -1
         if place >= 0:
             block, self.rest = self._held[:place], self._held[place + len(end) :]
             self._held = ""
             self._parse(block, parts, end)
         return False
+
+    def _begin_open(self, head: re.Match[str], call: OpenCall, parts: list[Part]) -> bool:
+        self._held = self._held[head.end() :]
+        self._begin(head["name"], head.groupdict().get("id"), parts)
+        self._open = call
+        return True
 
     def _parse(self, block: str, parts: list[Part], end: str = "", *, may_be_whole: bool = True) -> None:
         """The calls of a block that did not grow; it is content if there are none."""

@@ -8,11 +8,11 @@ from typing import Any
 from cluster.api.choice import Delta, finite
 from cluster.api.parts import CallArguments, CallEnd, CallStart, Content, Message, Reasoning
 from cluster.api.prompt import Prompt
-from cluster.api.shape import Shape, Usage, quote
+from cluster.api.shape import ChunkShape, Usage, quote
 from proto import ring_pb2
 
 
-class ChatShape(Shape):
+class ChatShape(ChunkShape):
     """Chunks begin with the role; token ids are placed where vLLM places them."""
 
     object_name = "chat.completion"
@@ -43,7 +43,7 @@ class ChatShape(Shape):
             logprobs, ids = "null", ""
         return "".join(chunks)
 
-    def closing(self, index: int, finish_reason: str) -> str:
+    def closing(self, index: int, finish_reason: str, stop_string: str) -> str:
         return self._chunk(index, f'"delta": {{}}, "logprobs": null, "finish_reason": "{finish_reason}"')
 
     def whole(self, prompts: list[Prompt], answers: list[tuple[Delta, str]], usage: Usage) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class Delta:
     text: str = ""
     tokens: list[ring_pb2.SampledToken] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)  # where each token's text begins, in characters
+    stop_string: str = ""  # the client's own that ended a whole answer
     parts: list[Part] | None = None  # what the text means; None: all of it is content
 
     def as_parts(self) -> list[Part]:
@@ -74,6 +75,11 @@ class Choice:
         )
         self._kept = Delta()
         self._num_chars = num_echoed
+
+    @property
+    def stop_string(self) -> str:
+        """The stop string that ended it, or empty."""
+        return "" if self._stop is None else self._stop.matched
 
     def feed(self, reply: head_pb2.GenerateReply) -> Delta | None:
         """The text that may be shown now, with the tokens and log-probabilities held back so far.

@@ -33,6 +33,17 @@ class GrowingCalls:
 
 
 @dataclass(frozen=True, slots=True)
+class TaggedCalls:
+    """Calls with tags around each argument."""
+
+    head: re.Pattern[str]  # what stands before the arguments; group `name`
+    start: str  # of an argument
+    end: str
+    call_end: str = ""  # of a call, where a block may hold several
+    closing: str = ""  # what makes a call whole after any of its arguments
+
+
+@dataclass(frozen=True, slots=True)
 class ParsedCall:
     """`arguments` is a JSON object; `id` the model's own, if it gave one."""
 
@@ -50,6 +61,7 @@ class ToolFamily:
     end: str  # empty: the calls go on to the answer's end
     tokens: tuple[str, ...]  # of the vocabulary: the parser must see them, also where they are special
     growing: GrowingCalls | None = None
+    tagged: TaggedCalls | None = None
     num_id_chars: int = 0  # letters and digits of a call's id; 0: any text will do
     is_first: bool = False  # `start` is one only where the answer begins with it
     own_parse: Callable[[str, Sequence[Mapping[str, Any]]], Any] | None = None
@@ -116,40 +128,57 @@ _DEEPSEEK = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>")
 _DEEPSEEK_JSON = _growing(own_families.DEEPSEEK_HEAD, own_families.DEEPSEEK_TAIL)
 _DSML = ("<｜DSML｜function_calls>", "</｜DSML｜function_calls>")
 _LLAMA_JSON = _growing(own_families.LLAMA_HEAD, own_families.LLAMA_TAIL)
+_MISTRAL = ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]")
 _TOOL_CALL = ("<tool_call>", "</tool_call>")
 
 
-def _tagged(name: str, start: str, end: str, *tokens: str) -> ToolFamily:
-    return ToolFamily(name, start, end, (start, end, *tokens))
+def _tagged(head: str, start: str, end: str, call_end: str = "") -> TaggedCalls:
+    return TaggedCalls(re.compile(head, re.DOTALL), start, end, call_end, call_end)
 
+
+def _of(name: str, start: str, end: str, *tokens: str, tagged: TaggedCalls | None = None) -> ToolFamily:
+    return ToolFamily(name, start, end, (start, end, *tokens), tagged=tagged)
+
+
+_GLM_TOKENS = ("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
+_LONGCAT_TOKENS = tuple(token.replace("arg_", "longcat_arg_") for token in _GLM_TOKENS)
+_GLM = _tagged(r"\s*(?P<name>[^<\s{]+)\s*(?=<arg_key>|</tool_call>)", *_GLM_TOKENS[2:])
+_LONGCAT = _tagged(
+    r"\s*(?P<name>[^<\s{]+)\s*(?=<longcat_arg_key>|</longcat_tool_call>)", *_LONGCAT_TOKENS[2:]
+)
+_QWEN3_CODER = _tagged(r"\s*<function=(?P<name>[^>\s]+)>", "<parameter=", "</parameter>", "</function>")
+_MINIMAX = _tagged(r'\s*<invoke name="?(?P<name>[^">]+)"?>', "<parameter name=", "</parameter>", "</invoke>")
+_MINICPM = _tagged(r"\s*[\"']?(?P<name>[^\"'>\s]+)[\"']?\s*>", "<param ", "</param>")
+_MUSE = _tagged(
+    r'\s*<atem:invoke\b[^>]*?\bname="(?P<name>[^"]+)">',
+    *("<atem:parameter", "</atem:parameter>", "</atem:invoke>"),
+)
+_KIMI_K3 = _tagged(
+    r'\s*<\|open\|>call(?:(?!<\|sep\|>).)*?\btool="(?P<name>[^"]+)"(?:(?!<\|sep\|>).)*<\|sep\|>',
+    *("<|open|>argument", "<|close|>argument<|sep|>", "<|close|>call<|sep|>"),
+)
+_DSML_CALL = _tagged(
+    r'\s*<｜DSML｜invoke name="(?P<name>[^"]+)">',
+    *("<｜DSML｜parameter", "</｜DSML｜parameter>", "</｜DSML｜invoke>"),
+)
 
 FAMILIES: Mapping[str, ToolFamily] = {
     family.name: family
     for family in (
         ToolFamily("json_tools", *_TOOL_CALL, _TOOL_CALL, _JSON),
         ToolFamily("kimi_k2", *_KIMI, (*_KIMI, *_KIMI_CALL), _KIMI_JSON),
-        ToolFamily(
-            "mistral",
-            "[TOOL_CALLS]",
-            "",
-            ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"),
-            _MISTRAL_JSON,
-            num_id_chars=9,
-        ),
-        _tagged("qwen3_coder", *_TOOL_CALL),
-        _tagged("glm47", *_TOOL_CALL, "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
-        _tagged("laguna", *_TOOL_CALL, "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
-        _tagged(
-            *("longcat", "<longcat_tool_call>", "</longcat_tool_call>"),
-            *("<longcat_arg_key>", "</longcat_arg_key>", "<longcat_arg_value>", "</longcat_arg_value>"),
-        ),
-        _tagged("minimax_m2", "<minimax:tool_call>", "</minimax:tool_call>"),
-        _tagged("minicpm5", "<function name=", "</function>", "<function", "<param", "</param>"),
-        _tagged("gemma4", "<|tool_call>", "<tool_call|>", '<|"|>'),
-        _tagged("function_gemma", "<start_function_call>", "<end_function_call>", "<escape>"),
-        _tagged("pythonic", "<|tool_call_start|>", "<|tool_call_end|>"),
-        _tagged("muse_spark", "<atem:function_calls>", "</atem:function_calls>"),
-        ToolFamily("kimi_k3", "<|open|>tools<|sep|>", "<|close|>tools<|sep|>", XTML_TOKENS),
+        ToolFamily("mistral", _MISTRAL[0], "", _MISTRAL, _MISTRAL_JSON, num_id_chars=9),
+        _of("qwen3_coder", *_TOOL_CALL, tagged=_QWEN3_CODER),
+        _of("glm47", *_TOOL_CALL, *_GLM_TOKENS, tagged=_GLM),
+        _of("laguna", *_TOOL_CALL, *_GLM_TOKENS, tagged=_GLM),
+        _of("longcat", "<longcat_tool_call>", "</longcat_tool_call>", *_LONGCAT_TOKENS, tagged=_LONGCAT),
+        _of("minimax_m2", "<minimax:tool_call>", "</minimax:tool_call>", tagged=_MINIMAX),
+        _of("minicpm5", "<function name=", "</function>", "<param", "</param>", tagged=_MINICPM),
+        _of("gemma4", "<|tool_call>", "<tool_call|>", '<|"|>'),
+        _of("function_gemma", "<start_function_call>", "<end_function_call>", "<escape>"),
+        _of("pythonic", "<|tool_call_start|>", "<|tool_call_end|>"),
+        _of("muse_spark", "<atem:function_calls>", "</atem:function_calls>", tagged=_MUSE),
+        _of("kimi_k3", "<|open|>tools<|sep|>", "<|close|>tools<|sep|>", *XTML_TOKENS, tagged=_KIMI_K3),
         ToolFamily(
             "deepseek",
             *_DEEPSEEK,
@@ -157,12 +186,7 @@ FAMILIES: Mapping[str, ToolFamily] = {
             _DEEPSEEK_JSON,
             own_parse=own_families.refuse,
         ),
-        ToolFamily(
-            "deepseek_v32",
-            *_DSML,
-            _DSML,
-            own_parse=own_families.parse_dsml,
-        ),
+        ToolFamily("deepseek_v32", *_DSML, _DSML, tagged=_DSML_CALL, own_parse=own_families.parse_dsml),
         ToolFamily(
             "llama",
             own_families.LLAMA_START,

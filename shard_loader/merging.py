@@ -1,0 +1,101 @@
+"""What can be done with mlx-lm's caches: merged into a batch and taken apart again, copied and shortened.
+
+A copy shares its arrays with the original until one of them is written.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import (
+    ArraysCache,
+    CacheList,
+    KVCache,
+    QuantizedKVCache,
+    RotatingKVCache,
+)
+
+
+def is_mergeable(cache: Any) -> bool:
+    """Whether mlx-lm has a batched form of this cache that gives the same numbers."""
+    if type(cache) is CacheList:
+        return all(is_mergeable(part) for part in cache.caches)
+    if type(cache) is RotatingKVCache:
+        return not cache.keep  # the batched form forgets which tokens to keep
+    return type(cache) in (KVCache, ArraysCache)
+
+
+def merged_shadow(cache: Any, num_rows: int) -> Any:
+    """A foreign cache of which only the offset is ever read, for so many rows."""
+    return merged([cache] * num_rows) if is_mergeable(cache) else cache
+
+
+def merged(caches: list[Any]) -> Any:
+    """One cache with a row for each, left-padded to the longest; evaluates nothing."""
+    first = caches[0]
+    if type(first) is CacheList:
+        return CacheList(*(merged([c.caches[i] for c in caches]) for i in range(len(first.caches))))
+    if type(first) is ArraysCache:
+        return _merge_arrays(caches)
+    return first.merge(caches)
+
+
+def _merge_arrays(caches: list[ArraysCache]) -> ArraysCache:
+    """As ArraysCache.merge, which stumbles over an entry that no row has filled."""
+    merged = ArraysCache(len(caches[0].cache))
+    for entry in range(len(merged.cache)):
+        rows = [cache.cache[entry] for cache in caches]
+        known = next((row for row in rows if row is not None), None)
+        if known is not None:
+            merged.cache[entry] = mx.concatenate(
+                [mx.zeros_like(known) if row is None else row for row in rows], axis=0
+            )
+    return merged
+
+
+def extracted(cache: Any, row: int) -> Any:
+    """The cache of one row alone."""
+    if type(cache) is CacheList:
+        return CacheList(*(extracted(part, row) for part in cache.caches))
+    if type(cache) is ArraysCache:
+        alone = ArraysCache(len(cache.cache))
+        alone.cache = [None if entry is None else entry[row : row + 1] for entry in cache.cache]
+        return alone
+    return cache.extract(row)
+
+
+def trim_window(cache: Any) -> int | None:
+    """A copy may begin with any of the tokens while the cache holds fewer than this; None: it has no copy."""
+    if type(cache) is CacheList:
+        windows = [trim_window(part) for part in cache.caches]
+        known = [window for window in windows if window is not None]
+        return min(known, default=None) if len(known) == len(windows) else None
+    if type(cache) is RotatingKVCache:
+        return int(cache.max_size)
+    if type(cache) in (KVCache, QuantizedKVCache):
+        return sys.maxsize
+    return 0 if type(cache) is ArraysCache else None
+
+
+def forked(cache: Any, num_dropped: int) -> Any:
+    """A copy without the last `num_dropped` tokens; only where `trim_window` allows it."""
+    if type(cache) is CacheList:
+        return CacheList(*(forked(part, num_dropped) for part in cache.caches))
+    twin = copy.copy(cache)
+    for name, value in vars(cache).items():
+        setattr(twin, name, _handles(value))
+    if num_dropped:
+        twin.trim(num_dropped)
+    return twin
+
+
+def _handles(value: Any) -> Any:
+    """Arrays of their own on the same memory: writing to one leaves the other as it was."""
+    if isinstance(value, mx.array):
+        return mx.stop_gradient(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_handles(item) for item in value)
+    return value
