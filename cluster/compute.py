@@ -158,6 +158,7 @@ class ComputeThread:
                     time.sleep(step_delay_s)
                 if self._step(work):
                     self.step_times.add(work.frame, (time.perf_counter() - started) * 1e3)
+                self._prepare()
             self.progress += 1
             self.activity, self._busy_since = "idle", None
             work = None  # a frame's bytes are not kept until the next one comes
@@ -177,6 +178,11 @@ class ComputeThread:
         finally:
             work.release()
         return False
+
+    def _prepare(self) -> None:
+        """The time until the next frame comes is used."""
+        while self._inbox.empty() and self.engine is not None and self.engine.prepare():
+            pass
 
     def _load(self, work: LoadWork) -> None:
         self._epoch, self.step_times = work.epoch, StepTimes()

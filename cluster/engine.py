@@ -222,6 +222,10 @@ class Engine:
         start, stop = self.shard.start, self.shard.stop
         return f"layers {start}:{stop} failed: {type(failure).__name__}: {failure}"[:MAX_ERROR_CHARS]
 
+    def prepare(self) -> bool:
+        """Do a piece of what the next frames will need, while there is none; False: nothing was left."""
+        return self.guides is not None and self.guides.prepare()
+
     def _open_all(self, specs: Sequence[ring_pb2.SessionSpec]) -> dict[int, str]:
         failed: dict[int, str] = {}
         for spec in specs:

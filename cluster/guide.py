@@ -1,11 +1,13 @@
 """Holds answers to their grammars on the last stage: which tokens may come next (llguidance).
 
 A guide's state follows the session's history, so that a replay, or a draft that was refused, needs no care.
-Grammars are compiled on a thread of their own while the prompt is read; masks are made on the compute thread.
+Grammars are compiled on a thread of their own while the prompt is read. All else is the compute thread's: the
+mask after a token is made while that token goes round the ring, or at the latest when it is asked for.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Mask = NDArray[np.bool_]  # (vocab_size,)
+
 
 class Guides:
     """Makes the guides of one model. The library's view of the vocabulary is built for the first of them."""
@@ -28,13 +32,21 @@ class Guides:
     def __init__(self, model_dir: Path, vocab_size: int) -> None:
         self._model_dir, self._vocab_size = model_dir, vocab_size
         self._pool: ThreadPoolExecutor | None = None
+        self._expecting: dict[Guide, None] = {}  # in the order in which they will be asked
         self._vocabulary: tuple[LLTokenizer, frozenset[int]] | None = None
 
     def open(self, grammar: str) -> Guide:
         """A guide for one answer; compiled while the caller goes on."""
         if self._pool is None:
             self._pool = deep_pool()
-        return Guide(self._pool.submit(self._compile, grammar), self._vocab_size)
+        return Guide(self._pool.submit(self._compile, grammar), self._vocab_size, self._expecting)
+
+    def prepare(self) -> bool:
+        """Make a mask that will be asked for, when there is nothing else to do; False: none was left."""
+        guide = next(iter(self._expecting), None)
+        if guide is not None:
+            guide.prepare()
+        return guide is not None
 
     def _compile(self, grammar: str) -> tuple[LLMatcher, frozenset[int]]:
         from llguidance import LLMatcher
@@ -70,18 +82,44 @@ class Guides:
 class Guide:
     """Which tokens may follow in one answer. Compute thread only."""
 
-    def __init__(self, compiled: Future[tuple[LLMatcher, frozenset[int]]], vocab_size: int) -> None:
+    def __init__(
+        self,
+        compiled: Future[tuple[LLMatcher, frozenset[int]]],
+        vocab_size: int,
+        expecting: dict[Guide, None],
+    ) -> None:
         self._compiled, self._vocab_size = compiled, vocab_size
+        self._expecting = expecting  # all guides that have a mask to make
+        self._expected: list[int] = []
+        self._prepared: tuple[list[int], Mask | None] | None = None
         self._taken: list[int] = []  # of the answer: it keeps to the grammar so far
         self._num_consumed = 0  # of these, by the matcher: all but an end-of-text token and what is after it
 
-    def allowed(self, answer: list[int]) -> NDArray[np.bool_] | None:
+    def expect(self, answer: list[int]) -> None:
+        """`answer` is what `allowed` will most likely be asked for next."""
+        self._expected = answer
+        self._expecting[self] = None
+
+    def prepare(self) -> None:
+        """Make the mask of what is expected; a failure is told by `allowed`."""
+        del self._expecting[self]
+        with contextlib.suppress(GrammarError):
+            self._prepared = self._expected, self._allowed(self._expected)
+
+    def allowed(self, answer: list[int]) -> Mask | None:
         """Which tokens may follow `answer`, the ids drawn so far; (vocab_size,).
 
         An end-of-text token may come where the answer is whole, and nothing else after it. None where
         `answer` itself breaks the grammar: it ends in a draft, and what follows a wrong token is void.
         Raises GrammarError where the library gives up.
         """
+        self._expecting.pop(self, None)
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None and prepared[0] == answer:
+            return prepared[1]
+        return self._allowed(answer)
+
+    def _allowed(self, answer: list[int]) -> Mask | None:
         matcher, eos_ids = self._compiled.result()
         if not self._follow(matcher, eos_ids, answer):
             return None

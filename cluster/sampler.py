@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import mlx.core as mx
@@ -27,7 +27,7 @@ _MASK64 = (1 << 64) - 1
 class Draw:
     """One token on its way: lazy until the caller has evaluated `arrays()`."""
 
-    __slots__ = ("_logprob", "_token", "_top_ids", "_top_logprobs")
+    __slots__ = ("_logprob", "_token", "_top_ids", "_top_logprobs", "on_token")
 
     def __init__(
         self,
@@ -36,6 +36,7 @@ class Draw:
         top_ids: mx.array | None = None,  # (top_logprobs,) uint32, in no order
         top_logprobs: mx.array | None = None,  # (top_logprobs,) float32
     ) -> None:
+        self.on_token: Callable[[int], None] | None = None  # told of the token as soon as it is known
         self._token = token
         self._logprob = logprob
         self._top_ids = top_ids
@@ -49,6 +50,8 @@ class Draw:
     def finish(self) -> ring_pb2.SampledToken:
         """The drawn token; `top` is sorted by falling log-probability, then by id."""
         token = ring_pb2.SampledToken(id=cast(int, self._token.item()))
+        if self.on_token is not None:
+            self.on_token(token.id)
         if self._logprob is not None:
             token.logprob = cast(float, self._logprob.item())
         if self._top_ids is not None and self._top_logprobs is not None:
@@ -114,8 +117,20 @@ class Sampler:
         if self.is_argmax:
             return Draw(_greedy(logits))
 
+        answer = [] if self._guide is None else list(history[num_prompt:])
+        draw = self._draw(logits, position, history, num_prompt, answer)
+        if (guide := self._guide) is not None:
+            draw.on_token = lambda token: guide.expect([*answer, token])
+        return draw
+
+    def _draw(
+        self, logits: mx.array, position: int, history: Sequence[int], num_prompt: int, answer: list[int]
+    ) -> Draw:
+        """answer: the tokens drawn so far, where a grammar reads them."""
         raw = logits.astype(mx.float32)
         scores = raw if self._is_plain else self._processed(raw, history, num_prompt)
+        if self._guide is not None and (allowed := self._guide.allowed(answer)) is not None:
+            scores = mx.where(mx.array(allowed), scores, _NEG_INF)
         if self._is_greedy:
             token = _greedy(logits if self._is_plain else scores)
         else:
@@ -136,7 +151,7 @@ class Sampler:
         return Draw(token, logprobs[token], top_ids, logprobs[top_ids])
 
     def _processed(self, logits: mx.array, history: Sequence[int], num_prompt: int) -> mx.array:
-        """Bias, penalties, then bans: of the stop ids, by the grammar; (vocab,) float32 in and out."""
+        """Bias, then penalties, then the ban of the stop ids; (vocab,) float32 in and out."""
         if self._bias_ids is not None:
             logits = logits.at[self._bias_ids].add(self._bias)
         if self._repetition != 1.0:
@@ -148,8 +163,7 @@ class Sampler:
                 logits = logits.at[_ids(counts)].subtract(mx.array(penalties, dtype=mx.float32))
         if self._stop_ids is not None and len(history) - num_prompt < self._min_tokens:
             logits = _banned(logits, self._stop_ids)
-        allowed = None if self._guide is None else self._guide.allowed(list(history[num_prompt:]))
-        return logits if allowed is None else mx.where(mx.array(allowed), logits, _NEG_INF)
+        return logits
 
     def _repetition_penalised(self, logits: mx.array, history: Sequence[int], num_prompt: int) -> mx.array:
         """Divides what was seen by the penalty, or multiplies where negative (https://arxiv.org/abs/1909.05858)."""

@@ -114,6 +114,8 @@ def test_what_contradicts_itself_is_refused(refusing: Served, fields: dict[str, 
 def test_a_schema_that_would_crash_the_library_is_refused(refusing: Served) -> None:
     links = {f"d{i}": {"items": {"$ref": f"#/$defs/d{i + 1}"}} for i in range(3000)}
     schema = {"$defs": {**links, "d3000": {}}, "$ref": "#/$defs/d0"}
+    error = refusing.error(chat_body(guided_json={"const": -(2**63)}), path=CHAT)
+    assert error["message"] == "guided_json cannot be followed: the grammar library fails on it; simplify it."
     error = refusing.error(chat_body(guided_json=schema), path=CHAT)
     assert (
         "it is nested too deep, counting what its references name: 1000 levels at most." in error["message"]

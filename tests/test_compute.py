@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
 
+import numpy as np
 import pytest
 
 from cluster.compute import ComputeThread, LoadWork, StepWork
+from cluster.grammar import choice_grammar
 from proto import control_pb2, ring_pb2
 from proto.codec import Tensor
 from shard_loader.sources import FetchStoppedError, HubError
 from tests.tiny_models import write_checkpoint
+from tests.waiting import wait_for
 
 WAIT_S = 10.0
 
@@ -185,3 +188,27 @@ def test_a_thread_at_work_is_not_stopped_in_time(model: Path, monkeypatch: pytes
     assert watched.thread.busy_s > 0.1
     assert watched.thread.stop(WAIT_S)
     assert (watched.thread.activity, watched.thread.busy_s) == ("idle", 0.0)
+
+
+def test_the_next_mask_of_an_answer_is_made_while_there_is_time(compute: Watched, model: Path) -> None:
+    compute.thread.post(LoadWork(1, model, "digest", 0, 3))
+    assert compute.next() == ("loaded", 1)
+    frame = ring_pb2.Frame(kind=ring_pb2.STEP, epoch=1, seq=1)
+    frame.opens.add(session=1, prompt_tokens=1, max_tokens=9).sampling.grammar = choice_grammar(["ab", "cd"])
+    frame.slots.add(session=1, tokens=[65], is_sampled=True)
+    compute.step(frame)
+    _, out = compute.next()
+    assert isinstance(out, ring_pb2.Frame)
+    assert out.slots[0].result.id in b"ac"
+    assert compute.next() == ("released", 1)
+    engine = compute.thread.engine
+    assert engine is not None
+    sampler = engine.sessions[1].sampler
+    assert sampler is not None
+    guide = sampler._guide
+    assert guide is not None
+    wait_for(lambda: guide._prepared is not None, WAIT_S)
+    assert guide._prepared is not None
+    mask = guide._prepared[1]
+    assert mask is not None
+    assert bytes(np.flatnonzero(mask).tolist()) == (b"b" if out.slots[0].result.id == ord("a") else b"d")

@@ -136,6 +136,45 @@ def test_a_model_without_an_end_cannot_keep_to_one() -> None:
         Guides(MODEL, 0)._read_vocabulary()
 
 
+def test_what_was_expected_is_ready_and_what_was_not_is_right(guides: Guides, tokenizer: Tokenizer) -> None:
+    answer = tokenizer.encode('{"c": "rot"}')
+    plain, guide = guides.open(COLOUR), guides.open(COLOUR)
+    for length in range(len(answer)):
+        guide.expect(answer[:length])
+        assert guides.prepare() or length
+        np.testing.assert_array_equal(guide.allowed(answer[:length]), plain.allowed(answer[:length]))
+        guide.expect(answer[: length + 1])
+    guide.expect(tokenizer.encode("nonsense"))  # a draft that is refused
+    assert guides.prepare()
+    np.testing.assert_array_equal(guide.allowed(answer[:3]), plain.allowed(answer[:3]))
+    assert not guides.prepare()
+
+
+def test_the_next_mask_is_made_while_the_token_travels(guides: Guides, tokenizer: Tokenizer) -> None:
+    guide, other = guides.open(COLOUR), guides.open(COLOUR)
+    tokens = []
+    for one in (guide, other):
+        draw = Sampler(ring_pb2.Sampling(), VOCAB, one).draw(mx.zeros((VOCAB,)), 1, [5], 1)
+        tokens.append(draw.finish().id)
+    assert guides.prepare()
+    assert guide._prepared is not None
+    mask = guide._prepared[1]
+    assert guide.allowed(tokens[:1]) is mask
+    assert guides.prepare()
+    assert not guides.prepare()
+    assert other._prepared is not None
+    assert other._prepared[0] == tokens[1:]
+
+
+def test_a_failure_that_was_expected_is_told_when_it_counts(guides: Guides) -> None:
+    guide = guides.open(json_schema_grammar({"not": {}}))
+    for _ in range(2):
+        guide.expect([])
+        assert guides.prepare()
+        with pytest.raises(GrammarError, match="Unimplemented keys"):
+            guide.allowed([])
+
+
 def test_its_thread_ends_with_it() -> None:
     own = Guides(MODEL, VOCAB)
     num_before = threading.active_count()

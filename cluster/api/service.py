@@ -15,14 +15,16 @@ from cluster.api.chat_prompt import read_chat
 from cluster.api.choice import TextOptions
 from cluster.api.completions import CompletionShape
 from cluster.api.errors import ApiError, bad_request, unavailable
+from cluster.api.grammar_checker import GrammarChecker
 from cluster.api.head_client import HeadClient
 from cluster.api.metrics import Metrics
 from cluster.api.prompt import Limits, Prompt, answer_tokens, check_answers, read_prompts
 from cluster.api.sampling import SamplingDefaults, read_sampling, with_seed
 from cluster.api.schema import ChatBody, CompletionBody, GenerateBody, parse_body
 from cluster.api.shape import AnswerOptions, Shape
-from cluster.api.structure import GrammarChecker, read_structure
+from cluster.api.structure import read_structure, refused
 from cluster.api.syntax import ModelSyntax
+from cluster.grammar import GrammarError
 from cluster.logs import current_request
 from cluster.tokenizer import Tokenizer
 from proto import head_pb2
@@ -78,7 +80,7 @@ class Service:
         tokenizer = self._ready(body)
         limits = self._limits()
         grammar, field = read_structure(body)
-        await self._grammars.check(grammar, field)
+        await self._check(grammar, field)
         prompts = await _tokenized(len(raw), lambda: read_prompts(body, tokenizer, limits))
         options = self._options(body, body.logprobs is not None, body.logprobs or 0)
         job = self._job(
@@ -120,7 +122,7 @@ class Service:
         """
         tokenizer = self._ready(body)
         prompt = await self.chat_prompt(body, num_bytes)
-        await self._grammars.check(prompt.grammar, prompt.grammar_field)
+        await self._check(prompt.grammar, prompt.grammar_field)
         options = self._options(body, bool(body.logprobs), body.top_logprobs or 0)
         job = self._job(
             prefix,
@@ -172,6 +174,13 @@ class Service:
         if self._tokenizer is None:
             raise unavailable("The tokenizer is being loaded.", "loading")
         return self._tokenizer
+
+    async def _check(self, grammar: str, field: str) -> None:
+        """Raises ApiError for a grammar that cannot be followed; `field` asked for it."""
+        try:
+            await self._grammars.check(grammar)
+        except GrammarError as error:
+            raise refused(field, error) from None
 
     def _limits(self) -> Limits:
         status = self.head.status

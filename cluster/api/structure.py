@@ -1,22 +1,18 @@
 """What a request says about the form of its answer, as a grammar: response_format, and vLLM's fields.
 
-The text is made here, and compiled once, so that a bad schema is refused before anything runs.
+A bad schema is refused before anything runs (`cluster/api/grammar_checker.py`).
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from cluster.api.errors import ApiError, bad_request
 from cluster.api.schema import GenerateBody
 from cluster.grammar import (
     GrammarError,
-    check_grammar,
     choice_grammar,
-    deep_pool,
     json_object_grammar,
     json_schema_grammar,
     regex_grammar,
@@ -25,24 +21,6 @@ from cluster.grammar import (
 # vLLM's older names of what structured_outputs holds
 _GUIDED = {"guided_json": "json", "guided_regex": "regex", "guided_choice": "choice"}
 _SCHEMA_FIELDS = ("name", "description", "schema", "strict")
-
-
-class GrammarChecker:
-    """Compiles grammars on a thread of its own, which starts with the first of them."""
-
-    def __init__(self) -> None:
-        self._pool: ThreadPoolExecutor | None = None
-
-    async def check(self, grammar: str, param: str) -> None:
-        """Raises ApiError 400 with the reason, for a grammar that cannot be followed; "" is none."""
-        if not grammar:
-            return
-        if self._pool is None:
-            self._pool = deep_pool()
-        try:
-            await asyncio.wrap_future(self._pool.submit(check_grammar, grammar))
-        except GrammarError as error:
-            raise refused(param, error) from None
 
 
 def read_structure(body: GenerateBody) -> tuple[str, str]:
