@@ -92,7 +92,7 @@ class Coordinator:
         self._plan_json = ""
         self._num_known = -1  # profiles, when the last plan lacked some
         self._missing_ranks: tuple[int, ...] = ()
-        self._vocab_size = 0
+        self._vocab_size, self._max_rows = 0, 1
         self._epoch = int(time.time() * 1e3)  # later than any of an earlier head: none makes one each ms
         self._epoch_at = 0.0
         self._incarnation = node.incarnation  # what the epochs are counted under
@@ -233,6 +233,10 @@ class Coordinator:
             return False
         if self._stopping.is_set():
             return False
+        may_share = planning.plan.concurrency > 1 and self._config.load.kv_bits is None and prover.may_batch()
+        if self._stopping.is_set():
+            return False
+        self._max_rows = planning.plan.concurrency if may_share else 1
         self._say(planning.table)
         self._plan, self._plan_json = planning.plan, planning.plan.to_json()
         self._vocab_size, self.head.predicted = planning.model.vocab_size, planning.predicted
@@ -338,6 +342,7 @@ class Coordinator:
                 max_in_flight=plan.frames_in_flight,
                 max_chunks=len(plan.assignments) + 1,
                 vocab_size=self._vocab_size,
+                max_rows=self._max_rows,
             ),
         )
         self._show(Phase.OK, "")

@@ -5,19 +5,23 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import mlx.core as mx
 
 from cluster.fault import Fault, injected
+from cluster.groups import Groups
+from cluster.sampler import draw_rows
 from cluster.session import Session
 from cluster.step_memory import StepMemory
 from proto import ring_pb2
 from proto.codec import Tensor
 from shard_loader.adapters import Adapters
+from shard_loader.batch_state import BatchState
 from shard_loader.carry import flatten, from_wire, to_wire, unflatten
 from shard_loader.shard import Shard
+from shard_loader.state import ShardState
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +47,7 @@ class Engine:
         self.shard = shard
         self.adapters = adapters or Adapters()
         self.sessions: dict[int, Session] = {}
+        self._groups = Groups(shard)
         self.stats = StepStats()
         self._error_at = int(injected(Fault.STEP_ERROR_AT))
         self._delay_s = injected(Fault.LAYER_DELAY_MS) / 1e3 * (shard.stop - shard.start)
@@ -54,6 +59,7 @@ class Engine:
             for session in self.sessions.values():
                 logger.info("session %d ends with its epoch", session.spec.session, extra=_about(session))
             self.sessions.clear()
+            self._groups = Groups(self.shard)
             self.memory.measure(0)
             mx.clear_cache()
 
@@ -82,6 +88,25 @@ class Engine:
             out = ring_pb2.Frame(
                 kind=ring_pb2.STEP, epoch=frame.epoch, seq=frame.seq, opens=frame.opens, closes=frame.closes
             )
+        if frame.is_batched:
+            out_tensors = self._rows(frame, tensors, out)
+        else:
+            out_tensors = self._slots(frame, tensors, failed, out)
+        if frame.slots:
+            if self._delay_s:
+                time.sleep(self._delay_s)
+            self._count(frame, (time.perf_counter() - started) * 1e3)
+        return out, out_tensors
+
+    def _slots(
+        self,
+        frame: ring_pb2.Frame,
+        tensors: Sequence[Tensor],
+        failed: Mapping[int, str],
+        out: ring_pb2.Frame,
+    ) -> list[Tensor]:
+        """One forward pass for each slot."""
+        shard = self.shard
         out_tensors: list[Tensor] = []
         taken = 0
         for slot in frame.slots:
@@ -96,23 +121,82 @@ class Engine:
                         out_tensors += self._middle(slot, carry, out)
                     continue
                 except Exception as failure:  # border: a request's error travels to its client
-                    logger.exception(
-                        "session %d failed at position %d",
-                        slot.session,
-                        slot.position,
-                        extra=_about(self.sessions.get(slot.session)),
-                    )
-                    error = f"layers {shard.start}:{shard.stop} failed: {type(failure).__name__}: {failure}"
-                    error = error[:MAX_ERROR_CHARS]
-                    self.sessions.pop(slot.session, None)
+                    error = self._failed(slot, failure)
             out.slots.add(
                 session=slot.session, position=slot.position, is_sampled=slot.is_sampled, error=error
             )
-        if frame.slots:
-            if self._delay_s:
-                time.sleep(self._delay_s)
-            self._count(frame, (time.perf_counter() - started) * 1e3)
-        return out, out_tensors
+        return out_tensors
+
+    def _rows(self, frame: ring_pb2.Frame, tensors: Sequence[Tensor], out: ring_pb2.Frame) -> list[Tensor]:
+        """One forward pass for all slots, a row each; what fails in it fails for all of them."""
+        out.is_batched = True
+        errors = [slot.error for slot in frame.slots]
+        if not any(errors):
+            try:
+                return self._together(frame, tensors, out)
+            except Exception as failure:  # border: the requests' error travels to their clients
+                errors = [self._failed(slot, failure) for slot in frame.slots]
+                del out.slots[:]
+        for slot, error in zip(frame.slots, errors, strict=True):
+            out.slots.add(
+                session=slot.session, position=slot.position, is_sampled=slot.is_sampled, error=error
+            )
+        return []
+
+    def _together(
+        self, frame: ring_pb2.Frame, tensors: Sequence[Tensor], out: ring_pb2.Frame
+    ) -> list[Tensor]:
+        shard, slots = self.shard, frame.slots
+        sessions = [self._session(slot) for slot in slots]
+        group = self._groups.together(sessions) if len(sessions) > 1 else None
+        state = self._groups.alone(sessions[0]) if group is None else group.state
+        tokens = mx.array([list(slot.tokens) for slot in slots])  # (B, T)
+        incoming = None if shard.is_first else unflatten([from_wire(t) for t in tensors], slots[0].structure)
+        self.adapters.use(sessions[0].spec.adapter)
+        outgoing = shard.forward(tokens, incoming, state)
+        for session, slot in zip(sessions, slots, strict=True):
+            session.position += len(slot.tokens)
+        if shard.is_last:
+            assert isinstance(outgoing, mx.array)
+            self._draw(frame, sessions, outgoing, state, out)
+            return []
+        arrays, structure = flatten(outgoing)
+        mx.eval(arrays, state.arrays(), self._groups.take_pending())
+        for slot in slots:
+            out.slots.add(
+                session=slot.session, position=slot.position, tokens=slot.tokens, is_sampled=slot.is_sampled
+            )
+        out.slots[0].structure, out.slots[0].num_tensors = structure, len(arrays)
+        return [to_wire(x) for x in arrays]
+
+    def _draw(
+        self,
+        frame: ring_pb2.Frame,
+        sessions: Sequence[Session],
+        logits: mx.array,
+        state: ShardState | BatchState,
+        out: ring_pb2.Frame,
+    ) -> None:
+        rows = []
+        for session, slot in zip(sessions, frame.slots, strict=True):
+            assert session.sampler is not None
+            session.history.extend(slot.tokens)
+            rows.append((session.sampler, session.position, session.history, session.spec.prompt_tokens))
+        draws = draw_rows(rows, logits[:, -1])
+        mx.eval(draws.arrays(), state.arrays(), self._groups.take_pending())
+        for slot, token in zip(frame.slots, draws.finish(), strict=True):
+            out.slots.add(session=slot.session, position=slot.position, is_sampled=True, result=token)
+
+    def _failed(self, slot: ring_pb2.Slot, failure: Exception) -> str:
+        """The session of `slot` ends here; why, for its client."""
+        session = self.sessions.pop(slot.session, None)
+        logger.exception(
+            "session %d failed at position %d", slot.session, slot.position, extra=_about(session)
+        )
+        if session is not None:
+            self._groups.drop(session)
+        start, stop = self.shard.start, self.shard.stop
+        return f"layers {start}:{stop} failed: {type(failure).__name__}: {failure}"[:MAX_ERROR_CHARS]
 
     def _open_all(self, specs: Sequence[ring_pb2.SessionSpec]) -> dict[int, str]:
         failed: dict[int, str] = {}
@@ -132,31 +216,38 @@ class Engine:
     def _close(self, number: int) -> None:
         session = self.sessions.pop(number, None)
         if session is not None:
-            logger.info(
-                "session %d closed at position %d", number, session.state.position, extra=_about(session)
-            )
+            logger.info("session %d closed at position %d", number, session.position, extra=_about(session))
+            self._groups.drop(session)
 
-    def _forward(self, slot: ring_pb2.Slot, carry: Sequence[Tensor]) -> tuple[Session, object]:
+    def _session(self, slot: ring_pb2.Slot) -> Session:
+        """The session of a slot that can be computed."""
         session = self.sessions.get(slot.session)
         if session is None:
             raise LookupError(f"session {slot.session} is not open on this stage")
-        if session.state.position != slot.position:
+        if session.position != slot.position:
             raise LookupError(
-                f"session {slot.session} is at position {session.state.position}, not at {slot.position}"
+                f"session {slot.session} is at position {session.position}, not at {slot.position}"
             )
-        incoming = None if self.shard.is_first else unflatten([from_wire(t) for t in carry], slot.structure)
         if max(slot.tokens, default=0) >= self.shard.vocab_size:
             raise ValueError(f"a token id is not below {self.shard.vocab_size}")  # no log has tokens
         if self._error_at and slot.position >= self._error_at:
             raise RuntimeError(f"injected at position {slot.position}")
+        return session
+
+    def _forward(self, slot: ring_pb2.Slot, carry: Sequence[Tensor]) -> tuple[Session, ShardState, object]:
+        session = self._session(slot)
+        state = self._groups.alone(session)
+        incoming = None if self.shard.is_first else unflatten([from_wire(t) for t in carry], slot.structure)
         tokens = mx.array([list(slot.tokens)])  # (1, T)
         self.adapters.use(session.spec.adapter)
-        return session, self.shard.forward(tokens, incoming, session.state)
+        outgoing = self.shard.forward(tokens, incoming, state)
+        session.position += len(slot.tokens)
+        return session, state, outgoing
 
     def _middle(self, slot: ring_pb2.Slot, carry: Sequence[Tensor], out: ring_pb2.Frame) -> list[Tensor]:
-        session, outgoing = self._forward(slot, carry)
+        _, state, outgoing = self._forward(slot, carry)
         arrays, structure = flatten(outgoing)
-        mx.eval(arrays, session.state.arrays())
+        mx.eval(arrays, state.arrays(), self._groups.take_pending())
         out.slots.add(
             session=slot.session,
             position=slot.position,
@@ -168,21 +259,21 @@ class Engine:
         return [to_wire(x) for x in arrays]
 
     def _last(self, slot: ring_pb2.Slot, carry: Sequence[Tensor], out: ring_pb2.Frame) -> None:
-        session, logits = self._forward(slot, carry)
+        session, state, logits = self._forward(slot, carry)
         assert isinstance(logits, mx.array)
         assert session.sampler is not None
         session.history.extend(slot.tokens)
         if not slot.is_sampled:
-            mx.eval(session.state.arrays())  # the chunk's logits are never computed
+            mx.eval(state.arrays(), self._groups.take_pending())  # the chunk's logits are never computed
             out.slots.add(session=slot.session, position=slot.position)
             return
         draw = session.sampler.draw(
             logits[0, -1],
-            position=session.state.position,
+            position=session.position,
             history=session.history,
             num_prompt=session.spec.prompt_tokens,
         )
-        mx.eval(draw.arrays(), session.state.arrays())
+        mx.eval(draw.arrays(), state.arrays(), self._groups.take_pending())
         out.slots.add(session=slot.session, position=slot.position, is_sampled=True, result=draw.finish())
 
     def _count(self, frame: ring_pb2.Frame, step_ms: float) -> None:
@@ -198,7 +289,7 @@ class Engine:
             self._measure_kv()
 
     def _measure_kv(self) -> None:
-        self.memory.measure(sum(session.state.nbytes for session in self.sessions.values()))
+        self.memory.measure(Groups.nbytes(self.sessions.values()))
 
 
 def _about(session: Session | None) -> dict[str, object]:

@@ -20,7 +20,7 @@ from typing import Any
 from cluster.errors import EXIT_ERROR, UserError
 from planner.headers import read_config
 from shard_loader.cut_proof import CutProof
-from shard_loader.proof_store import find
+from shard_loader.proof_store import find, find_batching
 
 PROOF_TIMEOUT_S = 300.0
 
@@ -53,10 +53,30 @@ class Prover:
         self._say(f"proving {what} on a tiny model of the same architecture")
         return self._prove(cuts, what)
 
+    def may_batch(self) -> bool:
+        """Whether several requests may share a forward pass; where that cannot be told, they do not."""
+        known = find_batching(self._config)
+        if known is not None:
+            return known
+        try:
+            answer = self._run(["--batch"], "sharing forward passes")
+        except UserError as error:
+            self._say(f"requests will not share forward passes: {error}")
+            return False
+        return bool(answer.get("batched", False))
+
     def _prove(self, cuts: Sequence[int] | None, what: str) -> list[CutProof]:
+        answer = self._run(() if cuts is None else ("--cuts", ",".join(map(str, cuts))), what)
+        try:
+            return [CutProof(**proof) for proof in answer.get("cuts", ())]
+        except TypeError as error:
+            raise UserError(f"{what} could not be proven: {error}", EXIT_ERROR) from error
+
+    def _run(self, arguments: Sequence[str], what: str) -> dict[str, Any]:
+        """The proof's JSON; empty once `stopping` is set."""
         command = [sys.executable, "-m", "shard_loader.cuts", str(self._model_dir), "--json"]
         with subprocess.Popen(
-            [*command, *(() if cuts is None else ("--cuts", ",".join(map(str, cuts))))],
+            [*command, *arguments],
             env=os.environ | {"MLX_DISABLE_COMPILE": "1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -67,13 +87,14 @@ class Prover:
             output = _output(process, self._stopping)
         if output is None:
             if self._stopping.is_set():
-                return []
+                return {}
             raise UserError(
                 f"{what} could not be proven within {PROOF_TIMEOUT_S:.0f} s; plan other layers", EXIT_ERROR
             )
         try:
-            return [CutProof(**proof) for proof in json.loads(output[0])["cuts"]]
-        except (ValueError, KeyError, TypeError) as error:
+            answer: dict[str, Any] = json.loads(output[0])
+            return answer
+        except ValueError as error:
             last = (output[1].strip().splitlines() or [f"the proof ended with code {process.returncode}"])[-1]
             raise UserError(f"{what} could not be proven: {last}", EXIT_ERROR) from error
 

@@ -35,8 +35,18 @@ class Request:
         return self.num_sent < len(self.prompt)
 
     @property
+    def is_chunk_due(self) -> bool:
+        """A part of the prompt goes next, by itself: any but the last token, and whatever comes first."""
+        return self.num_sent < len(self.prompt) - 1 or not self.is_open
+
+    @property
+    def is_row_due(self) -> bool:
+        """One token goes next, and may share a frame: the prompt's last, or the one drawn last."""
+        return not self.is_chunk_due and (self.is_prefilling or self.next_token is not None)
+
+    @property
     def can_send(self) -> bool:
-        return self.is_prefilling or self.next_token is not None
+        return self.is_chunk_due or self.is_row_due
 
     @property
     def state(self) -> State:

@@ -95,6 +95,11 @@ class Sampler:
     def _has_penalties(self) -> bool:
         return self._repetition != 1.0 or self._presence != 0.0 or self._frequency != 0.0
 
+    @property
+    def is_argmax(self) -> bool:
+        """It takes the most probable token of the logits as they are, and nothing else is asked of it."""
+        return self._is_plain and self._is_greedy and not self._has_logprobs
+
     def draw(self, logits: mx.array, position: int, history: Sequence[int], num_prompt: int) -> Draw:
         """Builds the draw of the token at `position`, its index in the sequence, without evaluating anything.
 
@@ -104,7 +109,7 @@ class Sampler:
         """
         if logits.shape != (self._vocab_size,):
             raise ValueError(f"logits: the shape is {logits.shape}, it must be ({self._vocab_size},)")
-        if self._is_plain and self._is_greedy and not self._has_logprobs:
+        if self.is_argmax:
             return Draw(_greedy(logits))
 
         raw = logits.astype(mx.float32)
@@ -167,6 +172,46 @@ class Sampler:
         if self._top_k:
             scores = _banned(scores, mx.argpartition(-scores, kth=self._top_k - 1)[self._top_k :])
         return scores
+
+
+Row = tuple[
+    Sampler, int, Sequence[int], int
+]  # and position, history, num_prompt, as `Sampler.draw` takes them
+
+
+class RowDraws:
+    """One token for each row of a batch: lazy until the caller has evaluated `arrays()`."""
+
+    def __init__(self, draws: Sequence[Draw], greedy: mx.array | None = None) -> None:
+        self._draws, self._greedy = draws, greedy  # greedy: (B,), where that is all there is
+
+    def arrays(self) -> list[mx.array]:
+        """What the caller evaluates, in one mx.eval together with the caches."""
+        if self._greedy is not None:
+            return [self._greedy]
+        return [array for draw in self._draws for array in draw.arrays()]
+
+    def finish(self) -> list[ring_pb2.SampledToken]:
+        """The drawn tokens, row by row."""
+        if self._greedy is not None:
+            return [ring_pb2.SampledToken(id=token) for token in cast("list[int]", self._greedy.tolist())]
+        return [draw.finish() for draw in self._draws]
+
+
+def draw_rows(rows: Sequence[Row], logits: mx.array) -> RowDraws:
+    """Builds a draw for each row of `logits` (B, vocab) without evaluating anything; see `Sampler.draw`.
+
+    Rows that only want the most probable token share one pass.
+    """
+    if all(sampler.is_argmax for sampler, *_ in rows):
+        scores = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        return RowDraws((), mx.argmax(scores, axis=-1))
+    return RowDraws(
+        [
+            sampler.draw(logits[i], position, history, num_prompt)
+            for i, (sampler, position, history, num_prompt) in enumerate(rows)
+        ]
+    )
 
 
 def draw_key(seed: int, position: int) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import islice
 
 from cluster.request import Request
 from proto import ring_pb2
@@ -37,9 +38,10 @@ class Limits:
     prefill_chunk: int = DEFAULT_PREFILL_CHUNK
     max_chunks: int = 0  # of these, frames of prompts; 0: all
     vocab_size: int = 0  # 0: not checked
+    max_rows: int = 1  # requests whose tokens may share a frame
 
     def __post_init__(self) -> None:
-        for name in ("context", "max_active", "max_in_flight", "prefill_chunk"):
+        for name in ("context", "max_active", "max_in_flight", "prefill_chunk", "max_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, and must be at least 1")
 
@@ -314,16 +316,16 @@ class Scheduler:
         sends: list[Instruction] = []
         while len(self._in_flight) < limits.max_in_flight:
             may_prefill = not limits.max_chunks or len(self._chunks) < limits.max_chunks
-            ready = next(
-                (r for r in self._active if r.can_send and (may_prefill or not r.is_prefilling)), None
-            )
-            if ready is None:
+            due = next((r for r in self._active if r.is_row_due or (r.is_chunk_due and may_prefill)), None)
+            if due is None:
                 break
-            self._active.remove(ready)
-            self._active.append(ready)
-            if not ready.is_open:
-                sends.append(Start(ready.request_id))
-            sends.append(Send(self._frame(ready, limits)))
+            rows = [due] if due.is_chunk_due else self._rows(due, limits)
+            for request in rows:
+                self._active.remove(request)
+            self._active.extend(rows)
+            if not due.is_open:
+                sends.append(Start(due.request_id))
+            sends.append(Send(self._chunk(due, limits) if due.is_chunk_due else self._row_frame(rows)))
         if self._closes:  # nothing to ride on: memory is freed now, not with the next request
             sends.append(Send(self._header(())))
         return sends
@@ -336,8 +338,17 @@ class Scheduler:
         self._next_seq += 1
         return frame
 
-    def _frame(self, request: Request, limits: Limits) -> ring_pb2.Frame:
+    def _rows(self, first: Request, limits: Limits) -> list[Request]:
+        """Those whose tokens go with the first one's: their share, if all are spread over the frames."""
+        num_writing = sum(not request.is_chunk_due for request in self._active)
+        share = -(-num_writing // limits.max_in_flight)
+        due = (r for r in self._active if r.is_row_due and r.adapter == first.adapter)
+        return list(islice(due, min(share, limits.max_rows)))
+
+    def _chunk(self, request: Request, limits: Limits) -> ring_pb2.Frame:
+        """The next part of a prompt, by itself."""
         frame = self._header((request.session,))
+        self._chunks.add(frame.seq)
         if not request.is_open:
             request.is_open = True
             frame.opens.add(
@@ -349,15 +360,28 @@ class Scheduler:
                 request_id=request.trace_id,
             )
         position = request.num_sent
-        if request.is_prefilling:
-            self._chunks.add(frame.seq)
-            rest = len(request.prompt) - position
-            count = 1 if rest == 1 else min(rest - 1, limits.prefill_chunk)
-            tokens = list(request.prompt[position : position + count])
-        else:
-            assert request.next_token is not None
-            tokens = [request.next_token]
-            request.next_token = None
+        rest = len(request.prompt) - position
+        count = 1 if rest == 1 else min(rest - 1, limits.prefill_chunk)
+        self._add_slot(frame, request, request.prompt[position : position + count])
+        return frame
+
+    def _row_frame(self, rows: Sequence[Request]) -> ring_pb2.Frame:
+        """One token of each request."""
+        frame = self._header(tuple(request.session for request in rows))
+        frame.is_batched = len(rows) > 1
+        for request in rows:
+            if request.is_prefilling:
+                self._chunks.add(frame.seq)
+                token = request.prompt[-1]
+            else:
+                assert request.next_token is not None
+                token, request.next_token = request.next_token, None
+            self._add_slot(frame, request, (token,))
+        return frame
+
+    @staticmethod
+    def _add_slot(frame: ring_pb2.Frame, request: Request, tokens: Sequence[int]) -> None:
+        position = request.num_sent
         request.num_sent += len(tokens)
         request.num_in_flight += 1
         frame.slots.add(
@@ -366,4 +390,3 @@ class Scheduler:
             tokens=tokens,
             is_sampled=not request.is_prefilling,
         )
-        return frame

@@ -6,21 +6,34 @@ from dataclasses import dataclass, field
 
 from cluster.sampler import Sampler
 from proto import ring_pb2
+from shard_loader.batch_state import BatchState
 from shard_loader.shard import Shard
 from shard_loader.state import ShardState
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
+class Group:
+    """Sessions whose tokens share a forward pass: row i of `state` is that of members[i]."""
+
+    state: BatchState
+    members: list[Session]
+
+
+@dataclass(slots=True, eq=False)
 class Session:
     """What a stage keeps between the frames of a request.
 
-    The token history is kept on the last stage alone, and only where a penalty reads it.
+    Its caches are its own, or a row of its group's. The token history is kept on the last stage alone, and
+    only where a penalty reads it.
     """
 
     spec: ring_pb2.SessionSpec
-    state: ShardState
+    state: ShardState | None  # None: it is a row of its group
     sampler: Sampler | None = None
     history: list[int] = field(default_factory=list)
+    position: int = 0  # tokens seen
+    group: Group | None = None
+    is_closed: bool = False
 
     @classmethod
     def open(cls, spec: ring_pb2.SessionSpec, shard: Shard) -> Session:

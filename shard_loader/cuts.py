@@ -1,7 +1,7 @@
 """Which cuts of a model are exact: proven on a tiny random model of the same config, before anything is
 loaded.
 
-    python -m shard_loader.cuts MODEL_DIR [--cuts 3,5] [--json]
+    python -m shard_loader.cuts MODEL_DIR [--cuts 3,5] [--batch] [--json]
 
 A cut is exact when the stages' logits equal the whole model's bit for bit. The command runs MLX on the CPU
 without compiled kernels in a process of its own, so a node's own MLX stays untouched; MLX is imported only
@@ -60,6 +60,24 @@ def proofs_of(
     if recipe and proofs and all(proof.reason != UNREPEATABLE for proof in proofs):
         save(config, boundaries, recipe, proofs)
     return proofs
+
+
+def batches_of(config: dict[str, Any]) -> bool:
+    """Whether sequences of this architecture may share forward passes; tried unless it was before."""
+    from shard_loader.batch_proof import can_batch
+    from shard_loader.proof_store import find_batching, save_batching
+    from shard_loader.rehearsal import Rehearsal, RehearsalError
+
+    known = find_batching(config)
+    if known is not None:
+        return known
+    try:
+        rehearsal = Rehearsal(config)
+    except RehearsalError:
+        return False
+    is_right = can_batch(rehearsal)
+    save_batching(config, rehearsal.recipe, is_right)
+    return is_right
 
 
 def _rehearse(
@@ -136,6 +154,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m shard_loader.cuts", description=__doc__.splitlines()[0])
     parser.add_argument("model_dir", type=Path, help="a folder with the model's config.json")
     parser.add_argument("--cuts", type=_numbers, help="layers to cut before, as 3,5; otherwise all")
+    parser.add_argument(
+        "--batch", action="store_true", help="try only whether sequences may share forward passes"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(argv)
 
@@ -159,6 +180,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     import mlx.core as mx
 
     mx.set_default_device(mx.cpu)
+    if args.batch:
+        print(json.dumps({"model": str(args.model_dir), "batched": batches_of(config)}))
+        return 0
     proofs = proofs_of(config, args.cuts)
     if args.json:
         cuts = [dataclasses.asdict(proof) for proof in proofs]

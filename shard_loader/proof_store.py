@@ -31,7 +31,7 @@ _IRRELEVANT = (
 _IRRELEVANT_STARTS = ("vision_", "audio_", "quantiz", "compression")
 _IRRELEVANT_ENDS = ("_token_id", "_token_index", "_token_ids", "_dropout")
 _SOURCES = (
-    *("carry", "crossing", "cuts", "layout", "ownership"),
+    *("batch_proof", "batch_state", "carry", "crossing", "cuts", "layout", "merging", "ownership"),
     *("rehearsal", "shard", "sharing", "shrink", "state"),
 )
 
@@ -69,13 +69,32 @@ def save(config: dict[str, Any], cuts: Sequence[int] | None, recipe: str, proofs
 
     recipe: how the model was shrunk. Only a proof on the tiniest model holds for other sizes too.
     """
-    path = _user_path(config, cuts, recipe == TINY)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"model_type": config.get("model_type"), "cuts": [asdict(p) for p in proofs]}
-        write_whole(path, json.dumps(content).encode(), 0o600)
-    except OSError:
-        return
+    _write(
+        _user_path(config, cuts, recipe == TINY),
+        {"model_type": config.get("model_type"), "cuts": [asdict(p) for p in proofs]},
+    )
+
+
+def find_batching(config: dict[str, Any]) -> bool | None:
+    """Whether sequences of this architecture may share forward passes; None: it was not tried."""
+    shipped = _shipped_entry(config)
+    if shipped is not None and "batched" in shipped:
+        return bool(shipped["batched"])
+    for is_tiny in (True, False):
+        try:
+            verdict = json.loads(_path(config, "batch", is_tiny).read_text())["batched"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if type(verdict) is bool:
+            return verdict
+    return None
+
+
+def save_batching(config: dict[str, Any], recipe: str, is_right: bool) -> None:
+    """Keep that verdict, as `save` keeps proofs of cuts."""
+    _write(
+        _path(config, "batch", recipe == TINY), {"model_type": config.get("model_type"), "batched": is_right}
+    )
 
 
 def mlx_lm_version() -> str:
@@ -86,12 +105,16 @@ def mlx_lm_version() -> str:
         return "none"
 
 
-def as_shipped(configs: Iterable[tuple[dict[str, Any], Sequence[CutProof]]]) -> dict[str, Any]:
-    """The content of the shipped file for these proofs of every cut."""
+def as_shipped(configs: Iterable[tuple[dict[str, Any], Sequence[CutProof], bool]]) -> dict[str, Any]:
+    """The content of the shipped file for these proofs of every cut, and whether rows may share passes."""
     patterns: dict[str, Any] = {}
-    for config, proofs in configs:
+    for config, proofs, is_batched in configs:
         refused = {str(proof.cut): proof.reason for proof in proofs if not proof.exact}
-        patterns[_shipped_key(config)] = {"num_layers": len(proofs) + 1, "refused": refused}
+        patterns[_shipped_key(config)] = {
+            "num_layers": len(proofs) + 1,
+            "refused": refused,
+            "batched": is_batched,
+        }
     return {"mlx_lm": mlx_lm_version(), "patterns": dict(sorted(patterns.items()))}
 
 
@@ -113,11 +136,24 @@ def _shipped_key(config: dict[str, Any]) -> str:
     return f"{config.get('model_type')}/{pattern_of(config)}"
 
 
-def _read_shipped(config: dict[str, Any]) -> list[CutProof] | None:
+def _write(path: Path, content: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(content).encode(), 0o600)
+    except OSError:
+        return
+
+
+def _shipped_entry(config: dict[str, Any]) -> dict[str, Any] | None:
     shipped = _shipped()
     if shipped.get("mlx_lm") != mlx_lm_version():
         return None
-    found = shipped["patterns"].get(_shipped_key(config))
+    found: dict[str, Any] | None = shipped["patterns"].get(_shipped_key(config))
+    return found
+
+
+def _read_shipped(config: dict[str, Any]) -> list[CutProof] | None:
+    found = _shipped_entry(config)
     if found is None:
         return None
     refused = {int(cut): reason for cut, reason in found["refused"].items()}
@@ -149,8 +185,12 @@ def _read_user(config: dict[str, Any], cuts: Sequence[int] | None) -> list[CutPr
 
 
 def _user_path(config: dict[str, Any], cuts: Sequence[int] | None, is_tiny: bool) -> Path:
-    """Named after all that a proof rests on, the code that cuts included."""
     wanted = ALL if cuts is None else "-".join(map(str, sorted(set(cuts))))
+    return _path(config, wanted, is_tiny)
+
+
+def _path(config: dict[str, Any], wanted: str, is_tiny: bool) -> Path:
+    """Named after all that a proof rests on, the code that cuts included."""
     key = json.dumps([config.get("model_type"), _pattern(config, is_tiny), wanted, _versions()])
     kind = "".join(c for c in str(config.get("model_type")) if c.isalnum() or c in "-_")[:40]
     return user_cache_dir() / "cuts" / f"{kind}-{_digest(key.encode())}.json"

@@ -88,13 +88,20 @@ class Rehearsal:
         return self._error([boundary], _disturbed, _cases()[:1]) != 0.0
 
     def _error(self, boundaries: Sequence[int], wire: Wire, cases: Sequence[Case]) -> float:
-        edges = [0, *boundaries, self.num_layers]
-        shards = [self._shard(start, stop) for start, stop in pairwise(edges)]
+        shards = self.shards(boundaries)
         worst = 0.0
         for key in cases:
             for expected, got in zip(self._expected[key], self._run_cut(shards, wire, *key), strict=True):
                 worst = max(worst, _difference(expected, got))
         return worst
+
+    def shards(self, boundaries: Sequence[int]) -> list[Shard]:
+        """The tiny model cut before each of `boundaries`; ShardError for an impossible cut."""
+        return [self._shard(start, stop) for start, stop in pairwise([0, *boundaries, self.num_layers])]
+
+    def tokens(self, num_rows: int, num_tokens: int) -> mx.array:
+        """Reproducible token ids, (num_rows, num_tokens)."""
+        return mx.random.randint(0, self._vocab_size, (num_rows, num_tokens), key=mx.random.key(num_rows))
 
     def is_repeatable(self) -> bool:
         """Whether the whole model gives the same numbers twice: without that no cut can be judged."""
@@ -131,7 +138,7 @@ class Rehearsal:
 
     def _chunks(self, schedule: tuple[int, ...], batch: int) -> Iterator[mx.array]:
         """Reproducible tokens (batch, chunk) for each entry of the schedule."""
-        tokens = mx.random.randint(0, self._vocab_size, (batch, sum(schedule)), key=mx.random.key(batch))
+        tokens = self.tokens(batch, sum(schedule))
         start = 0
         for length in schedule:
             yield tokens[:, start : start + length]

@@ -8,7 +8,7 @@ Threads: a Shard and its states belong to the compute thread. `forward` is not r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from planner.kv_quant import KvQuantization
+from shard_loader.batch_state import BatchState
 from shard_loader.crossing import Crossing, Passage
 from shard_loader.layout import (
     NEVER,
@@ -82,6 +83,20 @@ class Shard:
         """State for one sequence that has seen no token yet."""
         return self._caches.new_state(self._model)
 
+    @property
+    def is_batchable(self) -> bool:
+        """Whether the states of several sequences can be merged into one."""
+        return self._caches.is_mergeable(self._model)
+
+    def merge(self, states: Sequence[ShardState]) -> BatchState:
+        """One row for each state; they are used up. Only where `is_batchable`; evaluates nothing."""
+        model, caches = self._model, self._caches
+        return BatchState.of(states, lambda own, num_rows: caches.batch_view(model, own, num_rows))
+
+    def split(self, batch: BatchState, row: int) -> ShardState:
+        """One row as a state of its own; it stays in the batch too."""
+        return batch.extract(row, self.new_state())
+
     def quantize_kv(self, kv: KvQuantization) -> None:
         """States made from now on keep their keys and values in `kv.bits` bits.
 
@@ -105,15 +120,13 @@ class Shard:
                 f"QuantizedKVCache ({why}); use kv_bits null"
             ) from error
 
-    def forward(self, tokens: mx.array, carry: Any | None, state: ShardState) -> Any:
+    def forward(self, tokens: mx.array, carry: Any | None, state: ShardState | BatchState) -> Any:
         """Builds, without evaluating, this stage's part of the forward pass of `tokens` (B, T).
 
         carry: what the previous stage returned; ignored on the first. Returns the carry for the next stage,
-        or on the last stage the logits (B, T, vocab_size). Advances `state.position` by T.
+        or on the last stage the logits (B, T, vocab_size). Advances the state by T.
         """
-        position = state.position
-        for part in state.shadows:
-            part.offset = position
+        state.begin()
         incoming = self._incoming
         if incoming is not None and incoming.template is not None:
             carry = from_plain(carry, incoming.template)

@@ -12,6 +12,7 @@ from mlx_lm.models.cache import ArraysCache, KVCache, make_prompt_cache
 
 from planner.kv_quant import KvQuantization
 from shard_loader.layout import Layout
+from shard_loader.merging import is_mergeable, merged_shadow
 
 
 class ShardState:
@@ -33,6 +34,11 @@ class ShardState:
         self.view = view  # what the model is given: full length, foreign entries stand for own ones
         self.shadows = shadows  # parts of foreign caches of no own kind: only their offset is ever read
 
+    def begin(self) -> None:
+        """A forward pass is about to be built."""
+        for part in self.shadows:
+            part.offset = self.position
+
     def advance(self, num_tokens: int) -> None:
         """The forward pass of `num_tokens` more tokens is built."""
         self.position += num_tokens
@@ -46,12 +52,12 @@ class ShardState:
 
     def arrays(self) -> list[mx.array]:
         """Every array of the own caches, for mx.eval."""
-        return list(_cache_arrays(self.own))
+        return list(cache_arrays(self.own))
 
     @property
     def nbytes(self) -> int:
         """Bytes the own caches hold."""
-        return sum(array.nbytes for array in _cache_arrays(self.own))
+        return sum(array.nbytes for array in cache_arrays(self.own))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +89,25 @@ class CachePlan:
         alone = (fresh[i] for i, same in enumerate(self.stand_in) if same is None and i not in own)
         return ShardState(own, view, [part for cache in alone for part in _with_offset(cache)], self.kv)
 
+    def is_mergeable(self, model: nn.Module) -> bool:
+        """Whether states of several sequences can be merged: every own cache has a batched form."""
+        fresh = make_prompt_cache(model)
+        return self.kv is None and bool(self.own) and all(is_mergeable(fresh[i]) for i in self.own)
+
+    def batch_view(self, model: nn.Module, own: dict[int, Any], num_rows: int) -> tuple[list[Any], list[Any]]:
+        """What the model is given for so many rows, and the shadows in it whose offset must be set."""
+        fresh = make_prompt_cache(model)
+        view: list[Any] = []
+        shadows: list[Any] = []
+        for i, same in enumerate(self.stand_in):
+            stands = i if i in own else same
+            if stands is not None:
+                view.append(own[stands])
+                continue
+            view.append(merged_shadow(fresh[i], num_rows))
+            shadows += _with_offset(view[-1])
+        return view, shadows
+
 
 def unquantizable(model: nn.Module) -> str:
     """The kind of cache for which `model` cannot have quantised keys and values; empty where it can.
@@ -96,21 +121,22 @@ def unquantizable(model: nn.Module) -> str:
     return type(others[0]).__name__ if others else ""
 
 
-def _cache_arrays(value: Any) -> Iterator[mx.array]:
+def cache_arrays(value: Any) -> Iterator[mx.array]:
+    """Every array that a cache, or a dict or list of caches, holds."""
     if isinstance(value, mx.array):
         yield value
     elif isinstance(value, dict):
         for item in value.values():
-            yield from _cache_arrays(item)
+            yield from cache_arrays(item)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _cache_arrays(item)
+            yield from cache_arrays(item)
     elif hasattr(value, "__dict__"):
-        yield from _cache_arrays(value.__dict__)
+        yield from cache_arrays(value.__dict__)
 
 
 def _with_offset(cache: Any) -> Iterator[Any]:
-    """The parts of a cache that count tokens in an integer `offset`."""
+    """The parts of a cache that count tokens in an `offset`."""
     for part in getattr(cache, "caches", None) or (cache,):
-        if type(getattr(part, "offset", None)) is int:
+        if isinstance(getattr(part, "offset", None), (int, mx.array)):
             yield part

@@ -10,7 +10,7 @@ from shard_loader import proof_store
 from shard_loader.cache_home import user_cache_dir
 from shard_loader.cut_proof import CutProof
 from shard_loader.cuts import main, proofs_of
-from shard_loader.proof_store import as_shipped, find, pattern_of, save
+from shard_loader.proof_store import as_shipped, find, find_batching, pattern_of, save, save_batching
 from shard_loader.rehearsal import Rehearsal
 from tests.real_configs import REAL_CONFIGS
 from tests.tiny_models import tiny_config
@@ -94,14 +94,24 @@ def test_another_version_asks_for_another_proof(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_is_shipped_counts_for_its_release_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = as_shipped([(LLAMA, MIXED)])
-    assert list(content["patterns"].values()) == [{"num_layers": 5, "refused": {"3": "wrong", "4": "fails"}}]
+    content = as_shipped([(LLAMA, MIXED, True)])
+    refused = {"3": "wrong", "4": "fails"}
+    assert list(content["patterns"].values()) == [{"num_layers": 5, "refused": refused, "batched": True}]
     monkeypatch.setattr(proof_store, "_shipped", lambda: json.loads(json.dumps(content)))
     proofs = find(LLAMA, None)
     assert proofs is not None
     assert [(p.cut, p.exact, p.reason) for p in proofs] == [(p.cut, p.exact, p.reason) for p in MIXED]
     monkeypatch.setattr(proof_store, "mlx_lm_version", lambda: "9.9")
     assert find(LLAMA, None) is None
+
+
+def test_whether_rows_may_share_passes_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_batching(LLAMA) is None
+    save_batching(LLAMA, "tiny", False)
+    assert find_batching(LLAMA) is False
+    content = as_shipped([(LLAMA, MIXED, True)])
+    monkeypatch.setattr(proof_store, "_shipped", lambda: content)
+    assert find_batching(LLAMA) is True
 
 
 def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:

@@ -259,3 +259,81 @@ def test_a_long_hold_refuses_the_queue_too() -> None:
     assert scheduler.refuse_queued() == [Fail("b", FailureKind.BUSY, "n1 is short of memory")]
     assert scheduler.num_queued == 0
     assert scheduler.num_active == 1
+
+
+def sharing(
+    max_in_flight: int, num_requests: int, *, max_rows: int = 8
+) -> tuple[Scheduler, list[ring_pb2.Frame]]:
+    """Requests whose prompts of two tokens have been read, and the frames of their first rows."""
+    scheduler = Scheduler(max_queued=9)
+    scheduler.ring_up(7, Limits(64, 16, max_in_flight, 4, vocab_size=100, max_rows=max_rows))
+    sent = [f for i in range(num_requests) for f in frames(scheduler.submit(str(i), [1, 2], 30, greedy()))]
+    while any(not frame.slots[0].is_sampled for frame in sent):
+        chunk = next(frame for frame in sent if not frame.slots[0].is_sampled)
+        sent.remove(chunk)
+        sent += frames(answer(scheduler, chunk))
+    return scheduler, sent
+
+
+def turn(scheduler: Scheduler, sent: list[ring_pb2.Frame], token: int = 5) -> list[ring_pb2.Frame]:
+    """Every frame comes back once, in order."""
+    return [f for frame in sent for f in frames(answer(scheduler, frame, token))]
+
+
+def test_rows_are_spread_evenly_over_the_frames() -> None:
+    scheduler, sent = sharing(4, 10)
+    for _ in range(4):
+        sent = turn(scheduler, sent)
+    assert sorted(len(frame.slots) for frame in sent) == [1, 3, 3, 3]
+    assert {slot.session for frame in sent for slot in frame.slots} == set(range(1, 11))
+    assert all(frame.is_batched == (len(frame.slots) > 1) for frame in sent)
+
+
+def test_no_more_users_than_frames_share_none() -> None:
+    scheduler, sent = sharing(4, 4)
+    for _ in range(3):
+        sent = turn(scheduler, sent)
+        assert [len(frame.slots) for frame in sent] == [1, 1, 1, 1]
+        assert not any(frame.is_batched for frame in sent)
+
+
+def test_groups_stay_together_while_nobody_joins_or_leaves() -> None:
+    scheduler, sent = sharing(3, 6)
+    for _ in range(3):
+        sent = turn(scheduler, sent)
+    before = [[slot.session for slot in frame.slots] for frame in sent]
+    after = [[slot.session for slot in frame.slots] for frame in turn(scheduler, sent)]
+    assert after == before
+
+
+def test_those_who_stay_are_spread_again() -> None:
+    scheduler, sent = sharing(2, 8)
+    for _ in range(3):
+        sent = turn(scheduler, sent)
+    assert [len(frame.slots) for frame in sent] == [4, 4]
+    for name in ("0", "1", "2"):
+        scheduler.cancel(name)
+    for _ in range(3):
+        sent = turn(scheduler, sent)
+    assert sorted(len(frame.slots) for frame in sent) == [2, 3]
+
+
+def test_the_largest_share_is_kept() -> None:
+    scheduler, sent = sharing(2, 10, max_rows=3)
+    for _ in range(4):
+        sent = turn(scheduler, sent)
+        assert all(len(frame.slots) <= 3 for frame in sent)
+
+
+def test_another_adapter_is_another_frame() -> None:
+    scheduler = Scheduler(max_queued=9)
+    scheduler.ring_up(7, Limits(64, 16, 2, 4, vocab_size=100, max_rows=8))
+    sent = [
+        f
+        for i in range(6)
+        for f in frames(scheduler.submit(str(i), [1, 2], 30, greedy(), "warm" if i % 2 else ""))
+    ]
+    for _ in range(8):
+        sent = turn(scheduler, sent)
+    assert all(len({slot.session % 2 for slot in frame.slots}) == 1 for frame in sent)
+    assert any(len(frame.slots) > 1 for frame in sent)

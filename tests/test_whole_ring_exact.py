@@ -89,6 +89,36 @@ def test_four_users_at_once_equal_each_alone(tmp_path: Path) -> None:
         assert answer == greedy(model, prompt, 40)[0]
 
 
+MANY = 10  # users, of a ring with four frames in flight
+
+
+def many(architecture: str, tmp_path: Path) -> None:
+    """Users who come and go, three to a frame: each gets what it would get alone."""
+    model = write_checkpoint(architecture, tmp_path / "model", num_layers=NUM_LAYERS)
+    prompts = [[(7 * i + 13 * user) % 251 for i in range(2 + 5 * user)] for user in range(MANY)]
+    lengths = [10 + 9 * (user * 5 % MANY) for user in range(MANY)]
+    with (
+        RingProcesses(tmp_path, model, ranges(NUM_LAYERS, CUTS[3]), concurrency=MANY) as ring,
+        ThreadPoolExecutor(MANY) as pool,
+    ):
+        ring.wait_ok()
+        answers = list(pool.map(ring.tokens, prompts, lengths))
+        stats = ring.node_status(2).stats
+    for prompt, length, answer in zip(prompts, lengths, answers, strict=True):
+        assert answer == greedy(model, prompt, length)[0]
+    assert stats.num_steps < 0.7 * sum(lengths)  # they did share forward passes
+
+
+def test_users_who_share_forward_passes_equal_each_alone(tmp_path: Path) -> None:
+    many("qwen3_moe", tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("architecture", ["llama", "gpt_oss", "gemma3_text", "deepseek_v3", "mamba2"])
+def test_more_that_share_forward_passes(architecture: str, tmp_path: Path) -> None:
+    many(architecture, tmp_path)
+
+
 def test_a_long_prompt_is_prefilled_in_chunks(tmp_path: Path) -> None:
     model = write_checkpoint("gemma3_text", tmp_path / "model", num_layers=NUM_LAYERS)
     prompt = [(7 * i) % 251 for i in range(1300)]

@@ -1,6 +1,7 @@
 """CPU milliseconds per generated token: the whole ring (HTTP and all processes) against plain mlx-lm.
 
     python -m tests.benchmarks.cpu_per_token [--model DIR | --random] [--cuts 2,5] [--tokens 300] [--rounds 5]
+    python -m tests.benchmarks.cpu_per_token --random --batch 8  # mlx-lm batches 8
 
 Rounds alternate: mlx-lm in one process, then the ring. One BLAS thread on both sides. What the ring's
 processes burn when idle (heartbeats) is measured first and reported apart. Linux pins each process to one
@@ -38,11 +39,19 @@ BASELINE = """
 import json, resource, sys
 from pathlib import Path
 import mlx.core as mx
-from mlx_lm.generate import generate_step
+from mlx_lm.generate import BatchGenerator, generate_step
 from mlx_lm.utils import load_model
 model, _ = load_model(Path(sys.argv[1]))
 prompt = mx.array(json.loads(sys.argv[2]))
+batch = int(sys.argv[3])
 def run(count):
+    if batch > 1:
+        many = BatchGenerator(model, max_tokens=count, completion_batch_size=batch, prefill_batch_size=batch)
+        many.insert([prompt.tolist()] * batch, [count] * batch)
+        while many.next_generated():
+            pass
+        many.close()
+        return
     for _ in generate_step(prompt, model, max_tokens=count):
         pass
 def cpu():
@@ -98,10 +107,11 @@ def ring_cpu_s(ring: RingProcesses) -> float:
 class Baselines:
     """Plain mlx-lm in `count` processes that work at the same time, one on each processor."""
 
-    def __init__(self, model: Path, count: int) -> None:
+    def __init__(self, model: Path, count: int, batch: int) -> None:
+        self._batch = batch
         environment = os.environ | ONE_THREAD
         environment.pop("MLX_DISABLE_COMPILE", None)
-        command = [sys.executable, "-c", BASELINE, str(model), json.dumps(PROMPT)]
+        command = [sys.executable, "-c", BASELINE, str(model), json.dumps(PROMPT), str(batch)]
         self.processes = [
             subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -119,7 +129,7 @@ class Baselines:
         for process in self.processes:
             assert process.stdout is not None
             total += float(process.stdout.readline())
-        return total / num_tokens / len(self.processes)
+        return total / num_tokens / len(self.processes) / self._batch
 
     def close(self) -> None:
         """End them."""
@@ -128,7 +138,14 @@ class Baselines:
 
 
 def measure(
-    model: Path, cuts: list[int], num_tokens: int, num_rounds: int, *, num_users: int, is_pinned: bool
+    model: Path,
+    cuts: list[int],
+    num_tokens: int,
+    num_rounds: int,
+    *,
+    num_users: int,
+    is_pinned: bool,
+    batch: int = 1,
 ) -> dict[str, Any]:
     """CPU ms per token of both sides, medians over the rounds.
 
@@ -148,7 +165,7 @@ def measure(
             context=len(PROMPT) + num_tokens,
             concurrency=max(4, num_users),
         ) as ring,
-        closing(Baselines(model, 1 if num_users == 1 else os.cpu_count() or 1)) as baselines,
+        closing(Baselines(model, 1 if num_users == 1 else os.cpu_count() or 1, batch)) as baselines,
         ThreadPoolExecutor(num_users) as users,
     ):
         ring.wait_api()
@@ -177,6 +194,7 @@ def measure(
         "tokens": num_tokens,
         "rounds": num_rounds,
         "users": num_users,
+        "batch": batch,
         "pinned": is_pinned,
         "mlx_lm_cpu_ms_per_token": statistics.median(theirs),
         "ring_cpu_ms_per_token": statistics.median(ours),
@@ -200,13 +218,24 @@ def main() -> None:
     parser.add_argument(
         "--users", type=int, default=1, help="answers at once; more than 1: all processors busy"
     )
+    parser.add_argument(
+        "--batch", type=int, default=1, help="rows of mlx-lm's batch; the ring has so many users a frame"
+    )
     parser.add_argument("--no-pin", action="store_true", help="let processes wander over the processors")
     args = parser.parse_args()
     cuts = [int(cut) for cut in args.cuts.split(",") if cut]
     with tempfile.TemporaryDirectory() as directory:
         model = random_model(Path(directory)) if args.random else args.model
+        num_frames = len(cuts) + 2
+        num_users = args.users if args.batch == 1 else args.batch * num_frames
         result = measure(
-            model, cuts, args.tokens, args.rounds, num_users=args.users, is_pinned=not args.no_pin
+            model,
+            cuts,
+            args.tokens,
+            args.rounds,
+            num_users=num_users,
+            is_pinned=not args.no_pin,
+            batch=args.batch,
         )
         print(json.dumps(result, indent=2))
 

@@ -69,20 +69,26 @@ def proofs_of_verdict(verdict: Verdict) -> list[Any]:
     ]
 
 
-def shipped(verdicts: Sequence[Verdict]) -> Iterator[tuple[Mapping[str, Any], Sequence[Any]]]:
-    """Every config with a proof of every cut: the zoo's, the published ones of the tests, the demo's."""
+def shipped(verdicts: Sequence[Verdict]) -> Iterator[tuple[Mapping[str, Any], Sequence[Any], bool]]:
+    """Every config with a proof of every cut, and whether sequences may share forward passes.
+
+    Those of the zoo, the published ones of the tests, the demo's.
+    """
+    from shard_loader.batch_proof import can_batch
     from shard_loader.cuts import prove_cuts
+    from shard_loader.rehearsal import Rehearsal
     from tests.big_shapes import PUBLISHED
     from tests.real_configs import REAL_CONFIGS
     from tests.zoo.configs import zoo_config
 
     for verdict in verdicts:
         if verdict.status != REFUSED:
-            yield zoo_config(verdict.name), proofs_of_verdict(verdict)
+            config = zoo_config(verdict.name)
+            yield config, proofs_of_verdict(verdict), can_batch(Rehearsal(config))
     large = ((str(config["model_type"]), config) for config in PUBLISHED)
     for name, config in [*REAL_CONFIGS.items(), *large, ("demo", json.loads(DEMO.read_text()))]:
         print(f"proving {name}", file=sys.stderr)
-        yield config, prove_cuts(config)
+        yield config, prove_cuts(config), can_batch(Rehearsal(config))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -105,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         verdicts = [Verdict(**json.loads(line)) for line in lines if line.startswith("{")]
     table = "\n".join([summary(verdicts, mlx_lm_version()), "", *rows(verdicts)])
     PAGE.write_text(replaced(PAGE.read_text(), table))
-    content = as_shipped((dict(config), proofs) for config, proofs in shipped(verdicts))
+    content = as_shipped((dict(config), *rest) for config, *rest in shipped(verdicts))
     SHIPPED.write_text(json.dumps(content, indent=1) + "\n")
 
 

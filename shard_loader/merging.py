@@ -1,0 +1,56 @@
+"""One cache of a batch from the caches of its rows, and back, by the batched forms of mlx-lm's classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache
+
+
+def is_mergeable(cache: Any) -> bool:
+    """Whether mlx-lm has a batched form of this cache that gives the same numbers."""
+    if type(cache) is CacheList:
+        return all(is_mergeable(part) for part in cache.caches)
+    if type(cache) is RotatingKVCache:
+        return not cache.keep  # the batched form forgets which tokens to keep
+    return type(cache) in (KVCache, ArraysCache)
+
+
+def merged_shadow(cache: Any, num_rows: int) -> Any:
+    """A foreign cache of which only the offset is ever read, for so many rows."""
+    return merged([cache] * num_rows) if is_mergeable(cache) else cache
+
+
+def merged(caches: list[Any]) -> Any:
+    """One cache with a row for each, left-padded to the longest; evaluates nothing."""
+    first = caches[0]
+    if type(first) is CacheList:
+        return CacheList(*(merged([c.caches[i] for c in caches]) for i in range(len(first.caches))))
+    if type(first) is ArraysCache:
+        return _merge_arrays(caches)
+    return first.merge(caches)
+
+
+def _merge_arrays(caches: list[ArraysCache]) -> ArraysCache:
+    """As ArraysCache.merge, which stumbles over an entry that no row has filled."""
+    merged = ArraysCache(len(caches[0].cache))
+    for entry in range(len(merged.cache)):
+        rows = [cache.cache[entry] for cache in caches]
+        known = next((row for row in rows if row is not None), None)
+        if known is not None:
+            merged.cache[entry] = mx.concatenate(
+                [mx.zeros_like(known) if row is None else row for row in rows], axis=0
+            )
+    return merged
+
+
+def extracted(cache: Any, row: int) -> Any:
+    """The cache of one row alone."""
+    if type(cache) is CacheList:
+        return CacheList(*(extracted(part, row) for part in cache.caches))
+    if type(cache) is ArraysCache:
+        alone = ArraysCache(len(cache.cache))
+        alone.cache = [None if entry is None else entry[row : row + 1] for entry in cache.cache]
+        return alone
+    return cache.extract(row)

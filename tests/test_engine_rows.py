@@ -1,0 +1,143 @@
+"""Several sessions in one forward pass: joining, leaving, and each with its own tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from cluster.engine import Engine
+from proto import ring_pb2
+from tests.reference import greedy
+from tests.test_engine import stages, trip
+from tests.tiny_models import write_checkpoint
+
+LAYERS = 5
+# By session. The first is longer than the windows of the tiny models.
+PROMPTS = {
+    1: [72, 101, 108, 108, 111, 44, 32, 119, 3, 14, 15, 92],
+    2: [65, 3, 58],
+    3: [9, 79, 32, 38, 46, 26],
+}
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt_oss", "mamba2", "deepseek_v3"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(request.param, tmp_path_factory.mktemp(request.param), num_layers=LAYERS)
+
+
+class Writer:
+    """Sessions on a ring of engines, and what each of them has written."""
+
+    def __init__(
+        self, ring: Sequence[Engine], sampling: Mapping[int, ring_pb2.Sampling] | None = None
+    ) -> None:
+        self.ring, self.sampling = ring, sampling or {}
+        self.last = {session: prompt[-1] for session, prompt in PROMPTS.items()}
+        self.position = {session: len(prompt) - 1 for session, prompt in PROMPTS.items()}
+        self.written: dict[int, list[int]] = {session: [] for session in PROMPTS}
+        self.seq = 0
+
+    def frame(self, *slots: ring_pb2.Slot, closes: Sequence[int] = ()) -> ring_pb2.Frame:
+        self.seq += 1
+        is_batched = len(slots) > 1
+        return ring_pb2.Frame(
+            kind=ring_pb2.STEP, epoch=1, seq=self.seq, slots=slots, closes=closes, is_batched=is_batched
+        )
+
+    def read(self, *sessions: int) -> None:
+        for session in sessions:
+            prompt = PROMPTS[session]
+            slot = ring_pb2.Slot(session=session, position=0, tokens=prompt[:-1])
+            frame = self.frame(slot)
+            sampling = self.sampling.get(session, ring_pb2.Sampling())
+            frame.opens.add(session=session, prompt_tokens=len(prompt), max_tokens=30, sampling=sampling)
+            trip(self.ring, frame)
+
+    def write(self, *sessions: int, times: int = 1, closes: Sequence[int] = ()) -> ring_pb2.Frame:
+        for _ in range(times):
+            slots = [
+                ring_pb2.Slot(session=s, position=self.position[s], tokens=[self.last[s]], is_sampled=True)
+                for s in sessions
+            ]
+            result = trip(self.ring, self.frame(*slots, closes=closes))
+            assert result is not None
+            assert [slot.session for slot in result.slots] == list(sessions)
+            for slot in result.slots:
+                if not slot.error:
+                    self.last[slot.session] = slot.result.id
+                    self.position[slot.session] += 1
+                    self.written[slot.session].append(slot.result.id)
+        return result
+
+
+@pytest.mark.parametrize("cuts", [[], [2], [1, 4]])
+def test_whoever_joins_and_leaves_each_writes_its_own(model: Path, cuts: list[int]) -> None:
+    writer = Writer(stages(model, cuts))
+    writer.read(1, 2)
+    writer.write(1, times=2)
+    writer.write(1, 2, times=3)
+    writer.read(3)
+    writer.write(2, 3, 1, times=2)  # one more, in another order
+    writer.write(3, 2, times=2)  # one less, alive
+    writer.write(1, times=2)  # by itself again
+    writer.write(1, 3, times=2, closes=[2])
+    for session, written in writer.written.items():
+        assert written == greedy(model, PROMPTS[session], len(written))[0]
+    assert [len(writer.written[session]) for session in PROMPTS] == [11, 7, 6]
+
+
+def test_one_forward_pass_for_all_rows(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ring = stages(model, [2])
+    writer = Writer(ring)
+    writer.read(1, 2, 3)
+    shapes = []
+    forward = ring[1].shard.forward
+    monkeypatch.setattr(
+        ring[1].shard, "forward", lambda tokens, *rest: shapes.append(tokens.shape) or forward(tokens, *rest)
+    )
+    writer.write(1, 2, 3)
+    assert shapes == [(3, 1)]
+
+
+def test_each_row_is_drawn_as_it_asked(model: Path) -> None:
+    wishes = {
+        1: ring_pb2.Sampling(logprobs=True, top_logprobs=3),
+        2: ring_pb2.Sampling(temperature=0.8, seed=11),
+        3: ring_pb2.Sampling(frequency_penalty=1.5, logit_bias={7: 2.0}),
+    }
+    together, alone = Writer(stages(model, [2]), wishes), Writer(stages(model, [2]), wishes)
+    together.read(1, 2, 3)
+    alone.read(1, 2, 3)
+    for _ in range(4):
+        result = together.write(1, 2, 3)
+        lone = [alone.write(session).slots[0] for session in PROMPTS]
+        assert [slot.result.id for slot in result.slots] == [slot.result.id for slot in lone]
+        assert result.slots[0].result.logprob == pytest.approx(lone[0].result.logprob, abs=1e-4)
+        assert [top.id for top in result.slots[0].result.top] == [top.id for top in lone[0].result.top]
+
+
+def test_the_last_one_to_close_frees_the_group(model: Path) -> None:
+    ring = stages(model, [2])
+    writer = Writer(ring)
+    writer.read(1, 2)
+    writer.write(1, 2, times=2)
+    assert trip(ring, writer.frame(closes=[1, 2])) is None
+    assert all(not engine.sessions and engine.memory.kv_bytes == 0 for engine in ring)
+    writer.read(3)
+    writer.write(3, times=3)
+    assert writer.written[3] == greedy(model, PROMPTS[3], 3)[0]
+
+
+def test_a_row_that_cannot_be_fails_its_frame_and_no_other(model: Path) -> None:
+    ring = stages(model, [2])
+    writer = Writer(ring)
+    writer.read(1, 2, 3)
+    writer.write(1, 2, times=2)
+    writer.position[2] += 5
+    result = writer.write(1, 2)
+    assert all("is at position" in slot.error for slot in result.slots)
+    writer.write(3, times=3)
+    assert writer.written[3] == greedy(model, PROMPTS[3], 3)[0]
+    assert set(ring[0].sessions) == {3}
