@@ -18,6 +18,7 @@ import mlx.core as mx
 
 from cluster.engine import Engine
 from cluster.fault import Fault, injected
+from cluster.guide import Guides
 from cluster.memory_limits import MemoryLimits, MemoryNeed, apply_limits
 from cluster.step_times import StepTimes
 from planner.adapters import AdapterFiles
@@ -193,7 +194,7 @@ class ComputeThread:
                     self._load_shard(work)
                 self._loaded = wanted
             elif self.engine is not None:
-                self.engine = Engine(self.engine.shard, self.engine.adapters)
+                self.engine = Engine(self.engine.shard, self.engine.adapters, self.engine.guides)
             self._on_loaded(work.epoch)
         except FetchStoppedError:
             logger.info("fetching layers %d:%d was stopped", work.start, work.stop)
@@ -233,7 +234,7 @@ class ComputeThread:
             shard.quantize_kv(work.kv)
         adapters = load_adapters(shard, work.adapters)
         trim_memory()
-        self.engine = Engine(shard, adapters)
+        self.engine = Engine(shard, adapters, Guides(model_dir, shard.vocab_size))
 
     def _fetch(
         self, work: LoadWork, fetch: Callable[[Callable[[int, int], None], threading.Event], Path]

@@ -31,7 +31,7 @@ MAX_CONCURRENCY = 10**6
 
 TOP_KEYS = (
     *("model", "context", "concurrency", "strategy", "objective", "nodes", "links"),
-    *("api", "security", "load", "stall_timeout_s", "announce"),
+    *("api", "security", "load", "stall_timeout_s", "announce", "prefix_cache"),
 )
 
 
@@ -57,6 +57,7 @@ class ClusterConfig:
     security: SecurityConfig = field(default_factory=SecurityConfig)
     load: LoadConfig = field(default_factory=LoadConfig)
     stall_timeout_s: float = 120.0
+    prefix_cache: bool = True  # ended sessions stay for prompts that begin like them, where there is room
     announce: bool = True  # nodes beyond loopback tell the local network that they are there
 
     @property
@@ -75,6 +76,7 @@ class ClusterConfig:
         """16 hex digits of what all nodes must agree on: no secrets, and no paths of one machine."""
         values = asdict(self)
         del values["path"], values["security"], values["api"]["keys_file"], values["announce"]
+        del values["prefix_cache"]
         values["load"] = self.load.shared()
         path = Path(self.model).expanduser()
         if (self.model_dir_base / path).is_dir() or path.is_absolute():
@@ -204,6 +206,7 @@ def read_config(table: Table, model: str | None = None) -> ClusterConfig:
         security=read_security(table.take_table("security", SECURITY_KEYS)),
         load=read_load(table.take_table("load", LOAD_KEYS), named),
         stall_timeout_s=table.take_number("stall_timeout_s", 86400) or 120.0,
+        prefix_cache=table.take_bool("prefix_cache", True),
         announce=table.take_bool("announce", True),
     )
 

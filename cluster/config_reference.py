@@ -53,6 +53,9 @@ KEYS: dict[str, Key] = {
     "api": Key("where rank 0 serves HTTP", "{}"),
     "security": Key("by what nodes know each other: [security.md](security.md)", "{}"),
     "load": Key("what nodes make of the weights as they load: [loading.md](loading.md)", "{}"),
+    "prefix_cache": Key(
+        "what ended answers have read stays for prompts that begin alike: [batching.md](batching.md)", "true"
+    ),
     "announce": Key("nodes tell the local network that they are there: [nodes.md](nodes.md)", "true"),
     "stall_timeout_s": Key("a node that loads or computes so long without progress is given up", "120"),
     "nodes[].name": Key("for people, `links` and certificates", "the host, or `node` and the rank"),

@@ -22,10 +22,11 @@ from cluster.node import Node
 from cluster.plan_choices import AS_IN_FILE, PlanChoices
 from cluster.planning import plan_cluster
 from cluster.proof import Prover
+from cluster.ring_limits import RingLimits
 from cluster.roll_call import RollCall
-from cluster.scheduler import Limits
 from planner.plan import Plan
 from proto import control_pb2, head_pb2
+from shard_loader.cut_proof import RowProof
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class Coordinator:
         self._plan_json = ""
         self._num_known = -1  # profiles, when the last plan lacked some
         self._missing_ranks: tuple[int, ...] = ()
-        self._vocab_size, self._max_rows = 0, 1
+        self._ring_limits: RingLimits | None = None
         self._epoch = int(time.time() * 1e3)  # later than any of an earlier head: none makes one each ms
         self._epoch_at = 0.0
         self._incarnation = node.incarnation  # what the epochs are counted under
@@ -233,13 +234,17 @@ class Coordinator:
             return False
         if self._stopping.is_set():
             return False
-        may_share = planning.plan.concurrency > 1 and self._config.load.kv_bits is None and prover.may_batch()
+        rows = prover.rows()
         if self._stopping.is_set():
             return False
-        self._max_rows = planning.plan.concurrency if may_share else 1
+        rows = RowProof(
+            batched=rows.batched and self._config.load.kv_bits is None,  # quantised keys have no batched form
+            forked=rows.forked and self._config.prefix_cache,
+        )
+        self._ring_limits = RingLimits(planning.plan, planning.model, rows)
         self._say(planning.table)
         self._plan, self._plan_json = planning.plan, planning.plan.to_json()
-        self._vocab_size, self.head.predicted = planning.model.vocab_size, planning.predicted
+        self.head.predicted = planning.predicted
         self.head.planned_from = head_pb2.PlanningReply(
             planning_json=planning.planned_from, config_digest=self._config.digest
         )
@@ -315,7 +320,7 @@ class Coordinator:
         waiting = roll.waiting()
         if waiting is None:
             if not self._is_serving:
-                self._serve()
+                self._serve(roll.members)
             return
         if self._is_serving:
             return  # a status of the present epoch that is not READY comes with a reason: what_broke
@@ -330,19 +335,11 @@ class Coordinator:
             raise UserError(failed[0], EXIT_ERROR)  # waiting longer would not have helped
         self._check_deadline(now, str(waiting))
 
-    def _serve(self) -> None:
+    def _serve(self, members: Mapping[int, Member]) -> None:
         assert self._plan is not None
-        plan = self._plan
+        assert self._ring_limits is not None
         self._is_serving = self._has_served = True
-        self.head.ring_up(
-            self._epoch,
-            Limits(
-                context=plan.context,
-                max_active=plan.concurrency,
-                max_in_flight=plan.frames_in_flight,
-                max_chunks=len(plan.assignments) + 1,
-                vocab_size=self._vocab_size,
-                max_rows=self._max_rows,
-            ),
-        )
+        parts = (members[part.rank].status for part in self._plan.assignments)
+        limits = self._ring_limits.limits(status for status in parts if status is not None)
+        self.head.ring_up(self._epoch, limits)
         self._show(Phase.OK, "")

@@ -12,6 +12,7 @@ import mlx.core as mx
 
 from cluster.fault import Fault, injected
 from cluster.groups import Groups
+from cluster.guide import Guides
 from cluster.sampler import draw_rows
 from cluster.session import Session
 from cluster.step_memory import StepMemory
@@ -43,15 +44,23 @@ class StepStats:
 class Engine:
     """Runs frames on a shard. `step` turns an incoming STEP into the frame for the next hop."""
 
-    def __init__(self, shard: Shard, adapters: Adapters | None = None) -> None:
+    def __init__(self, shard: Shard, adapters: Adapters | None = None, guides: Guides | None = None) -> None:
         self.shard = shard
         self.adapters = adapters or Adapters()
+        self.guides = guides  # None: answers cannot be held to a grammar
         self.sessions: dict[int, Session] = {}
+        self._kept: set[int] = set()  # of these, those that write no more
         self._groups = Groups(shard)
+        self.trim_window = shard.trim_window  # any thread may read
         self.stats = StepStats()
         self._error_at = int(injected(Fault.STEP_ERROR_AT))
         self._delay_s = injected(Fault.LAYER_DELAY_MS) / 1e3 * (shard.stop - shard.start)
         self.memory = StepMemory()
+
+    @property
+    def num_sessions(self) -> int:
+        """Requests that run; any thread."""
+        return len(self.sessions) - len(self._kept)
 
     def drop_sessions(self) -> None:
         """A new epoch: every session of the old one ends, and its memory is given back."""
@@ -59,6 +68,7 @@ class Engine:
             for session in self.sessions.values():
                 logger.info("session %d ends with its epoch", session.spec.session, extra=_about(session))
             self.sessions.clear()
+            self._kept.clear()
             self._groups = Groups(self.shard)
             self.memory.measure(0)
             mx.clear_cache()
@@ -73,12 +83,14 @@ class Engine:
         """
         started = time.perf_counter()
         shard = self.shard
-        for session in frame.closes:
-            self._close(session)
+        failed = self._open_all(frame.opens)  # before the closes: it may begin as a copy of what is closed
+        for number in frame.closes:
+            self._close(number)
+        for number in frame.keeps:
+            self._keep(number)
         if frame.closes:
             mx.clear_cache()
-        failed = self._open_all(frame.opens)
-        if frame.closes and not frame.slots:
+        if (frame.closes or frame.keeps) and not frame.slots:
             self._measure_kv()
         if shard.is_last:
             if not frame.slots:
@@ -86,7 +98,12 @@ class Engine:
             out = ring_pb2.Frame(kind=ring_pb2.RESULT, epoch=frame.epoch, seq=frame.seq)
         else:
             out = ring_pb2.Frame(
-                kind=ring_pb2.STEP, epoch=frame.epoch, seq=frame.seq, opens=frame.opens, closes=frame.closes
+                kind=ring_pb2.STEP,
+                epoch=frame.epoch,
+                seq=frame.seq,
+                opens=frame.opens,
+                closes=frame.closes,
+                keeps=frame.keeps,
             )
         if frame.is_batched:
             out_tensors = self._rows(frame, tensors, out)
@@ -185,13 +202,20 @@ class Engine:
         draws = draw_rows(rows, logits[:, -1])
         mx.eval(draws.arrays(), state.arrays(), self._groups.take_pending())
         for slot, token in zip(frame.slots, draws.finish(), strict=True):
-            out.slots.add(session=slot.session, position=slot.position, is_sampled=True, result=token)
+            drawn = out.slots.add(session=slot.session, position=slot.position, is_sampled=True)
+            if isinstance(token, Exception):  # of this row alone
+                drawn.error = self._failed(slot, token)
+            else:
+                drawn.result.CopyFrom(token)
 
     def _failed(self, slot: ring_pb2.Slot, failure: Exception) -> str:
         """The session of `slot` ends here; why, for its client."""
         session = self.sessions.pop(slot.session, None)
         logger.exception(
-            "session %d failed at position %d", slot.session, slot.position, extra=_about(session)
+            "session %d failed at position %d",
+            *(slot.session, slot.position),
+            extra=_about(session),
+            exc_info=failure,
         )
         if session is not None:
             self._groups.drop(session)
@@ -203,18 +227,37 @@ class Engine:
         for spec in specs:
             try:
                 self.adapters.check(spec.adapter)
-                session = self.sessions[spec.session] = Session.open(spec, self.shard)
+                session = Session.open(spec, self.shard, self.guides)
+                if spec.from_session:
+                    self._begin_like(session, spec.from_session, spec.from_tokens)
+                self.sessions[spec.session] = session
                 logger.info(
-                    "session %d opened: %d tokens of prompt, %d of answer at most",
-                    *(spec.session, spec.prompt_tokens, spec.max_tokens),
+                    "session %d opened: %d tokens of prompt, %d of them known, %d of answer at most",
+                    *(spec.session, spec.prompt_tokens, spec.from_tokens, spec.max_tokens),
                     extra=_about(session),
                 )
-            except ValueError as error:
+            except (ValueError, LookupError) as error:
                 failed[spec.session] = str(error)
         return failed
 
+    def _begin_like(self, session: Session, number: int, num_tokens: int) -> None:
+        source = self.sessions.get(number)
+        if source is None:
+            raise LookupError(f"session {number} is not open on this stage, and has no copy")
+        session.begin_like(source, self.shard.fork(self._groups.alone(source), num_tokens))
+
+    def _keep(self, number: int) -> None:
+        """The session writes no more: its caches leave the group, whose padding they need not have."""
+        session = self.sessions.get(number)
+        if session is not None:
+            self._kept.add(number)
+            self._groups.alone(session)
+            mx.eval(self._groups.take_pending())
+            logger.info("session %d kept at position %d", number, session.position, extra=_about(session))
+
     def _close(self, number: int) -> None:
         session = self.sessions.pop(number, None)
+        self._kept.discard(number)
         if session is not None:
             logger.info("session %d closed at position %d", number, session.position, extra=_about(session))
             self._groups.drop(session)

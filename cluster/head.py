@@ -13,12 +13,14 @@ from queue import SimpleQueue
 
 import grpc
 
+from cluster.instructions import Emit, Fail, FailureKind, Instruction, Send, Start
 from cluster.log_book import LogBook
 from cluster.log_line import checked_id
 from cluster.request import Request
 from cluster.request_log import RequestLog
+from cluster.room import Limits
 from cluster.sampler import validate
-from cluster.scheduler import Emit, Fail, FailureKind, Instruction, Limits, Scheduler, Send, Start
+from cluster.scheduler import Scheduler
 from proto import head_pb2, head_pb2_grpc, ring_pb2
 from proto.codec import MAX_HEADER_BYTES
 
@@ -129,6 +131,7 @@ class Head(head_pb2_grpc.HeadServicer):
             status.num_active, status.num_queued = scheduler.num_active, scheduler.num_queued
             status.num_requests = counters.num_requests
             status.num_prompt_tokens = counters.num_prompt_tokens
+            status.num_kept, status.num_cached_tokens = scheduler.num_kept, counters.num_cached_tokens
             status.num_completion_tokens = counters.num_completion_tokens
             status.num_failed = counters.num_failed
             for kind in FailureKind:
@@ -194,6 +197,7 @@ class Head(head_pb2_grpc.HeadServicer):
                     first_ms = (time.monotonic() - client.started_at) * 1e3
                     log.first_s = first_ms / 1e3
                 reply.prompt_tokens, reply.completion_tokens = item.num_prompt, item.num_completion
+                reply.cached_tokens = item.num_cached
                 reply.queue_ms = (client.started_at - client.submitted_at) * 1e3
                 reply.prefill_ms = first_ms
             if item.finish_reason:
@@ -329,6 +333,6 @@ def _check_size(sampling: ring_pb2.Sampling) -> None:
     nbytes = sampling.ByteSize()
     if nbytes > MAX_SAMPLING_BYTES:
         raise ValueError(
-            f"logit_bias and stop_ids: together they take {nbytes} bytes, more than {MAX_SAMPLING_BYTES}; "
-            "name fewer tokens"
+            f"logit_bias, stop_ids and grammar: together they take {nbytes} bytes, more than "
+            f"{MAX_SAMPLING_BYTES}; name fewer tokens, or send a smaller grammar"
         )

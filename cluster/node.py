@@ -230,10 +230,12 @@ class Node:
             status.certificate_warning = tls.warning()
         if engine is not None:
             stats = engine.stats
-            status.num_sessions = len(engine.sessions)
+            status.num_sessions = engine.num_sessions
             status.stats.num_steps = stats.num_steps
             status.stats.num_tokens = stats.num_tokens
             status.stats.busy_ms = stats.busy_ms
+            window = engine.trim_window
+            status.stats.trim_window = -1 if window is None else window
             status.stats.uptime_ms = (time.monotonic() - self._ready_at) * 1e3
             status.stats.recent_step_ms.extend(list(stats.recent_step_ms))
             status.stats.recent_hop_ms.extend(ms for _, ms in hops)

@@ -19,8 +19,8 @@ from typing import Any
 
 from cluster.errors import EXIT_ERROR, UserError
 from planner.headers import read_config
-from shard_loader.cut_proof import CutProof
-from shard_loader.proof_store import find, find_batching
+from shard_loader.cut_proof import CutProof, RowProof
+from shard_loader.proof_store import find, find_rows
 
 PROOF_TIMEOUT_S = 300.0
 
@@ -53,17 +53,17 @@ class Prover:
         self._say(f"proving {what} on a tiny model of the same architecture")
         return self._prove(cuts, what)
 
-    def may_batch(self) -> bool:
-        """Whether several requests may share a forward pass; where that cannot be told, they do not."""
-        known = find_batching(self._config)
+    def rows(self) -> RowProof:
+        """What may be done with the sequences of several requests; where that cannot be told, nothing."""
+        known = find_rows(self._config)
         if known is not None:
             return known
         try:
-            answer = self._run(["--batch"], "sharing forward passes")
+            answer = self._run(["--rows"], "sharing forward passes")
         except UserError as error:
-            self._say(f"requests will not share forward passes: {error}")
-            return False
-        return bool(answer.get("batched", False))
+            self._say(f"requests will share neither forward passes nor prompts: {error}")
+            answer = {}
+        return RowProof(bool(answer.get("batched")), bool(answer.get("forked")))
 
     def _prove(self, cuts: Sequence[int] | None, what: str) -> list[CutProof]:
         answer = self._run(() if cuts is None else ("--cuts", ",".join(map(str, cuts))), what)

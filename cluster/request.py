@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from proto import ring_pb2
@@ -27,12 +27,26 @@ class Request:
     num_in_flight: int = 0  # frames of this session in the ring
     num_completion: int = 0
     next_token: int | None = None  # sampled, not yet sent
+    written: list[int] = field(default_factory=list)  # sampled, but for the last one where the answer ended
+    from_session: int = 0  # whose copy it begins as; 0: nobody's
+    num_cached: int = 0  # tokens of the prompt that come with that
+    is_heir: bool = False  # that session is closed once this one has begun
     is_active: bool = False  # it runs; else it waits
     is_open: bool = False  # its spec has entered the ring
 
     @property
     def is_prefilling(self) -> bool:
         return self.num_sent < len(self.prompt)
+
+    @property
+    def num_reserved(self) -> int:
+        """Tokens its caches may come to hold."""
+        return len(self.prompt) + self.max_tokens
+
+    @property
+    def sent_tokens(self) -> list[int]:
+        """What its caches hold once all frames are through."""
+        return [*self.prompt, *self.written][: self.num_sent]
 
     @property
     def is_chunk_due(self) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 
+from cluster.instructions import Emit, Fail, FailureKind
 from cluster.logs import UNSAID
-from cluster.scheduler import Emit, Fail, FailureKind
 
 logger = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
 """Draws a token from the last stage's logits. Compute thread only; a draw depends only on its arguments.
 
-The order is mlx-lm's: bias, penalties and bans on the logits, then top_p, min_p and top_k on the
-log-probabilities, then temperature. Randomness is counter-based: the key of a draw comes from the
-request's seed and the token's position, so that a replay after a failure draws the same tokens.
+The order is mlx-lm's: bias, penalties and bans on the logits (last what a grammar forbids), then top_p,
+min_p and top_k on the log-probabilities, then temperature. Randomness is counter-based: the key of a draw
+comes from the request's seed and the token's position, so that a replay after a failure draws the same.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import cast
 
 import mlx.core as mx
 
+from cluster.guide import Guide
 from proto import ring_pb2
 
 GREEDY_BELOW = 1e-5  # a temperature under this is 0, as in vLLM: its reciprocal would overflow
@@ -62,12 +63,13 @@ class Sampler:
     """The draws of one session.
 
     Values that are off: temperature 0 (greedy), top_p 0 and 1, top_k 0 and from the vocabulary's size
-    up, min_p 0, repetition_penalty 0 and 1, repetition_context 0 (the whole history). Raises ValueError
-    naming field, value and limit for anything out of range or not finite.
+    up, min_p 0, repetition_penalty 0 and 1, repetition_context 0 (the whole history). guide: keeps the answer
+    to its grammar. Raises ValueError naming field, value and limit for anything out of range or not finite.
     """
 
-    def __init__(self, spec: ring_pb2.Sampling, vocab_size: int) -> None:
+    def __init__(self, spec: ring_pb2.Sampling, vocab_size: int, guide: Guide | None = None) -> None:
         validate(spec, vocab_size)
+        self._guide = guide
         self._vocab_size = vocab_size
         self._seed = spec.seed
         self._is_greedy = spec.temperature < GREEDY_BELOW
@@ -89,7 +91,7 @@ class Sampler:
         self._bias_ids = mx.array([token for token, _ in biased], dtype=mx.uint32) if biased else None
         self._bias = mx.array([bias for _, bias in biased], dtype=mx.float32)
         self._prompt_ids: tuple[int, frozenset[int]] = (0, frozenset())
-        self._is_plain = biased == [] and self._stop_ids is None and not self._has_penalties
+        self._is_plain = biased == [] and self._stop_ids is None and not self._has_penalties and guide is None
 
     @property
     def _has_penalties(self) -> bool:
@@ -104,8 +106,8 @@ class Sampler:
         """Builds the draw of the token at `position`, its index in the sequence, without evaluating anything.
 
         logits: (vocab,), any float type. history: the ids of all tokens before it, of which num_prompt are
-        the prompt, the same in all draws of a session; read only where a penalty or min_tokens is set.
-        Raises ValueError for logits of another shape.
+        the prompt, the same in all draws of a session; read only for a penalty, min_tokens or a grammar.
+        Raises ValueError for logits of another shape, or a grammar that cannot be followed.
         """
         if logits.shape != (self._vocab_size,):
             raise ValueError(f"logits: the shape is {logits.shape}, it must be ({self._vocab_size},)")
@@ -134,7 +136,7 @@ class Sampler:
         return Draw(token, logprobs[token], top_ids, logprobs[top_ids])
 
     def _processed(self, logits: mx.array, history: Sequence[int], num_prompt: int) -> mx.array:
-        """Bias, then penalties, then the ban of the stop ids; (vocab,) float32 in and out."""
+        """Bias, penalties, then bans: of the stop ids, by the grammar; (vocab,) float32 in and out."""
         if self._bias_ids is not None:
             logits = logits.at[self._bias_ids].add(self._bias)
         if self._repetition != 1.0:
@@ -146,7 +148,8 @@ class Sampler:
                 logits = logits.at[_ids(counts)].subtract(mx.array(penalties, dtype=mx.float32))
         if self._stop_ids is not None and len(history) - num_prompt < self._min_tokens:
             logits = _banned(logits, self._stop_ids)
-        return logits
+        allowed = None if self._guide is None else self._guide.allowed(list(history[num_prompt:]))
+        return logits if allowed is None else mx.where(mx.array(allowed), logits, _NEG_INF)
 
     def _repetition_penalised(self, logits: mx.array, history: Sequence[int], num_prompt: int) -> mx.array:
         """Divides what was seen by the penalty, or multiplies where negative (https://arxiv.org/abs/1909.05858)."""
@@ -182,36 +185,37 @@ Row = tuple[
 class RowDraws:
     """One token for each row of a batch: lazy until the caller has evaluated `arrays()`."""
 
-    def __init__(self, draws: Sequence[Draw], greedy: mx.array | None = None) -> None:
+    def __init__(self, draws: Sequence[Draw | ValueError], greedy: mx.array | None = None) -> None:
         self._draws, self._greedy = draws, greedy  # greedy: (B,), where that is all there is
 
     def arrays(self) -> list[mx.array]:
         """What the caller evaluates, in one mx.eval together with the caches."""
         if self._greedy is not None:
             return [self._greedy]
-        return [array for draw in self._draws for array in draw.arrays()]
+        return [array for draw in self._draws if isinstance(draw, Draw) for array in draw.arrays()]
 
-    def finish(self) -> list[ring_pb2.SampledToken]:
-        """The drawn tokens, row by row."""
+    def finish(self) -> list[ring_pb2.SampledToken | ValueError]:
+        """The drawn tokens, row by row; for a row that could not be drawn, why."""
         if self._greedy is not None:
             return [ring_pb2.SampledToken(id=token) for token in cast("list[int]", self._greedy.tolist())]
-        return [draw.finish() for draw in self._draws]
+        return [draw.finish() if isinstance(draw, Draw) else draw for draw in self._draws]
 
 
 def draw_rows(rows: Sequence[Row], logits: mx.array) -> RowDraws:
     """Builds a draw for each row of `logits` (B, vocab) without evaluating anything; see `Sampler.draw`.
 
-    Rows that only want the most probable token share one pass.
+    Rows that only want the most probable token share one pass. A row that cannot be drawn harms no other.
     """
     if all(sampler.is_argmax for sampler, *_ in rows):
         scores = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         return RowDraws((), mx.argmax(scores, axis=-1))
-    return RowDraws(
-        [
-            sampler.draw(logits[i], position, history, num_prompt)
-            for i, (sampler, position, history, num_prompt) in enumerate(rows)
-        ]
-    )
+    draws: list[Draw | ValueError] = []
+    for i, (sampler, position, history, num_prompt) in enumerate(rows):
+        try:
+            draws.append(sampler.draw(logits[i], position, history, num_prompt))
+        except ValueError as error:
+            draws.append(error)
+    return RowDraws(draws)
 
 
 def draw_key(seed: int, position: int) -> tuple[int, int]:
@@ -270,6 +274,10 @@ def validate(spec: ring_pb2.Sampling, vocab_size: int) -> None:
     )
     for field, value, low, high in limits:
         _check_range(field, value, low, high)
+    if spec.grammar and spec.min_tokens:
+        raise ValueError(
+            "min_tokens: with a grammar (response_format) it must be 0, for that says where an answer ends"
+        )
     for token, bias in spec.logit_bias.items():
         if token >= vocab_size:
             raise ValueError(f"logit_bias: token id {token} is not below the vocabulary size {vocab_size}")

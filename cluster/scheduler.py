@@ -9,78 +9,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from itertools import islice
 
+from cluster.instructions import Emit, Fail, FailureKind, Instruction, Send, Start
+from cluster.kept import MIN_COMMON, Kept, KeptSessions
 from cluster.request import Request
+from cluster.room import Limits, has_room, too_much
 from proto import ring_pb2
-
-DEFAULT_PREFILL_CHUNK = 512  # tokens
-
-
-class FailureKind(Enum):
-    """Why a request ended without an answer; the head maps it to a gRPC status."""
-
-    INVALID = "invalid"  # it can never run
-    BUSY = "busy"  # the queue is full
-    UNAVAILABLE = "unavailable"  # the ring is not serving, or it broke
-    FAILED = "failed"  # a stage failed on this request alone
-    CANCELLED = "cancelled"  # by its id, by somebody else than the client that waits
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the plan allows. Units: tokens, sessions, frames."""
-
-    context: int
-    max_active: int
-    max_in_flight: int  # frames in the ring at once
-    prefill_chunk: int = DEFAULT_PREFILL_CHUNK
-    max_chunks: int = 0  # of these, frames of prompts; 0: all
-    vocab_size: int = 0  # 0: not checked
-    max_rows: int = 1  # requests whose tokens may share a frame
-
-    def __post_init__(self) -> None:
-        for name in ("context", "max_active", "max_in_flight", "prefill_chunk", "max_rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, and must be at least 1")
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Put this frame header into the ring."""
-
-    frame: ring_pb2.Frame
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """The request waits no longer: its first chunk enters the ring now."""
-
-    request_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Emit:
-    """A token for the client; `finish_reason` is set on the last one."""
-
-    request_id: str
-    token: ring_pb2.SampledToken
-    finish_reason: str
-    num_prompt: int
-    num_completion: int
-
-
-@dataclass(frozen=True, slots=True)
-class Fail:
-    """The request ends with an error."""
-
-    request_id: str
-    kind: FailureKind
-    message: str
-
-
-Instruction = Send | Start | Emit | Fail
 
 
 @dataclass(slots=True)
@@ -89,6 +24,7 @@ class Counters:
 
     num_requests: int = 0
     num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0  # of these, not read again
     num_completion_tokens: int = 0
     num_failed: int = 0
     num_cancelled: int = 0
@@ -96,7 +32,7 @@ class Counters:
 
 @dataclass(slots=True)
 class Scheduler:
-    """Many requests, one ring: admission, chunked prefill, round-robin decode, closes.
+    """Many requests, one ring: admission, chunked prefill, rows that share frames, closes.
 
     `submit`, `cancel`, `on_result`, `ring_up` and `ring_down` are the events.
     """
@@ -116,6 +52,8 @@ class Scheduler:
     _in_flight: dict[int, tuple[int, ...]] = field(default_factory=dict)  # seq -> sessions
     _chunks: set[int] = field(default_factory=set)  # of those, the frames of prompts
     _closes: list[int] = field(default_factory=list)
+    _keeps: list[int] = field(default_factory=list)
+    _kept: KeptSessions = field(default_factory=KeptSessions)
 
     @property
     def num_active(self) -> int:
@@ -124,6 +62,11 @@ class Scheduler:
     @property
     def num_queued(self) -> int:
         return len(self._queued)
+
+    @property
+    def num_kept(self) -> int:
+        """Ended sessions whose caches stay for prompts that begin like them."""
+        return len(self._kept)
 
     @property
     def num_in_flight(self) -> int:
@@ -157,13 +100,20 @@ class Scheduler:
             self._in_flight,
             self._chunks,
             self._closes,
+            self._keeps,
+            self._kept,
         ):
             state.clear()
         return failed
 
     def hold(self, reason: str) -> list[Instruction]:
-        """Until it is called with an empty reason no request starts: new ones are refused, others wait."""
+        """Until it is called with an empty reason no request starts: new ones are refused, others wait.
+
+        Nothing is kept meanwhile.
+        """
         self._hold_reason = reason
+        if reason:
+            self._closes += self._kept.clear()
         return self._advance()
 
     def refuse_queued(self) -> list[Instruction]:
@@ -260,7 +210,10 @@ class Scheduler:
             )
         if self._hold_reason:
             return refuse(FailureKind.BUSY, self._hold_reason)
-        if len(self._active) >= limits.max_active and len(self._queued) >= self.max_queued:
+        wanted = Request(request_id, 0, prompt, max_tokens, ring_pb2.Sampling(), frozenset())
+        if len(self._queued) >= self.max_queued and (
+            self._queued or not has_room(limits, self._active, wanted)
+        ):
             return refuse(
                 FailureKind.BUSY,
                 f"{len(self._active)} requests are running and {len(self._queued)} are waiting, which is all "
@@ -280,39 +233,49 @@ class Scheduler:
             self._end(request)
         else:
             request.next_token = token.id
+            request.written.append(token.id)
         return Emit(
             request.request_id,
             token,
             finish,
             num_prompt=len(request.prompt),
             num_completion=request.num_completion,
+            num_cached=request.num_cached,
         )
 
     def _fail(self, request: Request, message: str, kind: FailureKind = FailureKind.FAILED) -> Fail:
         self.counters.num_failed += 1
-        self._end(request)
+        self._end(request, is_sound=False)
         return Fail(request.request_id, kind, message)
 
-    def _end(self, request: Request) -> None:
+    def _end(self, request: Request, *, is_sound: bool = True) -> None:
         del self._by_id[request.request_id]
         if self._by_session.pop(request.session, None) is None:
             self._queued.remove(request)
             return
         self._active.remove(request)
-        if request.is_open:
+        if not request.is_open:
+            return
+        limits = self._limits
+        if not is_sound or limits is None or limits.trim_window < 0 or self._hold_reason:
             self._closes.append(request.session)
+            return
+        tokens = request.sent_tokens
+        if len(tokens) < MIN_COMMON:
+            self._closes.append(request.session)
+            return
+        self._kept.add(Kept(request.session, tokens, request.adapter, limits.share(len(tokens))))
+        self._keeps.append(request.session)
 
     def _advance(self) -> list[Instruction]:
         """Fill the ring: admit what fits, then send the next chunk of whoever waited longest."""
         limits = self._limits
         if limits is None:
             return []
-        while self._queued and not self._hold_reason and len(self._active) < limits.max_active:
-            request = self._queued.popleft()
-            self.counters.num_prompt_tokens += len(request.prompt)
-            request.is_active = True
-            self._active.append(request)
-            self._by_session[request.session] = request
+        while self._queued and not self._hold_reason and has_room(limits, self._active, self._queued[0]):
+            self._admit(self._queued.popleft(), limits)
+        for session in too_much(limits, self._active, self._kept):
+            self._forget(session)
         sends: list[Instruction] = []
         while len(self._in_flight) < limits.max_in_flight:
             may_prefill = not limits.max_chunks or len(self._chunks) < limits.max_chunks
@@ -326,13 +289,42 @@ class Scheduler:
             if not due.is_open:
                 sends.append(Start(due.request_id))
             sends.append(Send(self._chunk(due, limits) if due.is_chunk_due else self._row_frame(rows)))
-        if self._closes:  # nothing to ride on: memory is freed now, not with the next request
+        if self._closes or self._keeps:  # nothing to ride on: memory is freed now, not with the next request
             sends.append(Send(self._header(())))
         return sends
 
+    def _admit(self, request: Request, limits: Limits) -> None:
+        """It waits no longer. What another session has read already, it does not read again."""
+        self.counters.num_prompt_tokens += len(request.prompt)
+        request.is_active = True
+        self._active.append(request)
+        self._by_session[request.session] = request
+        if limits.trim_window < 0:
+            return
+        match = self._kept.match(request.prompt, request.adapter, limits.trim_window)
+        if match is None:
+            return
+        source, num_common = match
+        request.from_session, request.num_cached, request.num_sent = source.session, num_common, num_common
+        self.counters.num_cached_tokens += num_common
+        if num_common == len(source.tokens):
+            self._kept.remove(source.session)  # the new session goes on where it ended
+            request.is_heir = True
+
+    def _forget(self, session: int) -> None:
+        """It is closed, unless somebody who has not begun yet begins with it: then right after that."""
+        self._kept.remove(session)
+        heir = next((r for r in self._active if r.from_session == session and not r.is_open), None)
+        if heir is None:
+            self._closes.append(session)
+        else:
+            heir.is_heir = True
+
     def _header(self, sessions: tuple[int, ...]) -> ring_pb2.Frame:
         frame = ring_pb2.Frame(kind=ring_pb2.STEP, epoch=self._epoch, seq=self._next_seq, closes=self._closes)
+        frame.keeps.extend(session for session in self._keeps if session not in frame.closes)
         self._closes.clear()
+        self._keeps.clear()
         if sessions:
             self._in_flight[self._next_seq] = sessions
         self._next_seq += 1
@@ -358,7 +350,11 @@ class Scheduler:
                 sampling=request.sampling,
                 adapter=request.adapter,
                 request_id=request.trace_id,
+                from_session=request.from_session,
+                from_tokens=request.num_cached,
             )
+            if request.is_heir:
+                frame.closes.append(request.from_session)
         position = request.num_sent
         rest = len(request.prompt) - position
         count = 1 if rest == 1 else min(rest - 1, limits.prefill_chunk)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from cluster.guide import Guides
 from cluster.sampler import Sampler
 from proto import ring_pb2
 from shard_loader.batch_state import BatchState
@@ -36,7 +37,19 @@ class Session:
     is_closed: bool = False
 
     @classmethod
-    def open(cls, spec: ring_pb2.SessionSpec, shard: Shard) -> Session:
+    def open(cls, spec: ring_pb2.SessionSpec, shard: Shard, guides: Guides | None = None) -> Session:
         """Fresh caches for `spec`; raises ValueError for sampling values out of range."""
-        sampler = Sampler(spec.sampling, shard.vocab_size) if shard.is_last else None
+        sampler = None
+        if shard.is_last:
+            guide, grammar = None, spec.sampling.grammar
+            if grammar and guides is None:
+                raise ValueError("this stage was loaded without the tokenizer that a grammar needs")
+            if grammar and guides is not None:
+                guide = guides.open(grammar)
+            sampler = Sampler(spec.sampling, shard.vocab_size, guide)
         return cls(spec, shard.new_state(), sampler)
+
+    def begin_like(self, source: Session, state: ShardState) -> None:
+        """The first tokens are those of `source`, whose copy `state` is."""
+        self.state, self.position = state, state.position
+        self.history = source.history[: state.position]

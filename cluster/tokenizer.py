@@ -8,6 +8,7 @@ import inspect
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 _SPM_DECODERS = ("Replace", "ByteFallback", "Fuse")
 _SPACE = "▁"
+# What templates raise besides jinja2's errors; those of mlx-lm are Python
+_REFUSALS = (TypeError, ValueError, LookupError, AttributeError, AssertionError, NotImplementedError)
 
 
 class TokenizerError(ValueError):
@@ -31,22 +34,59 @@ class ChatError(ValueError):
 class Tokenizer:
     """A Hugging Face tokenizer with what serving needs. Made by `load_tokenizer`."""
 
-    def __init__(self, hf: Any, eos_ids: frozenset[int], render: Any = None) -> None:
+    def __init__(
+        self,
+        hf: Any,
+        eos_ids: frozenset[int],
+        render: Any = None,
+        *,
+        tool_parser: str | None = None,
+        response_format: str | None = None,
+    ) -> None:
         self._hf = hf
         self._render = render
+        self.tool_parser = tool_parser  # a module of mlx_lm.tool_parsers, where the model's files name it
+        self.response_format = response_format  # likewise, a module of mlx_lm.chat_templates
         self.eos_ids = eos_ids
         self.size = len(hf)
         added = getattr(hf, "added_tokens_decoder", {})
+        self.added_ids = {str(token): i for i, token in added.items()}  # not of the text's own vocabulary
         self.special_ids = frozenset(hf.all_special_ids) | {i for i, t in added.items() if t.special}
         self._decoder = _decoder_kind(hf)
         self._pieces: dict[int, bytes] = {}
         self.max_token_chars = max((len(token) for token in hf.get_vocab()), default=1)
+
+    @property
+    def hf(self) -> Any:
+        """The tokenizer of transformers."""
+        return self._hf
 
     # -- text to ids -------------------------------------------------------------------------
 
     @property
     def has_chat_template(self) -> bool:
         return self._render is not None or self._hf.chat_template is not None
+
+    @property
+    def template(self) -> str:
+        """The chat template's text; that of all templates, where there are several."""
+        template = self._hf.chat_template
+        return "\n".join(template.values()) if isinstance(template, dict) else template or ""
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the chat template tells the model of tools."""
+        return self._render is not None or re.search(r"\btools\b", self.template) is not None
+
+    @property
+    def takes_arguments_as_text(self) -> bool:
+        """Whether the template reads the arguments of a call as JSON text, and not as an object."""
+        return self._render is not None
+
+    @property
+    def vocab(self) -> Mapping[str, int]:
+        """The id of each token."""
+        return self._hf.get_vocab()  # type: ignore[no-any-return]
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Ids of `text`. Special tokens written out in it become those tokens, as in transformers."""
@@ -58,6 +98,8 @@ class Tokenizer:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
+        documents: Sequence[Mapping[str, Any]] = (),
         template_args: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Ids of a chat rendered by the model's own template; raises ChatError with the template's reason."""
@@ -69,6 +111,10 @@ class Tokenizer:
         reserved = args.keys() & inspect.signature(self._hf.apply_chat_template).parameters.keys()
         if reserved:
             raise ChatError(f"chat_template_kwargs: {min(reserved)} is not supported.")
+        if tools:
+            args["tools"] = list(tools)
+        if documents:
+            args["documents"] = list(documents)
         try:
             if self._render is not None:
                 text = self._render(
@@ -86,7 +132,7 @@ class Tokenizer:
                 return_dict=False,
                 **args,
             )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
+        except (TemplateError, *_REFUSALS) as error:
             logger.info("the chat template refused a request", exc_info=True)
             raise ChatError(f"The model's chat template refuses these messages: {error}") from error
         return list(ids)
@@ -103,7 +149,7 @@ class Tokenizer:
 
     def template_mentions(self, word: str) -> bool:
         """Whether the chat template names `word` (a role, a key): if not, it cannot act on it."""
-        return word in str(self._hf.chat_template)
+        return word in self.template
 
     # -- ids to text -------------------------------------------------------------------------
 
@@ -119,14 +165,24 @@ class Tokenizer:
         detokenizer = self.detokenizer(skip_special=skip_special)
         return "".join([detokenizer.add(token) for token in tokens]) + detokenizer.flush()
 
-    def detokenizer(self, context: Sequence[int] = (), *, skip_special: bool = True) -> Detokenizer:
-        """A fresh incremental detokenizer of an answer that follows the tokens `context`."""
+    def detokenizer(
+        self,
+        context: Sequence[int] = (),
+        *,
+        skip_special: bool = True,
+        shown_ids: frozenset[int] = frozenset(),
+    ) -> Detokenizer:
+        """A fresh incremental detokenizer of an answer that follows the tokens `context`.
+
+        `skip_special` leaves out the special tokens but `shown_ids`.
+        """
+        skipped = self.special_ids - shown_ids if skip_special else frozenset()
         if self._decoder:
-            return ByteDetokenizer(self.piece, self.special_ids if skip_special else frozenset())
+            return ByteDetokenizer(self.piece, skipped)
 
         def decode(ids: Sequence[int]) -> str:
-            known = [token for token in ids if token < self.size]
-            return str(self._hf.decode(known, skip_special_tokens=skip_special))
+            known = [token for token in ids if token < self.size and token not in skipped]
+            return str(self._hf.decode(known))
 
         return WindowDetokenizer(decode, context)
 
@@ -174,7 +230,13 @@ def load_tokenizer(model_dir: Path) -> Tokenizer:
     eos_ids = {eos} if isinstance(eos, int) else set(eos or ())
     if hf.eos_token_id is not None:
         eos_ids.add(hf.eos_token_id)
-    return Tokenizer(hf, frozenset(eos_ids), _own_template(hf, settings, defaults))
+    return Tokenizer(
+        hf,
+        frozenset(eos_ids),
+        _own_template(hf, settings, defaults),
+        tool_parser=settings.get("tool_parser_type", defaults.get("tool_parser_type")),
+        response_format=settings.get("chat_template_type", defaults.get("chat_template_type")),
+    )
 
 
 def _needs_mlx_lm(config: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:

@@ -1,8 +1,11 @@
-"""Whether several sequences of an architecture may share a forward pass: tried on a tiny model of its config.
+"""What may be done with sequences of an architecture, tried on a tiny model of its config.
 
-Sequences of different lengths are read alone, merged, stepped together, one leaves and another joins, one is
-taken out again; each step's logits are held against the same sequence run alone through the whole model. The
-numbers may differ by rounding, as any two batch sizes do in mlx-lm itself, but not by more.
+Whether several may share a forward pass: sequences of different lengths are read alone, merged, stepped
+together, one leaves and another joins, one is taken out again. And whether one may begin as a copy of
+another, which must not feel what is written to the original after it was made, nor the other way round.
+
+Each step's logits are held against the same sequence run alone through the whole model. The numbers may
+differ by rounding, as any two batch sizes do in mlx-lm itself, but not by more.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
 from shard_loader.batch_state import BatchState
+from shard_loader.cut_proof import RowProof
 from shard_loader.rehearsal import UNSUITABLE, Rehearsal
 from shard_loader.state import ShardState
 
@@ -35,10 +39,18 @@ def batch_error(rehearsal: Rehearsal, boundaries: Sequence[int] = ()) -> float |
         return None
 
 
-def can_batch(rehearsal: Rehearsal) -> bool:
-    """Whether the whole model's sequences may share forward passes."""
-    error = batch_error(rehearsal)
-    return error is not None and error <= TOLERANCE
+def fork_error(rehearsal: Rehearsal, boundaries: Sequence[int] = ()) -> float | None:
+    """As `batch_error`, of a sequence that begins as a copy of another, and of that other one afterwards."""
+    try:
+        return _Trial(rehearsal, boundaries).run_forks()
+    except UNSUITABLE:
+        return None
+
+
+def prove_rows(rehearsal: Rehearsal) -> RowProof:
+    """What may be done with the whole model's sequences."""
+    errors = batch_error(rehearsal), fork_error(rehearsal)
+    return RowProof(*(error is not None and error <= TOLERANCE for error in errors))
 
 
 class _Trial:
@@ -63,6 +75,34 @@ class _Trial:
         out = [shard.split(state, 0) for shard, state in zip(self._shards, batch, strict=True)]
         self._step(out, [1], expected)
         return self._worst / max(_number(mx.abs(logits).max()) for logits in expected)
+
+    def run_forks(self) -> float | None:
+        windows = [shard.trim_window for shard in self._shards]
+        known = [window for window in windows if window is not None]
+        if len(known) < len(windows):
+            return None
+        expected = [self._alone(0)]
+        states = self._read(0)
+        self._step(states, [0], expected)
+        whole = self._copies(states, 0)
+        if PROMPTS[0] + 1 < min(known):  # with fewer of its tokens: they are read again from there
+            shorter = self._copies(states, 2)
+            self._at[0] -= 2
+            self._forward(self._tokens[:1, self._at[0] : self._at[0] + 1], shorter)
+            self._at[0] += 1
+            self._step(shorter, [0], expected)
+        at = self._at[0]
+        self._step(states, [0], expected)
+        self._at[0] = at  # the copy writes what the original has written
+        self._step(whole, [0], expected)
+        self._step(states, [0], expected)
+        return self._worst / _number(mx.abs(expected[0]).max())
+
+    def _copies(self, states: Sequence[ShardState], num_dropped: int) -> list[ShardState]:
+        return [
+            shard.fork(state, state.position - num_dropped)
+            for shard, state in zip(self._shards, states, strict=True)
+        ]
 
     def _alone(self, row: int) -> mx.array:
         """What the whole model says after each token from the prompt's last on, (steps, vocab)."""

@@ -1,4 +1,4 @@
-"""What is known of one cut. A pure value."""
+"""What was proven of an architecture. Pure values."""
 
 from __future__ import annotations
 
@@ -13,3 +13,11 @@ class CutProof:
     exact: bool
     max_error: float | None
     reason: str  # why it is not exact; empty where it is
+
+
+@dataclass(frozen=True, slots=True)
+class RowProof:
+    """What may be done with the sequences of an architecture."""
+
+    batched: bool  # several may share a forward pass
+    forked: bool  # one may begin as a copy of another

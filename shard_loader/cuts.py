@@ -1,7 +1,7 @@
 """Which cuts of a model are exact: proven on a tiny random model of the same config, before anything is
 loaded.
 
-    python -m shard_loader.cuts MODEL_DIR [--cuts 3,5] [--batch] [--json]
+    python -m shard_loader.cuts MODEL_DIR [--cuts 3,5] [--rows] [--json]
 
 A cut is exact when the stages' logits equal the whole model's bit for bit. The command runs MLX on the CPU
 without compiled kernels in a process of its own, so a node's own MLX stays untouched; MLX is imported only
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.headers import ModelFilesError, read_config
-from shard_loader.cut_proof import CutProof
+from shard_loader.cut_proof import CutProof, RowProof
 
 if TYPE_CHECKING:
     from shard_loader.rehearsal import Rehearsal
@@ -62,22 +62,22 @@ def proofs_of(
     return proofs
 
 
-def batches_of(config: dict[str, Any]) -> bool:
-    """Whether sequences of this architecture may share forward passes; tried unless it was before."""
-    from shard_loader.batch_proof import can_batch
-    from shard_loader.proof_store import find_batching, save_batching
+def rows_of(config: dict[str, Any]) -> RowProof:
+    """What may be done with this architecture's sequences; tried unless it was before."""
+    from shard_loader.batch_proof import prove_rows
+    from shard_loader.proof_store import find_rows, save_rows
     from shard_loader.rehearsal import Rehearsal, RehearsalError
 
-    known = find_batching(config)
+    known = find_rows(config)
     if known is not None:
         return known
     try:
         rehearsal = Rehearsal(config)
     except RehearsalError:
-        return False
-    is_right = can_batch(rehearsal)
-    save_batching(config, rehearsal.recipe, is_right)
-    return is_right
+        return RowProof(batched=False, forked=False)
+    proof = prove_rows(rehearsal)
+    save_rows(config, rehearsal.recipe, proof)
+    return proof
 
 
 def _rehearse(
@@ -155,7 +155,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("model_dir", type=Path, help="a folder with the model's config.json")
     parser.add_argument("--cuts", type=_numbers, help="layers to cut before, as 3,5; otherwise all")
     parser.add_argument(
-        "--batch", action="store_true", help="try only whether sequences may share forward passes"
+        "--rows", action="store_true", help="tell only what may be done with several sequences"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(argv)
@@ -180,8 +180,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     import mlx.core as mx
 
     mx.set_default_device(mx.cpu)
-    if args.batch:
-        print(json.dumps({"model": str(args.model_dir), "batched": batches_of(config)}))
+    if args.rows:
+        print(json.dumps({"model": str(args.model_dir), **dataclasses.asdict(rows_of(config))}))
         return 0
     proofs = proofs_of(config, args.cuts)
     if args.json:

@@ -1,11 +1,22 @@
-"""One cache of a batch from the caches of its rows, and back, by the batched forms of mlx-lm's classes."""
+"""What can be done with mlx-lm's caches: merged into a batch and taken apart again, copied and shortened.
+
+A copy shares its arrays with the original until one of them is written.
+"""
 
 from __future__ import annotations
 
+import copy
+import sys
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache
+from mlx_lm.models.cache import (
+    ArraysCache,
+    CacheList,
+    KVCache,
+    QuantizedKVCache,
+    RotatingKVCache,
+)
 
 
 def is_mergeable(cache: Any) -> bool:
@@ -54,3 +65,37 @@ def extracted(cache: Any, row: int) -> Any:
         alone.cache = [None if entry is None else entry[row : row + 1] for entry in cache.cache]
         return alone
     return cache.extract(row)
+
+
+def trim_window(cache: Any) -> int | None:
+    """A copy may begin with any of the tokens while the cache holds fewer than this; None: it has no copy."""
+    if type(cache) is CacheList:
+        windows = [trim_window(part) for part in cache.caches]
+        known = [window for window in windows if window is not None]
+        return min(known, default=None) if len(known) == len(windows) else None
+    if type(cache) is RotatingKVCache:
+        return int(cache.max_size)
+    if type(cache) in (KVCache, QuantizedKVCache):
+        return sys.maxsize
+    return 0 if type(cache) is ArraysCache else None
+
+
+def forked(cache: Any, num_dropped: int) -> Any:
+    """A copy without the last `num_dropped` tokens; only where `trim_window` allows it."""
+    if type(cache) is CacheList:
+        return CacheList(*(forked(part, num_dropped) for part in cache.caches))
+    twin = copy.copy(cache)
+    for name, value in vars(cache).items():
+        setattr(twin, name, _handles(value))
+    if num_dropped:
+        twin.trim(num_dropped)
+    return twin
+
+
+def _handles(value: Any) -> Any:
+    """Arrays of their own on the same memory: writing to one leaves the other as it was."""
+    if isinstance(value, mx.array):
+        return mx.stop_gradient(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_handles(item) for item in value)
+    return value

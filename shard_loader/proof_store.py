@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from shard_loader.cache_home import user_cache_dir
-from shard_loader.cut_proof import CutProof
+from shard_loader.cut_proof import CutProof, RowProof
 from shard_loader.shrink import TINY, recipes
 from shard_loader.whole_file import write_whole
 
@@ -75,26 +75,26 @@ def save(config: dict[str, Any], cuts: Sequence[int] | None, recipe: str, proofs
     )
 
 
-def find_batching(config: dict[str, Any]) -> bool | None:
-    """Whether sequences of this architecture may share forward passes; None: it was not tried."""
+def find_rows(config: dict[str, Any]) -> RowProof | None:
+    """What may be done with this architecture's sequences; None: it was not tried."""
     shipped = _shipped_entry(config)
-    if shipped is not None and "batched" in shipped:
-        return bool(shipped["batched"])
+    if shipped is not None and "batched" in shipped and "forked" in shipped:
+        return RowProof(bool(shipped["batched"]), bool(shipped["forked"]))
     for is_tiny in (True, False):
         try:
-            verdict = json.loads(_path(config, "batch", is_tiny).read_text())["batched"]
+            found = json.loads(_path(config, "rows", is_tiny).read_text())
+            proof = RowProof(found["batched"], found["forked"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        if type(verdict) is bool:
-            return verdict
+        if type(proof.batched) is bool and type(proof.forked) is bool:
+            return proof
     return None
 
 
-def save_batching(config: dict[str, Any], recipe: str, is_right: bool) -> None:
-    """Keep that verdict, as `save` keeps proofs of cuts."""
-    _write(
-        _path(config, "batch", recipe == TINY), {"model_type": config.get("model_type"), "batched": is_right}
-    )
+def save_rows(config: dict[str, Any], recipe: str, proof: RowProof) -> None:
+    """Keep that, as `save` keeps proofs of cuts."""
+    content = {"model_type": config.get("model_type"), **asdict(proof)}
+    _write(_path(config, "rows", recipe == TINY), content)
 
 
 def mlx_lm_version() -> str:
@@ -105,15 +105,15 @@ def mlx_lm_version() -> str:
         return "none"
 
 
-def as_shipped(configs: Iterable[tuple[dict[str, Any], Sequence[CutProof], bool]]) -> dict[str, Any]:
-    """The content of the shipped file for these proofs of every cut, and whether rows may share passes."""
+def as_shipped(configs: Iterable[tuple[dict[str, Any], Sequence[CutProof], RowProof]]) -> dict[str, Any]:
+    """The content of the shipped file for these proofs of every cut, and of what may be done with rows."""
     patterns: dict[str, Any] = {}
-    for config, proofs, is_batched in configs:
+    for config, proofs, rows in configs:
         refused = {str(proof.cut): proof.reason for proof in proofs if not proof.exact}
         patterns[_shipped_key(config)] = {
             "num_layers": len(proofs) + 1,
             "refused": refused,
-            "batched": is_batched,
+            **asdict(rows),
         }
     return {"mlx_lm": mlx_lm_version(), "patterns": dict(sorted(patterns.items()))}
 

@@ -88,6 +88,30 @@ class Shard:
         """Whether the states of several sequences can be merged into one."""
         return self._caches.is_mergeable(self._model)
 
+    @property
+    def trim_window(self) -> int | None:
+        """While a state holds fewer tokens, a copy may begin with any of them; at or above it, only with all.
+
+        0: only with all of them, ever. None: a state cannot be copied.
+        """
+        return self._caches.trim_window(self._model)
+
+    def fork(self, source: ShardState, num_tokens: int) -> ShardState:
+        """A copy of `source` with its first `num_tokens` tokens, as `trim_window` allows. Evaluates nothing.
+
+        Raises ValueError where it does not.
+        """
+        window = self.trim_window
+        if not 0 < num_tokens <= source.position:
+            raise ValueError(f"a state of {source.position} tokens has no copy of {num_tokens}")
+        if window is None or (num_tokens < source.position and source.position >= window):
+            raise ValueError(
+                f"a state of {source.position} tokens cannot be cut to {num_tokens} on this stage"
+            )
+        state = self.new_state()
+        state.take_over(source, num_tokens)
+        return state
+
     def merge(self, states: Sequence[ShardState]) -> BatchState:
         """One row for each state; they are used up. Only where `is_batchable`; evaluates nothing."""
         model, caches = self._model, self._caches

@@ -12,7 +12,7 @@ from mlx_lm.models.cache import ArraysCache, KVCache, make_prompt_cache
 
 from planner.kv_quant import KvQuantization
 from shard_loader.layout import Layout
-from shard_loader.merging import is_mergeable, merged_shadow
+from shard_loader.merging import forked, is_mergeable, merged_shadow, trim_window
 
 
 class ShardState:
@@ -49,6 +49,16 @@ class ShardState:
                     packed = cache.to_quantized(group_size=kv.group_size, bits=kv.bits)
                     self.own[i] = packed
                     self.view = [packed if entry is cache else entry for entry in self.view]
+
+    def take_over(self, source: ShardState, num_tokens: int) -> None:
+        """A fresh state becomes a copy of another, with its first `num_tokens` tokens."""
+        for i, cache in source.own.items():
+            twin = forked(cache, source.position - num_tokens)
+            self.view = [twin if entry is self.own[i] else entry for entry in self.view]
+            self.own[i] = twin
+        self.position = num_tokens
+        if num_tokens:
+            self._kv = None
 
     def arrays(self) -> list[mx.array]:
         """Every array of the own caches, for mx.eval."""
@@ -88,6 +98,13 @@ class CachePlan:
         view = [fresh[i if same is None else same] for i, same in enumerate(self.stand_in)]
         alone = (fresh[i] for i, same in enumerate(self.stand_in) if same is None and i not in own)
         return ShardState(own, view, [part for cache in alone for part in _with_offset(cache)], self.kv)
+
+    def trim_window(self, model: nn.Module) -> int | None:
+        """See `Shard.trim_window`."""
+        fresh = make_prompt_cache(model)
+        windows = [trim_window(fresh[i]) for i in self.own]
+        known = [window for window in windows if window is not None]
+        return min(known, default=None) if len(known) == len(windows) else None
 
     def is_mergeable(self, model: nn.Module) -> bool:
         """Whether states of several sequences can be merged: every own cache has a batched form."""

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,12 +139,22 @@ def chat_body(**fields: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def serving(directory: Path, *, max_active: int = 4) -> Iterator[Served]:
-    """A healthy server with the byte tokenizer of the tiny models; its id is `tiny`."""
+def serving(
+    directory: Path,
+    *arguments: str,
+    max_active: int = 4,
+    change: Callable[[Path], object] | None = None,
+) -> Iterator[Served]:
+    """A healthy server with the byte tokenizer of the tiny models; its id is `tiny`.
+
+    `change` may write into the model's folder before it is read.
+    """
     model = write_model(directory / "tiny")
+    if change is not None:
+        change(model)
     ring = ScriptedRing(max_active=max_active)
     try:
-        api = ApiServer(directory / "api", model, f"127.0.0.1:{ring.port}")
+        api = ApiServer(directory / "api", model, f"127.0.0.1:{ring.port}", *arguments)
         try:
             with httpx.Client(base_url=api.url, timeout=30.0) as http:
                 wait_healthy(http)

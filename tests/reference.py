@@ -11,7 +11,7 @@ import mlx.core as mx
 from mlx_lm.generate import generate_step
 from mlx_lm.utils import load_model
 
-from cluster.scheduler import DEFAULT_PREFILL_CHUNK
+from cluster.room import DEFAULT_PREFILL_CHUNK
 
 
 @lru_cache(maxsize=2)

@@ -10,12 +10,13 @@ import queue
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
 from cluster.head import Head
-from cluster.scheduler import Limits
+from cluster.room import Limits
 from proto import control_pb2, head_pb2, head_pb2_grpc, ring_pb2
 from tests.tiny_models import EOS_ID, VOCAB_SIZE
 from tests.waiting import wait_for
@@ -25,9 +26,9 @@ MAX_QUEUED = 2
 
 
 class ScriptedRing:
-    """Every session answers with the bytes of `text` (token id = byte), then end-of-text, and over again."""
+    """Every session answers with the ids of `text` (a byte's is itself), then end-of-text, and over again."""
 
-    def __init__(self, text: bytes = b"Hello, world.", *, port: int = 0, max_active: int = 4) -> None:
+    def __init__(self, text: Sequence[int] = b"Hello, world.", *, port: int = 0, max_active: int = 4) -> None:
         self.text = text
         self.delay_s = 0.0
         self.error = ""  # a stage's failure, at the token of index `error_at`

@@ -167,6 +167,7 @@ def test_keys_guard_everything_but_health(tmp_path: Path) -> None:
                 {"authorization": "Bearer one-key2"},
                 {"authorization": "Basic one-key"},
                 {"authorization": b"Bearer \xff"},
+                {"x-api-key": "wrong"},
             ):
                 reply = http.request("POST" if path == CHAT else "GET", path, headers=header)
                 assert reply.status_code == 401
@@ -176,6 +177,8 @@ def test_keys_guard_everything_but_health(tmp_path: Path) -> None:
                 assert "one-key" not in reply.text
         for key in ("one-key", "other-key"):
             assert http.get("/metrics", headers={"authorization": f"bearer {key}"}).status_code == 200
+            both = {"authorization": "Bearer wrong", "x-api-key": key}
+            assert http.get("/metrics", headers=both).status_code == 200
             assert http.get(
                 "/v1/models", headers={"authorization": f"Bearer {key}", "host": "any.example"}
             ).is_success

@@ -99,6 +99,19 @@ def test_openai_errors_are_of_its_own_kinds(client: openai.OpenAI, url: str) -> 
         stranger.models.list()
 
 
+def test_openai_responses_are_the_chats_tokens(client: openai.OpenAI) -> None:
+    chat = client.chat.completions.create(model="tiny", messages=HI, max_tokens=12, temperature=0)
+    fields: dict[str, Any] = {"model": "tiny", "input": "hi", "max_output_tokens": 12, "temperature": 0}
+    whole = client.responses.create(**fields)
+    assert whole.output_text == chat.choices[0].message.content
+    events = list(client.responses.create(**fields, stream=True))
+    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert text == whole.output_text
+    last = events[-1]
+    assert last.type == "response.incomplete"
+    assert last.response.usage == whole.usage
+
+
 # -- Open WebUI ---------------------------------------------------------------------------------------
 
 
@@ -133,11 +146,7 @@ def test_open_webui_tasks(webui: httpx.Client, name: str) -> None:
     assert isinstance(reply.json()["choices"][0]["message"]["content"], str)
 
 
-def test_open_webui_is_told_what_to_switch_off(webui: httpx.Client) -> None:
-    reply = webui.post("/chat/completions", content=json.dumps(open_webui.WITH_TOOLS))
-    assert reply.status_code == 400
-    message = reply.json()["error"]["message"]
-    assert message.endswith("switch tools (function calling) off for this model in the client.")
+def test_open_webui_is_told_that_images_are_not_read(webui: httpx.Client) -> None:
     reply = webui.post("/chat/completions", content=json.dumps(open_webui.WITH_IMAGE))
     assert reply.status_code == 400
     assert "only text parts are" in reply.json()["error"]["message"]

@@ -91,12 +91,23 @@ def test_langchain_sends_answers_back_and_binds_parameters(langchain: Any) -> No
 def test_langchain_is_refused_by_name(langchain: Any) -> None:
     from openai import BadRequestError
 
-    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
-    with pytest.raises(BadRequestError, match="tools is not supported"):
-        langchain.bind_tools([tool]).invoke("hi")
-    schema = {"title": "T", "type": "object", "properties": {"a": {"type": "string"}}}
-    with pytest.raises(BadRequestError, match="response_format is not supported"):
-        langchain.with_structured_output(schema).invoke("hi")
+    schema = {"title": "T", "type": "object", "properties": {"a": {"not": {}}}}
+    with pytest.raises(BadRequestError, match="response_format cannot be followed: Unimplemented keys"):
+        langchain.with_structured_output(schema, method="json_schema").invoke("hi")
+
+
+@needs("langchain_openai")
+def test_langchain_gets_what_its_schema_says(langchain: Any) -> None:
+    schema = {
+        "title": "T",
+        "type": "object",
+        "properties": {"a": {"enum": ["red", "blue"]}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    roomy = langchain.model_copy(update={"max_tokens": 200})
+    found = roomy.with_structured_output(schema, method="json_schema").invoke("hi")
+    assert found in ({"a": "red"}, {"a": "blue"})
 
 
 # -- llm ----------------------------------------------------------------------------------------------
@@ -147,5 +158,5 @@ def test_llm_streams_and_goes_on(llm: Llm) -> None:
 def test_llm_shows_our_sentence(llm: Llm) -> None:
     refused = llm.run("-m", "ring", "-o", "max_tokens", "900", "hi", code=1)
     assert "maximum context length is 300 tokens" in refused.stderr
-    refused = llm.run("-m", "ring", "-o", "json_object", "1", "hi", code=1)
-    assert "response_format is not supported" in refused.stderr
+    answered = llm.run("-m", "ring", "-o", "json_object", "1", "-o", "max_tokens", "20", "hi")
+    assert answered.stdout.startswith("{")

@@ -56,6 +56,7 @@ def test_uneven_cuts_of_a_published_config_are_exact(arch: str) -> None:
     assert prove_cuts(config, cuts) == [CutProof(cut, True, 0.0, "") for cut in cuts]
 
 
+@pytest.mark.long
 def test_sixty_one_layers_take_seconds() -> None:
     started = time.process_time()
     assert all(proof.exact for proof in prove_cuts(REAL_CONFIGS["deepseek_v3"], [7, 20, 33, 46, 60]))

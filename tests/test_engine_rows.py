@@ -9,6 +9,7 @@ import pytest
 
 from cluster.engine import Engine
 from proto import ring_pb2
+from proto.ring_pb2 import Frame
 from tests.reference import greedy
 from tests.test_engine import stages, trip
 from tests.tiny_models import write_checkpoint
@@ -141,3 +142,40 @@ def test_a_row_that_cannot_be_fails_its_frame_and_no_other(model: Path) -> None:
     writer.write(3, times=3)
     assert writer.written[3] == greedy(model, PROMPTS[3], 3)[0]
     assert set(ring[0].sessions) == {3}
+
+
+def test_a_session_begins_as_a_copy_of_another(model: Path) -> None:
+    ring = stages(model, [2])
+    writer = Writer(ring)
+    writer.read(1, 2)
+    writer.write(1, 2, times=3)
+    known = [*PROMPTS[1], *writer.written[1]][:-1]  # the last one drawn has not been fed
+    assert trip(ring, Frame(kind=ring_pb2.STEP, epoch=1, seq=90, keeps=[1])) is None
+    prompt = [*known, 17, 4, 88]
+    chunk = writer.frame(ring_pb2.Slot(session=9, position=len(known), tokens=[17, 4]))
+    chunk.opens.add(
+        session=9, prompt_tokens=len(prompt), max_tokens=9, from_session=1, from_tokens=len(known)
+    )
+    trip(ring, chunk)
+    writer.last[9], writer.position[9], writer.written[9] = 88, len(prompt) - 1, []
+    writer.write(9, 2, times=3)
+    writer.write(1, times=2)  # the original never felt it
+    assert writer.written[9] == greedy(model, prompt, 3)[0]
+    assert writer.written[1] == greedy(model, PROMPTS[1], 5)[0]
+    assert writer.written[2] == greedy(model, PROMPTS[2], 6)[0]
+
+
+def test_what_no_copy_can_begin_with_is_refused(model: Path) -> None:
+    ring = stages(model, [2])
+    writer = Writer(ring)
+    writer.read(1)
+    for number, (source, num_tokens) in enumerate([(7, 3), (1, 99)], 20):
+        frame = writer.frame(ring_pb2.Slot(session=number, position=num_tokens, tokens=[1], is_sampled=True))
+        frame.opens.add(
+            session=number, prompt_tokens=9, max_tokens=2, from_session=source, from_tokens=num_tokens
+        )
+        result = trip(ring, frame)
+        assert result is not None
+        assert "cop" in result.slots[0].error
+    writer.write(1, times=2)
+    assert writer.written[1] == greedy(model, PROMPTS[1], 2)[0]

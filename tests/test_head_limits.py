@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from cluster.head import MAX_SAMPLING_BYTES, MAX_TOP_LOGPROBS, Head
-from cluster.scheduler import Limits
+from cluster.room import Limits
 from proto import head_pb2, ring_pb2
 from proto.codec import MAX_HEADER_BYTES, encode
 
@@ -57,9 +57,12 @@ def request(sampling: ring_pb2.Sampling) -> head_pb2.GenerateRequest:
     [
         (
             ring_pb2.Sampling(logit_bias=dict.fromkeys(range(150_000), 1.0)),
-            "logit_bias and stop_ids: together",
+            "logit_bias, stop_ids and grammar: together",
         ),
-        (ring_pb2.Sampling(stop_ids=[VOCAB_SIZE - 1] * 400_000), "logit_bias and stop_ids: together"),
+        (
+            ring_pb2.Sampling(stop_ids=[VOCAB_SIZE - 1] * 400_000),
+            "logit_bias, stop_ids and grammar: together",
+        ),
         (ring_pb2.Sampling(logprobs=True, top_logprobs=MAX_TOP_LOGPROBS + 1), "from 0 to 1024"),
     ],
     ids=["bias", "stop", "top"],

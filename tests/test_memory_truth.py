@@ -24,7 +24,16 @@ ARCHITECTURES = ["llama", "qwen3", "qwen3_moe", "gemma3_text", "gpt_oss", "deeps
 ROUNDING = 1.01
 
 
-@pytest.fixture(scope="module", params=[*ARCHITECTURES, "8 bit", "single experts", "demo"])
+QUICK = ("8 bit", "gemma3_text", "single experts")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.long)
+        for name in (*ARCHITECTURES, "8 bit", "single experts", "demo")
+    ],
+)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("truth") / "model"
     match request.param:

@@ -8,9 +8,9 @@ import pytest
 
 from shard_loader import proof_store
 from shard_loader.cache_home import user_cache_dir
-from shard_loader.cut_proof import CutProof
+from shard_loader.cut_proof import CutProof, RowProof
 from shard_loader.cuts import main, proofs_of
-from shard_loader.proof_store import as_shipped, find, find_batching, pattern_of, save, save_batching
+from shard_loader.proof_store import as_shipped, find, find_rows, pattern_of, save, save_rows
 from shard_loader.rehearsal import Rehearsal
 from tests.real_configs import REAL_CONFIGS
 from tests.tiny_models import tiny_config
@@ -94,9 +94,11 @@ def test_another_version_asks_for_another_proof(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_is_shipped_counts_for_its_release_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = as_shipped([(LLAMA, MIXED, True)])
+    content = as_shipped([(LLAMA, MIXED, RowProof(batched=True, forked=False))])
     refused = {"3": "wrong", "4": "fails"}
-    assert list(content["patterns"].values()) == [{"num_layers": 5, "refused": refused, "batched": True}]
+    assert list(content["patterns"].values()) == [
+        {"num_layers": 5, "refused": refused, "batched": True, "forked": False}
+    ]
     monkeypatch.setattr(proof_store, "_shipped", lambda: json.loads(json.dumps(content)))
     proofs = find(LLAMA, None)
     assert proofs is not None
@@ -105,13 +107,13 @@ def test_what_is_shipped_counts_for_its_release_only(tmp_path: Path, monkeypatch
     assert find(LLAMA, None) is None
 
 
-def test_whether_rows_may_share_passes_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert find_batching(LLAMA) is None
-    save_batching(LLAMA, "tiny", False)
-    assert find_batching(LLAMA) is False
-    content = as_shipped([(LLAMA, MIXED, True)])
+def test_what_rows_may_do_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_rows(LLAMA) is None
+    save_rows(LLAMA, "tiny", RowProof(batched=False, forked=True))
+    assert find_rows(LLAMA) == RowProof(batched=False, forked=True)
+    content = as_shipped([(LLAMA, MIXED, RowProof(batched=True, forked=False))])
     monkeypatch.setattr(proof_store, "_shipped", lambda: content)
-    assert find_batching(LLAMA) is True
+    assert find_rows(LLAMA) == RowProof(batched=True, forked=False)
 
 
 def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from cluster.scheduler import Instruction, Limits, Scheduler, Send
+from cluster.instructions import Instruction, Send
+from cluster.room import Limits
+from cluster.scheduler import Scheduler
 from proto import ring_pb2
 
 

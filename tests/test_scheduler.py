@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.scheduler import Emit, Fail, FailureKind, Instruction, Limits, Scheduler, Send, Start
+from cluster.instructions import Emit, Fail, FailureKind, Instruction, Send, Start
+from cluster.room import Limits
+from cluster.scheduler import Scheduler
 from proto import ring_pb2
 
 

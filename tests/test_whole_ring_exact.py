@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tests.zoo.checkpoint import write_zoo_checkpoint
 DEMO = Path(__file__).parent.parent / "deploy" / "demo" / "model"
 PROMPTS = ([72, 101, 108, 108, 111], list(range(40, 61)), [7], [200, 3, 3, 3, 90, 14, 61, 8, 2])
 NUM_LAYERS = 5
+LONG = partial(pytest.param, marks=pytest.mark.long)
 CUTS = {1: [], 2: [2], 3: [1, 4], 5: [1, 2, 3, 4]}
 
 
@@ -39,7 +41,9 @@ def check(ring: RingProcesses, model: Path, prompt: Sequence[int], max_tokens: i
     )
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen3", "gemma3_text", "gpt_oss", "deepseek_v3", "mamba2"])
+@pytest.mark.parametrize(
+    "arch", ["llama", LONG("qwen3"), LONG("gemma3_text"), "gpt_oss", LONG("deepseek_v3"), "mamba2"]
+)
 def test_three_stages(arch: str, tmp_path: Path) -> None:
     model = write_checkpoint(arch, tmp_path / arch, num_layers=NUM_LAYERS)
     with RingProcesses(tmp_path, model, ranges(NUM_LAYERS, CUTS[3])) as ring:
@@ -48,7 +52,10 @@ def test_three_stages(arch: str, tmp_path: Path) -> None:
             check(ring, model, prompt)
 
 
-@pytest.mark.parametrize("name", ["deepseek_v41", "gemma3n", "gemma4_text", "kimi_k3", "qwen3_next", "rwkv7"])
+@pytest.mark.parametrize(
+    "name",
+    ["deepseek_v41", LONG("gemma3n"), LONG("gemma4_text"), LONG("kimi_k3"), "qwen3_next", LONG("rwkv7")],
+)
 def test_carries_that_are_more_than_one_array(name: str, tmp_path: Path) -> None:
     """With those above, twelve architectures; cut between layers that share caches, dicts and objects."""
     model = write_zoo_checkpoint(name, tmp_path / name)
@@ -69,7 +76,7 @@ def test_other_numbers_of_stages(arch: str, num_stages: int, tmp_path: Path) -> 
             check(ring, model, prompt)
 
 
-@pytest.mark.parametrize("cuts", [[], [4], [2, 7], [1, 3, 4, 8]])
+@pytest.mark.parametrize("cuts", [LONG([]), LONG([4]), [2, 7], LONG([1, 3, 4, 8])])
 def test_demo_model(cuts: list[int], tmp_path: Path) -> None:
     with RingProcesses(tmp_path, DEMO, ranges(9, cuts), context=1024) as ring:
         ring.wait_ok()

@@ -64,7 +64,7 @@ class Client(threading.Thread):
         return str(self.error.details())
 
 
-@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize("rank", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_killed_node_ends_requests_in_time_and_comes_back(rank: int, tmp_path: Path, model: Path) -> None:
     with RingProcesses(tmp_path, model, LAYERS, faults={1: SLOW}) as ring:
         ring.wait_ok()

@@ -133,6 +133,7 @@ def test_a_node_that_fetches_stops_at_once(tmp_path: Path, hub: HubServer) -> No
         assert time.monotonic() - began < 3.0
 
 
+@pytest.mark.long
 def test_nodes_of_one_machine_share_its_folder(tmp_path: Path, model: Path, hub: HubServer) -> None:
     env_of = homes(tmp_path, hub, dict.fromkeys(range(3), "home"))
     with RingProcesses(tmp_path, MODEL, LAYERS, env_of=env_of, with_api=True) as running:
@@ -164,6 +165,7 @@ def test_a_node_without_internet_gets_everything_from_the_others(
     assert len(hub.log) == num_requests, "nobody asked the internet"
 
 
+@pytest.mark.long
 def test_a_file_that_the_hub_lacks_fails_its_owner_by_name(
     tmp_path: Path, model: Path, hub: HubServer
 ) -> None:

@@ -17,7 +17,7 @@ from tests.zoo.configs import NO_BASELINE, module_names, zoo_config
 from tests.zoo.run import EXACT, ONE_NODE, PARTLY, REFUSED, WRONG, Verdict, cut_sets
 from tests.zoo.table import BEGIN, DEMO, END, PAGE, between, replaced, rows, summary
 
-FAST = ("gemma3n", "deepseek_v41", "kimi_k3", "rwkv7", "longcat_flash_ngram", "nanbeige")
+FAST = ("gemma3n", "kimi_k3", "nanbeige")
 NUM_PROCESSES = 4
 
 

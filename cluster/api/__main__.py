@@ -7,6 +7,7 @@ import contextlib
 import gc
 import importlib.util
 import logging
+import math
 import os
 import socket
 import sys
@@ -17,6 +18,7 @@ from types import FrameType
 
 import uvicorn
 
+from cluster.api.answer import KEEP_ALIVE_S
 from cluster.api.app import make_app
 from cluster.api.connection import Connection
 from cluster.api.head_client import HeadClient
@@ -76,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
                 EXIT_USAGE,
             )
         logs.node = config.nodes[args.rank].name
-        return _serve(replace(config, api=api), args.rank, args.head, args.parent_pipe)
+        return _serve(replace(config, api=api), args)
     except UserError as error:
         logger.info("it ended with exit code %d", error.exit_code, exc_info=True)
         if args.parent_pipe:
@@ -103,15 +105,23 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=0, help="whose certificate it shows the head (default 0)")
     parser.add_argument("--host", help="listen here instead of api.host")
     parser.add_argument("--port", type=int, help="listen here instead of api.port; 0: any free port")
+    parser.add_argument(
+        "--keep-alive-s",
+        type=float,
+        default=KEEP_ALIVE_S,
+        help="a stream silent for so long gets a comment (default %(default)s)",
+    )
     parser.add_argument("--parent-pipe", action="store_true", help="stop when standard input ends")
     add_log_arguments(parser)
     args = parser.parse_args(argv)
     if args.port is not None and not 0 <= args.port <= 65535:
         parser.error(f"--port {args.port} is not a port (0 to 65535)")
+    if not 0 < args.keep_alive_s < math.inf:
+        parser.error(f"--keep-alive-s {args.keep_alive_s} is not a time above 0 seconds")
     return args
 
 
-def _serve(config: ClusterConfig, rank: int, head_address: str, has_parent_pipe: bool) -> int:
+def _serve(config: ClusterConfig, args: argparse.Namespace) -> int:
     keys = config.api_keys()
     if not is_loopback(config.api.host) and not keys:
         raise UserError(
@@ -121,9 +131,11 @@ def _serve(config: ClusterConfig, rank: int, head_address: str, has_parent_pipe:
         )
     listener = _listen(config.api.host, config.api.port)
     adapters = [adapter.name for adapter in config.load.adapters]
-    credentials = load_credentials(config, rank)
-    head = HeadClient(head_address, credentials, peer=config.nodes[0].name)
-    service = Service(config.model, config.model_dir_base, head, config.api.queue, adapters)
+    credentials = load_credentials(config, args.rank)
+    head = HeadClient(args.head, credentials, peer=config.nodes[0].name)
+    service = Service(
+        config.model, config.model_dir_base, head, config.api.queue, adapters, keep_alive_s=args.keep_alive_s
+    )
     has_uvloop = importlib.util.find_spec("uvloop") is not None
     server = _Server(
         uvicorn.Config(
@@ -143,7 +155,7 @@ def _serve(config: ClusterConfig, rank: int, head_address: str, has_parent_pipe:
 
     def load() -> None:
         try:
-            model_dir = find_as_the_head(config, head_address, credentials).folder
+            model_dir = find_as_the_head(config, args.head, credentials).folder
             tokenizer = load_tokenizer(model_dir)
             tokenizer.warm_up()
             service.use(tokenizer, SamplingDefaults.read(model_dir))
@@ -160,7 +172,7 @@ def _serve(config: ClusterConfig, rank: int, head_address: str, has_parent_pipe:
         server.should_exit = True
 
     threading.Thread(target=load, name="tokenizer", daemon=True).start()
-    if has_parent_pipe:
+    if args.parent_pipe:
         threading.Thread(target=wait_for_parent, name="parent-pipe", daemon=True).start()
     with listener:
         server.run(sockets=[listener])

@@ -1,6 +1,7 @@
 """Runs a request's choices at the head and writes them out, streamed or whole. Event loop only.
 
-A stream's headers go out with the head's first reply, so that a failing start is a plain status.
+A stream's headers go out with the head's first reply, so that a failing start is a plain status; after
+KEEP_ALIVE_S without one they go out with a comment, and a failure is an event.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from cluster.api.errors import ApiError, internal
 from cluster.api.head_client import Generation, HeadClient
 from cluster.api.metrics import Metrics
 from cluster.api.prompt import Prompt
-from cluster.api.shape import DONE, AnswerOptions, Shape, Usage
+from cluster.api.shape import AnswerOptions, Shape, Usage
 from cluster.tokenizer import Tokenizer
 from proto import head_pb2
 
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Run = Callable[[Choice, head_pb2.GenerateRequest], Coroutine[Any, Any, T]]
 
+KEEP_ALIVE_S = 10.0
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -49,10 +51,17 @@ class Job:
 
 
 class Answer:
-    """The ASGI response to a Job."""
+    """The ASGI response to a Job. A stream that is silent for `keep_alive_s` gets a comment."""
 
     def __init__(
-        self, job: Job, shape: Shape, tokenizer: Tokenizer, head: HeadClient, metrics: Metrics
+        self,
+        job: Job,
+        shape: Shape,
+        tokenizer: Tokenizer,
+        head: HeadClient,
+        metrics: Metrics,
+        *,
+        keep_alive_s: float = KEEP_ALIVE_S,
     ) -> None:
         self._job = job
         self._shape = shape
@@ -62,22 +71,27 @@ class Answer:
             Choice(index, prompt.tokens, job.text, tokenizer, len(prompt.echo))
             for index, prompt in enumerate(job.prompts)
         ]
-        self._is_started = False
+        self._is_started = self._is_ended = False
         self._lock = asyncio.Lock()  # several choices write into one stream
-        self._began_at_s = time.monotonic()
+        self._num_cached = 0
+        self._keep_alive_s = keep_alive_s
+        self._began_at_s = self._written_at_s = time.monotonic()
         self._note = current_note.get()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers, or raises ApiError while nothing has been sent. A client that leaves ends the work."""
         work = asyncio.create_task(self._run(send))
         gone = asyncio.create_task(_wait_for_disconnect(receive))
+        tasks = {work, gone}
+        if self._job.options.is_streamed:
+            tasks.add(asyncio.create_task(self._keep_alive(send)))
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._metrics.disconnects.inc(not work.done())
-            work.cancel()
-            gone.cancel()
-            await asyncio.wait({work, gone})
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
             self._count()
         if not work.cancelled():
             work.result()
@@ -86,7 +100,7 @@ class Answer:
         try:
             if self._job.options.is_streamed:
                 await self._each(lambda choice, request: self._stream(choice, request, send))
-                await self._write(send, self._stream_end(), is_last=True)
+                await self._write(send, self._shape.end(self._usage()), is_last=True)
             else:
                 await self._write_whole(send, await self._each(self._collect))
         except ApiError as error:
@@ -123,12 +137,15 @@ class Answer:
                 delta = choice.feed(reply)
                 if delta is not None:
                     texts.append(delta.text)
+                    if delta.parts is not None:
+                        total.parts = total.parts or []
+                        total.parts += delta.parts
                     total.tokens += delta.tokens
                     total.offsets += delta.offsets
                 if choice.finish_reason:
                     if not reply.finish_reason:
                         generation.enough()
-                    total.text = "".join(texts)
+                    total.text, total.stop_string = "".join(texts), choice.stop_string
                     return total, choice.finish_reason
                 reply = await generation.read()
                 then_s = gaps.add(then_s)
@@ -144,10 +161,10 @@ class Answer:
             text = shape.opening(index, self._job.prompts[index])
             while True:
                 delta = choice.feed(reply)
-                if delta is not None and (delta.text or delta.tokens):
+                if delta is not None and (delta.text or delta.parts or delta.tokens):
                     text += shape.delta(index, delta)
                 if choice.finish_reason:
-                    text += shape.closing(index, choice.finish_reason)
+                    text += shape.closing(index, choice.finish_reason, choice.stop_string)
                 if text or not self._is_started:
                     await self._write(send, text.encode())
                     text = ""
@@ -163,6 +180,7 @@ class Answer:
     async def _first(self, generation: Generation) -> head_pb2.GenerateReply:
         reply = await generation.read()
         now_s, metrics = time.monotonic(), self._metrics
+        self._num_cached += reply.cached_tokens
         metrics.first_token_s.observe(now_s - self._began_at_s)
         metrics.queue_s.observe(reply.queue_ms / 1e3)
         metrics.prefill_s.observe(reply.prefill_ms / 1e3)
@@ -171,21 +189,35 @@ class Answer:
         return reply
 
     def _usage(self) -> Usage:
-        return Usage(self._job.num_prompt_tokens, sum(choice.num_tokens for choice in self._choices))
+        return Usage(
+            self._job.num_prompt_tokens,
+            sum(choice.num_tokens for choice in self._choices),
+            min(self._num_cached, self._job.num_prompt_tokens),
+        )
 
-    def _stream_end(self) -> bytes:
-        return (self._shape.usage_chunk(self._usage()) if self._job.options.has_usage else b"") + DONE
+    async def _keep_alive(self, send: Send) -> None:
+        """While a prompt waits or is read: without it clients and proxies take a silent stream for dead."""
+        while True:
+            wait_s = self._written_at_s + self._keep_alive_s - time.monotonic()
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+            else:
+                await self._write(send, self._shape.keep_alive)
 
     async def _write(self, send: Send, body: bytes, *, is_last: bool = False) -> None:
         async with self._lock:
+            if self._is_ended:
+                return
+            self._is_ended = is_last
             if not self._is_started:
                 self._is_started = True
                 await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
             await send({"type": "http.response.body", "body": body, "more_body": not is_last})
+            self._written_at_s = time.monotonic()
 
     async def _write_error(self, send: Send, error: ApiError) -> None:
         self._metrics.stream_errors.inc()
-        await self._write(send, error.event(), is_last=True)
+        await self._write(send, self._shape.error(error), is_last=True)
 
     async def _write_whole(self, send: Send, answers: list[tuple[Delta, str]]) -> None:
         content = self._shape.whole(self._job.prompts, answers, self._usage())

@@ -19,8 +19,10 @@ from cluster.api import status
 from cluster.api.answer import Answer
 from cluster.api.assets import INDEX, PREFIX, read_assets
 from cluster.api.cors import Cors
+from cluster.api.dialects import Dialects
 from cluster.api.errors import RETRY_AFTER_S, ApiError, bad_request, internal
-from cluster.api.gate import Gate, error_response
+from cluster.api.gate import Gate, error_response, speaks_anthropic
+from cluster.api.messages import model_info
 from cluster.api.service import Service
 from cluster.api.why import PlanWhy
 from cluster.recent_lines import NUM_KEPT
@@ -35,7 +37,7 @@ MAX_RANK = 10_000
 
 def make_app(service: Service, keys: Sequence[str]) -> Starlette:
     """The ASGI application; its lifespan starts and ends the head client."""
-    assets, plan_why = read_assets(), PlanWhy(service.head)
+    assets, plan_why, dialects = read_assets(), PlanWhy(service.head), Dialects(service)
 
     async def page(request: Request) -> Response:
         asset = assets.get(request.path_params.get("name", INDEX))
@@ -49,15 +51,33 @@ def make_app(service: Service, keys: Sequence[str]) -> Starlette:
     async def chat_completions(request: Request) -> Answer:
         return await service.chat(await _read_json(request))
 
+    async def messages(request: Request) -> Answer:
+        return await dialects.messages(await _read_json(request))
+
+    async def count_messages(request: Request) -> Response:
+        return JSONResponse(await dialects.count_messages(await _read_json(request)))
+
+    async def responses(request: Request) -> Answer:
+        return await dialects.responses(await _read_json(request))
+
+    async def count_responses(request: Request) -> Response:
+        return JSONResponse(await dialects.count_responses(await _read_json(request)))
+
+    async def embeddings(request: Request) -> Response:
+        return await dialects.embeddings(await _read_json(request))
+
     async def models(request: Request) -> Response:
-        return JSONResponse(
-            {"object": "list", "data": [_model(service, name) for name in (service.model, *service.adapters)]}
-        )
+        names = (service.model, *service.adapters)
+        data = [_model(service, name, request) for name in names]
+        if speaks_anthropic(request.scope):
+            ends = {"first_id": names[0], "last_id": names[-1]}
+            return JSONResponse({"data": data, "has_more": False, **ends})
+        return JSONResponse({"object": "list", "data": data})
 
     async def model(request: Request) -> Response:
         name = request.path_params["name"]
         service.check_model(name)
-        return JSONResponse(_model(service, service.served_id(name)))
+        return JSONResponse(_model(service, service.served_id(name), request))
 
     async def cluster(request: Request) -> Response:
         return JSONResponse(status.cluster(service.head, service.is_tokenizer_loaded, service.model))
@@ -100,6 +120,11 @@ def make_app(service: Service, keys: Sequence[str]) -> Starlette:
     routes = [
         Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+        Route("/v1/messages", messages, methods=["POST"]),
+        Route("/v1/messages/count_tokens", count_messages, methods=["POST"]),
+        Route("/v1/responses", responses, methods=["POST"]),
+        Route("/v1/responses/input_tokens", count_responses, methods=["POST"]),
+        Route("/v1/embeddings", embeddings, methods=["POST"]),
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", model),
         Route("/v1/cluster", cluster),
@@ -134,15 +159,18 @@ def _number(request: Request, name: str, least: int, largest: int) -> int | None
     return int(text)
 
 
-def _model(service: Service, name: str) -> dict[str, Any]:
+def _model(service: Service, name: str, request: Request) -> dict[str, Any]:
     known = service.head.status
+    context = known.context if known is not None and known.context else None
+    if speaks_anthropic(request.scope):
+        return model_info(name, service.started_at_s, context)
     parent = {"parent": service.model} if name in service.adapters else {}
     return {
         "id": name,
         "object": "model",
         "created": service.started_at_s,
         "owned_by": "macrame",
-        "max_model_len": known.context if known is not None and known.context else None,
+        "max_model_len": context,
         **parent,
     }
 
@@ -182,7 +210,7 @@ def _too_large() -> ApiError:
 
 
 async def _on_api_error(request: Request, error: ApiError) -> Response:
-    return error_response(error)
+    return error_response(error, request.scope)
 
 
 async def _on_http_error(request: Request, error: HTTPException) -> Response:
@@ -191,12 +219,14 @@ async def _on_http_error(request: Request, error: HTTPException) -> Response:
         return Response(status_code=204, headers=headers)
     where = f"{request.method} {request.scope['path']}"
     if error.status_code == 404:
-        return error_response(ApiError(404, f"There is no {where}.", code="not_found"))
+        return error_response(ApiError(404, f"There is no {where}.", code="not_found"), request.scope)
     if error.status_code == 405:
         allowed = headers.get("Allow", "")
         message = f"{where} is not allowed; allowed: {allowed}."
-        return error_response(ApiError(405, message, code="method_not_allowed", headers=headers))
-    return error_response(ApiError(error.status_code, str(error.detail), headers=headers))
+        return error_response(
+            ApiError(405, message, code="method_not_allowed", headers=headers), request.scope
+        )
+    return error_response(ApiError(error.status_code, str(error.detail), headers=headers), request.scope)
 
 
 async def _on_disconnect(request: Request, error: ClientDisconnect) -> Response:
@@ -205,4 +235,4 @@ async def _on_disconnect(request: Request, error: ClientDisconnect) -> Response:
 
 async def _on_bug(request: Request, error: Exception) -> Response:
     logger.error("%s %s failed", request.method, request.scope["path"], exc_info=error)
-    return error_response(internal())
+    return error_response(internal(), request.scope)

@@ -6,12 +6,13 @@ import json
 from typing import Any
 
 from cluster.api.choice import Delta, finite
+from cluster.api.parts import CallArguments, CallEnd, CallStart, Content, Message, Reasoning
 from cluster.api.prompt import Prompt
-from cluster.api.shape import Shape, Usage, quote
+from cluster.api.shape import ChunkShape, Usage, quote
 from proto import ring_pb2
 
 
-class ChatShape(Shape):
+class ChatShape(ChunkShape):
     """Chunks begin with the role; token ids are placed where vLLM places them."""
 
     object_name = "chat.completion"
@@ -28,14 +29,21 @@ class ChatShape(Shape):
         return chunk
 
     def delta(self, index: int, delta: Delta) -> str:
+        """A chunk for each part; the first one has the log-probabilities and token ids of all."""
+        deltas = [_delta(part) for part in delta.as_parts() if not isinstance(part, CallEnd)]
         logprobs = json.dumps(self._logprobs(delta)) if self._options.has_logprobs else "null"
-        return self._chunk(
-            index,
-            f'"delta": {{"content": {quote(delta.text)}}}, "logprobs": {logprobs}, "finish_reason": null'
-            f"{self._token_ids(delta)}",
-        )
+        ids = self._token_ids(delta)
+        chunks = []
+        for fields in deltas or ['"content": ""']:
+            chunks.append(
+                self._chunk(
+                    index, f'"delta": {{{fields}}}, "logprobs": {logprobs}, "finish_reason": null{ids}'
+                )
+            )
+            logprobs, ids = "null", ""
+        return "".join(chunks)
 
-    def closing(self, index: int, finish_reason: str) -> str:
+    def closing(self, index: int, finish_reason: str, stop_string: str) -> str:
         return self._chunk(index, f'"delta": {{}}, "logprobs": null, "finish_reason": "{finish_reason}"')
 
     def whole(self, prompts: list[Prompt], answers: list[tuple[Delta, str]], usage: Usage) -> dict[str, Any]:
@@ -45,7 +53,21 @@ class ChatShape(Shape):
         return content
 
     def _content(self, prompt: Prompt, delta: Delta) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": delta.text, "refusal": None}}
+        said = Message.of(delta.as_parts())
+        message: dict[str, Any] = {"role": "assistant", "content": said.content, "refusal": None}
+        if said.reasoning:
+            message |= {"reasoning_content": said.reasoning, "reasoning": said.reasoning}
+        if said.calls:
+            message["content"] = said.content or None
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in said.calls
+            ]
+        return {"message": message}
 
     def _logprobs(self, delta: Delta) -> dict[str, Any]:
         return {"content": [self._token(token) for token in delta.tokens], "refusal": None}
@@ -60,3 +82,18 @@ class ChatShape(Shape):
             "logprob": finite(logprob),
             "bytes": list(self._tokenizer.piece(token)),
         }
+
+
+def _delta(part: Content | Reasoning | CallStart | CallArguments) -> str:
+    """The fields of a chunk's delta. Reasoning has DeepSeek's name and that of vLLM and mlx-lm."""
+    match part:
+        case Content(text):
+            return f'"content": {quote(text)}'
+        case Reasoning(text):
+            return f'"reasoning_content": {quote(text)}, "reasoning": {quote(text)}'
+        case CallStart(index, call_id, name):
+            function = f'{{"name": {quote(name)}, "arguments": ""}}'
+            call = f'"index": {index}, "id": {quote(call_id)}, "type": "function", "function": {function}'
+        case CallArguments(index, text):
+            call = f'"index": {index}, "function": {{"arguments": {quote(text)}}}'
+    return f'"tool_calls": [{{{call}}}]'

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from cluster.api.parts import Content, Part, PartReader
 from cluster.api.stop import StopFilter
 from cluster.tokenizer import Tokenizer
 from proto import head_pb2, ring_pb2
@@ -21,6 +23,8 @@ class TextOptions:
     min_tokens: int = 0
     skip_special: bool = True
     keeps_tokens: bool = False  # ids or log-probabilities go to the client
+    make_reader: Callable[[], PartReader] | None = None  # of an answer with reasoning or tool calls
+    shown_ids: frozenset[int] = frozenset()  # special tokens that the reader wants to see
 
 
 @dataclass(slots=True)
@@ -30,6 +34,14 @@ class Delta:
     text: str = ""
     tokens: list[ring_pb2.SampledToken] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)  # where each token's text begins, in characters
+    stop_string: str = ""  # the client's own that ended a whole answer
+    parts: list[Part] | None = None  # what the text means; None: all of it is content
+
+    def as_parts(self) -> list[Part]:
+        """The parts of an answer, whether or not it has a reader."""
+        if self.parts is not None:
+            return self.parts
+        return [Content(self.text)] if self.text else []
 
 
 class Choice:
@@ -40,6 +52,7 @@ class Choice:
         "_kept",
         "_num_chars",
         "_options",
+        "_reader",
         "_stop",
         "finish_reason",
         "index",
@@ -53,12 +66,20 @@ class Choice:
         self.finish_reason = ""
         self.num_tokens = 0
         self._options = options
-        self._detokenizer = tokenizer.detokenizer(prompt, skip_special=options.skip_special)
+        self._reader = options.make_reader() if options.make_reader is not None else None
+        self._detokenizer = tokenizer.detokenizer(
+            prompt, skip_special=options.skip_special, shown_ids=options.shown_ids
+        )
         self._stop = (
             StopFilter(options.stops, is_included=options.is_stop_included) if options.stops else None
         )
         self._kept = Delta()
         self._num_chars = num_echoed
+
+    @property
+    def stop_string(self) -> str:
+        """The stop string that ended it, or empty."""
+        return "" if self._stop is None else self._stop.matched
 
     def feed(self, reply: head_pb2.GenerateReply) -> Delta | None:
         """The text that may be shown now, with the tokens and log-probabilities held back so far.
@@ -70,15 +91,33 @@ class Choice:
             text += self._add(token)
             if self._stop is not None and self._stop.is_matched:
                 self.finish_reason = "stop"
-                return self._take(text)
+                return self._end(text, is_cut=True)
         if reply.finish_reason:
             self.finish_reason = reply.finish_reason
             text += self._filtered(self._detokenizer.flush())
             if self._stop is not None:
                 text += self._stop.flush()
-            return self._take(text)
+            return self._end(text, is_cut=reply.finish_reason != "stop")
+        if self._reader is not None:
+            return self._read(self._reader, text)
         # A token of no text is shown to a client that counts tokens, unless it may be part of a stop string.
         return self._take(text) if text or (self._kept.tokens and self._stop is None) else None
+
+    def _read(self, reader: PartReader, text: str) -> Delta | None:
+        parts = reader.feed(text)
+        if reader.is_over:
+            self.finish_reason = "tool_calls"
+        if not parts and not self.finish_reason and (not self._kept.tokens or self._stop is not None):
+            return None
+        return self._take(text, parts)
+
+    def _end(self, text: str, *, is_cut: bool) -> Delta:
+        if self._reader is None:
+            return self._take(text)
+        parts = self._reader.feed(text) + self._reader.finish(is_cut=is_cut)
+        if self._reader.num_calls and self.finish_reason == "stop":
+            self.finish_reason = "tool_calls"
+        return self._take(text, parts)
 
     def _add(self, token: ring_pb2.SampledToken) -> str:
         options = self._options
@@ -97,9 +136,9 @@ class Choice:
             return text
         return self._stop.push(text)
 
-    def _take(self, text: str) -> Delta:
+    def _take(self, text: str, parts: list[Part] | None = None) -> Delta:
         kept, self._kept = self._kept, Delta()
-        kept.text = text
+        kept.text, kept.parts = text, parts
         return kept
 
 

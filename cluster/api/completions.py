@@ -7,10 +7,10 @@ from typing import Any
 
 from cluster.api.choice import Delta, finite
 from cluster.api.prompt import Prompt
-from cluster.api.shape import Shape, quote
+from cluster.api.shape import ChunkShape, quote
 
 
-class CompletionShape(Shape):
+class CompletionShape(ChunkShape):
     """Text offsets count characters of the choice's own text, the echoed prompt included."""
 
     object_name = "text_completion"
@@ -31,7 +31,7 @@ class CompletionShape(Shape):
             index, f'"text": {quote(delta.text)}, "logprobs": {logprobs}, "finish_reason": null{ids}'
         )
 
-    def closing(self, index: int, finish_reason: str) -> str:
+    def closing(self, index: int, finish_reason: str, stop_string: str) -> str:
         return self._chunk(index, f'"text": "", "logprobs": null, "finish_reason": "{finish_reason}"')
 
     def _content(self, prompt: Prompt, delta: Delta) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Every error of the HTTP side, in OpenAI's shape. Pure."""
+"""Every error of the HTTP side, in OpenAI's shape and in Anthropic's. Pure."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ from typing import Any
 import grpc
 
 RETRY_AFTER_S = 1
+# docs.anthropic.com/en/api/errors; any other status is an api_error.
+_ANTHROPIC_KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    415: "invalid_request_error",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 # What gRPC itself says when a peer goes away; anything else is the head's own sentence.
 _TRANSPORT_FAILURES = (
     "Socket closed",
@@ -43,6 +56,11 @@ class ApiError(Exception):
     def content(self) -> dict[str, Any]:
         """The response body."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+    def anthropic_content(self, request_id: str | None) -> dict[str, Any]:
+        """The response body for a client of Anthropic's API."""
+        kind = _ANTHROPIC_KINDS.get(self.status, "api_error")
+        return {"type": "error", "error": {"type": kind, "message": self.message}, "request_id": request_id}
 
     def event(self) -> bytes:
         """The last event of a stream that had begun."""

@@ -17,6 +17,7 @@ from cluster.api.errors import ApiError
 from cluster.api.metrics import Metrics
 
 OPEN_PATHS = ("/health",)
+MESSAGES = "/v1/messages"
 _LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
 
 
@@ -48,7 +49,7 @@ class Gate:
         self._metrics.in_flight.inc()
         try:
             refusal = self._refusal(scope["path"], headers)
-            app = self._app if refusal is None else error_response(refusal)
+            app = self._app if refusal is None else error_response(refusal, scope)
             await app(scope, receive, counted)
         except Exception:
             status = 500
@@ -62,19 +63,23 @@ class Gate:
     def _refusal(self, path: str, headers: Headers) -> ApiError | None:
         if not self._keys:
             return None if self._is_local(headers.get("host", "")) else _foreign_host()
-        if path in OPEN_PATHS or is_asset(path) or self._has_key(headers.get("authorization", "")):
+        if path in OPEN_PATHS or is_asset(path) or self._has_key(headers):
             return None
         return ApiError(
             401,
-            "The API key is missing or wrong: send the header `Authorization: Bearer KEY`.",
+            "The API key is missing or wrong: send the header `Authorization: Bearer KEY` "
+            "(or `x-api-key: KEY`).",
             code="invalid_api_key",
             headers={"www-authenticate": "Bearer"},
         )
 
-    def _has_key(self, header: str) -> bool:
-        scheme, _, given = header.partition(" ")
-        found = [hmac.compare_digest(given.strip().encode(), key) for key in self._keys]
-        return scheme.lower() == "bearer" and any(found)
+    def _has_key(self, headers: Headers) -> bool:
+        """In either header: a client of Anthropic's API may send both, of which one is another service's."""
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        bearer = given.strip() if scheme.lower() == "bearer" else ""
+        given_keys = [text.encode() for text in (bearer, headers.get("x-api-key", "").strip())]
+        found = [hmac.compare_digest(one, key) for key in self._keys for one in given_keys]
+        return any(found)
 
     def _is_local(self, host: str) -> bool:
         """Without keys only names of this machine pass: a web page may point its own name at 127.0.0.1."""
@@ -92,9 +97,19 @@ class Gate:
         return True
 
 
-def error_response(error: ApiError) -> JSONResponse:
-    """An error as JSON."""
-    return JSONResponse(error.content(), error.status, headers=error.headers)
+def speaks_anthropic(scope: Scope) -> bool:
+    """Whether the client of this request expects Anthropic's shapes."""
+    path: str = scope["path"]
+    return path == MESSAGES or path.startswith(f"{MESSAGES}/") or "anthropic-version" in Headers(scope=scope)
+
+
+def error_response(error: ApiError, scope: Scope) -> JSONResponse:
+    """An error as JSON, in the shape of the request's dialect."""
+    content = error.content()
+    if speaks_anthropic(scope):
+        note = access.current_note.get(None)
+        content = error.anthropic_content(None if note is None else note.request_id)
+    return JSONResponse(content, error.status, headers=error.headers)
 
 
 def _foreign_host() -> ApiError:

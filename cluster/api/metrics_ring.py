@@ -38,6 +38,7 @@ def ring_metrics(state: str, status: head_pb2.ClusterStatus | None) -> Iterator[
         ("context_tokens", "Tokens that a prompt and its answer may have together.", status.context),
         ("sessions_active", "Requests in the ring.", status.num_active),
         ("sessions_queued", "Requests that wait.", status.num_queued),
+        ("sessions_kept", "Ended requests kept for prompts that begin like them.", status.num_kept),
         ("sessions_max", "Requests that the plan has room for at once.", status.max_active),
     ):
         yield GaugeMetricFamily(f"macrame_{name}", about, float(value))
@@ -45,6 +46,7 @@ def ring_metrics(state: str, status: head_pb2.ClusterStatus | None) -> Iterator[
         ("head_requests", "Requests that the head took.", status.num_requests),
         ("head_failed", "Requests that the head refused or that failed.", status.num_failed),
         ("head_prompt_tokens", "Tokens of prompts that entered the ring.", status.num_prompt_tokens),
+        ("head_cached_tokens", "Of those of prompts, tokens not read again.", status.num_cached_tokens),
         ("head_completion_tokens", "Tokens that the ring drew.", status.num_completion_tokens),
     ):
         yield CounterMetricFamily(f"macrame_{name}", about, float(value))

@@ -1,20 +1,18 @@
-"""Prompts and messages of a request, checked, as token ids. Pure; may run in any thread."""
+"""Prompts of a request, checked, as token ids, and what fits the context. Pure; may run in any thread."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cluster.api.errors import ApiError, bad_request
-from cluster.api.schema import ROLES, ChatBody, CompletionBody
-from cluster.tokenizer import ChatError, Tokenizer
+from cluster.api.parts import PartReader
+from cluster.api.schema import CompletionBody
+from cluster.tokenizer import Tokenizer
 
 MAX_ANSWERS = 64  # of one request
 COUNTED_CHARS = 2_000_000  # up to here a refusal gives the exact number of tokens
-# Of a message an assistant once sent, these come back empty from OpenAI's client.
-_EMPTY_MESSAGE_FIELDS = ("refusal", "annotations", "audio", "function_call", "tool_calls")
-_TEMPLATE_MESSAGE_FIELDS = ("name", "reasoning", "reasoning_content")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +29,10 @@ class Limits:
 class Prompt:
     tokens: list[int]
     echo: str = ""  # the prompt's text, where the answer shall begin with it
+    make_reader: Callable[[], PartReader] | None = None  # of its answers, where they are more than content
+    shown_ids: frozenset[int] = frozenset()  # special tokens that the reader must see
+    grammar: str = ""  # which its answers must keep to
+    grammar_field: str = ""  # of the request, which asks for that
 
 
 def read_prompts(body: CompletionBody, tokenizer: Tokenizer, limits: Limits) -> list[Prompt]:
@@ -80,79 +82,8 @@ def check_answers(num_prompts: int, n: int, limits: Limits) -> None:
     raise bad_request(f"prompt: {asked}; send several requests.", "prompt", "invalid_value")
 
 
-def read_chat(body: ChatBody, tokenizer: Tokenizer, limits: Limits) -> Prompt:
-    """`messages` through the model's chat template; raises ApiError."""
-    messages = read_messages(body.messages, tokenizer)
-    _refuse_long_text(
-        sum(len(message.get("content", "")) for message in messages), tokenizer, limits, "messages"
-    )
-    is_continued = bool(body.continue_final_message)
-    try:
-        tokens = tokenizer.encode_chat(
-            messages,
-            add_generation_prompt=not is_continued and body.add_generation_prompt is not False,
-            continue_final_message=is_continued,
-            template_args=body.chat_template_kwargs,
-        )
-    except ChatError as error:
-        raise bad_request(str(error), "messages", "chat_template_error") from None
-    if not tokens:
-        raise bad_request("messages make an empty prompt.", "messages", "empty_prompt")
-    return Prompt(tokens)
-
-
-def read_messages(given: Any, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """The messages as a template reads them: text parts joined, `developer` as the model knows it."""
-    if given is None:
-        raise bad_request("messages is missing.", "messages", "missing_parameter")
-    if not isinstance(given, list):
-        raise bad_request("messages must be a list.", "messages", "invalid_value")
-    if not given:
-        raise bad_request("messages is empty.", "messages", "empty_prompt")
-    return [_read_message(message, f"messages[{i}]", tokenizer) for i, message in enumerate(given)]
-
-
-def _read_message(message: Any, place: str, tokenizer: Tokenizer) -> dict[str, Any]:
-    if not isinstance(message, dict):
-        raise bad_request(f"{place} must be an object with role and content.", place, "invalid_value")
-    role = message.get("role")
-    if role not in ROLES:
-        raise bad_request(
-            f"{place}.role must be one of {', '.join(ROLES)}.", f"{place}.role", "invalid_value"
-        )
-    read: dict[str, Any] = {"role": role}
-    if role == "developer" and not tokenizer.template_mentions("developer"):
-        read["role"] = "system"
-    read["content"] = _read_content(message.get("content"), f"{place}.content")
-    for name, value in message.items():
-        if name in ("role", "content") or value is None:
-            continue
-        if name in _TEMPLATE_MESSAGE_FIELDS and isinstance(value, str):
-            read[name] = value
-        elif name not in _EMPTY_MESSAGE_FIELDS or value != []:
-            raise bad_request(f"{place}.{name} is not supported.", f"{place}.{name}", "unsupported_parameter")
-    return read
-
-
-def _read_content(content: Any, place: str) -> str:
-    if isinstance(content, list):
-        texts = []
-        for i, part in enumerate(content):
-            kind = part.get("type") if isinstance(part, dict) else None
-            if kind != "text" or not isinstance(part.get("text"), str) or len(part) > 2:
-                shown = f" of type {kind!r}" if isinstance(kind, str) else ""
-                raise bad_request(
-                    f"{place}[{i}]: a part{shown} is not supported; only text parts are.", f"{place}[{i}]"
-                )
-            texts.append(part["text"])
-        content = "".join(texts)
-    if not isinstance(content, str):
-        raise bad_request(f"{place} must be a text or a list of text parts.", place, "invalid_value")
-    return content
-
-
 def _encode(text: str, tokenizer: Tokenizer, limits: Limits, add_special_tokens: bool) -> list[int]:
-    _refuse_long_text(len(text), tokenizer, limits, "prompt")
+    refuse_long_text(len(text), tokenizer, limits, "prompt")
     tokens = tokenizer.encode(text, add_special_tokens=add_special_tokens) if text else []
     if not tokens:
         raise bad_request("prompt is empty.", "prompt", "empty_prompt")
@@ -183,7 +114,7 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _refuse_long_text(num_chars: int, tokenizer: Tokenizer, limits: Limits, place: str) -> None:
+def refuse_long_text(num_chars: int, tokenizer: Tokenizer, limits: Limits, place: str) -> None:
     """Spares the tokenizer a huge text that cannot fit, even in the vocabulary's longest tokens."""
     at_least = num_chars // max(tokenizer.max_token_chars, 1)
     if num_chars > COUNTED_CHARS and limits.context and at_least > 4 * limits.context:

@@ -1,11 +1,14 @@
-"""What a request body may hold. The only file with pydantic; every refusal names the field. Pure."""
+"""What a request body may hold, as pydantic models; every refusal names the field. Pure.
+
+The bodies of other dialects are in files of their own (`messages_body`, `responses_body`).
+"""
 
 from __future__ import annotations
 
 import difflib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,17 +18,23 @@ MAX_TOP_LOGPROBS = 20
 MAX_N = 64
 MAX_STOPS = 4
 MAX_STOP_CHARS = 1024
-ROLES = ("system", "developer", "user", "assistant")
+ROLES = ("system", "developer", "user", "assistant", "tool")
 
 # They cannot change a token, whatever they say.
 _IGNORED = (
     *("user", "metadata", "store", "service_tier", "safety_identifier"),
-    *("prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls"),
+    *("prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls", "include_reasoning"),
 )
 _NULL_ONLY = (
     *("audio", "prediction", "web_search_options", "reasoning_effort", "truncate_prompt_tokens"),
-    *("prompt_logprobs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
-    *("structured_outputs", "allowed_token_ids", "documents", "chat_template", "mm_processor_kwargs"),
+    *(
+        "prompt_logprobs",
+        "guided_grammar",
+        "allowed_token_ids",
+        "documents",
+        "chat_template",
+        "mm_processor_kwargs",
+    ),
     *("kv_transfer_params", "adapters", "draft_model"),
 )
 # Accepted with the values that mean "off" (null always does); anything else is refused by name.
@@ -34,7 +43,6 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "verbosity": ("medium",),
     "suffix": ("",),
@@ -50,13 +58,6 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "num_draft_tokens": (0,),
     **dict.fromkeys(_NULL_ONLY, ()),
 }
-# What the user of a client that sends these by itself can do.
-_CURES = {
-    "tools": "switch tools (function calling) off for this model in the client",
-    "tool_choice": "switch tools (function calling) off for this model in the client",
-    "response_format": "ask for the format in the prompt, and check the answer",
-    "reasoning_effort": "leave it at its default; some models take chat_template_kwargs",
-}
 
 Penalty = Annotated[float | None, Field(ge=-2, le=2)]
 
@@ -70,12 +71,22 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool | None = None  # padding against eavesdroppers; no token depends on it
 
 
-class GenerateBody(BaseModel):
-    """The fields that both endpoints share. A null means: not given."""
+class RequestBody(BaseModel):
+    """A body, and what is accepted besides its fields. A null means: not given."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
+    ignored: ClassVar[tuple[str, ...]] = _IGNORED
+    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = _NEUTRAL
+
     model: str | None = None
+
+
+class GenerateBody(RequestBody):
+    """The fields that both endpoints share."""
+
+    max_stops: ClassVar[int] = MAX_STOPS
+
     max_tokens: Annotated[int | None, Field(ge=1)] = None
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
     min_tokens: Annotated[int | None, Field(ge=0, lt=2**31)] = None
@@ -97,6 +108,11 @@ class GenerateBody(BaseModel):
     skip_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
     return_token_ids: bool | None = None
+    response_format: Any = None  # this and the next four: read by cluster.api.structure
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -108,8 +124,8 @@ class GenerateBody(BaseModel):
         stops = [self.stop] if isinstance(self.stop, str) else self.stop
         if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
             raise bad_request("stop must be a string or a list of strings.", "stop")
-        if len(stops) > MAX_STOPS:
-            raise bad_request(f"stop holds {len(stops)} strings; {MAX_STOPS} are allowed.", "stop")
+        if len(stops) > self.max_stops:
+            raise bad_request(f"stop holds {len(stops)} strings; {self.max_stops} are allowed.", "stop")
         if not all(stops):
             raise bad_request("stop holds an empty string.", "stop")
         if max(map(len, stops), default=0) > MAX_STOP_CHARS:
@@ -129,15 +145,29 @@ class CompletionBody(GenerateBody):
 class ChatBody(GenerateBody):
     """POST /v1/chat/completions."""
 
-    messages: Any = None  # read by cluster.api.prompt.read_messages
+    messages: Any = None  # read by cluster.api.chat_messages.read_messages
     logprobs: bool | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: Any = None  # with the next: read by cluster.api.tools.read_tools
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    documents: list[dict[str, Any]] | None = None
+    reasoning_effort: Annotated[str | None, Field(min_length=1, max_length=64)] = None
+    include_reasoning: bool | None = None
 
 
-Body = TypeVar("Body", bound=GenerateBody)
+class EmbeddingsBody(RequestBody):
+    """POST /v1/embeddings: enough to refuse it in the right words."""
+
+    input: Any = None
+    encoding_format: Any = None
+    dimensions: Any = None
+
+
+Body = TypeVar("Body", bound=RequestBody)
 
 
 def parse_body(body: bytes, kind: type[Body]) -> Body:
@@ -152,30 +182,37 @@ def parse_body(body: bytes, kind: type[Body]) -> Body:
         raise bad_request(f"The body is not valid JSON: {error}", code="invalid_json") from None
     if not isinstance(content, dict):
         raise bad_request("The body must be a JSON object.", code="invalid_json")
+    return read_body(content, kind)
+
+
+def read_body(content: Mapping[str, Any], kind: type[Body]) -> Body:
+    """The same of a body that is an object already."""
     fields = _without_neutral(content, kind)
     try:
         request = kind.model_validate(fields)
     except ValidationError as error:
         raise _first_problem(error) from None
-    _check_together(request)
+    if isinstance(request, GenerateBody):
+        _check_together(request)
     return request
 
 
-def _without_neutral(content: dict[str, Any], kind: type[GenerateBody]) -> dict[str, Any]:
+def _without_neutral(content: Mapping[str, Any], kind: type[RequestBody]) -> dict[str, Any]:
     kept = {}
     for name, value in content.items():
         if name in kind.model_fields:
             kept[name] = value
-        elif name in _NEUTRAL:
-            if value is not None and not any(_is_same(value, neutral) for neutral in _NEUTRAL[name]):
-                cure = f": {_CURES[name]}" if name in _CURES else ""
+        elif name in kind.neutral:
+            if value is not None and not any(_is_same(value, neutral) for neutral in kind.neutral[name]):
                 raise bad_request(
-                    f"{name} is not supported with the value {_show(value)}{cure}.",
+                    f"{name} is not supported with the value {_show(value)}.",
                     name,
                     "unsupported_parameter",
                 )
-        elif name not in _IGNORED:
-            near = difflib.get_close_matches(name, [*kind.model_fields, *_NEUTRAL, *_IGNORED], 1, 0.75)
+        elif name not in kind.ignored:
+            near = difflib.get_close_matches(
+                name, [*kind.model_fields, *kind.neutral, *kind.ignored], 1, 0.75
+            )
             hint = f" Did you mean {near[0]}?" if near else ""
             raise bad_request(
                 f"{_show(name)[1:-1]} is not a field of this request.{hint}", name, "unknown_parameter"
@@ -205,7 +242,10 @@ def _check_together(request: GenerateBody) -> None:
             )
         if request.echo and request.logprobs is not None:
             raise bad_request(
-                "echo together with logprobs is not supported.", "echo", "unsupported_parameter"
+                "echo together with logprobs is not supported: the ring computes no log-probabilities of a "
+                "prompt; send one of the two.",
+                "echo",
+                "unsupported_parameter",
             )
 
 

@@ -9,17 +9,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from cluster.api.answer import Answer, Job
+from cluster.api.answer import KEEP_ALIVE_S, Answer, Job
 from cluster.api.chat import ChatShape
+from cluster.api.chat_prompt import read_chat
 from cluster.api.choice import TextOptions
 from cluster.api.completions import CompletionShape
 from cluster.api.errors import ApiError, bad_request, unavailable
 from cluster.api.head_client import HeadClient
 from cluster.api.metrics import Metrics
-from cluster.api.prompt import Limits, Prompt, answer_tokens, check_answers, read_chat, read_prompts
+from cluster.api.prompt import Limits, Prompt, answer_tokens, check_answers, read_prompts
 from cluster.api.sampling import SamplingDefaults, read_sampling, with_seed
 from cluster.api.schema import ChatBody, CompletionBody, GenerateBody, parse_body
-from cluster.api.shape import AnswerOptions
+from cluster.api.shape import AnswerOptions, Shape
+from cluster.api.structure import GrammarChecker, read_structure
+from cluster.api.syntax import ModelSyntax
 from cluster.logs import current_request
 from cluster.tokenizer import Tokenizer
 from proto import head_pb2
@@ -34,7 +37,14 @@ class Service:
     """What all requests share. The tokenizer comes later than the first request may."""
 
     def __init__(
-        self, model: str, base: Path, head: HeadClient, max_queued: int, adapters: Sequence[str] = ()
+        self,
+        model: str,
+        base: Path,
+        head: HeadClient,
+        max_queued: int,
+        adapters: Sequence[str] = (),
+        *,
+        keep_alive_s: float = KEEP_ALIVE_S,
     ) -> None:
         self.adapters = tuple(adapters)
         self.head = head
@@ -42,8 +52,11 @@ class Service:
         self.started_at_s = int(time.time())
         self.model_names = served_names(model, base)
         self._max_queued = max_queued
+        self._keep_alive_s = keep_alive_s
         self._tokenizer: Tokenizer | None = None
+        self._syntax: ModelSyntax | None = None
         self._defaults = SamplingDefaults()
+        self._grammars = GrammarChecker()
 
     @property
     def model(self) -> str:
@@ -56,6 +69,7 @@ class Service:
 
     def use(self, tokenizer: Tokenizer, defaults: SamplingDefaults) -> None:
         """The tokenizer is there: requests may come."""
+        self._syntax = ModelSyntax(tokenizer)
         self._tokenizer, self._defaults = tokenizer, defaults
 
     async def complete(self, raw: bytes) -> Answer:
@@ -63,6 +77,8 @@ class Service:
         body = parse_body(raw, CompletionBody)
         tokenizer = self._ready(body)
         limits = self._limits()
+        grammar, field = read_structure(body)
+        await self._grammars.check(grammar, field)
         prompts = await _tokenized(len(raw), lambda: read_prompts(body, tokenizer, limits))
         options = self._options(body, body.logprobs is not None, body.logprobs or 0)
         job = self._job(
@@ -72,24 +88,58 @@ class Service:
             options,
             default_tokens=DEFAULT_COMPLETION_TOKENS,
             eos_ids=tokenizer.eos_ids,
+            grammar=grammar,
         )
         shape = CompletionShape(
             job.requests[0].request_id, int(time.time()), self.served_id(body.model), options, tokenizer
         )
-        return Answer(job, shape, tokenizer, self.head, self.metrics)
+        return Answer(job, shape, tokenizer, self.head, self.metrics, keep_alive_s=self._keep_alive_s)
 
     async def chat(self, raw: bytes) -> Answer:
         """POST /v1/chat/completions; raises ApiError."""
         body = parse_body(raw, ChatBody)
+
+        def shape(job: Job, tokenizer: Tokenizer) -> ChatShape:
+            answer_id, model = job.requests[0].request_id, self.served_id(body.model)
+            return ChatShape(answer_id, int(time.time()), model, job.options, tokenizer)
+
+        return await self.answer_chat(body, len(raw), "chatcmpl-", shape)
+
+    async def answer_chat(
+        self,
+        body: ChatBody,
+        num_bytes: int,
+        prefix: str,
+        make_shape: Callable[[Job, Tokenizer], Shape],
+        *,
+        is_clamped: bool = False,
+    ) -> Answer:
+        """The answer to a chat in any dialect; raises ApiError. `prefix` is that of its id.
+
+        `is_clamped`: one that asks for more tokens than the context has left gets these.
+        """
         tokenizer = self._ready(body)
-        limits = self._limits()
-        prompt = await _tokenized(len(raw), lambda: read_chat(body, tokenizer, limits))
+        prompt = await self.chat_prompt(body, num_bytes)
+        await self._grammars.check(prompt.grammar, prompt.grammar_field)
         options = self._options(body, bool(body.logprobs), body.top_logprobs or 0)
-        job = self._job("chatcmpl-", body, [prompt], options, default_tokens=None, eos_ids=tokenizer.eos_ids)
-        shape = ChatShape(
-            job.requests[0].request_id, int(time.time()), self.served_id(body.model), options, tokenizer
+        job = self._job(
+            prefix,
+            body,
+            [prompt],
+            options,
+            default_tokens=None,
+            eos_ids=tokenizer.eos_ids,
+            grammar=prompt.grammar,
+            is_clamped=is_clamped,
         )
-        return Answer(job, shape, tokenizer, self.head, self.metrics)
+        shape = make_shape(job, tokenizer)
+        return Answer(job, shape, tokenizer, self.head, self.metrics, keep_alive_s=self._keep_alive_s)
+
+    async def chat_prompt(self, body: ChatBody, num_bytes: int) -> Prompt:
+        """The tokens of a chat; raises ApiError."""
+        tokenizer, syntax, limits = self._ready(body), self._syntax, self._limits()
+        assert syntax is not None
+        return await _tokenized(num_bytes, lambda: read_chat(body, tokenizer, syntax, limits))
 
     def served_id(self, asked: str | None) -> str:
         """The id of the model or adapter that `asked` names."""
@@ -112,9 +162,13 @@ class Service:
         return f"the served models are {', '.join(map(repr, (self.model, *self.adapters)))}"
 
     def _ready(self, body: GenerateBody) -> Tokenizer:
-        if body.model is not None:
-            self.check_model(body.model)
         body.stops  # noqa: B018  # a wrong one is refused before any work
+        return self.tokenizer(body.model)
+
+    def tokenizer(self, model: str | None) -> Tokenizer:
+        """For requests to `model`; raises ApiError where that is another one, or nothing is loaded."""
+        if model is not None:
+            self.check_model(model)
         if self._tokenizer is None:
             raise unavailable("The tokenizer is being loaded.", "loading")
         return self._tokenizer
@@ -144,6 +198,8 @@ class Service:
         *,
         default_tokens: int | None,
         eos_ids: frozenset[int],
+        grammar: str = "",
+        is_clamped: bool = False,
     ) -> Job:
         limits, place = self._limits(), "prompt" if isinstance(body, CompletionBody) else "messages"
         if not limits.context:
@@ -153,11 +209,14 @@ class Service:
             )
         check_answers(len(prompts), body.n or 1, limits)
         sampling = read_sampling(body, self._defaults, eos_ids, limits.vocab_size)
+        sampling.grammar = grammar
         answer_id = prefix + uuid.uuid4().hex
         requests: list[head_pb2.GenerateRequest] = []
         repeated: list[Prompt] = []
+        asked = body.max_completion_tokens or body.max_tokens
+        if is_clamped:
+            asked, default_tokens = None, asked
         for prompt in prompts:
-            asked = body.max_completion_tokens or body.max_tokens
             max_tokens = answer_tokens(asked, default_tokens, prompt.tokens, limits, place)
             if sampling.min_tokens > max_tokens:
                 raise bad_request(
@@ -184,6 +243,8 @@ class Service:
             min_tokens=body.min_tokens or 0,
             skip_special=body.skip_special_tokens is not False,
             keeps_tokens=options.has_token_ids or options.has_logprobs,
+            make_reader=prompts[0].make_reader,
+            shown_ids=prompts[0].shown_ids,
         )
         return Job(repeated, requests, sum(len(prompt.tokens) for prompt in prompts), text, options)
 

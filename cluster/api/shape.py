@@ -1,4 +1,4 @@
-"""What both endpoints' answers have in common, and the JSON of a stream's chunks. Pure."""
+"""What the endpoints' answers have in common, and the JSON of a stream's chunks. Pure."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from json.encoder import encode_basestring, encode_basestring_ascii
 from typing import Any
 
 from cluster.api.choice import Delta
+from cluster.api.errors import ApiError
 from cluster.api.prompt import Prompt
 from cluster.tokenizer import Tokenizer
 
@@ -19,12 +20,14 @@ DONE = b"data: [DONE]\n\n"
 class Usage:
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0  # of the prompt's, not read again
 
-    def content(self) -> dict[str, int]:
+    def content(self) -> dict[str, Any]:
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
 
 
@@ -40,7 +43,37 @@ class AnswerOptions:
 
 
 class Shape(ABC):
-    """How an endpoint writes answers: `whole`, or `opening`, `delta`s and `closing` of each choice."""
+    """How an endpoint writes: `whole`; or `opening`, `delta`s and `closing` of each choice, then `end`."""
+
+    keep_alive = b": keep-alive\n\n"  # what a silent stream gets: a comment, which clients skip
+
+    @abstractmethod
+    def opening(self, index: int, prompt: Prompt) -> str:
+        """The first event of a choice; may be empty."""
+
+    @abstractmethod
+    def delta(self, index: int, delta: Delta) -> str:
+        """Events with text."""
+
+    @abstractmethod
+    def closing(self, index: int, finish_reason: str, stop_string: str) -> str:
+        """The event with the finish_reason; `stop_string` is the client's own that ended it, or empty."""
+
+    @abstractmethod
+    def end(self, usage: Usage) -> bytes:
+        """A stream's last bytes."""
+
+    @abstractmethod
+    def whole(self, prompts: list[Prompt], answers: list[tuple[Delta, str]], usage: Usage) -> dict[str, Any]:
+        """The body of an answer that is not streamed; answers are (everything, finish_reason)."""
+
+    def error(self, error: ApiError) -> bytes:
+        """A stream's last bytes where it failed."""
+        return error.event()
+
+
+class ChunkShape(Shape):
+    """What OpenAI's two older endpoints have in common: choices, and chunks of them."""
 
     object_name: str
     chunk_object: str
@@ -60,18 +93,6 @@ class Shape(ABC):
         self._after = '}], "usage": null}\n\n' if options.has_usage else "}]}\n\n"
 
     @abstractmethod
-    def opening(self, index: int, prompt: Prompt) -> str:
-        """The first chunk of a choice; may be empty."""
-
-    @abstractmethod
-    def delta(self, index: int, delta: Delta) -> str:
-        """A chunk with text."""
-
-    @abstractmethod
-    def closing(self, index: int, finish_reason: str) -> str:
-        """The chunk with the finish_reason."""
-
-    @abstractmethod
     def _content(self, prompt: Prompt, delta: Delta) -> dict[str, Any]:
         """The text of a whole choice, under the endpoint's key."""
 
@@ -80,7 +101,6 @@ class Shape(ABC):
         """The log-probabilities of its tokens."""
 
     def whole(self, prompts: list[Prompt], answers: list[tuple[Delta, str]], usage: Usage) -> dict[str, Any]:
-        """The body of an answer that is not streamed; answers are (everything, finish_reason)."""
         choices = []
         for index, (prompt, (delta, finish_reason)) in enumerate(zip(prompts, answers, strict=True)):
             choice = {
@@ -95,11 +115,12 @@ class Shape(ABC):
             choices.append(choice)
         return self._head | {"object": self.object_name, "choices": choices, "usage": usage.content()}
 
-    def usage_chunk(self, usage: Usage) -> bytes:
-        """The last chunk, where stream_options.include_usage asked for it."""
-        return (
-            b"data: " + json.dumps(self._head | {"choices": [], "usage": usage.content()}).encode() + b"\n\n"
-        )
+    def end(self, usage: Usage) -> bytes:
+        """A stream's last bytes: the usage, where stream_options.include_usage asked for it."""
+        if not self._options.has_usage:
+            return DONE
+        chunk = self._head | {"choices": [], "usage": usage.content()}
+        return b"data: " + json.dumps(chunk).encode() + b"\n\n" + DONE
 
     def _chunk(self, index: int, fields: str) -> str:
         """One event; `fields` is JSON that follows the choice's index."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class StopFilter:
@@ -11,7 +11,7 @@ class StopFilter:
     After `is_matched` no more text comes. O(length of the longest stop string) per piece.
     """
 
-    __slots__ = ("_held", "_is_included", "_stops", "is_matched")
+    __slots__ = ("_held", "_is_included", "_stops", "matched")
 
     def __init__(self, stops: Sequence[str], *, is_included: bool = False) -> None:
         if not all(stops):
@@ -19,7 +19,11 @@ class StopFilter:
         self._stops = tuple(stops)
         self._is_included = is_included
         self._held = ""
-        self.is_matched = False
+        self.matched = ""  # the first stop string that came
+
+    @property
+    def is_matched(self) -> bool:
+        return bool(self.matched)
 
     def push(self, text: str) -> str:
         """Takes the next piece; returns what may be shown now: everything before the first stop string."""
@@ -29,10 +33,10 @@ class StopFilter:
         found = [(held.find(stop), stop) for stop in self._stops if stop in held]
         if found:
             start, stop = min(found, key=lambda match: match[0])
-            self.is_matched = True
+            self.matched = stop
             self._held = ""
             return held[: start + len(stop)] if self._is_included else held[:start]
-        keep = self._num_held(held)
+        keep = num_held(held, self._stops)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
 
@@ -41,14 +45,15 @@ class StopFilter:
         held, self._held = self._held, ""
         return held
 
-    def _num_held(self, text: str) -> int:
-        """Length of the longest end of `text` that begins some stop string."""
-        return max(
-            (
-                size
-                for stop in self._stops
-                for size in range(1, min(len(stop) - 1, len(text)) + 1)
-                if stop.startswith(text[len(text) - size :])
-            ),
-            default=0,
-        )
+
+def num_held(text: str, markers: Iterable[str]) -> int:
+    """Length of the longest end of `text` that begins some marker without being all of it."""
+    return max(
+        (
+            size
+            for marker in markers
+            for size in range(1, min(len(marker) - 1, len(text)) + 1)
+            if marker.startswith(text[len(text) - size :])
+        ),
+        default=0,
+    )

@@ -69,12 +69,12 @@ def proofs_of_verdict(verdict: Verdict) -> list[Any]:
     ]
 
 
-def shipped(verdicts: Sequence[Verdict]) -> Iterator[tuple[Mapping[str, Any], Sequence[Any], bool]]:
-    """Every config with a proof of every cut, and whether sequences may share forward passes.
+def shipped(verdicts: Sequence[Verdict]) -> Iterator[tuple[Mapping[str, Any], Sequence[Any], Any]]:
+    """Every config with a proof of every cut, and of what may be done with rows.
 
     Those of the zoo, the published ones of the tests, the demo's.
     """
-    from shard_loader.batch_proof import can_batch
+    from shard_loader.batch_proof import prove_rows
     from shard_loader.cuts import prove_cuts
     from shard_loader.rehearsal import Rehearsal
     from tests.big_shapes import PUBLISHED
@@ -84,11 +84,11 @@ def shipped(verdicts: Sequence[Verdict]) -> Iterator[tuple[Mapping[str, Any], Se
     for verdict in verdicts:
         if verdict.status != REFUSED:
             config = zoo_config(verdict.name)
-            yield config, proofs_of_verdict(verdict), can_batch(Rehearsal(config))
+            yield config, proofs_of_verdict(verdict), prove_rows(Rehearsal(config))
     large = ((str(config["model_type"]), config) for config in PUBLISHED)
     for name, config in [*REAL_CONFIGS.items(), *large, ("demo", json.loads(DEMO.read_text()))]:
         print(f"proving {name}", file=sys.stderr)
-        yield config, prove_cuts(config), can_batch(Rehearsal(config))
+        yield config, prove_cuts(config), prove_rows(Rehearsal(config))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,0 +1,119 @@
+"""The messages of a chat as a template reads them, checked. Pure."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from cluster.api.errors import bad_request
+from cluster.api.schema import ROLES
+from cluster.tokenizer import Tokenizer
+
+# Of a message an assistant once sent, these come back empty from OpenAI's client.
+_EMPTY_FIELDS = ("refusal", "annotations", "audio", "function_call", "tool_calls")
+_TEMPLATE_FIELDS = ("name", "reasoning", "reasoning_content")
+_CALL_FIELDS = ("id", "type", "function", "index")
+
+
+def read_messages(given: Any, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """With text parts joined, `developer` as the model knows it, calls as objects; raises ApiError."""
+    if given is None:
+        raise bad_request("messages is missing.", "messages", "missing_parameter")
+    if not isinstance(given, list):
+        raise bad_request("messages must be a list.", "messages", "invalid_value")
+    if not given:
+        raise bad_request("messages is empty.", "messages", "empty_prompt")
+    return [_read_message(message, f"messages[{i}]", tokenizer) for i, message in enumerate(given)]
+
+
+def _read_message(message: Any, place: str, tokenizer: Tokenizer) -> dict[str, Any]:
+    if not isinstance(message, dict):
+        raise bad_request(f"{place} must be an object with role and content.", place, "invalid_value")
+    role = message.get("role")
+    if role not in ROLES:
+        raise bad_request(
+            f"{place}.role must be one of {', '.join(ROLES)}.", f"{place}.role", "invalid_value"
+        )
+    read: dict[str, Any] = {"role": role}
+    if role == "developer" and not tokenizer.template_mentions("developer"):
+        read["role"] = "system"
+    calls = message.get("tool_calls") if role == "assistant" else None
+    content = message.get("content")
+    # A message of nothing but calls has no text, or none that a template could show.
+    read["content"] = "" if calls and content is None else _read_content(content, f"{place}.content")
+    if calls:
+        read["tool_calls"] = _read_calls(calls, f"{place}.tool_calls", tokenizer.takes_arguments_as_text)
+    for name, value in message.items():
+        if name in ("role", "content") or value is None or (name == "tool_calls" and calls):
+            continue
+        is_call_id = name == "tool_call_id" and role == "tool"
+        if (name in _TEMPLATE_FIELDS or is_call_id) and isinstance(value, str):
+            read[name] = value
+        elif name not in _EMPTY_FIELDS or value != []:
+            raise bad_request(f"{place}.{name} is not supported.", f"{place}.{name}", "unsupported_parameter")
+    return _with_both_names_of_reasoning(read, tokenizer)
+
+
+def _with_both_names_of_reasoning(message: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    """Our answers have the reasoning under both names; a template reads one of them."""
+    text = message.get("reasoning_content") or message.get("reasoning")
+    if text and tokenizer.template_mentions("reasoning_content"):
+        message["reasoning_content"] = text
+    return message
+
+
+def _read_calls(calls: Any, place: str, has_text_arguments: bool) -> list[dict[str, Any]]:
+    if not isinstance(calls, list):
+        raise bad_request(f"{place} must be a list.", place, "invalid_value")
+    return [_read_call(call, f"{place}[{i}]", has_text_arguments) for i, call in enumerate(calls)]
+
+
+def _read_call(call: Any, place: str, has_text_arguments: bool) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or call.get("type", "function") != "function":
+        raise bad_request(
+            f"{place} must be a call of a function: {{id, type, function: {{name, arguments}}}}.",
+            place,
+            "invalid_value",
+        )
+    for name in call.keys() - _CALL_FIELDS:
+        raise bad_request(f"{place}.{name} is not supported.", f"{place}.{name}", "unsupported_parameter")
+    if not isinstance(function.get("name"), str):
+        raise bad_request(f"{place}.function.name must be a text.", f"{place}.function.name", "invalid_value")
+    read: dict[str, Any] = {
+        "type": "function",
+        "function": {"name": function["name"], "arguments": _arguments(function, place, has_text_arguments)},
+    }
+    if isinstance(call.get("id"), str):
+        read["id"] = call["id"]
+    return read
+
+
+def _arguments(function: dict[str, Any], place: str, is_text: bool) -> Any:
+    """An object, as mlx-lm gives it to templates, or the text that it was."""
+    given = function.get("arguments")
+    where = f"{place}.function.arguments"
+    try:
+        arguments = json.loads(given or "{}") if given is None or isinstance(given, str) else given
+    except ValueError as error:
+        raise bad_request(f"{where} is not valid JSON: {error}", where, "invalid_value") from None
+    if not isinstance(arguments, dict):
+        raise bad_request(f"{where} must be a JSON object.", where, "invalid_value")
+    return json.dumps(arguments, ensure_ascii=False) if is_text else arguments
+
+
+def _read_content(content: Any, place: str) -> str:
+    if isinstance(content, list):
+        texts = []
+        for i, part in enumerate(content):
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind != "text" or not isinstance(part.get("text"), str) or len(part) > 2:
+                shown = f" of type {kind!r}" if isinstance(kind, str) else ""
+                raise bad_request(
+                    f"{place}[{i}]: a part{shown} is not supported; only text parts are.", f"{place}[{i}]"
+                )
+            texts.append(part["text"])
+        content = "".join(texts)
+    if not isinstance(content, str):
+        raise bad_request(f"{place} must be a text or a list of text parts.", place, "invalid_value")
+    return content

@@ -1,0 +1,56 @@
+"""What the scheduler tells the head to do. Pure values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from proto import ring_pb2
+
+
+class FailureKind(Enum):
+    """Why a request ended without an answer; the head maps it to a gRPC status."""
+
+    INVALID = "invalid"  # it can never run
+    BUSY = "busy"  # the queue is full
+    UNAVAILABLE = "unavailable"  # the ring is not serving, or it broke
+    FAILED = "failed"  # a stage failed on this request alone
+    CANCELLED = "cancelled"  # by its id, by somebody else than the client that waits
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Put this frame header into the ring."""
+
+    frame: ring_pb2.Frame
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The request waits no longer: its first chunk enters the ring now."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """A token for the client; `finish_reason` is set on the last one."""
+
+    request_id: str
+    token: ring_pb2.SampledToken
+    finish_reason: str
+    num_prompt: int
+    num_completion: int
+    num_cached: int = 0  # of the prompt's tokens, not read again
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """The request ends with an error."""
+
+    request_id: str
+    kind: FailureKind
+    message: str
+
+
+Instruction = Send | Start | Emit | Fail

@@ -1,0 +1,87 @@
+"""Ended sessions whose caches stay on the stages, for prompts that begin like them. Pure.
+
+The head alone decides what is kept, what is begun with and what goes, so that all stages agree.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+MIN_COMMON = 16  # tokens; fewer are read again
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A session that only waits. tokens: all that its caches hold; share: of the plan's room."""
+
+    session: int
+    tokens: Sequence[int]
+    adapter: str
+    share: float
+
+
+@dataclass(slots=True)
+class KeptSessions:
+    """Least recently used first."""
+
+    _kept: OrderedDict[int, Kept] = field(default_factory=OrderedDict)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @property
+    def share(self) -> float:
+        """What all of them take together."""
+        return sum(kept.share for kept in self._kept.values())
+
+    def add(self, kept: Kept) -> None:
+        """As the one used last."""
+        self._kept[kept.session] = kept
+
+    def remove(self, session: int) -> None:
+        """It is closed."""
+        del self._kept[session]
+
+    def oldest(self) -> Iterator[Kept]:
+        """Those to go first; the caller may remove what it gets."""
+        yield from list(self._kept.values())
+
+    def clear(self) -> list[int]:
+        """All sessions, which are forgotten here."""
+        sessions = list(self._kept)
+        self._kept.clear()
+        return sessions
+
+    def match(self, prompt: Sequence[int], adapter: str, trim_window: int) -> tuple[Kept, int] | None:
+        """The one to begin with and how many of its tokens, at most all of the prompt's but the last.
+
+        A session of `trim_window` tokens or more can only be begun with as a whole. It counts as used.
+        """
+        best: tuple[Kept, int] | None = None
+        for kept in self._kept.values():
+            if kept.adapter != adapter:
+                continue
+            num_common = common(kept.tokens, prompt, len(prompt) - 1)
+            if num_common < len(kept.tokens) and len(kept.tokens) >= trim_window:
+                continue
+            if num_common >= max(MIN_COMMON, best[1] if best else 0):
+                best = kept, num_common
+        if best is not None:
+            self._kept.move_to_end(best[0].session)
+        return best
+
+
+def common(a: Sequence[int], b: Sequence[int], limit: int) -> int:
+    """How many tokens both begin with, at most `limit`; O(n) in comparisons of whole slices."""
+    low, high = 0, min(len(a), len(b), limit)
+    if a[:high] == b[:high]:
+        return high
+    while high - low > 1:  # the first `low` are equal, the first `high` are not
+        middle = (low + high) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low

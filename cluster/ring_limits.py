@@ -1,0 +1,40 @@
+"""What a plan and the nodes' own words allow the scheduler. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cluster.room import Limits
+from planner.model_profile import ModelProfile
+from planner.plan import Plan
+from planner.session_share import SessionShare
+from proto import control_pb2
+from shard_loader.cut_proof import RowProof
+
+MAX_ROWS = 32  # of a frame
+
+
+class RingLimits:
+    """Of one plan. rows: what may be done with the sequences of its model."""
+
+    def __init__(self, plan: Plan, model: ModelProfile, rows: RowProof) -> None:
+        self._plan, self._rows = plan, rows
+        self._vocab_size = model.vocab_size
+        self._max_rows = MAX_ROWS if rows.batched else 1
+        ranges = [(part.start, part.stop) for part in plan.assignments]
+        self._share = SessionShare(model, ranges, plan.context)
+
+    def limits(self, statuses: Iterable[control_pb2.NodeStatus]) -> Limits:
+        """statuses: of the nodes that own layers, once they are loaded."""
+        plan = self._plan
+        windows = [status.stats.trim_window for status in statuses if status.start < status.stop]
+        return Limits(
+            context=plan.context,
+            max_active=plan.concurrency,
+            max_in_flight=plan.frames_in_flight,
+            max_chunks=len(plan.assignments) + 1,
+            vocab_size=self._vocab_size,
+            max_rows=self._max_rows,
+            share=self._share,
+            trim_window=min(windows, default=-1) if self._rows.forked else -1,
+        )

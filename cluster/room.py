@@ -1,0 +1,65 @@
+"""What fits into the ring at once, running and kept. Pure; guarded by the lock that guards the scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from cluster.kept import KeptSessions
+from cluster.request import Request
+
+DEFAULT_PREFILL_CHUNK = 512  # tokens
+MAX_SESSIONS = 256  # that run at once, however small they are
+_SLACK = 1e-9  # of sums of floats
+
+
+def whole_context(_num_tokens: int) -> float:
+    """Each session takes all that it ever could."""
+    return 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the plan allows. Units: tokens, sessions, frames.
+
+    share(tokens): what a session of so many takes of the plan's room, where a whole context takes 1.0.
+    """
+
+    context: int
+    max_active: int  # whole contexts that the plan has room for
+    max_in_flight: int  # frames in the ring at once
+    prefill_chunk: int = DEFAULT_PREFILL_CHUNK
+    max_chunks: int = 0  # of these, frames of prompts; 0: all
+    vocab_size: int = 0  # 0: not checked
+    max_rows: int = 1  # requests whose tokens may share a frame
+    share: Callable[[int], float] = whole_context
+    trim_window: int = -1  # see KeptSessions.match; -1: no session is kept
+
+    def __post_init__(self) -> None:
+        for name in ("context", "max_active", "max_in_flight", "prefill_chunk", "max_rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, and must be at least 1")
+
+
+def has_room(limits: Limits, active: Collection[Request], request: Request) -> bool:
+    """Whether one more may start, if all that is kept goes.
+
+    Rows that share a frame are padded to the longest of them, so that the longest of all counts for each.
+    """
+    return len(active) < MAX_SESSIONS and _taken(limits, [*active, request]) <= limits.max_active + _SLACK
+
+
+def too_much(limits: Limits, active: Collection[Request], kept: KeptSessions) -> list[int]:
+    """The sessions to close so that what runs and what is kept fit together, least recently used first."""
+    over = _taken(limits, active) + kept.share - limits.max_active - _SLACK
+    closes = []
+    for old in kept.oldest():
+        if over <= 0:
+            break
+        over -= old.share
+        closes.append(old.session)
+    return closes
+
+
+def _taken(limits: Limits, active: Collection[Request]) -> float:
+    return len(active) * max((limits.share(request.num_reserved) for request in active), default=0.0)

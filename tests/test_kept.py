@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import random
+
+from cluster.kept import MIN_COMMON, Kept, KeptSessions, common
+from cluster.room import Limits
+from cluster.scheduler import Scheduler
+from proto import ring_pb2
+from tests.test_scheduler import answer, frames, greedy
+
+ALWAYS = 1 << 40
+PROMPT = list(range(1, 31))
+
+
+def keeping(*, max_active: int = 1, trim_window: int = ALWAYS, context: int = 100) -> Scheduler:
+    """Room for so many whole contexts, of which a session takes as many hundredths as it has tokens."""
+    scheduler = Scheduler(max_queued=4)
+    limits = Limits(
+        context, max_active, 4, 64, vocab_size=200, share=lambda n: n / context, trim_window=trim_window
+    )
+    scheduler.ring_up(7, limits)
+    return scheduler
+
+
+def run(scheduler: Scheduler, name: str, prompt: list[int], writes: int = 3) -> list[ring_pb2.Frame]:
+    """All frames of a request that writes 51, 52, ... until it has its length."""
+    seen: list[ring_pb2.Frame] = []
+    waiting = frames(scheduler.submit(name, prompt, writes, greedy()))
+    token = 50
+    while waiting:
+        frame = waiting.pop(0)
+        seen.append(frame)
+        if frame.slots:
+            token += frame.slots[0].is_sampled
+            waiting += frames(answer(scheduler, frame, token))
+    return seen
+
+
+def test_how_much_two_prompts_have_in_common() -> None:
+    draws = random.Random(3)
+    for _ in range(300):
+        a = [draws.randrange(3) for _ in range(draws.randrange(20))]
+        b = [*a[: draws.randrange(21)], *(draws.randrange(3) for _ in range(draws.randrange(9)))]
+        limit = draws.randrange(25)
+        expected = next(
+            (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+        )
+        assert common(a, b, limit) == min(expected, limit)
+
+
+def test_the_longest_common_beginning_is_taken() -> None:
+    kept = KeptSessions()
+    kept.add(Kept(1, PROMPT[:20], "", 0.2))
+    kept.add(Kept(2, [*PROMPT[:25], 99], "", 0.2))
+    kept.add(Kept(3, PROMPT, "warm", 0.2))
+    match = kept.match(PROMPT, "", ALWAYS)
+    assert match is not None
+    assert (match[0].session, match[1]) == (2, 25)
+    assert [old.session for old in kept.oldest()] == [1, 3, 2]
+    whole = kept.match(PROMPT, "", 0)  # a cache that cannot be shortened
+    assert whole is not None
+    assert (whole[0].session, whole[1]) == (1, 20)
+    assert kept.match([7, *PROMPT], "", ALWAYS) is None
+    assert kept.match(PROMPT[: MIN_COMMON - 1], "", ALWAYS) is None
+
+
+def test_a_second_turn_reads_only_what_is_new() -> None:
+    scheduler = keeping()
+    first = run(scheduler, "a", PROMPT)
+    assert list(first[-1].keeps) == [1]
+    assert not first[-1].closes
+    turn = [*PROMPT, 51, 52, 53, 7, 8, 9]
+    second = run(scheduler, "b", turn)
+    spec = second[0].opens[0]
+    assert (spec.from_session, spec.from_tokens, spec.prompt_tokens) == (1, len(PROMPT) + 2, len(turn))
+    assert list(second[0].closes) == [1]  # it goes on as the new one
+    assert (second[0].slots[0].position, list(second[0].slots[0].tokens)) == (32, [53, 7, 8])
+    assert scheduler.num_kept == 1
+    assert scheduler.counters.num_cached_tokens == 32
+    assert scheduler.counters.num_prompt_tokens == len(PROMPT) + len(turn)
+
+
+def test_the_same_prompt_again_reads_its_last_token_only() -> None:
+    scheduler = keeping(max_active=4)
+    run(scheduler, "a", PROMPT)
+    again = run(scheduler, "b", PROMPT)
+    assert again[0].opens[0].from_tokens == len(PROMPT) - 1
+    assert list(again[0].slots[0].tokens) == PROMPT[-1:]
+    assert again[0].slots[0].is_sampled
+    assert not again[0].closes
+    assert scheduler.num_kept == 2
+
+
+def test_what_cannot_be_shortened_is_read_again() -> None:
+    scheduler = keeping(trim_window=0, max_active=4)
+    run(scheduler, "a", PROMPT)
+    assert not run(scheduler, "b", PROMPT)[0].opens[0].from_session
+    assert run(scheduler, "c", [*PROMPT, 51, 52, 9])[0].opens[0].from_tokens == 32
+
+
+def test_a_new_request_takes_the_room_of_what_is_kept() -> None:
+    scheduler = keeping()
+    run(scheduler, "a", PROMPT)
+    other = run(scheduler, "b", [90, *range(60)], 30)
+    assert list(other[0].closes) == [1]
+    assert not other[0].opens[0].from_session
+    assert scheduler.num_kept == 1
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    scheduler = keeping(max_active=1)
+    for name, start in (("a", 0), ("b", 60), ("c", 100)):
+        run(scheduler, name, list(range(start, start + 30)))
+    assert scheduler.num_kept == 3
+    fourth = run(scheduler, "d", list(range(20)), 1)
+    assert fourth[0].opens[0].from_session == 1
+    assert list(fourth[0].closes) == [2]
+
+
+def test_an_heir_closes_its_source_when_there_is_no_room_for_both() -> None:
+    scheduler = keeping(max_active=1)
+    run(scheduler, "a", PROMPT, 60)
+    long = run(scheduler, "b", [*PROMPT[:28], 150, 151], 60)
+    assert long[0].opens[0].from_session == 1
+    assert list(long[0].closes) == [1]
+    assert sum(list(frame.closes).count(1) for frame in long) == 1
+
+
+def test_nothing_is_kept_while_memory_is_short() -> None:
+    scheduler = keeping(max_active=4)
+    run(scheduler, "a", PROMPT)
+    held = frames(scheduler.hold("memory is short"))
+    assert [list(frame.closes) for frame in held] == [[1]]
+    assert scheduler.num_kept == 0
+
+
+def test_small_sessions_are_more_than_whole_contexts() -> None:
+    scheduler = keeping(max_active=2)
+    for i in range(10):
+        scheduler.submit(str(i), [i, 1], 8, greedy())
+    assert scheduler.num_active == 10
+    scheduler.submit("large", list(range(20)), 20, greedy())  # each would have to hold as much: they wait
+    assert (scheduler.num_active, scheduler.num_queued) == (10, 1)
+
+
+def test_a_cancelled_prompt_is_kept_as_far_as_it_went_in() -> None:
+    scheduler = keeping(max_active=4)
+    sent = frames(scheduler.submit("a", PROMPT, 9, greedy()))
+    gone = frames(scheduler.cancel("a"))
+    for frame in sent:
+        answer(scheduler, frame)
+    assert [list(frame.keeps) for frame in gone] == [[1]]
+    again = frames(scheduler.submit("b", PROMPT, 9, greedy()))
+    assert again[0].opens[0].from_tokens == len(PROMPT) - 1
+
+
+def test_an_answer_that_failed_is_not_kept() -> None:
+    scheduler = keeping(max_active=4)
+    sent = frames(scheduler.submit("a", PROMPT, 9, greedy()))
+    after = [f for frame in sent[:1] for f in frames(answer(scheduler, frame, error="it broke"))]
+    assert [list(frame.closes) for frame in after] == [[1]]
+    assert scheduler.num_kept == 0

@@ -1,0 +1,62 @@
+"""A chat's second turn on a real ring: read from where the first one ended, and the tokens are the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.reference import greedy
+from tests.ring_processes import RingProcesses
+from tests.tiny_models import write_checkpoint
+from tests.waiting import wait_for
+
+NUM_LAYERS = 5
+LAYERS = [(0, 1), (1, 4), (4, 5)]
+PROMPT = [(7 * i) % 251 for i in range(40)]
+
+
+def turns(architecture: str, tmp_path: Path) -> None:
+    model = write_checkpoint(architecture, tmp_path / "model", num_layers=NUM_LAYERS)
+    with RingProcesses(tmp_path, model, LAYERS, context=512) as ring:
+        ring.wait_ok()
+        prompt, known = PROMPT, 0
+        for turn in range(3):
+            replies = ring.generate(prompt, 12)
+            answer = [token.id for reply in replies for token in reply.tokens]
+            assert answer == greedy(model, prompt, 12)[0]
+            assert replies[0].cached_tokens == known
+            prompt, known = [*prompt, *answer, 3, 14, 15 + turn], len(prompt) + 11
+        status = ring.wait_ok()
+        assert (status.num_kept, status.num_cached_tokens) == (1, 51 + 66)
+
+
+def test_a_chat_goes_on_where_it_was(tmp_path: Path) -> None:
+    turns("qwen3", tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "architecture", ["llama", "gpt_oss", "gemma3_text", "deepseek_v3", "mamba2", "qwen3_moe"]
+)
+def test_chats_of_other_architectures(architecture: str, tmp_path: Path) -> None:
+    turns(architecture, tmp_path)
+
+
+def test_what_is_kept_goes_for_what_is_new_and_with_its_epoch(tmp_path: Path) -> None:
+    model = write_checkpoint("llama", tmp_path / "model", num_layers=NUM_LAYERS)
+    with RingProcesses(tmp_path, model, LAYERS, context=512, concurrency=1) as ring:
+        ring.wait_ok()
+        ring.tokens(PROMPT, 8)
+        kept_bytes = ring.node_status(1).kv_bytes
+        assert kept_bytes > 0
+        assert ring.node_status(1).num_sessions == 0
+        other = list(range(60, 100))
+        assert ring.tokens(other, 450) == greedy(model, other, 450)[0]  # all of the room
+        assert ring.generate(PROMPT, 8)[0].cached_tokens == 0
+        ring.kill(1)
+        ring.start(1)
+        ring.wait_ok()
+        wait_for(lambda: ring.wait_ok().num_kept == 0, 5.0)
+        assert all(ring.node_status(rank).kv_bytes == 0 for rank in range(3))
+        assert ring.tokens(PROMPT, 8) == greedy(model, PROMPT, 8)[0]
