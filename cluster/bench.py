@@ -152,7 +152,9 @@ class Bench:
 
 def planned(endpoint: Endpoint) -> dict[str, Any]:
     """/v1/cluster of a ring that has a plan. Raises UserError for one without."""
-    cluster: dict[str, Any] = endpoint.get("/v1/cluster")
+    cluster = endpoint.get("/v1/cluster")
+    if not isinstance(cluster, dict) or "nodes" not in cluster:
+        raise UserError(f"{endpoint.url}/v1/cluster is not macrame's API; give the head's with --url")
     if cluster.get("plan") is None:
         raise UserError(
             f"the ring at {endpoint.url} has no plan yet: {cluster.get('reason')}", EXIT_UNREACHABLE

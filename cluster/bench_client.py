@@ -55,6 +55,8 @@ class Endpoint:
             return json.loads(self._send(connection, "GET", path, None).read())
         except (OSError, http.client.HTTPException) as error:
             raise self._broken(error) from error
+        except ValueError as error:
+            raise UserError(f"{self.url}{path} is not macrame's API; give the head's with --url") from error
         finally:
             connection.close()
 
