@@ -278,8 +278,7 @@ class Scheduler:
             self._forget(session)
         sends: list[Instruction] = []
         while len(self._in_flight) < limits.max_in_flight:
-            may_prefill = not limits.max_chunks or len(self._chunks) < limits.max_chunks
-            due = next((r for r in self._active if r.is_row_due or (r.is_chunk_due and may_prefill)), None)
+            due = self._due(limits)
             if due is None:
                 break
             rows = [due] if due.is_chunk_due else self._rows(due, limits)
@@ -330,6 +329,19 @@ class Scheduler:
         self._next_seq += 1
         return frame
 
+    def _due(self, limits: Limits) -> Request | None:
+        """Whose turn it is. One chunk at least is on its way while a prompt waits, of who came first.
+
+        Otherwise answers go before prompts, and those before others that waited longest.
+        """
+        chunk = min((r for r in self._active if r.is_chunk_due), key=_came, default=None)
+        if chunk is not None and not self._chunks:
+            return chunk
+        row = next((r for r in self._active if r.is_row_due), None)
+        if row is not None:
+            return row
+        return chunk if not limits.max_chunks or len(self._chunks) < limits.max_chunks else None
+
     def _rows(self, first: Request, limits: Limits) -> list[Request]:
         """Those whose tokens go with the first one's: their share, if all are spread over the frames."""
         num_writing = sum(not request.is_chunk_due for request in self._active)
@@ -367,7 +379,6 @@ class Scheduler:
         frame.is_batched = len(rows) > 1
         for request in rows:
             if request.is_prefilling:
-                self._chunks.add(frame.seq)
                 token = request.prompt[-1]
             else:
                 assert request.next_token is not None
@@ -386,3 +397,7 @@ class Scheduler:
             tokens=tokens,
             is_sampled=not request.is_prefilling,
         )
+
+
+def _came(request: Request) -> int:
+    return request.session
