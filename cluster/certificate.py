@@ -18,6 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from cluster.config_read import ConfigError
 from cluster.config_security import TlsFiles, identity
+from cluster.console import as_word
 
 WARN_BEFORE = timedelta(days=30)
 RENEW = "make new ones with 'macrame certs make' and copy them to their nodes"
@@ -91,8 +92,8 @@ def read_private(path: Path, key: str) -> bytes:
     content = _read(path, key)
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
         raise ConfigError(
-            f"{path} ({key}) can be read by other users of this machine: run chmod 600 {path}, and make a "
-            "new key with 'macrame certs renew' if somebody else uses this machine"
+            f"{path} ({key}) can be read by other users of this machine: run chmod 600 {as_word(path)}, "
+            "and make a new key with 'macrame certs renew' if somebody else uses this machine"
         )
     return content
 

@@ -19,6 +19,7 @@ from cluster.config_load import LOAD_KEYS, LoadConfig, read_load
 from cluster.config_nodes import LinkConfig, NodeConfig, is_loopback, read_host, read_links, read_nodes
 from cluster.config_read import ConfigError, Table, read_document, show
 from cluster.config_security import SECURITY_KEYS, SecurityConfig, TlsFiles, read_security, tls_files
+from cluster.console import as_word
 from planner.adapters import AdapterFiles
 
 log = logging.getLogger(__name__)
@@ -172,7 +173,9 @@ class ClusterConfig:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             raise ConfigError(f"{self.path}: {key} = {show(name)} cannot be read: {reason}") from None
         if mode & 0o077:
-            log.warning("%s can be read by other users of this machine: run chmod 600 %s", source, path)
+            log.warning(
+                "%s can be read by other users of this machine: run chmod 600 %s", source, as_word(path)
+            )
         return source, text
 
 

@@ -73,8 +73,10 @@ class Table:
     def take_str(self, key: str) -> str | None:
         """A non-empty string, or None where the key is absent or null."""
         value = self.values.get(key)
-        if value is not None and (not isinstance(value, str) or not value.strip() or not value.isprintable()):
+        if value is not None and (not isinstance(value, str) or not value.strip()):
             raise self.error(key, "must be a non-empty string")
+        if isinstance(value, str) and not value.isprintable():
+            raise self.error(key, "must be text without line breaks and control characters")
         return value.strip() if isinstance(value, str) else None
 
     def take_choice(self, key: str, choices: Sequence[str], default: str) -> str:

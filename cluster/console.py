@@ -6,6 +6,8 @@ import contextlib
 import io
 import os
 import sys
+from pathlib import Path
+from shlex import quote
 from typing import TextIO
 
 from planner.bars import Look
@@ -15,6 +17,11 @@ def say(line: str, stream: TextIO | None = None) -> None:
     """Print one line; it is lost where nobody can take it."""
     with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed
         print(line, file=stream or sys.stderr, flush=True)
+
+
+def as_word(path: Path) -> str:
+    """As a shell takes it, in a command that a person is to copy: with quotes where it has a space."""
+    return quote(str(path))
 
 
 def show_anything(stream: TextIO) -> None:

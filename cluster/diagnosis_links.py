@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from cluster.config import is_loopback
+from cluster.console import as_word
 from cluster.diagnosis import Finding, Subject, fine, skipped
 from cluster.interfaces import KIND_WORDS, Interface, interface_to, read_interfaces
 from cluster.peer_links import resolve
@@ -36,10 +38,10 @@ def links(subject: Subject) -> Iterable[Finding]:
         if here is None:
             yield skipped("links", f"the system does not tell by which interface {node.name} is reached")
         else:
-            yield way(node.name, here, interfaces, str(subject.config.path))
+            yield way(node.name, here, interfaces, subject.config.path)
 
 
-def way(peer: str, used: Interface, interfaces: Sequence[Interface], config: str) -> Finding:
+def way(peer: str, used: Interface, interfaces: Sequence[Interface], config: Path) -> Finding:
     """The finding for one node that is reached by `used`."""
     words = f"{KIND_WORDS[used.kind]} ({used.name})"
     if used.kind != "wifi":
@@ -53,7 +55,7 @@ def way(peer: str, used: Interface, interfaces: Sequence[Interface], config: str
         "warning",
         f"{peer} is reached by {words}, though {names} is connected",
         f"{WHY_WIFI}; a cable is used only where {peer} has an address in its network too",
-        f"macrame links --config {config}    # shows every way to it; then give {peer} the cable's "
+        f"macrame links --config {as_word(config)}    # shows every way to it; then give {peer} the cable's "
         "address as "
         '"host", or connect that cable to it',
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.config import ClusterConfig
+from cluster.console import as_word
 from cluster.diagnosis import Finding, Subject, fine, skipped
 from cluster.routes import HEAD_RANK
 from planner.headers import ModelFilesError, read_config, read_headers
@@ -98,14 +99,15 @@ def _adapters(config: ClusterConfig) -> Iterable[Finding]:
             yield _wrong(
                 f"the adapter {adapter.name!r} has no {adapter.path / 'adapters.safetensors'}",
                 "every node that owns layers loads its part of it, and cannot start without",
-                f"ls {adapter.path}    # copy the adapter there, or take it out of load.adapters",
+                f"ls {as_word(adapter.path)}    # copy the adapter there, or take it out of load.adapters",
             )
 
 
 def _again(config: ClusterConfig, found: Whereabouts, folder: Path) -> str:
     if found.is_own_folder:
-        return f"copy the model to {folder} again: rsync -a --checksum OTHER:{folder}/ {folder}/"
-    return f"rm -r {folder}    # {config.model} is fetched again when the node starts"
+        here = as_word(folder)
+        return f"copy the model to {folder} again: rsync -a --checksum OTHER:{here}/ {here}/"
+    return f"rm -r {as_word(folder)}    # {config.model} is fetched again when the node starts"
 
 
 def _wrong(what: str, why: str, mend: str) -> Finding:

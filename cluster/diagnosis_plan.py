@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from cluster.config import ClusterConfig
 from cluster.config_read import ConfigError
+from cluster.console import as_word
 from cluster.diagnosis import Finding, Subject, fine, skipped
 from cluster.diagnosis_model import whereabouts
 from cluster.plan_inputs import plan_links, plan_nodes, plan_options, read_model
@@ -31,7 +32,9 @@ def plan(subject: Subject) -> Iterable[Finding]:
         folder = whereabouts(config).folder
         if folder is None:
             yield skipped(
-                "plan", f"{config.model} is not here: plan-dry-run --config {config.path} fetches its headers"
+                "plan",
+                f"{config.model} is not here: plan-dry-run --config {as_word(config.path)} "
+                "fetches its headers",
             )
             return
         model = read_model(config, folder)
@@ -48,7 +51,7 @@ def plan(subject: Subject) -> Iterable[Finding]:
         "error",
         found.reason,
         "the head makes no plan that does not fit, so no node loads anything",
-        f"plan-dry-run --config {config.path} --why    # {found.advice}",
+        f"plan-dry-run --config {as_word(config.path)} --why    # {found.advice}",
     )
 
 

@@ -16,6 +16,7 @@ import psutil
 
 from cluster.call_trouble import call_trouble
 from cluster.config import ClusterConfig, NodeConfig
+from cluster.console import as_word
 from cluster.diagnosis import Finding, Subject, fine, skipped
 from cluster.peer_links import resolve
 from cluster.routes import HEAD_RANK
@@ -62,7 +63,7 @@ def _node(node: NodeConfig, config: ClusterConfig, credentials: Credentials | No
             f"{node.address} has node {found.name!r} of another config (digest {found.config_digest}, here "
             f"{config.digest})",
             "nodes whose configs differ refuse each other: the file was edited after that node was started",
-            f"stop that node, then run_node --rank {node.rank} --config {config.path}",
+            f"stop that node, then run_node --rank {node.rank} --config {as_word(config.path)}",
         )
     return fine("ports", f"{node.name} runs at {node.address}")
 
@@ -145,7 +146,7 @@ def _bind_errno(host: str, port: int) -> int:
 def _stranger(trouble: str, config: ClusterConfig) -> Finding:
     """A node is there that has other credentials. As a check it is one of configs: --all compares them."""
     what, _, mend = trouble.partition(": ")
-    show = f"macrame certs show --config {config.path}    # {mend or 'compare it with the other'}"
+    show = f"macrame certs show --config {as_word(config.path)}    # {mend or 'compare it with the other'}"
     return Finding(
         "config",
         "error",

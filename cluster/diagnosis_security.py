@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cluster.config import ClusterConfig, ConfigError, is_loopback
+from cluster.console import as_word
 from cluster.diagnosis import Finding, Subject, fine, skipped
 
 _ADVICE = re.compile(r"; |: (?=make new|set this|copy |run chmod|each node)")  # begins in those sentences
@@ -49,7 +50,7 @@ def _secrets(config: ClusterConfig) -> Iterable[Finding]:
                 "error",
                 f"{path} ({key}) can be read by other users of this machine (mode {mode:o})",
                 f"whoever has an account here can {what_for}",
-                f"chmod 600 {path}",
+                f"chmod 600 {as_word(path)}",
             )
 
 
@@ -82,7 +83,7 @@ def _needed(config: ClusterConfig) -> Iterable[Finding]:
             "warning",
             "what the nodes send each other is not encrypted",
             "who listens in the network can read prompts, answers and the token, and join with it",
-            f"macrame certs make --config {config.path}    # or, where you trust the network: "
+            f"macrame certs make --config {as_word(config.path)}    # or, where you trust the network: "
             '"allow_plaintext": true in "security"',
         )
 
@@ -122,7 +123,7 @@ def _certificates(subject: Subject, config: ClusterConfig) -> Iterable[Finding]:
 def _mend(sentence: str, config: ClusterConfig) -> str:
     """The command for one of the sentences of cluster/certificate.py."""
     if "chmod 600 " in sentence:
-        return "chmod 600 " + sentence.partition("chmod 600 ")[2].partition(",")[0]
+        return "chmod 600 " + sentence.partition("chmod 600 ")[2].partition(", and make a ")[0]
     if "set this machine's clock" in sentence:
         return "sudo timedatectl set-ntp true    # on a Mac: sudo sntp -sS time.apple.com"
     return _make(config)
@@ -130,6 +131,6 @@ def _mend(sentence: str, config: ClusterConfig) -> str:
 
 def _make(config: ClusterConfig) -> str:
     return (
-        f"macrame certs make --config {config.path}    # where the cluster's CA is; then copy the new files "
-        "to their nodes as it says"
+        f"macrame certs make --config {as_word(config.path)}    # where the cluster's CA is; then copy the "
+        "new files to their nodes as it says"
     )

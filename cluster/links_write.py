@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.console import as_word
 from cluster.errors import EXIT_ERROR, EXIT_USAGE, UserError
 from shard_loader.whole_file import write_whole
 
@@ -35,7 +36,7 @@ def write_links(path: Path, links: Sequence[dict[str, Any]]) -> None:
             EXIT_USAGE,
         )
     if not target.stat().st_mode & 0o222:
-        raise UserError(f"{path} is read-only: make it writable with chmod u+w {path}", EXIT_ERROR)
+        raise UserError(f"{path} is read-only: make it writable with chmod u+w {as_word(path)}", EXIT_ERROR)
     measured = {frozenset(link["between"]) for link in links}
     kept = [link for link in document.get("links") or [] if frozenset(link["between"]) not in measured]
     document["links"] = [*kept, *links]

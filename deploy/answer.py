@@ -11,6 +11,7 @@ from typing import Any
 from deploy.client import Client
 
 SILENCE_LIMIT_S = 600.0  # a long prompt on a slow ring gives its first token late
+MIN_TIMED_S = 0.002  # text that was held back comes at once with what follows: less tells nothing of speed
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +24,10 @@ class Timing:
 
     @property
     def tok_s(self) -> float:
-        """Tokens after the first over the time after the first; 0 where there is one token at most."""
+        """Tokens after the first over the time after the first; 0 where they came with the first."""
         after_first_s = self.total_s - self.first_s
-        return (self.num_tokens - 1) / after_first_s if self.num_tokens > 1 and after_first_s > 0 else 0.0
+        is_timed = self.num_tokens > 1 and after_first_s >= MIN_TIMED_S
+        return (self.num_tokens - 1) / after_first_s if is_timed else 0.0
 
     def __str__(self) -> str:
         speed = f", {self.tok_s:.1f} tokens/s" if self.tok_s else ""

@@ -8,7 +8,7 @@ import sys
 
 from cluster.arguments import Parser
 from cluster.errors import EXIT_OK
-from deploy.command import run_command
+from deploy.command import INTERRUPTED, run_command
 
 # command: (module with main(argv) -> exit code, one line of help)
 COMMANDS = {
@@ -65,8 +65,11 @@ def main(argv: list[str] | None = None) -> int:
         return run_command("macrame", _print_version, is_verbose=False)
     if args.command is None:
         parser.error("which command?")
-    module = importlib.import_module(COMMANDS[args.command][0])
-    return int(module.main(args.arguments))
+    try:
+        module = importlib.import_module(COMMANDS[args.command][0])
+        return int(module.main(args.arguments))
+    except KeyboardInterrupt:  # Ctrl-C while it was imported, or before its own border stood
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from cluster.arguments import Parser
+from cluster.console import as_word
 from cluster.diagnosis import Finding
 from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, UserError
 from cluster.ours import hidden_packages
@@ -114,7 +115,7 @@ def _bad_config(sentence: str, path: Path) -> Finding:
         "error",
         sentence,
         "no node starts with this file",
-        f"$EDITOR {path}    # then macrame doctor --config {path} again",
+        f"$EDITOR {as_word(path)}    # then macrame doctor --config {as_word(path)} again",
     )
 
 

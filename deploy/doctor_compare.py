@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.config import ClusterConfig, NodeConfig
+from cluster.console import as_word
 from cluster.diagnosis import Finding, fine, skipped
 from cluster.diagnosis_clock import SET_LINUX, SET_MAC
 from cluster.diagnosis_clock import WHY as WHY_CLOCK
@@ -82,7 +83,7 @@ def compare_nodes(config: ClusterConfig, answers: Sequence[NodeAnswer]) -> list[
 
 def _absent(config: ClusterConfig, answer: NodeAnswer) -> Iterable[Finding]:
     node = answer.node
-    start = f"run_node --rank {node.rank} --config {config.path}    # on {node.host}"
+    start = f"run_node --rank {node.rank} --config {as_word(config.path)}    # on {node.host}"
     if answer.older is not None:
         version = answer.older.macrame_version
         yield Finding(
@@ -117,9 +118,8 @@ def _mend_trouble(trouble: str, config: ClusterConfig) -> str:
     if "another token" in trouble:
         return "scp -p TOKEN_FILE HOST:TOKEN_FILE    # the ring's token file to the side that has another"
     if "certificate" in trouble or "TLS" in trouble:
-        return (
-            f"macrame certs show --config {config.path}    # where the CA is: {trouble.rpartition(': ')[2]}"
-        )
+        show = f"macrame certs show --config {as_word(config.path)}"
+        return f"{show}    # where the CA is: {trouble.rpartition(': ')[2]}"
     return ""
 
 
@@ -174,7 +174,7 @@ def _configs(config: ClusterConfig, answers: Sequence[NodeAnswer]) -> Iterable[F
         f"{names} {'run' if len(other) > 1 else 'runs'} with another config than {config.path} "
         f"({config.digest})",
         "nodes whose configs differ refuse each other; the file was changed here or there since they started",
-        f"scp {config.path} {first.host}:    # to each of them, in the right place; then stop and "
+        f"scp {as_word(config.path)} {first.host}:    # to each of them, in the right place; then stop and "
         "start run_node",
     )
 
@@ -271,7 +271,7 @@ def _edges(config: ClusterConfig, status: head_pb2.ClusterStatus) -> Iterable[Fi
                     f"{rank.name} sends to {names.get(edge.to_rank, edge.to_rank)} by Wi-Fi "
                     f"({edge.interface or 'unknown interface'}, {edge.address})",
                     WHY_WIFI,
-                    f"macrame links --config {config.path}    # shows every way and what it costs; "
+                    f"macrame links --config {as_word(config.path)}    # shows every way and what it costs; "
                     "connect both by "
                     "cable",
                 )

@@ -66,7 +66,7 @@ def _run(args: argparse.Namespace) -> int:
     is_followed = _end_up(folder)
     ended = []
     if folder.is_dir():
-        with alone(folder, args.config):
+        with alone(folder, args.config, is_named=False):  # a full disk is a reason to stop them
             record = read_record(folder)
             ended = _stop_all(record, folder, args.config)
             rest = tuple(e.node for e in ended if e.is_unreachable)

@@ -7,9 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from cluster.errors import UserError
+
 CONFIG_NAME = "cluster.json"  # among a node's files: what run_node --config is given
 CERTIFICATES = "certs/"  # files below it may change under a running node, which takes them by itself
 STOP_LIMIT_S = 10.0
+
+
+class NoAnswerError(UserError):
+    """An order to another machine was not answered, though the machine is there: the next may be."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from cluster.config_security import file_stem
 from cluster.errors import EXIT_ERROR, UserError
-from deploy.node_handle import STOP_LIMIT_S, NodeProcess, files_digest
+from deploy.node_handle import STOP_LIMIT_S, NoAnswerError, NodeProcess, files_digest
 from deploy.remote_home import RemoteHome
 from deploy.ssh import RUN_LIMIT_S, Ssh
 from deploy.ssh_trouble import is_full, last_line
@@ -63,7 +63,7 @@ class RemoteNode:
         return str(self._ask("stop", timeout_s=timeout_s, limit_s=RUN_LIMIT_S + timeout_s)["left"])
 
     def _ask(self, order: str, *, limit_s: float = RUN_LIMIT_S, **more: Any) -> dict[str, Any]:
-        """What the agent there answers. Raises UserError for what it could not do, and if it cannot run."""
+        """What the agent there answers. Raises UserError for what it cannot do, NoAnswerError without one."""
         content = {
             "order": order,
             "folder": self.folder,
@@ -78,7 +78,7 @@ class RemoteNode:
             answer: dict[str, Any] = json.loads(reply.out)
         except ValueError:
             reason = last_line(reply.err) or f"exit code {reply.code}"
-            raise UserError(
+            raise NoAnswerError(
                 f"macrame on {self._ssh.destination} does not run ({reason}): start again with 'macrame up', "
                 "which installs it anew",
                 EXIT_ERROR,

@@ -14,6 +14,7 @@ from typing import Any
 
 from cluster.arguments import Parser
 from cluster.config import ClusterConfig, ConfigError, is_loopback, load_config
+from cluster.console import as_word
 from cluster.errors import EXIT_OK, EXIT_USAGE, UserError
 from deploy.bring_up import Running, running
 from deploy.command import run_command
@@ -105,7 +106,7 @@ def _serve(args: argparse.Namespace) -> int:
         if not config.is_loopback:
             raise UserError(
                 f"{path} names other machines, and serve runs nodes on this one: "
-                f"'macrame up --config {path}' starts them all",
+                f"'macrame up --config {as_word(path)}' starts them all",
                 EXIT_USAGE,
             )
         with running(path, sys.stderr, keeps_ports=True, limit_s=None) as ring:

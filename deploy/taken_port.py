@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from cluster.config import ClusterConfig, ConfigError, NodeConfig
+from cluster.console import as_word
 from cluster.errors import EXIT_ERROR, UserError
 from cluster.versions import macrame_version
 
@@ -51,7 +52,8 @@ def port_taken(config: ClusterConfig, node: NodeConfig, what: str, port: int, wh
         f"{what} (rank {node.rank}) is served already{whose}{like or ','} which this "
         "macrame up did not start and leaves alone: end it there (Ctrl-C or kill; 'sudo macrame service "
         "remove' for a service, 'macrame down' for what up started with another cluster file) and run up "
-        f"again, or leave the nodes to what starts them and see 'macrame status --config {config.path}'",
+        f"again, or leave the nodes to what starts them and see 'macrame status --config "
+        f"{as_word(config.path)}'",
         EXIT_ERROR,
     )
 

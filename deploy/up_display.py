@@ -5,6 +5,7 @@ Main thread only. People read standard error, programs standard output.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -51,7 +52,9 @@ def early_display(*, is_json: bool) -> Display:
 
 
 class LiveTable:
-    """A table that is drawn anew; what happened stands above it."""
+    """A table that is drawn anew; what happened stands above it. A closed terminal takes nothing more,
+    which is no error: the nodes are to be stopped all the same.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._console = Console(file=stream, highlight=False)
@@ -60,16 +63,19 @@ class LiveTable:
 
     def draw(self, rows: Sequence[Row], seen: Seen) -> None:
         """See Display."""
-        self._live.update(_picture(rows, seen), refresh=True)
+        with contextlib.suppress(OSError, ValueError):
+            self._live.update(_picture(rows, seen), refresh=True)
 
     def tell(self, event: Event) -> None:
         """See Display."""
         style = BAD if event.kind in BAD_EVENTS else ("bold" if event.kind == "ready" else "")
-        self._console.print(Text(event.text, style=style))
+        with contextlib.suppress(OSError, ValueError):
+            self._console.print(Text(event.text, style=style))
 
     def close(self) -> None:
         """See Display."""
-        self._live.stop()
+        with contextlib.suppress(OSError, ValueError):
+            self._live.stop()
 
 
 def _picture(rows: Sequence[Row], seen: Seen) -> RenderableType:

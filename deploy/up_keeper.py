@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from cluster.config import ClusterConfig, NodeConfig
 from cluster.errors import EXIT_ERROR, EXIT_UNREACHABLE, UserError
-from deploy.node_handle import STOP_LIMIT_S, NodeHandle, NodeProcess, files_digest
+from deploy.node_handle import STOP_LIMIT_S, NoAnswerError, NodeHandle, NodeProcess, files_digest
 from deploy.restarts import Restarts, how_ended
 from deploy.taken_port import port_taken
 from deploy.up_board import Board, Phase
@@ -158,7 +158,9 @@ class Keeper:
             if is_silent and self.machine.destination is not None:
                 self._find_api()  # ssh may have connected anew
         except UserError as error:
-            if error.exit_code != EXIT_UNREACHABLE:
+            # An order whose process is killed there, for memory for instance, is no reason to end a ring
+            is_passing = isinstance(error, NoAnswerError) and self._board.has_served.is_set()
+            if error.exit_code != EXIT_UNREACHABLE and not is_passing:
                 raise
             self._lose(error, now)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config_security import file_stem
+from cluster.console import as_word
 from cluster.errors import EXIT_ERROR, UserError
 from deploy.authority import authorities_folder
 from shard_loader.whole_file import write_whole
@@ -77,8 +78,11 @@ def write_record(folder: Path, record: Record) -> None:
 
 
 @contextlib.contextmanager
-def alone(folder: Path, config: Path) -> Iterator[None]:
-    """While the block runs, no other `up` or `down` of this config does. Raises UserError where one does."""
+def alone(folder: Path, config: Path, *, is_named: bool = True) -> Iterator[None]:
+    """While the block runs, no other `up` or `down` of this config does. Raises UserError where one does.
+
+    is_named: others must be able to tell which process it is; `down` does without where the disk is full.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = (folder / LOCK_NAME).open("a+")
@@ -88,16 +92,17 @@ def alone(folder: Path, config: Path) -> Iterator[None]:
         if not _take(lock.fileno()):
             raise UserError(
                 f"macrame up of {config} runs already, as process {_holder(folder)}: press Ctrl-C there, or "
-                f"run macrame down --config {config}",
+                f"run macrame down --config {as_word(config)}",
                 EXIT_ERROR,
             )
-        lock.seek(0)
-        lock.truncate()
-        lock.write(str(os.getpid()))
-        lock.flush()
+        try:
+            os.ftruncate(lock.fileno(), 0)
+            os.write(lock.fileno(), str(os.getpid()).encode())
+        except OSError as error:
+            if is_named:
+                raise UserError(f"{folder / LOCK_NAME} cannot be written: {error.strerror}") from None
         yield
-        lock.seek(0)
-        lock.truncate()
+        os.ftruncate(lock.fileno(), 0)
 
 
 def running_up(folder: Path) -> int | None:

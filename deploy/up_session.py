@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from cluster.config import NodeConfig
+from cluster.console import as_word
 from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_UNREACHABLE, UserError
 from deploy.command import INTERRUPTED
 from deploy.up_board import Board, Event, NodeView, Phase
@@ -229,7 +230,7 @@ class Session:
         seconds = time.monotonic() - self._began
         text = f"Ready after {seconds:.1f} s: {url}{where}"
         if is_detached:
-            text += f"\nThe nodes go on; 'macrame down --config {config.path}' stops them."
+            text += f"\nThe nodes go on; 'macrame down --config {as_word(config.path)}' stops them."
         details = {"url": url, "on": head.name, "seconds": round(seconds, 3)}
         self._display.tell(Event("ready", text, details=details))
 

@@ -138,7 +138,7 @@ class RingProcesses:
         os.close(reader)
         return os.fdopen(writer, "w")
 
-    def wait_listening(self, rank: int, timeout_s: float = 30.0) -> None:
+    def wait_listening(self, rank: int, timeout_s: float = 90.0) -> None:
         """Until the node's gRPC port is bound."""
         assert self._ready[rank].wait(timeout_s), self.log(rank)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -65,6 +66,11 @@ class Terminal:
             assert time.monotonic() < deadline, f"it does not end; seen: {self.seen!r}"
         return self.process.wait(WAIT_S)
 
+    def hang_up(self, timeout_s: float = WAIT_S) -> int:
+        """Close the window; the exit code of what ran in it."""
+        os.close(self._descriptor)
+        return self.process.wait(timeout_s)
+
     def _read(self, timeout_s: float) -> bool:
         """More of what is shown, or nothing in time; False at its end."""
         if not select.select([self._descriptor], [], [], max(0.0, timeout_s))[0]:
@@ -110,4 +116,5 @@ def on_terminal(
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             process.wait()
-        os.close(user)
+        with contextlib.suppress(OSError):  # hung up already
+            os.close(user)

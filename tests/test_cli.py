@@ -123,6 +123,16 @@ def test_usage_errors_are_one_line_and_exit_code_3(arguments: Sequence[str], mes
     assert result.stderr.count("\n") == 1
 
 
+def test_ctrl_c_while_a_command_is_imported_is_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "impatient.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(cli.COMMANDS, "impatient", ("impatient", ""))
+    assert cli.main(["impatient"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
 def test_the_version_and_a_light_start() -> None:
     loaded = "print({'mlx', 'grpc'} & set(sys.modules))"
     code = f"import sys; from deploy import cli; cli.main(['--version']); {loaded}"
@@ -199,6 +209,7 @@ def test_a_failed_answer_is_one_sentence(status: int, body: bytes, message: str)
 def test_timing_counts_tokens_after_the_first() -> None:
     assert Timing(11, 0.5, 2.5).tok_s == 5.0
     assert Timing(1, 0.5, 0.5).tok_s == 0.0
+    assert Timing(4, 0.5, 0.5001).tok_s == 0.0, "pieces that came together say nothing of speed"
     assert str(Timing(11, 0.5, 2.5)) == "11 tokens, 5.0 tokens/s, first token after 500 ms"
 
 

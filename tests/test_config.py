@@ -140,6 +140,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"security": {"tls": {"certs": 1}}}, r'security\.tls: unknown key "certs" .* key is "cert"'),
     ({"model": 3}, "model = 3 must be a non-empty string"),
     ({"model": "  "}, 'model = "  " must be a non-empty string'),
+    ({"model": "a\nb"}, r'model = "a\\nb" must be text without line breaks and control characters'),
     ({"model": None}, "model is missing: name a folder or a hub id"),
     ({"context": 0}, "context = 0 must be a whole number from 1"),
     ({"context": -8}, "context = -8 must be a whole number"),

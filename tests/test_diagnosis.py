@@ -270,8 +270,9 @@ def test_names_and_machines_that_do_not_answer(tmp_path: Path) -> None:
 def test_wifi_where_a_cable_is_connected() -> None:
     wifi = Interface("en0", "wifi")
     cable = Interface("bridge0", "thunderbolt", addresses=(ipaddress.ip_interface("169.254.3.4/16"),))
-    found = only([way("mini2", wifi, (wifi, cable), "cluster.json")])
+    found = only([way("mini2", wifi, (wifi, cable), Path("my cluster.json"))])
     assert found.what == "mini2 is reached by Wi-Fi (en0), though Thunderbolt (bridge0) is connected"
-    assert found.mend.startswith("macrame links --config cluster.json ")
-    assert not way("mini2", wifi, (wifi, Interface("en5", "ethernet")), "c").is_wrong  # no address: no cable
-    assert way("mini2", cable, (wifi, cable), "c").what == "mini2 is reached by Thunderbolt (bridge0)"
+    assert found.mend.startswith("macrame links --config 'my cluster.json' ")
+    without = Interface("en5", "ethernet")
+    assert not way("mini2", wifi, (wifi, without), Path("c")).is_wrong  # no address: no cable
+    assert way("mini2", cable, (wifi, cable), Path("c")).what == "mini2 is reached by Thunderbolt (bridge0)"

@@ -21,7 +21,8 @@ from deploy import up as up_command
 from deploy.restarts import MAX_RESTARTS
 from deploy.target import client_for
 from deploy.up_record import cluster_folder
-from tests.up_process import Up, down, files_of, left_over, own_address, pid_of, up, write_config
+from tests.terminal import on_terminal
+from tests.up_process import WAIT_S, Up, down, files_of, left_over, own_address, pid_of, up, write_config
 
 long = pytest.mark.long
 
@@ -155,6 +156,20 @@ def test_a_node_that_dies_again_and_again_is_given_up_and_the_others_go_on(tmp_p
         assert psutil.pid_exists(pid_of(config, 0))
         ring.process.send_signal(signal.SIGINT)
         assert ring.finish() == 0
+
+
+@long
+def test_a_terminal_that_is_closed_stops_a_ring_that_serves(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    command = [sys.executable, "-m", "deploy.up", "--config", str(config)]
+    with on_terminal(command, folder=Path(__file__).resolve().parent.parent) as terminal:
+        try:
+            terminal.expect("Ready after", WAIT_S)
+            terminal.expect("Ctrl-C stops all nodes", WAIT_S)
+            assert terminal.hang_up() == 0
+            assert not left_over(cluster_folder(config))
+        finally:
+            down(config)
 
 
 @long

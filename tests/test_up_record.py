@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -21,6 +22,7 @@ from deploy.up_record import (
     running_up,
     write_record,
 )
+from tests.disks import small_disk
 
 RECORD = Record(
     (Placed(0, "a"), Placed(1, "b", "me@b", {"root": "~", "python": "p", "version": "v", "system": "s"})),
@@ -95,3 +97,16 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text(json.dumps({}))
     with pytest.raises(UserError, match="cannot be written"), alone(tmp_path / "file", tmp_path / "c.json"):
         pass
+
+
+def test_a_full_disk_keeps_up_from_starting_and_not_down_from_stopping(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    with small_disk(disk):
+        with contextlib.suppress(OSError), (disk / "rest").open("wb", buffering=0) as rest:
+            while rest.write(b"x" * 4096):
+                pass
+        refusal = "up.lock cannot be written: No space left on device"
+        with pytest.raises(UserError, match=refusal), alone(disk / "c", tmp_path / "c.json"):
+            pass
+        with alone(disk / "c", tmp_path / "c.json", is_named=False):
+            assert running_up(disk / "c") is None

@@ -102,6 +102,23 @@ def test_a_remote_node_that_dies_is_started_again(tmp_path: Path, host: SshHost)
         assert ring.finish() == 0
 
 
+def test_an_order_that_fails_there_ends_no_ring_that_serves(tmp_path: Path, host: SshHost) -> None:
+    config = write_config(tmp_path)
+    (python,) = host.home.glob(".macrame/env/*/bin/python")
+    content = python.read_text()
+    with up(config, *arguments(host)) as ring:
+        ring.wait("ready")
+        before = left_over(rings(host))
+        python.write_text("#!/bin/sh\nkill -9 $$\n")  # as where memory is short
+        assert "macrame on box does not run" in ring.wait("away")["text"]
+        python.write_text(content)
+        ring.wait("back")
+        ring.wait("state", rank=1, state="ready")
+        assert left_over(rings(host)) == before, "its node went on"
+        ring.process.send_signal(signal.SIGTERM)
+        assert ring.finish() == 0
+
+
 def test_a_node_that_moved_is_stopped_where_it_was(tmp_path: Path, host: SshHost) -> None:
     config = write_config(tmp_path)
     with up(config, "--detach", *arguments(host)) as ring:
