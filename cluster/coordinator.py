@@ -26,7 +26,6 @@ from cluster.ring_limits import RingLimits
 from cluster.roll_call import RollCall
 from planner.plan import Plan
 from proto import control_pb2, head_pb2
-from shard_loader.cut_proof import RowProof
 
 logger = logging.getLogger(__name__)
 
@@ -234,14 +233,7 @@ class Coordinator:
             return False
         if self._stopping.is_set():
             return False
-        rows = prover.rows()
-        if self._stopping.is_set():
-            return False
-        rows = RowProof(
-            batched=rows.batched and self._config.load.kv_bits is None,  # quantised keys have no batched form
-            forked=rows.forked and self._config.prefix_cache,
-        )
-        self._ring_limits = RingLimits(planning.plan, planning.model, rows)
+        self._ring_limits = RingLimits(planning.plan, planning.model, planning.rows)
         self._say(planning.table)
         self._plan, self._plan_json = planning.plan, planning.plan.to_json()
         self.head.predicted = planning.predicted

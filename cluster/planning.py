@@ -22,6 +22,7 @@ from planner.render import render_plan
 from planner.solver import make_plan
 from planner.workload import Workload
 from proto import control_pb2, head_pb2
+from shard_loader.cut_proof import NO_ROWS, RowProof
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Planning:
     refusal: str = ""
     planned_from: str = ""  # PlannedFrom.to_json()
     predicted: dict[int, head_pb2.PredictedMemory] = field(default_factory=dict)  # by rank, of those planned
+    rows: RowProof = NO_ROWS  # what may be done with sequences of the model
 
 
 def plan_cluster(
@@ -80,7 +82,14 @@ def plan_cluster(
         table=table,
         planned_from=planned_from.to_json(),
         predicted=predicted_memory(model, nodes, plan),
+        rows=NO_ROWS if prover is None else _rows(config, prover.rows()),
     )
+
+
+def _rows(config: ClusterConfig, proof: RowProof) -> RowProof:
+    """Of what is right for the model, what the config leaves."""
+    is_kv_plain = config.load.kv_bits is None  # quantised keys and values have no batched form
+    return RowProof(batched=proof.batched and is_kv_plain, forked=proof.forked and config.prefix_cache)
 
 
 def _legal(prover: Prover | None) -> frozenset[int] | None:

@@ -15,7 +15,7 @@ MAX_ROWS = 32  # of a frame
 
 
 class RingLimits:
-    """Of one plan. rows: what may be done with the sequences of its model."""
+    """Of one plan. rows: what may be done with sequences of its model."""
 
     def __init__(self, plan: Plan, model: ModelProfile, rows: RowProof) -> None:
         self._plan, self._rows = plan, rows

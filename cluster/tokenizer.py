@@ -80,7 +80,7 @@ class Tokenizer:
 
     @property
     def takes_arguments_as_text(self) -> bool:
-        """Whether the template reads the arguments of a call as JSON text, and not as an object."""
+        """Whether the template is known to read the arguments of a call as JSON text, not as an object."""
         return self._render is not None
 
     @property

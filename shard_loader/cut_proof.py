@@ -21,3 +21,6 @@ class RowProof:
 
     batched: bool  # several may share a forward pass
     forked: bool  # one may begin as a copy of another
+
+
+NO_ROWS = RowProof(batched=False, forked=False)

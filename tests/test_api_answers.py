@@ -16,6 +16,8 @@ from proto import ring_pb2
 from tests.api_server import CHAT, COMPLETIONS, Served, chat_body
 from tests.tiny_models import BOS_ID, EOS_ID
 
+NONE_CACHED = {"prompt_tokens_details": {"cached_tokens": 0}}
+
 # -- the openai client -------------------------------------------------------------------------------
 
 
@@ -178,7 +180,7 @@ def test_several_choices_have_seeds_of_their_own(served: Served) -> None:
     answer = served.complete(n=3, seed=2**64 - 1, max_tokens=2)
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
     assert {spec.sampling.seed for spec in served.ring.opened} == {2**64 - 1, 0, 1}
-    assert answer["usage"] == {"prompt_tokens": 2, "completion_tokens": 6, "total_tokens": 8}
+    assert answer["usage"] == {"prompt_tokens": 2, "completion_tokens": 6, "total_tokens": 8, **NONE_CACHED}
 
 
 def test_a_negative_seed_is_a_seed(served: Served) -> None:
@@ -215,7 +217,7 @@ def test_prompts_in_every_form(served: Served) -> None:
 def test_choices_of_several_prompts_come_prompt_after_prompt(served: Served) -> None:
     answer = served.complete(["a", "bc"], n=2, max_tokens=1, return_token_ids=True)
     assert [choice["prompt_token_ids"] for choice in answer["choices"]] == [[97], [97], [98, 99], [98, 99]]
-    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7, **NONE_CACHED}
 
 
 def test_special_tokens_written_in_a_message_harm_nothing(served: Served) -> None:

@@ -66,7 +66,7 @@ def test_paths_and_methods(refusing: Served) -> None:
     for method, path, status, code in (
         ("GET", "/v1", 404, "not_found"),
         ("POST", "/", 405, "method_not_allowed"),
-        ("POST", "/v1/embeddings", 404, "not_found"),
+        ("POST", "/v1/audio/speech", 404, "not_found"),
         ("GET", CHAT, 405, "method_not_allowed"),
         ("DELETE", "/v1/models/tiny", 405, "method_not_allowed"),
         ("PUT", COMPLETIONS, 405, "method_not_allowed"),

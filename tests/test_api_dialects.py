@@ -8,11 +8,14 @@ from typing import Any
 import openai
 import pytest
 
+from cluster.grammar import json_schema_grammar
 from tests.api_server import Served
 from tests.scripted_ring import CONTEXT
 
 MESSAGES = "/v1/messages"
 RESPONSES = "/v1/responses"
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+FORMAT = {"type": "json_schema", "name": "x", "strict": True}
 HI = [{"role": "user", "content": "hi"}]
 
 
@@ -114,6 +117,33 @@ def test_tool_use(served: Served) -> None:
     assert (use["type"], use["name"], use["input"]) == ("tool_use", "now", {"zone": 1})
     assert told["stop_reason"] == "tool_use"
     assert message(served, tools=tools, tool_choice={"type": "none"})["content"][0]["type"] == "text"
+
+
+def test_an_answer_of_a_fixed_form(served: Served) -> None:
+    message(served, output_config={"format": {"type": "json_schema", "schema": SCHEMA}})
+    assert served.ring.last.sampling.grammar == json_schema_grammar(SCHEMA)
+    served.post(RESPONSES, {"input": "hi", "text": {"format": {**FORMAT, "schema": SCHEMA}}})
+    assert served.ring.last.sampling.grammar == json_schema_grammar(SCHEMA)
+    bad = {"not": {}}
+    error = refused(served, output_config={"format": {"type": "json_schema", "schema": bad}})
+    assert error["message"].startswith("output_config.format cannot be followed: Unimplemented keys")
+    told = served.error({"input": "hi", "text": {"format": {**FORMAT, "schema": bad}}}, path=RESPONSES)
+    assert told["message"].startswith("text.format cannot be followed: Unimplemented keys")
+    assert told["param"] == "text.format"
+    told = served.error({"input": "hi", "text": {"format": {"type": "json_schema"}}}, path=RESPONSES)
+    assert told["message"].startswith("text.format must be an object with a name and a schema")
+
+
+def test_a_tool_that_must_be_used(served: Served) -> None:
+    tools = [{"name": name, "input_schema": {"type": "object"}} for name in ("now", "then")]
+    message(served, tools=tools, tool_choice={"type": "any"})
+    either = served.ring.last.sampling.grammar
+    message(served, tools=tools, tool_choice={"type": "tool", "name": "then"})
+    named = served.ring.last.sampling.grammar
+    assert "now" in either
+    assert "then" in either
+    assert "now" not in named
+    assert "then" in named
 
 
 # -- Responses ----------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ import pytest
 from tests.api_server import CHAT, COMPLETIONS, Served, chat_body
 from tests.waiting import wait_for
 
+NONE_CACHED = {"prompt_tokens_details": {"cached_tokens": 0}}
+
 
 def test_stream_form(served: Served) -> None:
     events = served.events(CHAT, chat_body(max_tokens=2))
@@ -34,13 +36,16 @@ def test_usage_is_null_until_the_last_chunk(served: Served) -> None:
     assert done == "[DONE]"
     assert all(event["usage"] is None for event in events)
     assert usage["choices"] == []
-    assert usage["usage"] == {"prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4}
+    assert usage["usage"] == {"prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4, **NONE_CACHED}
 
 
 def test_several_choices_in_one_stream(served: Served) -> None:
     served.ring.delay_s = 0.002
     *events, done = served.events(CHAT, chat_body(n=3))
     assert done == "[DONE]"
+    openings = [event["choices"][0] for event in events[:3]]  # in order: OpenAI's client joins no others
+    assert [choice["index"] for choice in openings] == [0, 1, 2]
+    assert all(choice["delta"] == {"role": "assistant", "content": ""} for choice in openings)
     texts = {0: "", 1: "", 2: ""}
     for event in events:
         texts[event["choices"][0]["index"]] += event["choices"][0]["delta"].get("content", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,6 +102,19 @@ def test_async_is_the_same(url: str) -> None:
 
     whole, streamed = asyncio.run(both())
     assert whole == streamed
+
+
+def test_an_answer_of_a_fixed_form(client: Any) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"color": {"enum": ["red", "blue"]}},
+        "required": ["color"],
+        "additionalProperties": False,
+    }
+    form = {"format": {"type": "json_schema", "schema": schema}}
+    said = client.messages.create(**{**GREEDY, "max_tokens": 60}, output_config=form)
+    assert json.loads(said.content[0].text) in ({"color": "red"}, {"color": "blue"})
+    assert said.stop_reason == "end_turn"
 
 
 def test_errors_are_of_its_own_kinds(client: Any, url: str) -> None:

@@ -221,13 +221,16 @@ def test_bench_starts_the_ring_and_prints_one_object(tmp_path: Path) -> None:
         "1,2",
     ]
     result = subprocess.run(
-        [*command, "--prompt-tokens", "40", "--max-tokens", "16"], capture_output=True, text=True, check=False
+        [*command, "--prompt-tokens", "40", "--max-tokens", "16", "--requests", "1", "--warm-up", "0"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     measured = json.loads(result.stdout)
     assert [run["concurrency"] for run in measured["runs"]] == [1, 2]
     for run in measured["runs"]:
-        assert set(run) == {
+        assert set(run) >= {
             *("concurrency", "decode_tok_s", "prefill_tok_s", "ttft_s", "aggregate_tok_s"),
             *("hop_ms", "stage_ms", "stage_busy", "cpu_ms_per_token", "acceptance"),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from typing import Any
 
 import pytest
@@ -332,3 +333,26 @@ def test_each_call_that_began_ends() -> None:
             parts = read(text[:size], reader_of(family), is_cut=True)
             starts = [part.index for part in parts if isinstance(part, CallStart)]
             assert starts == [part.index for part in parts if isinstance(part, CallEnd)]
+
+
+def test_cuts_change_nothing_whatever_a_model_writes() -> None:
+    """Answers with pieces lost and put in at random: the same parts, however they are cut."""
+    chance = random.Random(7)
+    for _ in range(10):
+        for family, (text, _) in ANSWERS.items():
+            pieces = [*re.split(r"(<[^>]*>|[\s{}\":,])", text), "<think>", "</think>", "\\", "<", " ", "x"]
+            broken = text
+            for _ in range(3):
+                place = chance.randrange(len(broken))
+                broken = broken[:place] + chance.choice(pieces) + broken[place + chance.randint(0, 8) :]
+            is_cut, is_reasoning = chance.random() < 0.3, chance.random() < 0.5
+            said = [
+                Message.of(
+                    read(broken, reader_of(family, is_reasoning=is_reasoning), num_chars=size, is_cut=is_cut)
+                )
+                for size in (0, 1, 5)
+            ]
+            for message in said:
+                for call in message.calls:
+                    call.id = ""
+            assert said[0] == said[1] == said[2], (family, broken)

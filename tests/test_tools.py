@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from cluster.api.chat_messages import read_messages
+from cluster.api.chat_messages import read_messages, with_text_arguments
 from cluster.api.errors import ApiError
 from cluster.api.plain_tools import with_plain_tools
 from cluster.api.tools import NO_PARAMETERS, ToolUse, read_tools
@@ -88,17 +88,15 @@ def test_wrong_tools() -> None:
 # -- messages -----------------------------------------------------------------------------------------
 
 
-def tokenizer(template: str = "", *, takes_text: bool = False) -> Tokenizer:
+def tokenizer(template: str = "") -> Tokenizer:
     """As much of one as reading messages needs."""
-    known = SimpleNamespace(
-        template_mentions=lambda word: word in template, takes_arguments_as_text=takes_text
-    )
+    known = SimpleNamespace(template_mentions=lambda word: word in template)
     return cast(Tokenizer, known)
 
 
-def called(arguments: Any, **fields: Any) -> dict[str, Any]:
+def called(arguments: Any, *, reasoning: str | None = None, **fields: Any) -> dict[str, Any]:
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}, **fields}
-    return {"role": "assistant", "content": None, "tool_calls": [call]}
+    return {"role": "assistant", "content": None, "reasoning": reasoning, "tool_calls": [call]}
 
 
 def test_calls_of_a_message() -> None:
@@ -112,8 +110,9 @@ def test_calls_of_a_message() -> None:
     for empty in (None, ""):
         (message,) = read_messages([called(empty)], tokenizer())
         assert message["tool_calls"][0]["function"]["arguments"] == {}
-    (message,) = read_messages([called({"a": "é"})], tokenizer(takes_text=True))
-    assert message["tool_calls"][0]["function"]["arguments"] == '{"a": "é"}'
+    message, user = with_text_arguments(read_messages([called({"a": "é"}), USER], tokenizer()))
+    assert message["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"a": "é"}'}
+    assert user == USER
 
 
 def test_a_result_and_reasoning() -> None:
@@ -121,6 +120,9 @@ def test_a_result_and_reasoning() -> None:
     assert read_messages([result], tokenizer())[0] == result | {"content": "8"}
     said = {"role": "assistant", "content": "x", "reasoning": "hm"}
     assert read_messages([said], tokenizer("reasoning_content"))[0]["reasoning_content"] == "hm"
+    oss = tokenizer("message.thinking")
+    assert read_messages([called("{}", reasoning="hm")], oss)[0]["thinking"] == "hm"
+    assert "thinking" not in read_messages([called("{}", reasoning="hm") | {"content": "I look."}], oss)[0]
 
 
 def test_wrong_calls() -> None:

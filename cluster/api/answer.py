@@ -71,7 +71,7 @@ class Answer:
             Choice(index, prompt.tokens, job.text, tokenizer, len(prompt.echo))
             for index, prompt in enumerate(job.prompts)
         ]
-        self._is_started = self._is_ended = False
+        self._is_started = self._is_ended = self._has_opened = False
         self._lock = asyncio.Lock()  # several choices write into one stream
         self._num_cached = 0
         self._keep_alive_s = keep_alive_s
@@ -158,7 +158,7 @@ class Answer:
         try:
             reply = await self._first(generation)
             then_s = time.monotonic()
-            text = shape.opening(index, self._job.prompts[index])
+            text = self._openings()
             while True:
                 delta = choice.feed(reply)
                 if delta is not None and (delta.text or delta.parts or delta.tokens):
@@ -176,6 +176,16 @@ class Answer:
                 then_s = gaps.add(then_s)
         finally:
             generation.close()
+
+    def _openings(self) -> str:
+        """Those of all choices, in their order, for the first of them that has something to say.
+
+        OpenAI's client, which joins the choices of a stream, wants to hear of them so.
+        """
+        if self._has_opened:
+            return ""
+        self._has_opened = True
+        return "".join(self._shape.opening(i, prompt) for i, prompt in enumerate(self._job.prompts))
 
     async def _first(self, generation: Generation) -> head_pb2.GenerateReply:
         reply = await generation.read()

@@ -73,15 +73,18 @@ class CallReader:
     def _find_next(self, parts: list[Part]) -> bool:
         """Looks for a call or the block's end; False where there is neither yet, or the block has ended."""
         growing, tagged, end = self._family.growing, self._family.tagged, self._family.end
+        place = self._held.find(end) if end else -1
+        before_end = len(self._held) if place < 0 else place
         if growing is not None:
             tail = growing.tail.match(self._held) if self._is_after_call else None
             head = growing.head.match(self._held, tail.end() if tail else 0)
-            if head is not None:
+            if head is not None and head.end() <= before_end:
                 return self._begin_open(head, JsonObject(), parts)
-        may_hold_more = tagged is not None and (tagged.call_end or not self._is_after_call)
-        if tagged is not None and may_hold_more and (head := tagged.head.match(self._held)) is not None:
-            return self._begin_open(head, TaggedArguments(self._family, tagged, self._tools, head[0]), parts)
-        place = self._held.find(end) if end else -1
+        if tagged is not None and (tagged.call_end or not self._is_after_call):
+            head = tagged.head.match(self._held)
+            if head is not None and head.end() <= before_end:
+                call = TaggedArguments(self._family, tagged, self._tools, head[0])
+                return self._begin_open(head, call, parts)
         if place >= 0:
             block, self.rest = self._held[:place], self._held[place + len(end) :]
             self._held = ""

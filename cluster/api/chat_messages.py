@@ -39,10 +39,9 @@ def _read_message(message: Any, place: str, tokenizer: Tokenizer) -> dict[str, A
         read["role"] = "system"
     calls = message.get("tool_calls") if role == "assistant" else None
     content = message.get("content")
-    # A message of nothing but calls has no text, or none that a template could show.
     read["content"] = "" if calls and content is None else _read_content(content, f"{place}.content")
     if calls:
-        read["tool_calls"] = _read_calls(calls, f"{place}.tool_calls", tokenizer.takes_arguments_as_text)
+        read["tool_calls"] = _read_calls(calls, f"{place}.tool_calls")
     for name, value in message.items():
         if name in ("role", "content") or value is None or (name == "tool_calls" and calls):
             continue
@@ -51,24 +50,43 @@ def _read_message(message: Any, place: str, tokenizer: Tokenizer) -> dict[str, A
             read[name] = value
         elif name not in _EMPTY_FIELDS or value != []:
             raise bad_request(f"{place}.{name} is not supported.", f"{place}.{name}", "unsupported_parameter")
-    return _with_both_names_of_reasoning(read, tokenizer)
+    return _with_reasoning(read, tokenizer)
 
 
-def _with_both_names_of_reasoning(message: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-    """Our answers have the reasoning under both names; a template reads one of them."""
+def _with_reasoning(message: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    """The reasoning under the name that the template reads."""
     text = message.get("reasoning_content") or message.get("reasoning")
     if text and tokenizer.template_mentions("reasoning_content"):
         message["reasoning_content"] = text
+    # gpt-oss takes it with calls, and then only in the place of content
+    if text and "tool_calls" in message and not message["content"]:
+        message |= {"thinking": text} if tokenizer.template_mentions("message.thinking") else {}
     return message
 
 
-def _read_calls(calls: Any, place: str, has_text_arguments: bool) -> list[dict[str, Any]]:
+def with_text_arguments(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same with the arguments of calls as JSON text."""
+    return [
+        message | {"tool_calls": [_with_text_arguments(call) for call in message["tool_calls"]]}
+        if "tool_calls" in message
+        else message
+        for message in messages
+    ]
+
+
+def _with_text_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    text = json.dumps(function["arguments"], ensure_ascii=False)
+    return call | {"function": function | {"arguments": text}}
+
+
+def _read_calls(calls: Any, place: str) -> list[dict[str, Any]]:
     if not isinstance(calls, list):
         raise bad_request(f"{place} must be a list.", place, "invalid_value")
-    return [_read_call(call, f"{place}[{i}]", has_text_arguments) for i, call in enumerate(calls)]
+    return [_read_call(call, f"{place}[{i}]") for i, call in enumerate(calls)]
 
 
-def _read_call(call: Any, place: str, has_text_arguments: bool) -> dict[str, Any]:
+def _read_call(call: Any, place: str) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or call.get("type", "function") != "function":
         raise bad_request(
@@ -82,15 +100,15 @@ def _read_call(call: Any, place: str, has_text_arguments: bool) -> dict[str, Any
         raise bad_request(f"{place}.function.name must be a text.", f"{place}.function.name", "invalid_value")
     read: dict[str, Any] = {
         "type": "function",
-        "function": {"name": function["name"], "arguments": _arguments(function, place, has_text_arguments)},
+        "function": {"name": function["name"], "arguments": _arguments(function, place)},
     }
     if isinstance(call.get("id"), str):
         read["id"] = call["id"]
     return read
 
 
-def _arguments(function: dict[str, Any], place: str, is_text: bool) -> Any:
-    """An object, as mlx-lm gives it to templates, or the text that it was."""
+def _arguments(function: dict[str, Any], place: str) -> dict[str, Any]:
+    """An object, as mlx-lm gives it to templates."""
     given = function.get("arguments")
     where = f"{place}.function.arguments"
     try:
@@ -99,7 +117,7 @@ def _arguments(function: dict[str, Any], place: str, is_text: bool) -> Any:
         raise bad_request(f"{where} is not valid JSON: {error}", where, "invalid_value") from None
     if not isinstance(arguments, dict):
         raise bad_request(f"{where} must be a JSON object.", where, "invalid_value")
-    return json.dumps(arguments, ensure_ascii=False) if is_text else arguments
+    return arguments
 
 
 def _read_content(content: Any, place: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.api.chat_grammar import chat_grammar
-from cluster.api.chat_messages import read_messages
+from cluster.api.chat_messages import read_messages, with_text_arguments
 from cluster.api.errors import bad_request
 from cluster.api.plain_tools import with_plain_tools
 from cluster.api.prompt import Limits, Prompt, refuse_long_text
@@ -59,7 +59,18 @@ def _render(
 
     is_continued = bool(body.continue_final_message)
     if tokenizer.takes_tools:
-        return encode(messages, use.tools)
+        if tokenizer.takes_arguments_as_text:
+            return encode(with_text_arguments(messages), use.tools)
+        try:
+            return encode(messages, use.tools)
+        except ChatError:
+            if not any("tool_calls" in message for message in messages):
+                raise
+            try:  # no template says which of the two it wants
+                return encode(with_text_arguments(messages), use.tools)
+            except ChatError:
+                pass
+            raise
     try:
         return encode(with_plain_tools(messages, use.tools))
     except ChatError:

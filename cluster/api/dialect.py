@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from cluster.api.errors import ApiError, bad_request
@@ -30,6 +32,19 @@ def effort_fields(effort: str, place: str, default: str, mentions: Mentions) -> 
         place,
         "unsupported_parameter",
     )
+
+
+@contextmanager
+def renamed(names: Mapping[str, str]) -> Iterator[None]:
+    """An ApiError from within names the dialect's fields: `names` has them by the chat's."""
+    try:
+        yield
+    except ApiError as error:
+        for old, new in names.items():
+            if error.param is not None and error.param.partition(".")[0] == old:
+                error.message = re.sub(rf"\b{old}(\.json_schema)?", new, error.message)
+                error.param = new
+        raise
 
 
 def items(given: Any, place: str) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from cluster.api import messages_prompt, responses_prompt
 from cluster.api.answer import Answer, Job
+from cluster.api.dialect import renamed
 from cluster.api.errors import bad_request
 from cluster.api.messages import MessagesShape
 from cluster.api.messages_body import MessagesBody, MessagesChat
@@ -19,6 +20,10 @@ from cluster.api.schema import ChatBody, EmbeddingsBody, parse_body, read_body
 from cluster.api.service import Service
 from cluster.logs import current_request
 from cluster.tokenizer import Tokenizer
+
+# What the chat's fields are called in each dialect, for its refusals.
+_MESSAGES_NAMES = {"response_format": "output_config.format"}
+_RESPONSES_NAMES = {"response_format": "text.format"}
 
 
 class Dialects:
@@ -46,7 +51,8 @@ class Dialects:
 
         chat = self._messages_chat(body)
         chat.max_tokens = asked
-        return await self._service.answer_chat(chat, len(raw), "msg_", shape, is_clamped=True)
+        with renamed(_MESSAGES_NAMES):
+            return await self._service.answer_chat(chat, len(raw), "msg_", shape, is_clamped=True)
 
     async def count_messages(self, raw: bytes) -> dict[str, Any]:
         """POST /v1/messages/count_tokens."""
@@ -62,7 +68,8 @@ class Dialects:
             told = _told(body, job.requests[0].request_id, model)
             return ResponsesShape(told, lambda text: len(tokenizer.encode(text, add_special_tokens=False)))
 
-        return await self._service.answer_chat(self._responses_chat(body), len(raw), "resp_", shape)
+        with renamed(_RESPONSES_NAMES):
+            return await self._service.answer_chat(self._responses_chat(body), len(raw), "resp_", shape)
 
     async def count_responses(self, raw: bytes) -> dict[str, Any]:
         """POST /v1/responses/input_tokens."""

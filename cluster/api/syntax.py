@@ -44,6 +44,8 @@ class ModelSyntax:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         vocab = tokenizer.vocab
+        # Llama's refuses the chat that goes on after several; so does gpt-oss's, or forgets all but the first
+        self._is_single = "only supports single tool-calls" in tokenizer.template
         self.added_ids = tokenizer.added_ids
         self.is_harmony = all(token in vocab for token in HARMONY_TOKENS)
         self.family = find_family(tokenizer.tool_parser, tokenizer.template, vocab)
@@ -79,12 +81,13 @@ class ModelSyntax:
 
         `begun` is the answer's beginning, where the prompt ends with it.
         """
+        max_calls = 1 if self._is_single or self.is_harmony else use.max_calls
         if self.is_harmony:
             make: Callable[[], PartReader] = partial(
                 HarmonyReader,
                 has_tools=bool(use.tools),
                 is_continued=begun is not None,
-                max_calls=use.max_calls,
+                max_calls=max_calls,
                 shows_reasoning=shows_reasoning,
             )
             return make, self._harmony_ids
@@ -99,7 +102,7 @@ class ModelSyntax:
             syntax,
             tools=use.tools,
             is_reasoning=is_reasoning,
-            max_calls=use.max_calls,
+            max_calls=max_calls,
             shows_reasoning=shows_reasoning,
         )
         return make, self._shown[syntax]

@@ -9,7 +9,7 @@ import platform
 import random
 import sysconfig
 import tokenize
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,13 +58,16 @@ class Corpus:
             return Corpus(data["train"], data["train_starts"], data["train_files"], data["held_out"], facts)
 
 
-def read_sources(root: Path) -> dict[str, str]:
-    """Path below `root` -> text of every distinct, valid Python file of the library, in sorted order."""
+def read_sources(root: Path, is_wanted: Callable[[str], bool] = lambda name: True) -> dict[str, str]:
+    """Path below `root` -> text of every distinct, valid Python file of the library, in sorted order.
+
+    Only of those whose path is_wanted.
+    """
     sources: dict[str, str] = {}
     seen: set[str] = set()
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root).as_posix()
-        if SKIPPED_FOLDERS & set(name.split("/")) or name.startswith(SKIPPED_PREFIXES):
+        if SKIPPED_FOLDERS & set(name.split("/")) or name.startswith(SKIPPED_PREFIXES) or not is_wanted(name):
             continue
         try:
             with tokenize.open(path) as file:

@@ -27,7 +27,7 @@ from typing import Any
 
 import psutil
 
-from cluster.bench import Endpoint
+from cluster.bench_client import Endpoint
 from tests.ring_processes import RingProcesses
 
 DEMO = Path(__file__).parent.parent.parent / "deploy" / "demo" / "model"
