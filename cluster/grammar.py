@@ -136,12 +136,17 @@ def check_grammar(grammar: str) -> None:
 
     Milliseconds, but up to seconds for very large ones. Call it on a thread of `deep_pool`.
     """
-    from llguidance import LLMatcher
+    from llguidance import LLMatcher, LLTokenizer
 
     check_size(grammar)
     is_error, reasons = LLMatcher.validate_grammar_with_warnings(grammar)
     if is_error:
         raise GrammarError(one_line(reasons[0]))
+    if "<[" not in grammar:  # else it is about tokens that only the model has
+        matcher = LLMatcher(LLTokenizer("byte"), grammar, log_level=0)
+        matcher.compute_bitmask()
+        if matcher.is_error():
+            raise GrammarError("no text begins as it says")
 
 
 def check_size(grammar: str) -> None:

@@ -12,6 +12,7 @@ import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,8 @@ class Guides:
     def __init__(self, model_dir: Path, vocab_size: int) -> None:
         self._model_dir, self._vocab_size = model_dir, vocab_size
         self._pool: ThreadPoolExecutor | None = None
-        self._expecting: dict[Guide, None] = {}  # in the order in which they will be asked
+        # In the order in which they will be asked; those of closed sessions are gone.
+        self._expecting: WeakKeyDictionary[Guide, None] = WeakKeyDictionary()
         self._vocabulary: tuple[LLTokenizer, frozenset[int]] | None = None
 
     def open(self, grammar: str) -> Guide:
@@ -86,7 +88,7 @@ class Guide:
         self,
         compiled: Future[tuple[LLMatcher, frozenset[int]]],
         vocab_size: int,
-        expecting: dict[Guide, None],
+        expecting: WeakKeyDictionary[Guide, None],
     ) -> None:
         self._compiled, self._vocab_size = compiled, vocab_size
         self._expecting = expecting  # all guides that have a mask to make

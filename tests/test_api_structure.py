@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from cluster.api.errors import ApiError
+from cluster.api.schema import ChatBody
+from cluster.api.structure import read_structure
 from cluster.grammar import choice_grammar, json_object_grammar, json_schema_grammar, regex_grammar
 from tests.api_server import CHAT, COMPLETIONS, Served, chat_body
 
@@ -31,11 +34,19 @@ WRAPPED = {
         ({"guided_choice": ["yes", "no"]}, choice_grammar(["yes", "no"])),
     ],
 )
-def test_the_last_stage_gets_the_grammar_once(served: Served, fields: dict[str, Any], grammar: str) -> None:
-    served.post(CHAT, chat_body(**fields))
-    assert served.ring.last.sampling.grammar == grammar
-    served.post(COMPLETIONS, {"prompt": "hi", **fields})
-    assert served.ring.last.sampling.grammar == grammar
+def test_the_grammar_of_a_request(fields: dict[str, Any], grammar: str) -> None:
+    found, field = read_structure(ChatBody(**fields))
+    assert found == grammar
+    assert field == (list(fields)[-1] if grammar else "")
+
+
+def test_the_last_stage_gets_the_grammar(served: Served) -> None:
+    fields = {"response_format": WRAPPED}
+    for path, body in ((CHAT, chat_body()), (COMPLETIONS, {"prompt": "hi"})):
+        served.post(path, body | fields)
+        assert served.ring.last.sampling.grammar == json_schema_grammar(SCHEMA)
+        served.post(path, body)
+        assert served.ring.last.sampling.grammar == ""
 
 
 @pytest.mark.parametrize(
@@ -63,35 +74,32 @@ def test_the_last_stage_gets_the_grammar_once(served: Served, fields: dict[str, 
             {"type": "json_schema", "json_schema": {"schema": {}, "shema": {}}},
             "response_format.json_schema.shema is not a field of this request.",
         ),
-        (
-            "response_format",
-            {"type": "json_schema", "json_schema": {"schema": {"type": "objct"}}},
-            "response_format cannot be followed: Invalid type: objct.",
-        ),
-        (
-            "response_format",
-            {"type": "json_schema", "json_schema": {"schema": {"properties": {"a": {"uniqueItems": True}}}}},
-            'response_format cannot be followed: Unimplemented keys: ["uniqueItems"].',
-        ),
         ("structured_outputs", {"grammar": "root ::= x"}, "with one of json, regex, choice, json_object."),
         ("structured_outputs", {"json": {}, "regex": "a"}, "with one of json, regex, choice, json_object."),
         ("structured_outputs", {"json_object": False}, "json_object must be true."),
         ("guided_json", "{", "guided_json cannot be followed: Expecting property name"),
         ("guided_json", [1], "guided_json cannot be followed: a schema must be an object."),
         ("guided_regex", 5, "a regular expression must be a text."),
-        ("guided_regex", "(", "guided_regex cannot be followed: "),
         ("guided_choice", [], "the choices must be a list of texts, none of them empty."),
         ("guided_choice", ["a", ""], "the choices must be a list of texts, none of them empty."),
         ("guided_choice", ["a", 1], "the choices must be a list of texts, none of them empty."),
     ],
 )
-def test_a_bad_one_is_refused_before_anything_runs(
-    refusing: Served, field: str, value: Any, message: str
-) -> None:
-    for path, body in ((CHAT, chat_body()), (COMPLETIONS, {"prompt": "hi"})):
-        error = refusing.error(body | {field: value}, path=path)
-        assert message in error["message"]
-        assert error["param"].startswith(field)
+def test_what_is_none_is_refused(field: str, value: Any, message: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        read_structure(ChatBody(**{field: value}))
+    assert message in str(caught.value)
+    assert (caught.value.status, (caught.value.param or "").startswith(field)) == (400, True)
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_a_bad_schema_is_refused_before_anything_runs(refusing: Served, path: str) -> None:
+    body = chat_body() if path == CHAT else {"prompt": "hi"}
+    schema = {"properties": {"a": {"uniqueItems": True}}}
+    asked = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    error = refusing.error(body | {"response_format": asked}, path=path)
+    assert error["message"] == 'response_format cannot be followed: Unimplemented keys: ["uniqueItems"].'
+    assert (error["param"], error["code"]) == ("response_format", "invalid_grammar")
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,7 @@ def test_good_ones_are_taken(pool: ThreadPoolExecutor, text: str) -> None:
         ({"type": "string", "pattern": "("}, "regex parse error: ( ^ error: unclosed group"),
         ({"$ref": "http://localhost/x"}, "Default retriever does not fetch resources"),
         (False, "Unsatisfiable schema: schema is false"),
+        ({"anyOf": [{"$ref": "#"}]}, "no text begins as it says"),
     ],
 )
 def test_a_bad_schema_is_refused_with_the_reason(pool: ThreadPoolExecutor, schema: Any, reason: str) -> None:

@@ -166,6 +166,15 @@ def test_the_next_mask_is_made_while_the_token_travels(guides: Guides, tokenizer
     assert other._prepared[0] == tokens[1:]
 
 
+def test_a_closed_session_expects_nothing(guides: Guides) -> None:
+    guide = guides.open(COLOUR)
+    guide.expect([])
+    assert len(guides._expecting) == 1
+    del guide
+    gc.collect()
+    assert not guides.prepare()
+
+
 def test_a_failure_that_was_expected_is_told_when_it_counts(guides: Guides) -> None:
     guide = guides.open(json_schema_grammar({"not": {}}))
     for _ in range(2):

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import anthropic
 import openai
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -192,6 +193,28 @@ def test_a_tool_is_called_because_it_must(client: openai.OpenAI, choice: Any) ->
     with client.chat.completions.stream(**body) as stream:
         (streamed,) = stream.get_final_completion().choices[0].message.tool_calls or []
     assert streamed.function.arguments == call.function.arguments
+
+
+def test_the_other_dialects_keep_to_it_too(client: openai.OpenAI, url: str) -> None:
+    """OpenAI's Responses and Anthropic's Messages, by their own packages."""
+    said = "def parse(text):"
+    response = client.responses.parse(
+        model="model", input=said, text_format=Address, temperature=0, max_output_tokens=400
+    )
+    assert isinstance(response.output_parsed, Address)
+    tool: Any = {"name": "locate", "input_schema": Address.model_json_schema()}
+    with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0, timeout=100.0) as other:
+        message = other.messages.create(
+            model="model",
+            messages=[{"role": "user", "content": said}],
+            max_tokens=400,
+            tools=[tool],
+            tool_choice={"type": "any", "disable_parallel_tool_use": True},
+            extra_body={"temperature": 0},
+        )
+    assert message.stop_reason == "tool_use"
+    (block,) = [block for block in message.content if block.type == "tool_use"][:1]
+    Address.model_validate_json(json.dumps(block.input))
 
 
 def test_choices_and_expressions(client: openai.OpenAI) -> None:
