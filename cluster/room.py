@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from cluster.kept import KeptSessions
@@ -39,6 +39,22 @@ class Limits:
         for name in ("context", "max_active", "max_in_flight", "prefill_chunk", "max_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, and must be at least 1")
+
+
+def why_never(limits: Limits, prompt: Sequence[int], max_tokens: int) -> str:
+    """Why a request could never run, in a sentence; empty where it can."""
+    if not prompt:
+        return "the prompt is empty; send at least one token"
+    if max_tokens < 1:
+        return f"max_tokens is {max_tokens}, and must be at least 1"
+    if len(prompt) + max_tokens > limits.context:
+        return (
+            f"the context is {limits.context} tokens, but the prompt has {len(prompt)} and max_tokens "
+            f"asks for {max_tokens} more; shorten the prompt or lower max_tokens"
+        )
+    if limits.vocab_size and max(prompt) >= limits.vocab_size:
+        return f"token id {max(prompt)} is not in the vocabulary of {limits.vocab_size} tokens"
+    return ""
 
 
 def has_room(limits: Limits, active: Collection[Request], request: Request) -> bool:

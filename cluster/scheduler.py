@@ -14,7 +14,7 @@ from itertools import islice
 from cluster.instructions import Emit, Fail, FailureKind, Instruction, Send, Start
 from cluster.kept import MIN_COMMON, Kept, KeptSessions
 from cluster.request import Request
-from cluster.room import Limits, has_room, too_much
+from cluster.room import Limits, has_room, too_much, why_never
 from proto import ring_pb2
 
 
@@ -193,21 +193,8 @@ class Scheduler:
             return refuse(
                 FailureKind.INVALID, f"request id {request_id!r} is already running; choose another"
             )
-        if not prompt:
-            return refuse(FailureKind.INVALID, "the prompt is empty; send at least one token")
-        if max_tokens < 1:
-            return refuse(FailureKind.INVALID, f"max_tokens is {max_tokens}, and must be at least 1")
-        if len(prompt) + max_tokens > limits.context:
-            return refuse(
-                FailureKind.INVALID,
-                f"the context is {limits.context} tokens, but the prompt has {len(prompt)} and max_tokens "
-                f"asks for {max_tokens} more; shorten the prompt or lower max_tokens",
-            )
-        if limits.vocab_size and max(prompt) >= limits.vocab_size:
-            return refuse(
-                FailureKind.INVALID,
-                f"token id {max(prompt)} is not in the vocabulary of {limits.vocab_size} tokens",
-            )
+        if never := why_never(limits, prompt, max_tokens):
+            return refuse(FailureKind.INVALID, never)
         if self._hold_reason:
             return refuse(FailureKind.BUSY, self._hold_reason)
         wanted = Request(request_id, 0, prompt, max_tokens, ring_pb2.Sampling(), frozenset())

@@ -215,7 +215,7 @@ def test_other_answers_are_one_sentence(slow: dict[str, Any], capsys: pytest.Cap
     planning = slow.pop("/v1/cluster/planning")
     with api(slow) as url:
         code, _, said = run(capsys, "--url", url)
-    assert (code, said.count("\n")) == (EXIT_ERROR, 1)
+    assert (code, said.count("\n")) == (EXIT_USAGE, 1)
     planning["planning"]["nodes"][0]["colour"] = "red"
     with api(slow | {"/v1/cluster/planning": planning}) as url:
         code, _, said = run(capsys, "--url", url)

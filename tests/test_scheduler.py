@@ -103,18 +103,36 @@ def test_stop_token_ends_with_stop() -> None:
     assert emit.finish_reason == "stop"
 
 
-def test_sessions_take_turns() -> None:
-    scheduler = up(max_in_flight=4, max_active=3, chunk=1)
-    first = frames(scheduler.submit("a", list(range(9)), 2, greedy()))
-    scheduler.submit("b", list(range(9)), 2, greedy())
+def test_who_came_first_is_read_first_and_writes_while_the_next_is_read() -> None:
+    scheduler = up(max_in_flight=3, max_active=3, chunk=1)
+    pending = frames(scheduler.submit("a", list(range(5)), 9, greedy()))
+    scheduler.submit("b", list(range(30)), 9, greedy())
     order = []
-    pending = list(first)
-    for _ in range(8):
+    for _ in range(14):
         more = frames(answer(scheduler, pending.pop(0)))
-        order += [f.slots[0].session for f in more]
+        order += [(f.slots[0].session, f.slots[0].is_sampled) for f in more]
         pending += more
-    assert order[:4] == [1, 2, 1, 2]
-    assert abs(order.count(1) - order.count(2)) <= 4
+    assert [session for session, _ in order[:2]] == [1, 1]  # the rest of its prompt
+    first = order.index((1, True))
+    assert (2, False) not in order[: first - 1]
+    later = order[first:]
+    assert later.count((1, True)) >= 4
+    assert later.count((2, False)) >= 4
+
+
+def test_answers_go_before_prompts_but_one_chunk_is_always_on_its_way() -> None:
+    scheduler, sent = sharing(2, 6)
+    for _ in range(3):
+        sent = turn(scheduler, sent)
+    waiting = frames(scheduler.submit("long", list(range(40)), 5, greedy()))
+    assert not waiting  # both frames are on their way
+    kinds = []
+    for _ in range(12):
+        frame = sent.pop(0)
+        sent += frames(answer(scheduler, frame))
+        kinds.append(sum(not f.slots[0].is_sampled for f in sent))
+    assert set(kinds[1:]) == {1}
+    assert scheduler.num_in_flight == 2
 
 
 def test_queue_then_refusal_then_admission() -> None:
