@@ -19,6 +19,7 @@ from deploy.target import add_target, client_of
 
 __all__ = ["Timing", "main", "stream_answer"]
 
+MAX_TOKENS = 256
 WHOLE_LIMIT_S = 3600.0  # for an answer that comes in one piece
 
 
@@ -56,7 +57,7 @@ def _parser() -> Parser:
     parser.add_argument("--n", type=int, metavar="N", help="so many answers to one prompt")
     parser.add_argument("--echo", action="store_true", help="begin the answer with the prompt")
     parser.add_argument("--json", action="store_true", help="print the API's whole answer as one JSON object")
-    add_settings(parser, max_tokens=256, temperature=0.0)
+    add_settings(parser, f"{MAX_TOKENS}, or half of a smaller context", temperature=0.0)
     add_target(parser)
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
     return parser
@@ -65,6 +66,8 @@ def _parser() -> Parser:
 def _generate(args: argparse.Namespace) -> int:
     client = client_of(args)
     body = _body(args)
+    if "max_tokens" not in body:
+        body["max_tokens"] = usual_length(client)
     if args.json:
         print(json.dumps(_whole(client, body), indent=2, ensure_ascii=False))
     elif body.get("n", 1) > 1:
@@ -96,6 +99,12 @@ def _body(args: argparse.Namespace) -> dict[str, Any]:
         return body | {"prompt": prompt} | ({"echo": True} if args.echo else {})
     system = [] if args.system is None else [{"role": "system", "content": args.system}]
     return body | {"messages": [*system, {"role": "user", "content": prompt}]}
+
+
+def usual_length(client: Client) -> int:
+    """Of an answer: MAX_TOKENS, or half of a context that is small."""
+    context = client.cluster().get("context")
+    return min(MAX_TOKENS, context // 2) if type(context) is int and context > 1 else MAX_TOKENS
 
 
 def _whole(client: Client, body: dict[str, Any]) -> dict[str, Any]:

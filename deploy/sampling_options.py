@@ -44,12 +44,17 @@ SETTINGS = (
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 
-def add_settings(parser: argparse.ArgumentParser, **defaults: Any) -> None:
-    """One option for each setting, --stop, and --field for all else; `settings_of` reads them."""
+def add_settings(parser: argparse.ArgumentParser, usual_length: str = "", **defaults: Any) -> None:
+    """One option for each setting, --stop, and --field for all else; `settings_of` reads them.
+
+    usual_length: in words, what --max-tokens is where it is not given and has no default here.
+    """
     group = parser.add_argument_group("sampling", "what is not given, the model's own settings decide")
     for setting in SETTINGS:
         default = defaults.get(setting.name)
         note = "" if default is None else f" (default {default:g})"
+        if setting.name == "max_tokens" and usual_length:
+            note = f" (default {usual_length})"
         group.add_argument(
             setting.flag,
             type=setting.kind,

@@ -23,6 +23,7 @@ from deploy import cli
 from deploy.answer import Timing, stream_answer
 from deploy.client import Client
 from deploy.demo.run import CONFIG
+from deploy.generate import usual_length
 from deploy.sizes import size
 from deploy.state_line import StateLine
 from deploy.status import render
@@ -154,6 +155,13 @@ def test_nobody_there_is_exit_code_4() -> None:
         assert result.stderr == (
             f"macrame {arguments[0]}: {url} does not answer (Connection refused); is the ring running?\n"
         )
+
+
+@pytest.mark.parametrize(("context", "length"), [(100, 50), (512, 256), (100_000, 256), (None, 256)])
+def test_an_answer_of_unsaid_length_fits_a_small_context(context: int | None, length: int) -> None:
+    told = {"status": "ok", "nodes": []} | ({} if context is None else {"context": context})
+    with server(200, json.dumps(told).encode()) as client:
+        assert usual_length(client) == length
 
 
 def test_an_answer_is_streamed_and_timed() -> None:

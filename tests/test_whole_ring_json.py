@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import anthropic
 import openai
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -197,6 +196,7 @@ def test_a_tool_is_called_because_it_must(client: openai.OpenAI, choice: Any) ->
 
 def test_the_other_dialects_keep_to_it_too(client: openai.OpenAI, url: str) -> None:
     """OpenAI's Responses and Anthropic's Messages, by their own packages."""
+    anthropic = pytest.importorskip("anthropic")
     said = "def parse(text):"
     response = client.responses.parse(
         model="model", input=said, text_format=Address, temperature=0, max_output_tokens=400
