@@ -138,7 +138,9 @@ class Head(head_pb2_grpc.HeadServicer):
                 status.errors.add(kind=kind.value, count=self._errors[kind.value])
             status.requests.extend(map(self._request_status, scheduler.requests))
             if self._limits is not None:
-                status.max_active, status.context = self._limits.max_active, self._limits.context
+                # Of small ones more run than whole contexts fit.
+                status.max_active = max(self._limits.max_active, scheduler.num_active)
+                status.context = self._limits.context
                 status.vocab_size = self._limits.vocab_size
 
     def _request_status(self, request: Request) -> head_pb2.RequestStatus:
