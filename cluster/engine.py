@@ -236,8 +236,8 @@ class Engine:
                     self._begin_like(session, spec.from_session, spec.from_tokens)
                 self.sessions[spec.session] = session
                 logger.info(
-                    "session %d opened: %d tokens of prompt, %d of them known, %d of answer at most",
-                    *(spec.session, spec.prompt_tokens, spec.from_tokens, spec.max_tokens),
+                    "session %d opened: %d tokens of prompt%s, %d of answer at most",
+                    *(spec.session, spec.prompt_tokens, _known(spec), spec.max_tokens),
                     extra=_about(session),
                 )
             except (ValueError, LookupError) as error:
@@ -342,3 +342,7 @@ class Engine:
 def _about(session: Session | None) -> dict[str, object]:
     """As `extra`: whose request the line is about."""
     return {} if session is None else {"request_id": session.spec.request_id}
+
+
+def _known(spec: ring_pb2.SessionSpec) -> str:
+    return f" ({spec.from_tokens} of session {spec.from_session}'s)" if spec.from_session else ""

@@ -92,9 +92,11 @@ class Prover:
                 f"{what} could not be proven within {PROOF_TIMEOUT_S:.0f} s; plan other layers", EXIT_ERROR
             )
         try:
-            answer: dict[str, Any] = json.loads(output[0])
+            answer: Any = json.loads(output[0])
+            if not isinstance(answer, dict):
+                raise TypeError("it is no object")
             return answer
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             last = (output[1].strip().splitlines() or [f"the proof ended with code {process.returncode}"])[-1]
             raise UserError(f"{what} could not be proven: {last}", EXIT_ERROR) from error
 

@@ -131,7 +131,7 @@ LIES: list[tuple[str, bytes, str]] = [
     (
         "too many opens",
         ring_pb2.Frame(kind=ring_pb2.STEP, opens=[ring_pb2.SessionSpec()] * 1025).SerializeToString(),
-        "frame 0 opens 1025 sessions and closes 0; the limits are 1024 and 65536",
+        "frame 0 opens 1025 sessions and ends 0; the limits are 1024 and 65536",
     ),
     (
         "a session twice",

@@ -103,7 +103,7 @@ def many(architecture: str, tmp_path: Path) -> None:
     """Users who come and go, three to a frame: each gets what it would get alone."""
     model = write_checkpoint(architecture, tmp_path / "model", num_layers=NUM_LAYERS)
     prompts = [[(7 * i + 13 * user) % 251 for i in range(2 + 5 * user)] for user in range(MANY)]
-    lengths = [10 + 9 * (user * 5 % MANY) for user in range(MANY)]
+    lengths = [10 + 9 * (user * 3 % MANY) for user in range(MANY)]
     with (
         RingProcesses(tmp_path, model, ranges(NUM_LAYERS, CUTS[3]), concurrency=MANY) as ring,
         ThreadPoolExecutor(MANY) as pool,
@@ -113,7 +113,7 @@ def many(architecture: str, tmp_path: Path) -> None:
         stats = ring.node_status(2).stats
     for prompt, length, answer in zip(prompts, lengths, answers, strict=True):
         assert answer == greedy(model, prompt, length)[0]
-    assert stats.num_steps < 0.7 * sum(lengths)  # they did share forward passes
+    assert stats.num_steps < 0.95 * sum(lengths)  # chunks included: they did share forward passes
 
 
 def test_users_who_share_forward_passes_equal_each_alone(tmp_path: Path) -> None:

@@ -95,7 +95,9 @@ def test_a_node_short_of_memory_stops_new_requests_only_and_recovers(tmp_path: P
 
 
 def test_every_node_shows_predicted_and_measured_memory(tmp_path: Path, model: Path) -> None:
-    with RingProcesses(tmp_path, model, LAYERS, with_api=True, concurrency=1, context=256) as ring:
+    with RingProcesses(
+        tmp_path, model, LAYERS, with_api=True, concurrency=1, context=256, prefix_cache=False
+    ) as ring:
         url = ring.wait_api()
         ring.tokens([1 + i % 250 for i in range(200)], 40)
         status = ring.wait_status(lambda s: all(is_over(r.node.num_sessions, r.node.memory) for r in s.ranks))

@@ -145,7 +145,7 @@ def test_a_requests_own_id_is_on_every_node(http: httpx.Client, is_streamed: boo
         stage = [line["message"] for line in found[rank] if line["source"] == "cluster.engine"]
         assert stage == [
             f"session {number[1]} opened: 12 tokens of prompt, 6 of answer at most",
-            f"session {number[1]} closed at position 17",
+            f"session {number[1]} kept at position 17",
         ]
     (head,) = [line for line in found[0] if line["source"] == "cluster.request_log"]
     assert re.fullmatch(
