@@ -28,6 +28,7 @@ from deploy.up_record import (
 )
 
 UP_LIMIT_S = 30.0  # for an `up` in another terminal to stop its nodes
+LOCK_S = 2.0  # and then for it to be gone
 POLL_S = 0.05
 
 
@@ -66,7 +67,8 @@ def _run(args: argparse.Namespace) -> int:
     is_followed = _end_up(folder)
     ended = []
     if folder.is_dir():
-        with alone(folder, args.config, is_named=False):  # a full disk is a reason to stop them
+        # A full disk is a reason to stop them, and an up that was told to stop may still hold the lock.
+        with alone(folder, args.config, is_named=False, patience_s=LOCK_S):
             record = read_record(folder)
             ended = _stop_all(record, folder, args.config)
             rest = tuple(e.node for e in ended if e.is_unreachable)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from cluster.errors import EXIT_ERROR, UserError
 from deploy.authority import authorities_folder
 from shard_loader.whole_file import write_whole
 
+POLL_S = 0.05
 RECORD_NAME, LOCK_NAME = "up.json", "up.lock"
 
 
@@ -78,10 +80,11 @@ def write_record(folder: Path, record: Record) -> None:
 
 
 @contextlib.contextmanager
-def alone(folder: Path, config: Path, *, is_named: bool = True) -> Iterator[None]:
+def alone(folder: Path, config: Path, *, is_named: bool = True, patience_s: float = 0.0) -> Iterator[None]:
     """While the block runs, no other `up` or `down` of this config does. Raises UserError where one does.
 
     is_named: others must be able to tell which process it is; `down` does without where the disk is full.
+    patience_s: so long one that is just ending is waited for.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -89,7 +92,10 @@ def alone(folder: Path, config: Path, *, is_named: bool = True) -> Iterator[None
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from None
     with lock:
-        if not _take(lock.fileno()):
+        deadline = time.monotonic() + patience_s
+        while not (is_taken := _take(lock.fileno())) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        if not is_taken:
             raise UserError(
                 f"macrame up of {config} runs already, as process {_holder(folder)}: press Ctrl-C there, or "
                 f"run macrame down --config {as_word(config)}",

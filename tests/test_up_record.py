@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,23 @@ def test_a_config_has_one_name_however_it_is_reached(tmp_path: Path, monkeypatch
     assert cluster_name(path) == cluster_name(Path("my ring.json")) == cluster_name(tmp_path / "link.json")
     assert cluster_name(path) != cluster_name(tmp_path / "other.json")
     assert cluster_folder(path).parent.name == "clusters"
+
+
+def test_one_that_is_just_ending_is_waited_for(tmp_path: Path) -> None:
+    config, began, ends = tmp_path / "cluster.json", threading.Event(), threading.Event()
+
+    def other() -> None:
+        with alone(tmp_path, config):
+            began.set()
+            ends.wait(5.0)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert began.wait(5.0)
+    threading.Timer(0.1, ends.set).start()
+    with alone(tmp_path, config, patience_s=5.0):
+        assert ends.is_set()
+    thread.join()
 
 
 def test_a_second_up_of_a_config_is_refused(tmp_path: Path) -> None:
