@@ -54,6 +54,9 @@ class Scheduler:
     _closes: list[int] = field(default_factory=list)
     _keeps: list[int] = field(default_factory=list)
     _kept: KeptSessions = field(default_factory=KeptSessions)
+    _leaving: list[int] = field(
+        default_factory=list
+    )  # kept no more; closed once nobody waits to begin with it
 
     @property
     def num_active(self) -> int:
@@ -102,6 +105,7 @@ class Scheduler:
             self._closes,
             self._keeps,
             self._kept,
+            self._leaving,
         ):
             state.clear()
         return failed
@@ -113,7 +117,7 @@ class Scheduler:
         """
         self._hold_reason = reason
         if reason:
-            self._closes += self._kept.clear()
+            self._leaving += self._kept.clear()
         return self._advance()
 
     def refuse_queued(self) -> list[Instruction]:
@@ -275,6 +279,7 @@ class Scheduler:
             if not due.is_open:
                 sends.append(Start(due.request_id))
             sends.append(Send(self._chunk(due, limits) if due.is_chunk_due else self._row_frame(rows)))
+        self._let_go()
         if self._closes or self._keeps:  # nothing to ride on: memory is freed now, not with the next request
             sends.append(Send(self._header(())))
         return sends
@@ -294,19 +299,20 @@ class Scheduler:
         request.from_session, request.num_cached, request.num_sent = source.session, num_common, num_common
         self.counters.num_cached_tokens += num_common
         if num_common == len(source.tokens):
-            self._kept.remove(source.session)  # the new session goes on where it ended
-            request.is_heir = True
+            self._forget(source.session)  # the new session goes on where it ended
 
     def _forget(self, session: int) -> None:
-        """It is closed, unless somebody who has not begun yet begins with it: then right after that."""
         self._kept.remove(session)
-        heir = next((r for r in self._active if r.from_session == session and not r.is_open), None)
-        if heir is None:
-            self._closes.append(session)
-        else:
-            heir.is_heir = True
+        self._leaving.append(session)
+
+    def _let_go(self) -> None:
+        """Those that leave are closed, but for such as a request that has not begun yet begins with."""
+        wanted = {request.from_session for request in self._active if not request.is_open}
+        self._closes += [session for session in self._leaving if session not in wanted]
+        self._leaving = [session for session in self._leaving if session in wanted]
 
     def _header(self, sessions: tuple[int, ...]) -> ring_pb2.Frame:
+        self._let_go()
         frame = ring_pb2.Frame(kind=ring_pb2.STEP, epoch=self._epoch, seq=self._next_seq, closes=self._closes)
         frame.keeps.extend(session for session in self._keeps if session not in frame.closes)
         self._closes.clear()
@@ -338,10 +344,10 @@ class Scheduler:
 
     def _chunk(self, request: Request, limits: Limits) -> ring_pb2.Frame:
         """The next part of a prompt, by itself."""
+        begins, request.is_open = not request.is_open, True
         frame = self._header((request.session,))
         self._chunks.add(frame.seq)
-        if not request.is_open:
-            request.is_open = True
+        if begins:
             frame.opens.add(
                 session=request.session,
                 prompt_tokens=len(request.prompt),
@@ -352,8 +358,6 @@ class Scheduler:
                 from_session=request.from_session,
                 from_tokens=request.num_cached,
             )
-            if request.is_heir:
-                frame.closes.append(request.from_session)
         position = request.num_sent
         rest = len(request.prompt) - position
         count = 1 if rest == 1 else min(rest - 1, limits.prefill_chunk)

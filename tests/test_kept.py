@@ -126,6 +126,52 @@ def test_an_heir_closes_its_source_when_there_is_no_room_for_both() -> None:
     assert sum(list(frame.closes).count(1) for frame in long) == 1
 
 
+def waiting(scheduler: Scheduler, *prompts: list[int]) -> list[ring_pb2.Frame]:
+    """Admitted requests that cannot begin: a long prompt has the only frame. What has been sent so far."""
+    sent = frames(scheduler.submit("first", [150, *range(90)], 1, greedy()))
+    assert len(sent) == 1
+    for name, prompt in enumerate(prompts):
+        assert not [f for f in frames(scheduler.submit(str(name), prompt, 5, greedy())) if f.slots]
+    return sent
+
+
+def narrow(room: int) -> Scheduler:
+    """One frame in flight, and a session of PROMPT that is kept."""
+    scheduler = Scheduler(max_queued=4)
+    limits = Limits(100, room, 1, 64, vocab_size=200, share=lambda n: n / 100, trim_window=ALWAYS)
+    scheduler.ring_up(7, limits)
+    run(scheduler, "a", PROMPT)
+    return scheduler
+
+
+def follow(scheduler: Scheduler, pending: list[ring_pb2.Frame]) -> list[ring_pb2.Frame]:
+    """All frames until nothing is left to do."""
+    seen = []
+    while pending:
+        seen.append(pending.pop(0))
+        pending += frames(answer(scheduler, seen[-1], 50))
+    return seen
+
+
+def test_what_two_wait_to_begin_with_is_closed_after_the_second() -> None:
+    scheduler = narrow(3)
+    pending = waiting(scheduler, [*PROMPT[:28], 150], [*PROMPT[:28], 151])
+    pending += frames(scheduler.hold("memory is short"))  # nothing is kept any more
+    seen = follow(scheduler, pending)
+    begun = [frame for frame in seen if frame.opens and frame.opens[0].from_session == 1]
+    assert [list(frame.closes).count(1) for frame in begun] == [0, 1]
+    assert sum(list(frame.closes).count(1) for frame in seen) == 1
+
+
+def test_what_a_request_waited_to_begin_with_is_closed_when_it_is_cancelled() -> None:
+    scheduler = narrow(3)
+    pending = waiting(scheduler, [*PROMPT, 51, 52, 53])  # goes on where the kept one ended
+    assert scheduler.num_kept == 0
+    cancelled = frames(scheduler.cancel("0"))
+    assert [list(frame.closes) for frame in cancelled] == [[1]]
+    assert not any(frame.opens for frame in follow(scheduler, pending)[1:])
+
+
 def test_nothing_is_kept_while_memory_is_short() -> None:
     scheduler = keeping(max_active=4)
     run(scheduler, "a", PROMPT)
