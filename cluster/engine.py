@@ -123,7 +123,6 @@ class Engine:
         out: ring_pb2.Frame,
     ) -> list[Tensor]:
         """One forward pass for each slot."""
-        shard = self.shard
         out_tensors: list[Tensor] = []
         taken = 0
         for slot in frame.slots:
@@ -132,16 +131,11 @@ class Engine:
             error = slot.error or failed.get(slot.session, "")
             if not error:
                 try:
-                    if shard.is_last:
-                        self._last(slot, carry, out)
-                    else:
-                        out_tensors += self._middle(slot, carry, out)
+                    out_tensors += self._compute([slot], carry, out)
                     continue
                 except Exception as failure:  # border: a request's error travels to its client
                     error = self._failed(slot, failure)
-            out.slots.add(
-                session=slot.session, position=slot.position, is_sampled=slot.is_sampled, error=error
-            )
+            _add_failed(out, slot, error)
         return out_tensors
 
     def _rows(self, frame: ring_pb2.Frame, tensors: Sequence[Tensor], out: ring_pb2.Frame) -> list[Tensor]:
@@ -150,58 +144,63 @@ class Engine:
         errors = [slot.error for slot in frame.slots]
         if not any(errors):
             try:
-                return self._together(frame, tensors, out)
+                return self._compute(frame.slots, tensors, out)
             except Exception as failure:  # border: the requests' error travels to their clients
                 errors = [self._failed(slot, failure) for slot in frame.slots]
                 del out.slots[:]
         for slot, error in zip(frame.slots, errors, strict=True):
-            out.slots.add(
-                session=slot.session, position=slot.position, is_sampled=slot.is_sampled, error=error
-            )
+            _add_failed(out, slot, error)
         return []
 
-    def _together(
-        self, frame: ring_pb2.Frame, tensors: Sequence[Tensor], out: ring_pb2.Frame
+    def _compute(
+        self, slots: Sequence[ring_pb2.Slot], carry: Sequence[Tensor], out: ring_pb2.Frame
     ) -> list[Tensor]:
-        shard, slots = self.shard, frame.slots
+        """One forward pass of all these slots, a row each; adds them to `out`, whose tensors it returns."""
+        shard = self.shard
         sessions = [self._session(slot) for slot in slots]
-        group = self._groups.together(sessions) if len(sessions) > 1 else None
-        state = self._groups.alone(sessions[0]) if group is None else group.state
+        state: ShardState | BatchState = (
+            self._groups.alone(sessions[0]) if len(sessions) == 1 else self._groups.together(sessions).state
+        )
         tokens = mx.array([list(slot.tokens) for slot in slots])  # (B, T)
-        incoming = None if shard.is_first else unflatten([from_wire(t) for t in tensors], slots[0].structure)
+        incoming = None if shard.is_first else unflatten([from_wire(t) for t in carry], slots[0].structure)
         self.adapters.use(sessions[0].spec.adapter)
         outgoing = shard.forward(tokens, incoming, state)
         for session, slot in zip(sessions, slots, strict=True):
             session.position += len(slot.tokens)
         if shard.is_last:
             assert isinstance(outgoing, mx.array)
-            self._draw(frame, sessions, outgoing, state, out)
+            self._draw(slots, sessions, outgoing, state, out)
             return []
         arrays, structure = flatten(outgoing)
         mx.eval(arrays, state.arrays(), self._groups.take_pending())
-        for slot in slots:
-            out.slots.add(
+        for i, slot in enumerate(slots):
+            added = out.slots.add(
                 session=slot.session, position=slot.position, tokens=slot.tokens, is_sampled=slot.is_sampled
             )
-        out.slots[0].structure, out.slots[0].num_tensors = structure, len(arrays)
+            if i == 0:  # the carry of all of them
+                added.structure, added.num_tensors = structure, len(arrays)
         return [to_wire(x) for x in arrays]
 
     def _draw(
         self,
-        frame: ring_pb2.Frame,
+        slots: Sequence[ring_pb2.Slot],
         sessions: Sequence[Session],
         logits: mx.array,
         state: ShardState | BatchState,
         out: ring_pb2.Frame,
     ) -> None:
         rows = []
-        for session, slot in zip(sessions, frame.slots, strict=True):
+        for session, slot in zip(sessions, slots, strict=True):
             assert session.sampler is not None
             session.history.extend(slot.tokens)
             rows.append((session.sampler, session.position, session.history, session.spec.prompt_tokens))
+        if not slots[0].is_sampled:  # a chunk, by itself: its logits are never computed
+            mx.eval(state.arrays(), self._groups.take_pending())
+            out.slots.add(session=slots[0].session, position=slots[0].position)
+            return
         draws = draw_rows(rows, logits[:, -1])
         mx.eval(draws.arrays(), state.arrays(), self._groups.take_pending())
-        for slot, token in zip(frame.slots, draws.finish(), strict=True):
+        for slot, token in zip(slots, draws.finish(), strict=True):
             drawn = out.slots.add(session=slot.session, position=slot.position, is_sampled=True)
             if isinstance(token, Exception):  # of this row alone
                 drawn.error = self._failed(slot, token)
@@ -281,48 +280,6 @@ class Engine:
             raise RuntimeError(f"injected at position {slot.position}")
         return session
 
-    def _forward(self, slot: ring_pb2.Slot, carry: Sequence[Tensor]) -> tuple[Session, ShardState, object]:
-        session = self._session(slot)
-        state = self._groups.alone(session)
-        incoming = None if self.shard.is_first else unflatten([from_wire(t) for t in carry], slot.structure)
-        tokens = mx.array([list(slot.tokens)])  # (1, T)
-        self.adapters.use(session.spec.adapter)
-        outgoing = self.shard.forward(tokens, incoming, state)
-        session.position += len(slot.tokens)
-        return session, state, outgoing
-
-    def _middle(self, slot: ring_pb2.Slot, carry: Sequence[Tensor], out: ring_pb2.Frame) -> list[Tensor]:
-        _, state, outgoing = self._forward(slot, carry)
-        arrays, structure = flatten(outgoing)
-        mx.eval(arrays, state.arrays(), self._groups.take_pending())
-        out.slots.add(
-            session=slot.session,
-            position=slot.position,
-            tokens=slot.tokens,
-            is_sampled=slot.is_sampled,
-            structure=structure,
-            num_tensors=len(arrays),
-        )
-        return [to_wire(x) for x in arrays]
-
-    def _last(self, slot: ring_pb2.Slot, carry: Sequence[Tensor], out: ring_pb2.Frame) -> None:
-        session, state, logits = self._forward(slot, carry)
-        assert isinstance(logits, mx.array)
-        assert session.sampler is not None
-        session.history.extend(slot.tokens)
-        if not slot.is_sampled:
-            mx.eval(state.arrays(), self._groups.take_pending())  # the chunk's logits are never computed
-            out.slots.add(session=slot.session, position=slot.position)
-            return
-        draw = session.sampler.draw(
-            logits[0, -1],
-            position=session.position,
-            history=session.history,
-            num_prompt=session.spec.prompt_tokens,
-        )
-        mx.eval(draw.arrays(), state.arrays(), self._groups.take_pending())
-        out.slots.add(session=slot.session, position=slot.position, is_sampled=True, result=draw.finish())
-
     def _count(self, frame: ring_pb2.Frame, step_ms: float) -> None:
         num_tokens = sum(len(slot.tokens) for slot in frame.slots)
         self.stats.num_steps += 1
@@ -342,6 +299,10 @@ class Engine:
 def _about(session: Session | None) -> dict[str, object]:
     """As `extra`: whose request the line is about."""
     return {} if session is None else {"request_id": session.spec.request_id}
+
+
+def _add_failed(out: ring_pb2.Frame, slot: ring_pb2.Slot, error: str) -> None:
+    out.slots.add(session=slot.session, position=slot.position, is_sampled=slot.is_sampled, error=error)
 
 
 def _known(spec: ring_pb2.SessionSpec) -> str:

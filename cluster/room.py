@@ -57,17 +57,18 @@ def why_never(limits: Limits, prompt: Sequence[int], max_tokens: int) -> str:
     return ""
 
 
-def has_room(limits: Limits, active: Collection[Request], request: Request) -> bool:
-    """Whether one more may start, if all that is kept goes.
+def has_room(limits: Limits, active: Collection[Request], num_tokens: int) -> bool:
+    """Whether one more, of so many tokens at most, may start if all that is kept goes.
 
     Rows that share a frame are padded to the longest of them, so that the longest of all counts for each.
     """
-    return len(active) < MAX_SESSIONS and _taken(limits, [*active, request]) <= limits.max_active + _SLACK
+    taken = _taken(limits, [*_reserved(active), num_tokens])
+    return len(active) < MAX_SESSIONS and taken <= limits.max_active + _SLACK
 
 
 def too_much(limits: Limits, active: Collection[Request], kept: KeptSessions) -> list[int]:
     """The sessions to close so that what runs and what is kept fit together, least recently used first."""
-    over = _taken(limits, active) + kept.share - limits.max_active - _SLACK
+    over = _taken(limits, _reserved(active)) + kept.share - limits.max_active - _SLACK
     closes = []
     for old in kept.oldest():
         if over <= 0:
@@ -77,5 +78,9 @@ def too_much(limits: Limits, active: Collection[Request], kept: KeptSessions) ->
     return closes
 
 
-def _taken(limits: Limits, active: Collection[Request]) -> float:
-    return len(active) * max((limits.share(request.num_reserved) for request in active), default=0.0)
+def _reserved(active: Collection[Request]) -> list[int]:
+    return [request.num_reserved for request in active]
+
+
+def _taken(limits: Limits, lengths: Sequence[int]) -> float:
+    return len(lengths) * max(map(limits.share, lengths), default=0.0)

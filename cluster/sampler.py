@@ -220,7 +220,7 @@ def draw_rows(rows: Sequence[Row], logits: mx.array) -> RowDraws:
 
     Rows that only want the most probable token share one pass. A row that cannot be drawn harms no other.
     """
-    if all(sampler.is_argmax for sampler, *_ in rows):
+    if len(rows) > 1 and all(sampler.is_argmax for sampler, *_ in rows):
         scores = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         return RowDraws((), mx.argmax(scores, axis=-1))
     draws: list[Draw | ValueError] = []

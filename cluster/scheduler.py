@@ -201,9 +201,8 @@ class Scheduler:
             return refuse(FailureKind.INVALID, never)
         if self._hold_reason:
             return refuse(FailureKind.BUSY, self._hold_reason)
-        wanted = Request(request_id, 0, prompt, max_tokens, ring_pb2.Sampling(), frozenset())
         if len(self._queued) >= self.max_queued and (
-            self._queued or not has_room(limits, self._active, wanted)
+            self._queued or not has_room(limits, self._active, len(prompt) + max_tokens)
         ):
             return refuse(
                 FailureKind.BUSY,
@@ -263,7 +262,11 @@ class Scheduler:
         limits = self._limits
         if limits is None:
             return []
-        while self._queued and not self._hold_reason and has_room(limits, self._active, self._queued[0]):
+        while (
+            self._queued
+            and not self._hold_reason
+            and has_room(limits, self._active, self._queued[0].num_reserved)
+        ):
             self._admit(self._queued.popleft(), limits)
         for session in too_much(limits, self._active, self._kept):
             self._forget(session)
