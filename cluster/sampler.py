@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import cast
 
 import mlx.core as mx
@@ -99,6 +100,11 @@ class Sampler:
     @property
     def _has_penalties(self) -> bool:
         return self._repetition != 1.0 or self._presence != 0.0 or self._frequency != 0.0
+
+    @property
+    def reads_history(self) -> bool:
+        """Whether a draw depends on the tokens before it."""
+        return self._has_penalties or self._stop_ids is not None or self._guide is not None
 
     @property
     def is_argmax(self) -> bool:
@@ -214,6 +220,19 @@ class RowDraws:
             return [ring_pb2.SampledToken(id=token) for token in cast("list[int]", self._greedy.tolist())]
         return [draw.finish() if isinstance(draw, Draw) else draw for draw in self._draws]
 
+    def until(self, guesses: Sequence[int]) -> list[ring_pb2.SampledToken | ValueError]:
+        """The drawn tokens as long as each is the guess in its place, and the one after; for rows in a sequence."""
+        if self._greedy is not None:
+            ids = cast("list[int]", self._greedy.tolist())
+            return [ring_pb2.SampledToken(id=token) for token in ids[: _num_equal(ids, guesses) + 1]]
+        drawn: list[ring_pb2.SampledToken | ValueError] = []
+        for draw, guess in zip_longest(self._draws, guesses):
+            token = draw.finish() if isinstance(draw, Draw) else draw
+            drawn.append(token)
+            if isinstance(token, ValueError) or token.id != guess:
+                break
+        return drawn
+
 
 def draw_rows(rows: Sequence[Row], logits: mx.array) -> RowDraws:
     """Builds a draw for each row of `logits` (B, vocab) without evaluating anything; see `Sampler.draw`.
@@ -230,6 +249,11 @@ def draw_rows(rows: Sequence[Row], logits: mx.array) -> RowDraws:
         except ValueError as error:
             draws.append(error)
     return RowDraws(draws)
+
+
+def _num_equal(drawn: Sequence[int], guesses: Sequence[int]) -> int:
+    """How many both begin with."""
+    return next((i for i, (a, b) in enumerate(zip(drawn, guesses)) if a != b), len(guesses))
 
 
 def draw_key(seed: int, position: int) -> tuple[int, int]:
