@@ -19,6 +19,7 @@ from cluster.config_load import LOAD_KEYS, LoadConfig, read_load
 from cluster.config_nodes import LinkConfig, NodeConfig, is_loopback, read_host, read_links, read_nodes
 from cluster.config_read import ConfigError, Table, read_document, show
 from cluster.config_security import SECURITY_KEYS, SecurityConfig, TlsFiles, read_security, tls_files
+from cluster.config_speculation import SPECULATION_KEYS, SpeculationConfig, read_speculation
 from cluster.console import as_word
 from planner.adapters import AdapterFiles
 
@@ -32,7 +33,7 @@ MAX_CONCURRENCY = 10**6
 
 TOP_KEYS = (
     *("model", "context", "concurrency", "strategy", "objective", "nodes", "links"),
-    *("api", "security", "load", "stall_timeout_s", "announce", "prefix_cache"),
+    *("api", "security", "load", "stall_timeout_s", "announce", "prefix_cache", "speculation"),
 )
 
 
@@ -60,6 +61,7 @@ class ClusterConfig:
     stall_timeout_s: float = 120.0
     prefix_cache: bool = True  # ended sessions stay for prompts that begin like them, where there is room
     announce: bool = True  # nodes beyond loopback tell the local network that they are there
+    speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
 
     @property
     def model_dir_base(self) -> Path:
@@ -77,7 +79,7 @@ class ClusterConfig:
         """16 hex digits of what all nodes must agree on: no secrets, and no paths of one machine."""
         values = asdict(self)
         del values["path"], values["security"], values["api"]["keys_file"], values["announce"]
-        del values["prefix_cache"]
+        del values["prefix_cache"], values["speculation"]
         values["load"] = self.load.shared()
         path = Path(self.model).expanduser()
         if (self.model_dir_base / path).is_dir() or path.is_absolute():
@@ -211,6 +213,7 @@ def read_config(table: Table, model: str | None = None) -> ClusterConfig:
         stall_timeout_s=table.take_number("stall_timeout_s", 86400) or 120.0,
         prefix_cache=table.take_bool("prefix_cache", True),
         announce=table.take_bool("announce", True),
+        speculation=read_speculation(table.take_table("speculation", SPECULATION_KEYS), named),
     )
 
 
@@ -256,6 +259,7 @@ __all__ = [
     "LoadConfig",
     "NodeConfig",
     "SecurityConfig",
+    "SpeculationConfig",
     "is_loopback",
     "load_config",
     "read_config",

@@ -57,6 +57,7 @@ KEYS: dict[str, Key] = {
         "what ended answers have read stays for prompts that begin alike: [batching.md](batching.md)", "true"
     ),
     "announce": Key("nodes tell the local network that they are there: [nodes.md](nodes.md)", "true"),
+    "speculation": Key("who guesses the next tokens: [draft_model.md](draft_model.md)", "{}"),
     "stall_timeout_s": Key("a node that loads or computes so long without progress is given up", "120"),
     "nodes[].name": Key("for people, `links` and certificates", "the host, or `node` and the rank"),
     "nodes[].host": Key("where the node listens and the others find it", "needed", _HOST),
@@ -108,6 +109,14 @@ KEYS: dict[str, Key] = {
     "load.adapters": Key("LoRA and DoRA adapters of mlx-lm", "[]"),
     "load.adapters[].name": Key("the model name that chooses it", "needed"),
     "load.adapters[].path": Key("its folder", "needed", _PATH),
+    "speculation.method": Key(
+        "`ngram` repeats what the text has said before, `draft` asks the draft model, `auto` uses both",
+        '"auto"',
+    ),
+    "speculation.draft_model": Key(
+        "a small model with the same vocabulary, on rank 0: a folder or a Hugging Face id", "none"
+    ),
+    "speculation.max_draft_tokens": Key("guessed at once, at most", "8"),
 }
 ENVIRONMENT = {
     "MACRAME_TOKEN": "the cluster's token, where `security.token_file` names no file",

@@ -106,6 +106,10 @@ def hand_out(path: Path, model: str | None) -> Hand:
         raise ConfigError(str(error)) from None
     document["model"] = config.model if folder is None else str(folder)
     folders = [] if folder is None else [folder]
+    if (drafter := config.speculation.draft_model) is not None:
+        place = config.model_dir_base / Path(drafter).expanduser()
+        if place.is_dir():  # rank 0 alone reads it, and says so where it is not there
+            document["speculation"] = {**document["speculation"], "draft_model": str(place.resolve())}
     load = dict(document.get("load") or {})
     if load.get("adapters"):
         places = [adapter.path.resolve() for adapter in config.adapters]

@@ -39,7 +39,8 @@ def test_the_document_is_what_the_code_says() -> None:
 def test_every_key_stands_in_the_document_once() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     places = re.findall(r"<!-- keys: ?(\S*) -->", text)
-    assert sorted(places) == sorted(["", "nodes[]", "links[]", "api", "security", "load", "environment"])
+    wanted = ["", "nodes[]", "links[]", "api", "security", "load", "speculation", "environment"]
+    assert sorted(places) == sorted(wanted)
     assert len(re.findall(r"^\| `[a-z_.\[\]]+` \|.*\|.*\|.*\|$", text, flags=re.M)) == len(reference.KEYS)
 
 
