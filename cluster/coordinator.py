@@ -233,7 +233,13 @@ class Coordinator:
             return False
         if self._stopping.is_set():
             return False
-        self._ring_limits = RingLimits(planning.plan, planning.model, planning.rows)
+        speculation = self._config.speculation
+        self._ring_limits = RingLimits(
+            planning.plan,
+            planning.model,
+            planning.rows,
+            max_drafts=speculation.max_draft_tokens if speculation.has_ngrams else 0,
+        )
         self._say(planning.table)
         self._plan, self._plan_json = planning.plan, planning.plan.to_json()
         self.head.predicted = planning.predicted

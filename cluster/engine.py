@@ -224,13 +224,13 @@ class Engine:
         out: ring_pb2.Frame,
     ) -> None:
         added = out.slots.add(session=slot.session, position=slot.position, is_sampled=True)
-        first, *more = drawn
-        failure = next((token for token in drawn if isinstance(token, Exception)), None)
-        if failure is not None:  # of this row alone
-            added.error = self._failed(slot, failure)
-            return
-        added.result.CopyFrom(first)
-        added.more.extend(more)
+        for i, token in enumerate(drawn):
+            if isinstance(token, Exception):  # of this row alone
+                added.error = self._failed(slot, token)
+            elif i:
+                added.more.append(token)
+            else:
+                added.result.CopyFrom(token)
 
     def _failed(self, slot: ring_pb2.Slot, failure: Exception) -> str:
         """The session of `slot` ends here; why, for its client."""
@@ -295,7 +295,7 @@ class Engine:
         session = self.sessions.get(slot.session)
         if session is None:
             raise LookupError(f"session {slot.session} is not open on this stage")
-        if session.position > slot.position:  # its last tokens were wrong guesses
+        if session.position > slot.position >= session.spec.prompt_tokens - 1:  # the last were wrong guesses
             session.rewind(self._groups.alone(session), slot.position)
         if session.position != slot.position:
             raise LookupError(
@@ -313,7 +313,7 @@ class Engine:
         self.stats.num_tokens += num_tokens
         self.stats.busy_ms += step_ms
         self.stats.recent_step_ms.append(step_ms)
-        if num_tokens > len(frame.slots):
+        if not frame.slots[0].is_sampled:
             mx.clear_cache()  # a prefill chunk's temporaries are larger than any decode step's
             self._measure_kv()
         elif self.stats.num_steps % KV_MEASURE_STEPS == 0 or frame.closes:

@@ -9,7 +9,8 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-MATCH_LENGTHS = (8, 5, 3, 2)  # tokens that the end of the text must share with an earlier place, longest first
+# Tokens that a text's end shares with an earlier place, longest first.
+MATCH_LENGTHS = (8, 5, 3, 2)
 _WIDTH = array("I").itemsize
 
 

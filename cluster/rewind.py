@@ -14,7 +14,7 @@ def position_after(request: Request, window: Window, reach: Reach) -> int:
 
 
 def may_go_ahead(request: Request, limits: Limits) -> bool:
-    """Whether a frame of guesses may follow others whose verdict is not back: the stages can forget all of them."""
+    """Whether guesses may follow others whose verdict is not back: the stages can forget all of them."""
     if not request.live or request.is_due:
         return False
     return limits.reach == Reach.ANY or (limits.reach == Reach.PASS and request.num_sent < limits.trim_window)
@@ -25,8 +25,10 @@ def kept_length(request: Request, limits: Limits) -> int:
     length = min(request.num_sent, request.num_known)
     void = request.num_read - length
     window = request.last_window
-    if not void or limits.reach == Reach.ANY or (
-        limits.reach == Reach.PASS and request.num_read < limits.trim_window
+    if (
+        not void
+        or limits.reach == Reach.ANY
+        or (limits.reach == Reach.PASS and request.num_read < limits.trim_window)
     ):
         return length
     if window is None or window.position + len(window.tokens) != request.num_read or len(window.tokens) == 1:

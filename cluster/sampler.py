@@ -221,7 +221,7 @@ class RowDraws:
         return [draw.finish() if isinstance(draw, Draw) else draw for draw in self._draws]
 
     def until(self, guesses: Sequence[int]) -> list[ring_pb2.SampledToken | ValueError]:
-        """The drawn tokens as long as each is the guess in its place, and the one after; for rows in a sequence."""
+        """For rows in a sequence: the drawn tokens as long as each is the guess there, and the one after."""
         if self._greedy is not None:
             ids = cast("list[int]", self._greedy.tolist())
             return [ring_pb2.SampledToken(id=token) for token in ids[: _num_equal(ids, guesses) + 1]]
@@ -253,7 +253,7 @@ def draw_rows(rows: Sequence[Row], logits: mx.array) -> RowDraws:
 
 def _num_equal(drawn: Sequence[int], guesses: Sequence[int]) -> int:
     """How many both begin with."""
-    return next((i for i, (a, b) in enumerate(zip(drawn, guesses)) if a != b), len(guesses))
+    return next((i for i, (a, b) in enumerate(zip(drawn, guesses, strict=False)) if a != b), len(guesses))
 
 
 def draw_key(seed: int, position: int) -> tuple[int, int]:

@@ -442,9 +442,7 @@ class Scheduler:
         for request in self._active:
             if request.drafting is None or not may_go_ahead(request, limits):
                 continue
-            guess = self.speculation.guess_ahead(
-                request.drafting, request.live, request.ahead, request.room
-            )
+            guess = self.speculation.guess_ahead(request.drafting, request.live, request.ahead, request.room)
             num_after = request.num_sent + len(guess.tokens)
             if guess.tokens and (limits.reach == Reach.ANY or num_after < limits.trim_window):
                 return self._lone(request, guess.tokens, len(guess.tokens), guess.match, is_ahead=True)

@@ -65,7 +65,7 @@ class Session:
             del self.history[position:]
 
     def row(self, num_guessed: int = 0) -> Row:
-        """What the draw of the next token needs, as if the last `num_guessed` tokens had not been read yet."""
+        """What the draw of the next token needs, as if the last `num_guessed` ones had not been read yet."""
         assert self.sampler is not None
         history = self.history[:-num_guessed] if num_guessed and self.sampler.reads_history else self.history
         return self.sampler, self.position - num_guessed, history, self.spec.prompt_tokens

@@ -1,11 +1,11 @@
 """Guessed tokens: how many go with which frame of a request, and what their verdict means. Pure.
 
-A frame may carry guesses behind a known token. The last stage draws after each of them as it always draws, and a
-guess was right where it is the token drawn: so an answer with guesses is the answer without, at any
-temperature. For a guess made without chance this takes it as often as any exact method can
+A frame may carry guesses behind a known token. The last stage draws after each of them as it always draws,
+and a guess was right where it is the token drawn: so an answer with guesses is the answer without, at any
+temperature. A guess that chance has no part in is taken this way as often as by any exact method
 (https://arxiv.org/abs/2211.17192, with a draft distribution of one token).
-Frames of further guesses may follow before the verdict of the first is back. One that follows a wrong guess is void:
-its draws are not looked at, and the next frame's position tells every stage to go back.
+Frames of further guesses may follow before the verdict of the first is back. One that follows a wrong guess
+is void: its draws are not looked at, and the next frame's position tells every stage to go back.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ MIN_GAIN = 1.05  # tokens for the time that they take, against no guesses; less 
 MIN_CHANCE = 0.5  # of all guesses before it being right, for a frame that follows them
 TRY_EVERY = 64  # that many times no guess seemed worth it: one is made to see whether that is still so
 TRY_TOKENS = 3
-# How often a guess after a match of so many tokens is right, until the answer itself has shown it, and for how
-# many guesses that counts.
+# How often a guess after a match of so many tokens is right, until the answer itself has shown it, and for
+# how many guesses that counts.
 _PRIOR = {2: 0.35, 3: 0.5, 5: 0.7, 8: 0.8}
 _PRIOR_WEIGHT = 3.0
 _FADING = 0.9  # of what was seen before, with each verdict
@@ -78,8 +78,8 @@ class Drafting:
 class Speculation:
     """What the ring has learned of guesses, over all answers.
 
-    max_drafts: guesses in a frame; 0: none are made. is_reread: after a wrong one, what was right of its frame
-    goes into the next frame again.
+    max_drafts: guesses in a frame; 0: none are made. is_reread: after a wrong one, what was right of its
+    frame goes into the next frame again.
     """
 
     max_drafts: int = 0
@@ -89,7 +89,7 @@ class Speculation:
     num_right: int = 0
 
     def guess(self, drafting: Drafting, num_known: int, room: int, ahead: Sequence[int] = ()) -> Guess:
-        """The guesses to send behind `num_known` known tokens, at most `room`; ahead: guesses on their way."""
+        """The guesses to send behind `num_known` known tokens, at most `room`; ahead: those on their way."""
         wanted = min(self.max_drafts, room)
         if wanted < 1 or not self.trips.is_measured:
             return NO_GUESS
@@ -106,7 +106,7 @@ class Speculation:
         return Guess(guess.tokens[:number], guess.match)
 
     def best_number(self, chance: float, num_known: int, most: int) -> int:
-        """How many guesses, each right with `chance`, give the most tokens for their time; 0: none is worth it."""
+        """How many guesses, each right with `chance`, give the most tokens for their time; 0: none does."""
         ratio = self.trips.ratio
         best, best_rate = 0, MIN_GAIN / ratio(num_known)
         expected, all_right = 1.0, 1.0  # tokens that come back; that every guess so far was right
@@ -120,8 +120,10 @@ class Speculation:
                 best, best_rate = number, expected / time
         return best
 
-    def guess_ahead(self, drafting: Drafting, live: Iterable[Window], ahead: Sequence[int], room: int) -> Guess:
-        """The tokens of a frame that follows the `live` ones before their verdict; NO_GUESS: none is worth it.
+    def guess_ahead(
+        self, drafting: Drafting, live: Iterable[Window], ahead: Sequence[int], room: int
+    ) -> Guess:
+        """The tokens of a frame that follows `live` ones before their verdict; NO_GUESS: it is not worth it.
 
         ahead: all guesses of the live ones, in order.
         """

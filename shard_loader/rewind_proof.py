@@ -13,8 +13,8 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
-from shard_loader.rehearsal import UNSUITABLE, Rehearsal
 from shard_loader.reach import Reach
+from shard_loader.rehearsal import UNSUITABLE, Rehearsal
 from shard_loader.state import ShardState
 
 PROMPTS = (12, 2)  # tokens; the first is longer than every window of the tiny model, the second shorter

@@ -3,8 +3,8 @@
 - Caches that keep every token forget the last ones (`trim` of mlx-lm).
 - A window that has wrapped has lost what a single token overwrote. But a pass of several tokens appends them
   all behind what the first of them still sees, so that right after it any of them but the first can go.
-- A recurrent state keeps no tokens: it goes back to what it was before the pass, of which a mark was made. The
-  tokens of that pass that were right are then read again.
+- A recurrent state keeps no tokens: it goes back to what it was before the pass, of which a mark was made.
+  The tokens of that pass that were right are then read again.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ def forget(cache: Any, num_tokens: int) -> None:
     if type(cache) is CacheList:
         for part in cache.caches:
             forget(part, num_tokens)
+    elif cache.empty():
+        return  # of a layer that keeps nothing
     elif type(cache) is RotatingKVCache and not cache.is_trimmable():
         _shorten(cache, num_tokens)
     elif reach(cache) == Reach.MARK or cache.trim(num_tokens) != num_tokens:
@@ -67,7 +69,9 @@ def _shorten(cache: Any, num_tokens: int) -> None:
     """A window that has wrapped, whose last pass appended several tokens."""
     length = cache.keys.shape[2] - num_tokens
     if cache._idx != cache.keys.shape[2] or length < min(cache.offset - num_tokens, cache.max_size):
-        raise ValueError(f"a window of {cache.max_size} tokens has lost what came before the last {num_tokens}")
+        raise ValueError(
+            f"a window of {cache.max_size} tokens has lost what came before the last {num_tokens}"
+        )
     cache.keys, cache.values = cache.keys[..., :length, :], cache.values[..., :length, :]
     cache.offset -= num_tokens
     cache._idx = length
