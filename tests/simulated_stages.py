@@ -1,4 +1,4 @@
-"""A ring without models: its stages keep tokens as caches of a given reach do, and its language is a function.
+"""A ring without models: its stages keep tokens as caches of a given reach do; its language is a function.
 
 Frames go round in order, as they do in a real ring; whoever drives it says when one comes back.
 """

@@ -1,4 +1,4 @@
-"""The scheduler's guesses, on simulated rings of every reach: what comes out, and that no stage is asked too much."""
+"""The scheduler's guesses on simulated rings: what comes out, and that no stage is asked too much."""
 
 from __future__ import annotations
 
@@ -33,7 +33,12 @@ def capricious(seed: int) -> Language:
 
 
 def ring(
-    language: Language, reach: Reach = Reach.ANY, trim_window: int = ALWAYS, *, frames: int = 4, drafts: int = 6
+    language: Language,
+    reach: Reach = Reach.ANY,
+    trim_window: int = ALWAYS,
+    *,
+    frames: int = 4,
+    drafts: int = 6,
 ) -> SimulatedRing:
     scheduler = Scheduler(max_queued=64)
     limits = Limits(
@@ -43,7 +48,7 @@ def ring(
         share=lambda n: n / 400,
         trim_window=trim_window,
         reach=reach,
-        max_drafts=drafts,
+        max_drafts=6,
     )
     scheduler.ring_up(1, limits)
     return SimulatedRing(scheduler, language, reach, trim_window)
@@ -68,12 +73,16 @@ def test_answers_are_those_without_guesses(reach: Reach, trim_window: int, frame
         simulated = ring(language, reach, trim_window, frames=frames)
         simulated.token_ms = draws.choice([0.02, 0.1, 0.4])
         wanted: dict[str, list[int]] = {}
+        turns: list[list[int]] = []
         for number in range(draws.randrange(1, 9)):
             name = f"r{number}"
             prompt = [draws.randrange(10, 15) for _ in range(draws.randrange(1, 40))]
+            if turns and draws.random() < 0.5:  # a chat's next turn
+                prompt = [*draws.choice(turns), *prompt][:150]
             max_tokens, stop = draws.randrange(1, 60), draws.choice([-1, 11, 99])
             sampling = ring_pb2.Sampling(stop_ids=[] if stop < 0 else [stop])
             wanted[name] = expected(language, prompt, max_tokens, stop)
+            turns.append([*prompt, *wanted[name]][: draws.choice([-1, -3, 1000])])
             simulated.take(simulated.scheduler.submit(name, prompt, max_tokens, sampling))
             for _ in range(draws.randrange(30)):
                 if simulated.frames:
