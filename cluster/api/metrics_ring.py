@@ -48,6 +48,8 @@ def ring_metrics(state: str, status: head_pb2.ClusterStatus | None) -> Iterator[
         ("head_prompt_tokens", "Tokens of prompts that entered the ring.", status.num_prompt_tokens),
         ("head_cached_tokens", "Of those of prompts, tokens not read again.", status.num_cached_tokens),
         ("head_completion_tokens", "Tokens that the ring drew.", status.num_completion_tokens),
+        ("head_guessed_tokens", "Tokens guessed before they were drawn, and judged.", status.num_guessed),
+        ("head_guessed_right_tokens", "Of those guessed, the right ones.", status.num_guessed_right),
     ):
         yield CounterMetricFamily(f"macrame_{name}", about, float(value))
     errors = CounterMetricFamily(
