@@ -104,11 +104,14 @@ class Engine:
                 opens=frame.opens,
                 closes=frame.closes,
                 keeps=frame.keeps,
+                forks=frame.forks,
             )
         if frame.is_batched:
             out_tensors = self._rows(frame, tensors, out)
         else:
             out_tensors = self._slots(frame, tensors, failed, out)
+        for fork in frame.forks:
+            self._fork(fork)
         if frame.slots:
             if self._delay_s:
                 time.sleep(self._delay_s)
@@ -247,7 +250,7 @@ class Engine:
         source = self.sessions.get(number)
         if source is None:
             raise LookupError(f"session {number} is not open on this stage, and has no copy")
-        session.begin_like(source, self.shard.fork(self._groups.alone(source), num_tokens))
+        self._groups.copy(source, session, num_tokens)
 
     def _keep(self, number: int) -> None:
         """The session writes no more: its caches leave the group, whose padding they need not have."""
@@ -257,6 +260,22 @@ class Engine:
             self._groups.alone(session)
             mx.eval(self._groups.take_pending())
             logger.info("session %d kept at position %d", number, session.position, extra=_about(session))
+
+    def _fork(self, fork: ring_pb2.Fork) -> None:
+        """What the session has come to is kept as another one, which shares its memory until it goes on."""
+        source = self.sessions.get(fork.from_session)
+        if source is None:
+            return  # it failed in this very frame, as the head is told
+        spec = ring_pb2.SessionSpec(session=fork.session, request_id=source.spec.request_id)
+        copy = Session(spec, None)
+        self._groups.copy(source, copy, source.position)
+        self.sessions[fork.session] = copy
+        self._kept.add(fork.session)
+        logger.info(
+            "session %d kept: a copy of %d at position %d",
+            *(fork.session, fork.from_session, source.position),
+            extra=_about(source),
+        )
 
     def _close(self, number: int) -> None:
         session = self.sessions.pop(number, None)

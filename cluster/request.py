@@ -30,6 +30,7 @@ class Request:
     written: list[int] = field(default_factory=list)  # sampled, but for the last one where the answer ended
     from_session: int = 0  # whose copy it begins as; 0: nobody's
     num_cached: int = 0  # tokens of the prompt that come with that
+    points: list[int] = field(default_factory=list)  # of its prompt, after which a copy is kept
     is_active: bool = False  # it runs; else it waits
     is_open: bool = False  # its spec has entered the ring
 
