@@ -110,8 +110,10 @@ class Engine:
             out_tensors = self._rows(frame, tensors, out)
         else:
             out_tensors = self._slots(frame, tensors, failed, out)
+        failures = {slot.session for slot in out.slots if slot.error}
         for fork in frame.forks:
-            self._fork(fork)
+            if fork.from_session not in failures:
+                self._fork(fork)
         if frame.slots:
             if self._delay_s:
                 time.sleep(self._delay_s)
@@ -263,9 +265,7 @@ class Engine:
 
     def _fork(self, fork: ring_pb2.Fork) -> None:
         """What the session has come to is kept as another one, which shares its memory until it goes on."""
-        source = self.sessions.get(fork.from_session)
-        if source is None:
-            return  # it failed in this very frame, as the head is told
+        source = self.sessions[fork.from_session]
         spec = ring_pb2.SessionSpec(session=fork.session, request_id=source.spec.request_id)
         copy = Session(spec, None)
         self._groups.copy(source, copy, source.position)
