@@ -170,7 +170,9 @@ class ComputeThread:
             if work.frame.epoch == self._epoch and self.engine is not None:
                 output = self.engine.step(work.frame, work.tensors)
                 if output is not None:
+                    began = time.perf_counter()
                     self._on_output(*output)
+                    self.engine.stats.busy_ms += (time.perf_counter() - began) * 1e3
                 return True
         except Exception as error:  # border: a frame that cannot even be read ends the epoch, not the node
             logger.exception("frame %d of epoch %d failed", work.frame.seq, work.frame.epoch)

@@ -90,6 +90,9 @@ class Engine:
         for number in frame.closes:
             self._close(number)
         if frame.closes:
+            self._groups.settle()
+            if not frame.slots:
+                mx.eval(self._groups.take_pending())
             mx.clear_cache()
         if (frame.closes or frame.keeps) and not frame.slots:
             self._measure_kv()

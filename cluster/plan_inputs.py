@@ -14,6 +14,7 @@ from pathlib import Path
 from cluster.config import DEFAULT_CONTEXT, ClusterConfig, NodeConfig, is_loopback
 from cluster.config_read import ConfigError
 from cluster.plan_choices import AS_IN_FILE, PlanChoices
+from cluster.ring_limits import MAX_ROWS
 from planner.adapters import with_adapters
 from planner.chips import find_chip
 from planner.cost import Link
@@ -83,9 +84,15 @@ def plan_options(
         concurrency=config.concurrency,
         strategy=config.strategy,
         objective=config.objective,
+        max_rows=max_rows(config),
         keeps_order=choices.keeps_order,
         is_forced=choices.is_forced,
     )
+
+
+def max_rows(config: ClusterConfig) -> int:
+    """How many requests may share a frame, as far as the config says."""
+    return MAX_ROWS if config.load.kv_bits is None else 1  # quantised keys and values have no batched form
 
 
 def machine(host: str) -> str:

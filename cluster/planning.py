@@ -10,7 +10,7 @@ from pathlib import Path
 from cluster.config import ClusterConfig
 from cluster.measured_speeds import MeasuredSpeeds
 from cluster.plan_choices import AS_IN_FILE, PlanChoices, without_excluded
-from cluster.plan_inputs import kv_note, plan_links, plan_nodes, plan_options, read_model
+from cluster.plan_inputs import kv_note, max_rows, plan_links, plan_nodes, plan_options, read_model
 from cluster.proof import Prover
 from cluster.proven_plan import ProvenPlan, make_proven_plan
 from planner.cost import CostModel
@@ -66,6 +66,9 @@ def plan_cluster(
         return Planning(model, missing_ranks=missing)
     nodes = plan_nodes(config, measured)
     links, options = plan_links(config), plan_options(config, model, choices)
+    rows = NO_ROWS if prover is None else _rows(config, prover.rows())
+    if prover is not None and not rows.batched:
+        options = replace(options, max_rows=1)
     wanted = (model, nodes, links, options)
     if prover is None:
         proven = ProvenPlan(make_plan(*wanted))
@@ -82,14 +85,15 @@ def plan_cluster(
         table=table,
         planned_from=planned_from.to_json(),
         predicted=predicted_memory(model, nodes, plan),
-        rows=NO_ROWS if prover is None else _rows(config, prover.rows()),
+        rows=rows,
     )
 
 
 def _rows(config: ClusterConfig, proof: RowProof) -> RowProof:
     """Of what is right for the model, what the config leaves."""
-    is_kv_plain = config.load.kv_bits is None  # quantised keys and values have no batched form
-    return replace(proof, batched=proof.batched and is_kv_plain, forked=proof.forked and config.prefix_cache)
+    return replace(
+        proof, batched=proof.batched and max_rows(config) > 1, forked=proof.forked and config.prefix_cache
+    )
 
 
 def _legal(prover: Prover | None) -> frozenset[int] | None:

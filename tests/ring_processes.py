@@ -48,6 +48,7 @@ class RingProcesses:
         *,
         concurrency: int = 4,
         context: int = 512,
+        queue: int = 64,
         faults: Mapping[int, str] | None = None,
         with_api: bool = False,
         log_is_closed: bool = False,
@@ -74,7 +75,7 @@ class RingProcesses:
             "context": context,
             "concurrency": concurrency,
             "nodes": nodes,
-            "api": {"host": "127.0.0.1", "port": api_port},
+            "api": {"host": "127.0.0.1", "port": api_port, "queue": queue},
             **config,
         }
         self.config_path.write_text(json.dumps(self.config))
