@@ -46,6 +46,13 @@ KEYS: dict[str, Key] = {
         "tokens of one request, prompt and answer together", "the smaller of 8192 and the model's"
     ),
     "concurrency": Key("requests at once; memory for so many is planned, and the rest queue", "1"),
+    "max_batch_size": Key(
+        "requests whose tokens may share a frame; 1: none do ([batching.md](batching.md))", "automatic: 32"
+    ),
+    "prefill_chunk": Key(
+        "tokens of a prompt in one frame; memory for so many is planned ([batching.md](batching.md))",
+        "automatic: 512, fewer while answers are written",
+    ),
     "strategy": Key("how layers are shared out: [planning.md](planning.md)", '"optimal"'),
     "objective": Key("what `optimal` makes best: [cost_model.md](cost_model.md)", '"latency"'),
     "nodes": Key("the machines; the index is the rank, and rank 0 is the head", "needed"),

@@ -233,7 +233,13 @@ class Coordinator:
             return False
         if self._stopping.is_set():
             return False
-        self._ring_limits = RingLimits(planning.plan, planning.model, planning.rows)
+        self._ring_limits = RingLimits(
+            planning.plan,
+            planning.model,
+            planning.rows,
+            planning.chunks,
+            self._config.max_batch_size,
+        )
         self._say(planning.table)
         self._plan, self._plan_json = planning.plan, planning.plan.to_json()
         self.head.predicted = planning.predicted

@@ -363,9 +363,14 @@ class Scheduler:
             )
         position = request.num_sent
         rest = len(request.prompt) - position
-        count = 1 if rest == 1 else min(rest - 1, limits.prefill_chunk)
+        count = 1 if rest == 1 else min(rest - 1, self._chunk_tokens(limits))
         self._add_slot(frame, request, request.prompt[position : position + count])
         return frame
+
+    def _chunk_tokens(self, limits: Limits) -> int:
+        """How much of a prompt goes at once: less while answers are written."""
+        is_alone = all(request.is_chunk_due for request in self._active)
+        return limits.prefill_chunk if is_alone else limits.shared_chunk or limits.prefill_chunk
 
     def _row_frame(self, rows: Sequence[Request]) -> ring_pb2.Frame:
         """One token of each request."""

@@ -15,9 +15,10 @@ class Workload:
     context: int  # tokens of one request, prompt and answer
     concurrency: int  # requests at once
     rows: int = 1  # requests whose tokens one frame carries together; the scheduler sends one
+    chunk_tokens: int = PREFILL_CHUNK_TOKENS  # of a prompt in one frame, at most
 
     def __post_init__(self) -> None:
-        for key in ("context", "concurrency", "rows"):
+        for key in ("context", "concurrency", "rows", "chunk_tokens"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} = {getattr(self, key)} must be at least 1")
 
@@ -34,7 +35,7 @@ class Workload:
     @property
     def num_chunks(self) -> int:
         """Chunks of the prompt before its last token, which goes alone; at least one."""
-        return max(1, ceil((self.prompt_tokens - 1) / PREFILL_CHUNK_TOKENS))
+        return max(1, ceil((self.prompt_tokens - 1) / self.chunk_tokens))
 
     @property
     def mean_chunk_tokens(self) -> int:
