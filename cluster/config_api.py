@@ -8,7 +8,9 @@ from pathlib import Path
 from cluster.config_nodes import NodeConfig, is_loopback, read_host
 from cluster.config_read import ConfigError, Table
 
-API_KEYS = ("host", "port", "keys_file", "queue")
+API_KEYS = ("host", "port", "keys_file", "queue", "queue_timeout_s")
+# Half of what the clients of OpenAI and Anthropic wait for an answer: they are told why before they give up.
+QUEUE_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,7 @@ class ApiConfig:
     port: int = 8080  # 0: any free port
     keys_file: str | None = None
     queue: int = 64  # requests that may wait
+    queue_timeout_s: float | None = QUEUE_TIMEOUT_S  # and so long; None: until their clients leave
 
 
 def read_api(table: Table) -> ApiConfig:
@@ -27,7 +30,11 @@ def read_api(table: Table) -> ApiConfig:
     queue = table.take_int("queue", 0, 10**6, default=64)
     assert port is not None
     assert queue is not None
-    return ApiConfig(read_host(table, "host", "127.0.0.1"), port, table.take_str("keys_file"), queue)
+    timeout_s = table.take_number("queue_timeout_s", 10**6)
+    if "queue_timeout_s" not in table.values:
+        timeout_s = QUEUE_TIMEOUT_S
+    host, keys_file = read_host(table, "host", "127.0.0.1"), table.take_str("keys_file")
+    return ApiConfig(host, port, keys_file, queue, timeout_s)
 
 
 def check_api_port(path: Path, api: ApiConfig, nodes: tuple[NodeConfig, ...]) -> None:

@@ -92,6 +92,9 @@ KEYS: dict[str, Key] = {
     "api.port": Key("and on which port; 0 is any free one", "8080"),
     "api.keys_file": Key("the API keys, one a line", "`MACRAME_API_KEYS`, with commas", _PATH),
     "api.queue": Key("requests that may wait; more are answered 429", "64"),
+    "api.queue_timeout_s": Key(
+        "and so long; then they are answered 503; `null`: until their clients leave", "300"
+    ),
     "security.token_file": Key("the cluster's token", "`MACRAME_TOKEN`", _PATH),
     "security.tls": Key("mutual TLS between all nodes", "no TLS"),
     "security.tls.ca": Key("the cluster's CA", "none", _TLS),
