@@ -38,6 +38,7 @@ MAX_WATCHERS = 16  # each holds a worker, and requests need those
 _STATUS_CODES = {
     FailureKind.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
     FailureKind.BUSY: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    FailureKind.LATE: grpc.StatusCode.DEADLINE_EXCEEDED,
     FailureKind.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     FailureKind.FAILED: grpc.StatusCode.INTERNAL,
     FailureKind.CANCELLED: grpc.StatusCode.CANCELLED,
@@ -65,13 +66,14 @@ class Head(head_pb2_grpc.HeadServicer):
         self,
         *,
         max_queued: int,
+        queue_timeout_s: float | None = None,
         feed: Callable[[ring_pb2.Frame], None],
         cluster_status: Callable[[], head_pb2.ClusterStatus],
         changed: threading.Condition,
         logs: LogBook | None = None,
     ) -> None:
         self._logs = logs or LogBook({})
-        self._scheduler = Scheduler(max_queued=max_queued)
+        self._scheduler = Scheduler(max_queued=max_queued, queue_timeout_s=queue_timeout_s)
         self._feed = feed
         self._cluster_status = cluster_status
         self._changed = changed
@@ -111,6 +113,11 @@ class Head(head_pb2_grpc.HeadServicer):
             self._held_since = (self._held_since or now) if reason else None
             if self._held_since is not None and now - self._held_since > HOLD_LIMIT_S:
                 self._carry_out(self._scheduler.refuse_queued())
+
+    def expire(self) -> None:
+        """Tell those that have waited too long. Called again and again."""
+        with self._lock:
+            self._carry_out(self._scheduler.expire(time.monotonic()))
 
     def on_result(self, frame: ring_pb2.Frame) -> None:
         """A RESULT frame, on whatever thread received it."""
@@ -164,6 +171,7 @@ class Head(head_pb2_grpc.HeadServicer):
             max_tokens=request.max_tokens,
             age_s=0.0 if client is None else time.monotonic() - client.submitted_at,
             adapter=request.adapter,
+            priority=request.priority,
         )
 
     # -- the clients' side: RPC handler threads -----------------------------------------------------------
@@ -301,6 +309,8 @@ class Head(head_pb2_grpc.HeadServicer):
                     request.sampling,
                     request.adapter,
                     trace_id=trace_id,
+                    priority=request.priority,
+                    now_s=client.submitted_at,
                 )
             )
 

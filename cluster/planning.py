@@ -18,6 +18,7 @@ from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile, make_node
 from planner.plan import Plan
 from planner.planned_from import PlannedFrom
+from planner.prefill_chunk import PromptChunks, choose_chunks
 from planner.render import render_plan
 from planner.solver import make_plan
 from planner.workload import Workload
@@ -39,6 +40,7 @@ class Planning:
     planned_from: str = ""  # PlannedFrom.to_json()
     predicted: dict[int, head_pb2.PredictedMemory] = field(default_factory=dict)  # by rank, of those planned
     rows: RowProof = NO_ROWS  # what may be done with sequences of the model
+    chunks: PromptChunks = field(default_factory=PromptChunks)
 
 
 def plan_cluster(
@@ -85,6 +87,7 @@ def plan_cluster(
         table=table,
         planned_from=planned_from.to_json(),
         predicted=predicted_memory(model, nodes, plan),
+        chunks=_chunks(config, CostModel(model, nodes, links, options.work), plan),
         rows=rows,
     )
 
@@ -94,6 +97,12 @@ def _rows(config: ClusterConfig, proof: RowProof) -> RowProof:
     return replace(
         proof, batched=proof.batched and max_rows(config) > 1, forked=proof.forked and config.prefix_cache
     )
+
+
+def _chunks(config: ClusterConfig, cost: CostModel, plan: Plan) -> PromptChunks:
+    """As configured, or chosen from the plan."""
+    tokens = config.prefill_chunk
+    return choose_chunks(cost, plan) if tokens is None else PromptChunks(tokens, tokens)
 
 
 def _legal(prover: Prover | None) -> frozenset[int] | None:

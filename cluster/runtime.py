@@ -119,7 +119,8 @@ class Runtime:
             )
             head = self._coordinator.head
             services.append(lambda server: head_pb2_grpc.add_HeadServicer_to_server(head, server))
-            num_workers += self.config.api.queue + MAX_SESSIONS + 4 * len(self.config.nodes)
+            num_requests = self.config.api.queue + max(self.config.concurrency, MAX_SESSIONS)
+            num_workers += num_requests + 4 * len(self.config.nodes)
         try:
             self._server, port = make_server(
                 mine.address, services, node.credentials, max_workers=num_workers

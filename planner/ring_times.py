@@ -42,14 +42,15 @@ def ring_times(
     links: Sequence[KnownLink],
     *,
     max_rows: int = 1,
+    chunk_tokens: int = PREFILL_CHUNK_TOKENS,
 ) -> RingTimes:
     """The planned ring: a step at half the context, and a prompt of min(2048, context / 2) tokens.
 
-    max_rows: users whose tokens one frame may carry together.
+    max_rows: users whose tokens one frame may carry together. chunk_tokens: of a prompt in a frame, at most.
     """
     by_rank = {node.rank: node for node in nodes}
     prompt = max(1, min(2048, plan.context // 2))
-    chunks, more = prompt_chunks(prompt), range(2, max_rows + 1)
+    chunks, more = prompt_chunks(prompt, chunk_tokens), range(2, max_rows + 1)
     stages = tuple(
         StageTimes(
             _decode_ms(model, part, by_rank[part.rank].speeds, plan.context // 2, 1),
@@ -71,11 +72,11 @@ def ring_times(
     return RingTimes(stages, tuple(hops), plan.frames_in_flight)
 
 
-def prompt_chunks(prompt_tokens: int) -> tuple[int, ...]:
+def prompt_chunks(prompt_tokens: int, chunk_tokens: int = PREFILL_CHUNK_TOKENS) -> tuple[int, ...]:
     """The chunks before the last token, which goes alone."""
     rest = prompt_tokens - 1
-    full, last = divmod(rest, PREFILL_CHUNK_TOKENS)
-    return (PREFILL_CHUNK_TOKENS,) * full + ((last,) if last else ())
+    full, last = divmod(rest, chunk_tokens)
+    return (chunk_tokens,) * full + ((last,) if last else ())
 
 
 def _decode_ms(model: ModelProfile, part: Assignment, speeds: Speeds, seen: int, rows: int) -> float:

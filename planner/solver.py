@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from planner.cost import CostModel, Link, Stage
 from planner.forced import check_forced
+from planner.kv_profile import PREFILL_CHUNK_TOKENS
 from planner.model_profile import ModelProfile
 from planner.named import balanced, proportional
 from planner.node_profile import NodeProfile
@@ -46,6 +47,7 @@ class PlanOptions:
     keeps_order: bool = False  # stages stand in the order of the nodes
     is_even: bool = True  # of equally good plans, one whose slowest stage is faster
     is_forced: bool = False  # where nothing fits, take what exceeds its budgets by the least
+    chunk_tokens: int = PREFILL_CHUNK_TOKENS  # of a prompt in one frame, at most
 
     def __post_init__(self) -> None:
         _ = self.work
@@ -57,7 +59,7 @@ class PlanOptions:
     @property
     def work(self) -> Workload:
         """What the ring is asked to do."""
-        return Workload(self.context, self.concurrency, self.rows, self.max_rows)
+        return Workload(self.context, self.concurrency, self.rows, self.max_rows, self.chunk_tokens)
 
 
 def make_plan(

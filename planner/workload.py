@@ -16,9 +16,10 @@ class Workload:
     concurrency: int  # requests at once
     rows: int = 1  # requests whose tokens one frame carries together, as the search takes it
     max_rows: int = 1  # that one frame may carry: above `rows`, a ring's throughput is that of its even share
+    chunk_tokens: int = PREFILL_CHUNK_TOKENS  # of a prompt in one frame, at most
 
     def __post_init__(self) -> None:
-        for key in ("context", "concurrency", "rows", "max_rows"):
+        for key in ("context", "concurrency", "rows", "max_rows", "chunk_tokens"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} = {getattr(self, key)} must be at least 1")
 
@@ -44,7 +45,7 @@ class Workload:
     @property
     def num_chunks(self) -> int:
         """Chunks of the prompt before its last token, which goes alone; at least one."""
-        return max(1, ceil((self.prompt_tokens - 1) / PREFILL_CHUNK_TOKENS))
+        return max(1, ceil((self.prompt_tokens - 1) / self.chunk_tokens))
 
     @property
     def mean_chunk_tokens(self) -> int:

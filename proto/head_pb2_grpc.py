@@ -72,6 +72,7 @@ class HeadServicer:
     def Generate(self, request, context):
         """Tokens as they come; the last reply has a finish_reason. Leaving the stream cancels.
         INVALID_ARGUMENT: the request can never run; RESOURCE_EXHAUSTED: the queue is full;
+        DEADLINE_EXCEEDED: it waited in the queue as long as it may;
         UNAVAILABLE: the ring is not serving, or it broke; INTERNAL: the request failed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
