@@ -15,6 +15,7 @@ from cluster.groups import Groups
 from cluster.guide import Guides
 from cluster.sampler import draw_rows
 from cluster.session import Session
+from cluster.step import Output, Step, Steps, Wanted
 from cluster.step_memory import StepMemory
 from proto import ring_pb2
 from proto.codec import Tensor
@@ -55,6 +56,7 @@ class Engine:
         self.stats = StepStats()
         self._error_at = int(injected(Fault.STEP_ERROR_AT))
         self._delay_s = injected(Fault.LAYER_DELAY_MS) / 1e3 * (shard.stop - shard.start)
+        self._ended = 0.0  # when the last step ended
         self.memory = StepMemory()
 
     @property
@@ -73,14 +75,19 @@ class Engine:
             self.memory.measure(0)
             mx.clear_cache()
 
-    def step(
-        self, frame: ring_pb2.Frame, tensors: Sequence[Tensor]
-    ) -> tuple[ring_pb2.Frame, list[Tensor]] | None:
+    def step(self, frame: ring_pb2.Frame, tensors: Sequence[Tensor]) -> Output:
         """The frame for the next hop with its tensors, or None if nothing has to go there.
 
         A slot that fails carries its error onward instead of a carry: its request ends with it,
         and no other request of the frame notices.
         """
+        return self.begin(frame, tensors).finish()
+
+    def begin(self, frame: ring_pb2.Frame, tensors: Sequence[Tensor]) -> Step:
+        """The same, built but not evaluated. Steps end in the order in which they began."""
+        return Step(self._run(frame, tensors))
+
+    def _run(self, frame: ring_pb2.Frame, tensors: Sequence[Tensor]) -> Steps[Output]:
         started = time.perf_counter()
         shard = self.shard
         failed = self._open_all(frame.opens)  # before the closes: it may begin as a copy of what is closed
@@ -106,13 +113,13 @@ class Engine:
                 keeps=frame.keeps,
             )
         if frame.is_batched:
-            out_tensors = self._rows(frame, tensors, out)
+            out_tensors = yield from self._rows(frame, tensors, out)
         else:
-            out_tensors = self._slots(frame, tensors, failed, out)
+            out_tensors = yield from self._slots(frame, tensors, failed, out)
         if frame.slots:
             if self._delay_s:
                 time.sleep(self._delay_s)
-            self._count(frame, (time.perf_counter() - started) * 1e3)
+            self._count(frame, started)
         return out, out_tensors
 
     def _slots(
@@ -121,7 +128,7 @@ class Engine:
         tensors: Sequence[Tensor],
         failed: Mapping[int, str],
         out: ring_pb2.Frame,
-    ) -> list[Tensor]:
+    ) -> Steps[list[Tensor]]:
         """One forward pass for each slot."""
         out_tensors: list[Tensor] = []
         taken = 0
@@ -131,20 +138,22 @@ class Engine:
             error = slot.error or failed.get(slot.session, "")
             if not error:
                 try:
-                    out_tensors += self._compute([slot], carry, out)
+                    out_tensors += yield from self._compute([slot], carry, out)
                     continue
                 except Exception as failure:  # border: a request's error travels to its client
                     error = self._failed(slot, failure)
             _add_failed(out, slot, error)
         return out_tensors
 
-    def _rows(self, frame: ring_pb2.Frame, tensors: Sequence[Tensor], out: ring_pb2.Frame) -> list[Tensor]:
+    def _rows(
+        self, frame: ring_pb2.Frame, tensors: Sequence[Tensor], out: ring_pb2.Frame
+    ) -> Steps[list[Tensor]]:
         """One forward pass for all slots, a row each; what fails in it fails for all of them."""
         out.is_batched = True
         errors = [slot.error for slot in frame.slots]
         if not any(errors):
             try:
-                return self._compute(frame.slots, tensors, out)
+                return (yield from self._compute(frame.slots, tensors, out))
             except Exception as failure:  # border: the requests' error travels to their clients
                 errors = [self._failed(slot, failure) for slot in frame.slots]
                 del out.slots[:]
@@ -154,7 +163,7 @@ class Engine:
 
     def _compute(
         self, slots: Sequence[ring_pb2.Slot], carry: Sequence[Tensor], out: ring_pb2.Frame
-    ) -> list[Tensor]:
+    ) -> Steps[list[Tensor]]:
         """One forward pass of all these slots, a row each; adds them to `out`, whose tensors it returns."""
         shard = self.shard
         sessions = [self._session(slot) for slot in slots]
@@ -169,10 +178,10 @@ class Engine:
             session.position += len(slot.tokens)
         if shard.is_last:
             assert isinstance(outgoing, mx.array)
-            self._draw(slots, sessions, outgoing, state, out)
+            yield from self._draw(slots, sessions, outgoing, state, out)
             return []
         arrays, structure = flatten(outgoing)
-        mx.eval(arrays, state.arrays(), self._groups.take_pending())
+        yield Wanted(arrays, [*state.arrays(), *self._groups.take_pending()])
         for i, slot in enumerate(slots):
             added = out.slots.add(
                 session=slot.session, position=slot.position, tokens=slot.tokens, is_sampled=slot.is_sampled
@@ -188,18 +197,18 @@ class Engine:
         logits: mx.array,
         state: ShardState | BatchState,
         out: ring_pb2.Frame,
-    ) -> None:
+    ) -> Steps[None]:
         rows = []
         for session, slot in zip(sessions, slots, strict=True):
             assert session.sampler is not None
             session.history.extend(slot.tokens)
             rows.append((session.sampler, session.position, session.history, session.spec.prompt_tokens))
         if not slots[0].is_sampled:  # a chunk, by itself: its logits are never computed
-            mx.eval(state.arrays(), self._groups.take_pending())
+            yield Wanted([], [*state.arrays(), *self._groups.take_pending()])
             out.slots.add(session=slots[0].session, position=slots[0].position)
             return
         draws = draw_rows(rows, logits[:, -1])
-        mx.eval(draws.arrays(), state.arrays(), self._groups.take_pending())
+        yield Wanted(draws.arrays(), [*state.arrays(), *self._groups.take_pending()])
         for slot, token in zip(slots, draws.finish(), strict=True):
             drawn = out.slots.add(session=slot.session, position=slot.position, is_sampled=True)
             if isinstance(token, Exception):  # of this row alone
@@ -280,7 +289,10 @@ class Engine:
             raise RuntimeError(f"injected at position {slot.position}")
         return session
 
-    def _count(self, frame: ring_pb2.Frame, step_ms: float) -> None:
+    def _count(self, frame: ring_pb2.Frame, started: float) -> None:
+        """Times that two steps had in common count for the earlier one."""
+        now = time.perf_counter()
+        step_ms, self._ended = (now - max(started, self._ended)) * 1e3, now
         num_tokens = sum(len(slot.tokens) for slot in frame.slots)
         self.stats.num_steps += 1
         self.stats.num_tokens += num_tokens
