@@ -161,7 +161,7 @@ class ComputeThread:
 
     def _run(self) -> None:
         if self._overlaps is None:
-            self._overlaps = mx.default_device().type == mx.gpu
+            self._overlaps = mx.default_device().type == mx.gpu and not injected(Fault.PLAIN_STEPS)
         self._delay_s = injected(Fault.STEP_DELAY_MS) / 1e3
         while (work := self._next()) is not None:
             self._busy_since = time.monotonic()
@@ -185,6 +185,8 @@ class ComputeThread:
     def _next(self) -> StepWork | LoadWork | TrimWork | None:
         """What to do next; what runs is ended first where nothing else is there to do meanwhile."""
         if self._running is not None and self._inbox.empty():
+            if self.engine is not None and self.engine.shard.is_first and self.engine.shard.is_last:
+                self.engine.ahead.prepare()  # a stage by itself never waits for a frame: it does so now
             self._end_running()
             self.progress += 1
             self._prepare()

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 
+from cluster.build_ahead import BuildAhead
 from cluster.fault import Fault, injected
 from cluster.groups import Groups
 from cluster.guide import Guides
-from cluster.sampler import draw_rows
+from cluster.sampler import RowDraws, draw_rows
 from cluster.session import Session
 from cluster.step import Output, Step, Steps, Wanted
 from cluster.step_memory import StepMemory
@@ -45,7 +46,14 @@ class StepStats:
 class Engine:
     """Runs frames on a shard. `step` turns an incoming STEP into the frame for the next hop."""
 
-    def __init__(self, shard: Shard, adapters: Adapters | None = None, guides: Guides | None = None) -> None:
+    def __init__(
+        self,
+        shard: Shard,
+        adapters: Adapters | None = None,
+        guides: Guides | None = None,
+        *,
+        builds_ahead: bool | None = None,  # None: where the device is not the processor that builds
+    ) -> None:
         self.shard = shard
         self.adapters = adapters or Adapters()
         self.guides = guides  # None: answers cannot be held to a grammar
@@ -54,6 +62,10 @@ class Engine:
         self._groups = Groups(shard)
         self.trim_window = shard.trim_window  # any thread may read
         self.stats = StepStats()
+        is_gpu = mx.default_device().type == mx.gpu
+        self.ahead = BuildAhead(
+            shard, self.adapters.use, is_on=is_gpu if builds_ahead is None else builds_ahead
+        )
         self._error_at = int(injected(Fault.STEP_ERROR_AT))
         self._delay_s = injected(Fault.LAYER_DELAY_MS) / 1e3 * (shard.stop - shard.start)
         self._ended = 0.0  # when the last step ended
@@ -69,6 +81,7 @@ class Engine:
         if self.sessions:
             for session in self.sessions.values():
                 logger.info("session %d ends with its epoch", session.spec.session, extra=_about(session))
+            self.ahead.forget(self.sessions)
             self.sessions.clear()
             self._kept.clear()
             self._groups = Groups(self.shard)
@@ -90,6 +103,7 @@ class Engine:
     def _run(self, frame: ring_pb2.Frame, tensors: Sequence[Tensor]) -> Steps[Output]:
         started = time.perf_counter()
         shard = self.shard
+        self.ahead.clear_way(frame)
         failed = self._open_all(frame.opens)  # before the closes: it may begin as a copy of what is closed
         for number in frame.closes:
             self._close(number)
@@ -167,18 +181,22 @@ class Engine:
         """One forward pass of all these slots, a row each; adds them to `out`, whose tensors it returns."""
         shard = self.shard
         sessions = [self._session(slot) for slot in slots]
-        state: ShardState | BatchState = (
-            self._groups.alone(sessions[0]) if len(sessions) == 1 else self._groups.together(sessions).state
-        )
-        tokens = mx.array([list(slot.tokens) for slot in slots])  # (B, T)
-        incoming = None if shard.is_first else unflatten([from_wire(t) for t in carry], slots[0].structure)
-        self.adapters.use(sessions[0].spec.adapter)
-        outgoing = shard.forward(tokens, incoming, state)
+        taken = self.ahead.take(slots, sessions, carry)
+        if taken is not None:
+            state, outgoing, draws = taken.state, taken.out, taken.draws
+        else:
+            state, draws = self._state(sessions), None
+            tokens = mx.array([list(slot.tokens) for slot in slots])  # (B, T)
+            incoming = (
+                None if shard.is_first else unflatten([from_wire(t) for t in carry], slots[0].structure)
+            )
+            self.adapters.use(sessions[0].spec.adapter)
+            outgoing = shard.forward(tokens, incoming, state)
         for session, slot in zip(sessions, slots, strict=True):
             session.position += len(slot.tokens)
         if shard.is_last:
             assert isinstance(outgoing, mx.array)
-            yield from self._draw(slots, sessions, outgoing, state, out)
+            yield from self._draw(slots, sessions, outgoing if draws is None else draws, state, out)
             return []
         arrays, structure = flatten(outgoing)
         yield Wanted(arrays, [*state.arrays(), *self._groups.take_pending()])
@@ -194,7 +212,7 @@ class Engine:
         self,
         slots: Sequence[ring_pb2.Slot],
         sessions: Sequence[Session],
-        logits: mx.array,
+        logits: mx.array | RowDraws,  # draws, where they were built ahead
         state: ShardState | BatchState,
         out: ring_pb2.Frame,
     ) -> Steps[None]:
@@ -207,7 +225,7 @@ class Engine:
             yield Wanted([], [*state.arrays(), *self._groups.take_pending()])
             out.slots.add(session=slots[0].session, position=slots[0].position)
             return
-        draws = draw_rows(rows, logits[:, -1])
+        draws = logits if isinstance(logits, RowDraws) else draw_rows(rows, logits[:, -1])
         yield Wanted(draws.arrays(), [*state.arrays(), *self._groups.take_pending()])
         for slot, token in zip(slots, draws.finish(), strict=True):
             drawn = out.slots.add(session=slot.session, position=slot.position, is_sampled=True)
@@ -226,13 +244,14 @@ class Engine:
             exc_info=failure,
         )
         if session is not None:
+            self.ahead.forget([slot.session])
             self._groups.drop(session)
         start, stop = self.shard.start, self.shard.stop
         return f"layers {start}:{stop} failed: {type(failure).__name__}: {failure}"[:MAX_ERROR_CHARS]
 
     def prepare(self) -> bool:
         """Do a piece of what the next frames will need, while there is none; False: nothing was left."""
-        return self.guides is not None and self.guides.prepare()
+        return self.ahead.prepare() or (self.guides is not None and self.guides.prepare())
 
     def _open_all(self, specs: Sequence[ring_pb2.SessionSpec]) -> dict[int, str]:
         failed: dict[int, str] = {}
@@ -273,6 +292,12 @@ class Engine:
         if session is not None:
             logger.info("session %d closed at position %d", number, session.position, extra=_about(session))
             self._groups.drop(session)
+
+    def _state(self, sessions: Sequence[Session]) -> ShardState | BatchState:
+        """The caches of just these sessions."""
+        return (
+            self._groups.alone(sessions[0]) if len(sessions) == 1 else self._groups.together(sessions).state
+        )
 
     def _session(self, slot: ring_pb2.Slot) -> Session:
         """The session of a slot that can be computed."""
