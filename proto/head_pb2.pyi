@@ -44,6 +44,32 @@ class GenerateReply(_message.Message):
     cached_tokens: int
     def __init__(self, tokens: _Optional[_Iterable[_Union[_ring_pb2.SampledToken, _Mapping]]] = ..., finish_reason: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., queue_ms: _Optional[float] = ..., prefill_ms: _Optional[float] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
 
+class Ask(_message.Message):
+    __slots__ = ("generate", "leave")
+    GENERATE_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_FIELD_NUMBER: _ClassVar[int]
+    generate: GenerateRequest
+    leave: CancelRequest
+    def __init__(self, generate: _Optional[_Union[GenerateRequest, _Mapping]] = ..., leave: _Optional[_Union[CancelRequest, _Mapping]] = ...) -> None: ...
+
+class Answers(_message.Message):
+    __slots__ = ("answers",)
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    answers: _containers.RepeatedCompositeFieldContainer[Answer]
+    def __init__(self, answers: _Optional[_Iterable[_Union[Answer, _Mapping]]] = ...) -> None: ...
+
+class Answer(_message.Message):
+    __slots__ = ("request_id", "reply", "code", "message")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    REPLY_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    reply: GenerateReply
+    code: int
+    message: str
+    def __init__(self, request_id: _Optional[str] = ..., reply: _Optional[_Union[GenerateReply, _Mapping]] = ..., code: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
+
 class CancelRequest(_message.Message):
     __slots__ = ("request_id", "is_finished")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]

@@ -245,6 +245,34 @@ class RingProcesses:
                 )
             )
 
+    def answers(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
+        """The greedy tokens of many requests at once, over one stream as the HTTP process has it."""
+        asks = [
+            head_pb2.Ask(
+                generate=head_pb2.GenerateRequest(
+                    request_id=f"many-{i}", prompt=prompt, max_tokens=max_tokens
+                )
+            )
+            for i, prompt in enumerate(prompts)
+        ]
+        told: dict[str, list[int]] = {ask.generate.request_id: [] for ask in asks}
+        is_done, num_ended = threading.Event(), 0
+
+        def talk() -> Iterator[head_pb2.Ask]:
+            yield from asks
+            is_done.wait()
+
+        with self.channel() as channel:
+            for message in head_pb2_grpc.HeadStub(channel).Converse(talk(), timeout=600.0):
+                for answer in message.answers:
+                    assert not answer.code, answer.message
+                    told[answer.request_id] += (token.id for token in answer.reply.tokens)
+                    num_ended += bool(answer.reply.finish_reason)
+                if num_ended == len(asks):
+                    break
+            is_done.set()
+        return list(told.values())
+
     def tokens(self, prompt: Sequence[int], max_tokens: int, **sampling: Any) -> list[int]:
         """The token ids of one answer."""
         return [t.id for reply in self.generate(prompt, max_tokens, **sampling) for t in reply.tokens]

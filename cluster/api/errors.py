@@ -85,7 +85,12 @@ def internal(message: str = "The server failed while it worked on this request."
 
 def from_rpc(error: grpc.aio.AioRpcError) -> ApiError:
     """What a failed call of the head means for the client."""
-    code, details = error.code(), error.details() or "The head gave no reason."
+    return from_status(error.code(), error.details() or "")
+
+
+def from_status(code: grpc.StatusCode, details: str) -> ApiError:
+    """What it means that the head refused a request, or failed on it."""
+    details = details or "The head gave no reason."
     if code is grpc.StatusCode.UNAVAILABLE and details.startswith(_TRANSPORT_FAILURES):
         return unavailable(f"The connection to the head broke ({details.partition(':')[0]}).")
     if code is grpc.StatusCode.INVALID_ARGUMENT:
