@@ -101,6 +101,11 @@ class Sampler:
         return self._repetition != 1.0 or self._presence != 0.0 or self._frequency != 0.0
 
     @property
+    def reads_history(self) -> bool:
+        """Whether a draw depends on the tokens before it beyond the logits (a grammar's does as well)."""
+        return self._has_penalties or self._stop_ids is not None
+
+    @property
     def is_argmax(self) -> bool:
         """It takes the most probable token of the logits as they are, and nothing else is asked of it."""
         return self._is_plain and self._is_greedy and not self._has_logprobs
