@@ -14,6 +14,8 @@ from enum import Enum
 
 from cluster.assigner import Assigner
 from cluster.config import ClusterConfig
+from cluster.draft_load import DraftLoad
+from cluster.draft_model import read_drafter
 from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_ERROR, EXIT_UNREACHABLE, EXIT_USAGE, UserError
 from cluster.head import Head
 from cluster.log_book import LogBook
@@ -222,7 +224,9 @@ class Coordinator:
             return False
         try:
             prover = Prover(self._node.model_dir, self._stopping, self._starting)
-            planning = plan_cluster(self._config, self._node.model_dir, measured, prover, self._choices)
+            files, model_dir = self._node.draft_files, self._node.model_dir
+            draft = None if files is None else read_drafter(self._config, files[0], model_dir)
+            planning = plan_cluster(self._config, model_dir, measured, prover, self._choices, draft=draft)
         except ValueError as error:
             raise UserError(str(error), EXIT_USAGE) from error
         if planning.refusal:
@@ -234,6 +238,9 @@ class Coordinator:
         if self._stopping.is_set():
             return False
         self._ring_limits = RingLimits(planning.plan, planning.model, planning.rows)
+        if files is not None and draft is not None and planning.plan.drafter is not None:
+            vocab_size = planning.model.vocab_size
+            self._node.draft = DraftLoad(draft, planning.plan.drafter, files[0], vocab_size, files[1])
         self._say(planning.table)
         self._plan, self._plan_json = planning.plan, planning.plan.to_json()
         self.head.predicted = planning.predicted

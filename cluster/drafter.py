@@ -16,14 +16,12 @@ import mlx.core as mx
 
 from cluster.draft_readings import Reading, Readings
 from cluster.sampler import Sampler
+from planner.draft_bytes import MAX_LOGIT_ROWS, READ_CHUNK_TOKENS
+from planner.kv_profile import KV_STEP_TOKENS
 from proto import ring_pb2
 from shard_loader.shard import Shard, ShardError
 from shard_loader.state import ShardState
 
-# Tokens of a prompt that are read in one piece: a frame that comes meanwhile waits for no more than that.
-READ_CHUNK_TOKENS = 128
-# So few are read together with the first draw; of more, the last one alone makes logits.
-MAX_LOGIT_ROWS = 16
 # A guess below this probability ends the window: what follows a wrong guess is computed in vain, by the draft
 # model and by every stage. It is the `assistant_confidence_threshold` of Hugging Face's assisted generation
 # (transformers, GenerationConfig); docs/draft_model.md has what it does here.
@@ -135,8 +133,11 @@ class Guessing:
         num_read, num_tokens = len(reading.tokens), len(self._tokens)
         num_missing = num_tokens - num_read  # below 0: guesses have been read
         is_answered = self.ids is not None
-        if num_missing > MAX_LOGIT_ROWS or (is_answered and num_missing > 1):
-            stop = min(num_tokens - 1, num_read + READ_CHUNK_TOKENS)
+        grown = (
+            num_read + KV_STEP_TOKENS - num_read % KV_STEP_TOKENS
+        )  # where caches grow, if nothing crosses it
+        if num_missing > MAX_LOGIT_ROWS or num_tokens > grown or (is_answered and num_missing > 1):
+            stop = min(num_tokens - 1, num_read + READ_CHUNK_TOKENS, grown)
             self._read(reading, self._tokens[num_read:stop])
             if stop < num_tokens - 1:
                 self.ids = []

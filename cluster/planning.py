@@ -14,6 +14,7 @@ from cluster.plan_inputs import kv_note, plan_links, plan_nodes, plan_options, r
 from cluster.proof import Prover
 from cluster.proven_plan import ProvenPlan, make_proven_plan
 from planner.cost import CostModel
+from planner.draft_bytes import with_drafter
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile, make_node
 from planner.plan import Plan
@@ -47,9 +48,12 @@ def plan_cluster(
     told: Mapping[int, control_pb2.NodeProfile | None],
     prover: Prover | None = None,
     choices: PlanChoices = AS_IN_FILE,
+    *,
+    draft: ModelProfile | None = None,
 ) -> Planning:
     """Plan as soon as every used node is known: its memory and chip from the config, else what the node told.
 
+    draft: the draft model's profile, which takes its bytes off rank 0's budget.
     prover: proves the plan's cuts, which may take a while; None takes every cut for legal. Raises ConfigError
     for model files that cannot be read, ForcedLayersError (a ValueError) for ranges that do not tile
     the model, UserError for cuts that cannot be proven.
@@ -64,8 +68,8 @@ def plan_cluster(
     )
     if missing:
         return Planning(model, missing_ranks=missing)
-    nodes = plan_nodes(config, measured)
     links, options = plan_links(config), plan_options(config, model, choices)
+    nodes = with_drafter(plan_nodes(config, measured), draft, options.context, options.concurrency)
     wanted = (model, nodes, links, options)
     if prover is None:
         proven = ProvenPlan(make_plan(*wanted))

@@ -58,11 +58,11 @@ class CacheProfile:
     def is_quantized(self) -> bool:
         return self.plain_token_bytes > 0
 
-    def nbytes(self, context: int) -> int:
-        """Bytes for one session of `context` tokens, at their most."""
+    def nbytes(self, context: int, chunk_tokens: int = PREFILL_CHUNK_TOKENS) -> int:
+        """Bytes for one session of `context` tokens, at their most, where prompts are read in such chunks."""
         tokens = math.ceil(context / KV_STEP_TOKENS) * KV_STEP_TOKENS
         if self.window is not None:
-            tokens = min(tokens, self.window - 1 + PREFILL_CHUNK_TOKENS)
+            tokens = min(tokens, self.window - 1 + chunk_tokens)
         return self.state_bytes + self.token_bytes * tokens
 
     def read_bytes(self, context: int) -> int:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import mlx.core as mx
 import pytest
 
-from cluster.drafter import MAX_LOGIT_ROWS, READ_CHUNK_TOKENS, DraftCall, Drafter
+from cluster.drafter import DraftCall, Drafter
 from cluster.sampler import Sampler
+from planner.draft_bytes import MAX_LOGIT_ROWS, READ_CHUNK_TOKENS, session_bytes
 from planner.model_profile import read_model_profile
 from proto import ring_pb2
 from shard_loader.shard import ShardError
@@ -49,16 +51,13 @@ def drafter_of(
 ) -> Drafter:
     profile = read_model_profile(folder)
 
-    def kv_bytes(num_tokens: int) -> int:
-        return sum(layer.cache.nbytes(num_tokens) for layer in profile.layers)
-
     return Drafter(
         load_shard(folder, 0, LAYERS),
         "the draft",
         vocab_size=vocab_size,
         max_context=max_context,
-        kv_bytes=kv_bytes,
-        max_kv_bytes=int(num_contexts * kv_bytes(CONTEXT)),
+        kv_bytes=partial(session_bytes, profile),
+        max_kv_bytes=int(num_contexts * session_bytes(profile, CONTEXT)),
         min_confidence=min_confidence,
     )
 
