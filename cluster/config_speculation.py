@@ -25,6 +25,11 @@ class SpeculationConfig:
         return self.method != "off"
 
     @property
+    def has_ngrams(self) -> bool:
+        """Whether what came before in a text is taken to come again."""
+        return self.method in ("auto", "ngram")
+
+    @property
     def drafter(self) -> str | None:
         """The draft model that rank 0 loads; None: none."""
         return self.draft_model if self.method in ("auto", "draft") else None

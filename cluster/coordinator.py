@@ -237,7 +237,13 @@ class Coordinator:
             return False
         if self._stopping.is_set():
             return False
-        self._ring_limits = RingLimits(planning.plan, planning.model, planning.rows)
+        speculation = self._config.speculation
+        self._ring_limits = RingLimits(
+            planning.plan,
+            planning.model,
+            planning.rows,
+            max_drafts=speculation.max_draft_tokens if speculation.has_ngrams else 0,
+        )
         if files is not None and draft is not None and planning.plan.drafter is not None:
             vocab_size = planning.model.vocab_size
             self._node.draft = DraftLoad(draft, planning.plan.drafter, files[0], vocab_size, files[1])

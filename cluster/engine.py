@@ -21,6 +21,7 @@ from proto.codec import Tensor
 from shard_loader.adapters import Adapters
 from shard_loader.batch_state import BatchState
 from shard_loader.carry import flatten, from_wire, to_wire, unflatten
+from shard_loader.reach import Reach
 from shard_loader.shard import Shard
 from shard_loader.state import ShardState
 
@@ -51,7 +52,7 @@ class Engine:
         self.sessions: dict[int, Session] = {}
         self._kept: set[int] = set()  # of these, those that write no more
         self._groups = Groups(shard)
-        self.trim_window = shard.trim_window  # any thread may read
+        self.trim_window, self.reach = shard.trim_window, shard.reach  # any thread may read
         self.stats = StepStats()
         self._error_at = int(injected(Fault.STEP_ERROR_AT))
         self._delay_s = injected(Fault.LAYER_DELAY_MS) / 1e3 * (shard.stop - shard.start)
@@ -86,8 +87,8 @@ class Engine:
         failed = self._open_all(frame.opens)  # before the closes: it may begin as a copy of what is closed
         for number in frame.closes:
             self._close(number)
-        for number in frame.keeps:
-            self._keep(number)
+        for number, num_tokens in zip(frame.keeps, frame.keep_tokens, strict=True):
+            self._keep(number, num_tokens)
         if frame.closes:
             mx.clear_cache()
         if (frame.closes or frame.keeps) and not frame.slots:
@@ -104,6 +105,7 @@ class Engine:
                 opens=frame.opens,
                 closes=frame.closes,
                 keeps=frame.keeps,
+                keep_tokens=frame.keep_tokens,
             )
         if frame.is_batched:
             out_tensors = self._rows(frame, tensors, out)
@@ -161,6 +163,9 @@ class Engine:
         state: ShardState | BatchState = (
             self._groups.alone(sessions[0]) if len(sessions) == 1 else self._groups.together(sessions).state
         )
+        if slots[0].num_draws > 1 and self.reach == Reach.MARK:
+            assert isinstance(state, ShardState)
+            state.mark()
         tokens = mx.array([list(slot.tokens) for slot in slots])  # (B, T)
         incoming = None if shard.is_first else unflatten([from_wire(t) for t in carry], slots[0].structure)
         self.adapters.use(sessions[0].spec.adapter)
@@ -175,7 +180,11 @@ class Engine:
         mx.eval(arrays, state.arrays(), self._groups.take_pending())
         for i, slot in enumerate(slots):
             added = out.slots.add(
-                session=slot.session, position=slot.position, tokens=slot.tokens, is_sampled=slot.is_sampled
+                session=slot.session,
+                position=slot.position,
+                tokens=slot.tokens,
+                is_sampled=slot.is_sampled,
+                num_draws=slot.num_draws,
             )
             if i == 0:  # the carry of all of them
                 added.structure, added.num_tensors = structure, len(arrays)
@@ -189,23 +198,39 @@ class Engine:
         state: ShardState | BatchState,
         out: ring_pb2.Frame,
     ) -> None:
-        rows = []
         for session, slot in zip(sessions, slots, strict=True):
-            assert session.sampler is not None
             session.history.extend(slot.tokens)
-            rows.append((session.sampler, session.position, session.history, session.spec.prompt_tokens))
         if not slots[0].is_sampled:  # a chunk, by itself: its logits are never computed
             mx.eval(state.arrays(), self._groups.take_pending())
             out.slots.add(session=slots[0].session, position=slots[0].position)
             return
-        draws = draw_rows(rows, logits[:, -1])
+        num_draws = max(slots[0].num_draws, 1)  # guesses come by themselves, too
+        if num_draws > 1:
+            rows = [sessions[0].row(num_guessed) for num_guessed in reversed(range(num_draws))]
+            draws = draw_rows(rows, logits[0, -num_draws:])
+        else:
+            draws = draw_rows([session.row() for session in sessions], logits[:, -1])
         mx.eval(draws.arrays(), state.arrays(), self._groups.take_pending())
+        if num_draws > 1:
+            self._add_draws(slots[0], draws.until(slots[0].tokens[1 - num_draws :]), out)
+            return
         for slot, token in zip(slots, draws.finish(), strict=True):
-            drawn = out.slots.add(session=slot.session, position=slot.position, is_sampled=True)
+            self._add_draws(slot, [token], out)
+
+    def _add_draws(
+        self,
+        slot: ring_pb2.Slot,
+        drawn: Sequence[ring_pb2.SampledToken | ValueError],
+        out: ring_pb2.Frame,
+    ) -> None:
+        added = out.slots.add(session=slot.session, position=slot.position, is_sampled=True)
+        for i, token in enumerate(drawn):
             if isinstance(token, Exception):  # of this row alone
-                drawn.error = self._failed(slot, token)
+                added.error = self._failed(slot, token)
+            elif i:
+                added.more.append(token)
             else:
-                drawn.result.CopyFrom(token)
+                added.result.CopyFrom(token)
 
     def _failed(self, slot: ring_pb2.Slot, failure: Exception) -> str:
         """The session of `slot` ends here; why, for its client."""
@@ -249,12 +274,12 @@ class Engine:
             raise LookupError(f"session {number} is not open on this stage, and has no copy")
         session.begin_like(source, self.shard.fork(self._groups.alone(source), num_tokens))
 
-    def _keep(self, number: int) -> None:
+    def _keep(self, number: int, num_tokens: int) -> None:
         """The session writes no more: its caches leave the group, whose padding they need not have."""
         session = self.sessions.get(number)
         if session is not None:
             self._kept.add(number)
-            self._groups.alone(session)
+            session.rewind(self._groups.alone(session), num_tokens)
             mx.eval(self._groups.take_pending())
             logger.info("session %d kept at position %d", number, session.position, extra=_about(session))
 
@@ -270,6 +295,8 @@ class Engine:
         session = self.sessions.get(slot.session)
         if session is None:
             raise LookupError(f"session {slot.session} is not open on this stage")
+        if session.position > slot.position >= session.spec.prompt_tokens - 1:  # the last were wrong guesses
+            session.rewind(self._groups.alone(session), slot.position)
         if session.position != slot.position:
             raise LookupError(
                 f"session {slot.session} is at position {session.position}, not at {slot.position}"
@@ -286,7 +313,7 @@ class Engine:
         self.stats.num_tokens += num_tokens
         self.stats.busy_ms += step_ms
         self.stats.recent_step_ms.append(step_ms)
-        if num_tokens > len(frame.slots):
+        if not frame.slots[0].is_sampled:
             mx.clear_cache()  # a prefill chunk's temporaries are larger than any decode step's
             self._measure_kv()
         elif self.stats.num_steps % KV_MEASURE_STEPS == 0 or frame.closes:

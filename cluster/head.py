@@ -78,6 +78,7 @@ class Head(head_pb2_grpc.HeadServicer):
         self._clients: dict[str, _Client] = {}
         self._errors: Counter[str] = Counter()  # by FailureKind's value; empty: none
         self._limits: Limits | None = None
+        self._sent_at: dict[int, float] = {}  # frames in the ring, by their number
         self._watchers = threading.BoundedSemaphore(MAX_WATCHERS)
         self._is_closing = False
         self._held_since: float | None = None
@@ -96,6 +97,7 @@ class Head(head_pb2_grpc.HeadServicer):
     def ring_down(self, reason: str) -> None:
         """The ring broke: every request ends with `reason`."""
         with self._lock:
+            self._sent_at.clear()
             self._carry_out(self._scheduler.ring_down(reason))
 
     def hold(self, reason: str) -> None:
@@ -111,8 +113,11 @@ class Head(head_pb2_grpc.HeadServicer):
 
     def on_result(self, frame: ring_pb2.Frame) -> None:
         """A RESULT frame, on whatever thread received it."""
+        now = time.monotonic()
         with self._lock:
-            self._carry_out(self._scheduler.on_result(frame.epoch, frame.seq, frame.slots))
+            sent_at = self._sent_at.pop(frame.seq, now)
+            trip_ms = (now - sent_at) * 1e3
+            self._carry_out(self._scheduler.on_result(frame.epoch, frame.seq, frame.slots, trip_ms))
 
     def close(self) -> None:
         """End every client with a sentence; handlers return."""
@@ -313,6 +318,8 @@ class Head(head_pb2_grpc.HeadServicer):
         """Do what the scheduler said, with the lock held; nothing here blocks."""
         for instruction in instructions:
             if isinstance(instruction, Send):
+                if instruction.frame.slots:
+                    self._sent_at[instruction.frame.seq] = time.monotonic()
                 self._feed(instruction.frame)
                 continue
             client = self._clients.get(instruction.request_id)

@@ -243,6 +243,7 @@ class Node:
             status.stats.busy_ms = stats.busy_ms
             window = engine.trim_window
             status.stats.trim_window = -1 if window is None else window
+            status.stats.reach = engine.reach
             status.stats.uptime_ms = (time.monotonic() - self._ready_at) * 1e3
             status.stats.recent_step_ms.extend(list(stats.recent_step_ms))
             status.stats.recent_hop_ms.extend(ms for _, ms in hops)

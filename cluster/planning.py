@@ -93,7 +93,7 @@ def plan_cluster(
 def _rows(config: ClusterConfig, proof: RowProof) -> RowProof:
     """Of what is right for the model, what the config leaves."""
     is_kv_plain = config.load.kv_bits is None  # quantised keys and values have no batched form
-    return RowProof(batched=proof.batched and is_kv_plain, forked=proof.forked and config.prefix_cache)
+    return replace(proof, batched=proof.batched and is_kv_plain, forked=proof.forked and config.prefix_cache)
 
 
 def _legal(prover: Prover | None) -> frozenset[int] | None:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class Prover:
         except UserError as error:
             self._say(f"requests will share neither forward passes nor prompts: {error}")
             answer = {}
-        return RowProof(bool(answer.get("batched")), bool(answer.get("forked")))
+        return RowProof(*(bool(answer.get(verdict.name)) for verdict in fields(RowProof)))
 
     def _prove(self, cuts: Sequence[int] | None, what: str) -> list[CutProof]:
         answer = self._run(() if cuts is None else ("--cuts", ",".join(map(str, cuts))), what)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cluster.speculation import Drafting, Window
 from proto import ring_pb2
 
 State = Literal["queued", "prefill", "decode"]
@@ -23,11 +25,14 @@ class Request:
     stop_ids: frozenset[int]
     adapter: str = ""
     trace_id: str = ""  # for log lines
-    num_sent: int = 0  # tokens of prompt + answer that entered the ring
+    num_sent: int = 0  # tokens that entered the ring: of the prompt, then known ones, then guesses
+    num_read: int = 0  # what the stages' caches hold after the last frame sent, void guesses included
     num_in_flight: int = 0  # frames of this session in the ring
     num_completion: int = 0
-    next_token: int | None = None  # sampled, not yet sent
-    written: list[int] = field(default_factory=list)  # sampled, but for the last one where the answer ended
+    written: list[int] = field(default_factory=list)  # drawn, but for the last one where the answer ended
+    windows: deque[Window] = field(default_factory=deque)  # frames on their way after which a token is drawn
+    last_window: Window | None = None  # the last frame sent, if one of these
+    drafting: Drafting | None = None  # None: no token of it is guessed
     from_session: int = 0  # whose copy it begins as; 0: nobody's
     num_cached: int = 0  # tokens of the prompt that come with that
     is_active: bool = False  # it runs; else it waits
@@ -43,9 +48,14 @@ class Request:
         return len(self.prompt) + self.max_tokens
 
     @property
-    def sent_tokens(self) -> list[int]:
-        """What its caches hold once all frames are through."""
-        return [*self.prompt, *self.written][: self.num_sent]
+    def num_known(self) -> int:
+        """Tokens of the prompt, and of the answer as far as it was drawn."""
+        return len(self.prompt) + len(self.written)
+
+    def known(self, start: int, stop: int) -> list[int]:
+        """The known tokens [start, stop)."""
+        length = len(self.prompt)
+        return [*self.prompt[start:stop], *self.written[max(start - length, 0) : max(stop - length, 0)]]
 
     @property
     def is_chunk_due(self) -> bool:
@@ -53,13 +63,36 @@ class Request:
         return self.num_sent < len(self.prompt) - 1 or not self.is_open
 
     @property
+    def is_due(self) -> bool:
+        """Known tokens go next: the prompt's last, or those drawn last."""
+        return not self.is_chunk_due and self.num_sent < self.num_known
+
+    @property
     def is_row_due(self) -> bool:
-        """One token goes next, and may share a frame: the prompt's last, or the one drawn last."""
-        return not self.is_chunk_due and (self.is_prefilling or self.next_token is not None)
+        """One token goes next, and may share a frame."""
+        return self.is_due and self.num_sent == self.num_known - 1
 
     @property
     def can_send(self) -> bool:
-        return self.is_chunk_due or self.is_row_due
+        return self.is_chunk_due or self.is_due
+
+    @property
+    def room(self) -> int:
+        """Guesses for which there is room behind the known tokens and the guesses on their way."""
+        return self.num_reserved - 1 - max(self.num_sent, self.num_known)
+
+    @property
+    def live(self) -> list[Window]:
+        """The frames on their way whose draws will be looked at."""
+        return [window for window in self.windows if not window.is_void]
+
+    @property
+    def ahead(self) -> list[int]:
+        """The guesses on their way, in order."""
+        guesses: list[int] = []
+        for window in self.live:
+            guesses += window.tokens if window.is_ahead else window.guesses
+        return guesses
 
     @property
     def state(self) -> State:

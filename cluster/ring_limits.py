@@ -10,15 +10,16 @@ from planner.plan import Plan
 from planner.session_share import SessionShare
 from proto import control_pb2
 from shard_loader.cut_proof import RowProof
+from shard_loader.reach import Reach
 
 MAX_ROWS = 32  # of a frame
 
 
 class RingLimits:
-    """Of one plan. rows: what may be done with sequences of its model."""
+    """Of one plan. rows: what may be done with sequences of its model; max_drafts: guesses in a frame."""
 
-    def __init__(self, plan: Plan, model: ModelProfile, rows: RowProof) -> None:
-        self._plan, self._rows = plan, rows
+    def __init__(self, plan: Plan, model: ModelProfile, rows: RowProof, max_drafts: int = 0) -> None:
+        self._plan, self._rows, self._max_drafts = plan, rows, max_drafts
         self._vocab_size = model.vocab_size
         self._max_rows = MAX_ROWS if rows.batched else 1
         ranges = [(part.start, part.stop) for part in plan.assignments]
@@ -27,7 +28,8 @@ class RingLimits:
     def limits(self, statuses: Iterable[control_pb2.NodeStatus]) -> Limits:
         """statuses: of the nodes that own layers, once they are loaded."""
         plan = self._plan
-        windows = [status.stats.trim_window for status in statuses if status.start < status.stop]
+        stages = [status.stats for status in statuses if status.start < status.stop]
+        windows = [stats.trim_window for stats in stages]
         return Limits(
             context=plan.context,
             max_active=plan.concurrency,
@@ -37,4 +39,6 @@ class RingLimits:
             max_rows=self._max_rows,
             share=self._share,
             trim_window=min(windows, default=-1) if self._rows.forked else -1,
+            reach=Reach(min((stats.reach for stats in stages), default=0)),
+            max_drafts=self._max_drafts if self._rows.rewound else 0,
         )

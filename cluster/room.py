@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cluster.kept import KeptSessions
 from cluster.request import Request
+from shard_loader.reach import Reach
 
 DEFAULT_PREFILL_CHUNK = 512  # tokens
 MAX_SESSIONS = 256  # that run at once, however small they are
@@ -34,6 +35,8 @@ class Limits:
     max_rows: int = 1  # requests whose tokens may share a frame
     share: Callable[[int], float] = whole_context
     trim_window: int = -1  # see KeptSessions.match; -1: no session is kept
+    reach: Reach = Reach.NONE  # how far back the stages can take a session, for guesses that were wrong
+    max_drafts: int = 0  # guesses in a frame; 0: none are made
 
     def __post_init__(self) -> None:
         for name in ("context", "max_active", "max_in_flight", "prefill_chunk", "max_rows"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import cast
 
 import mlx.core as mx
@@ -102,8 +103,8 @@ class Sampler:
 
     @property
     def reads_history(self) -> bool:
-        """Whether a draw depends on the tokens before it beyond the logits (a grammar's does as well)."""
-        return self._has_penalties or self._stop_ids is not None
+        """Whether a draw depends on the tokens before it."""
+        return self._has_penalties or self._stop_ids is not None or self._guide is not None
 
     @property
     def is_argmax(self) -> bool:
@@ -219,6 +220,19 @@ class RowDraws:
             return [ring_pb2.SampledToken(id=token) for token in cast("list[int]", self._greedy.tolist())]
         return [draw.finish() if isinstance(draw, Draw) else draw for draw in self._draws]
 
+    def until(self, guesses: Sequence[int]) -> list[ring_pb2.SampledToken | ValueError]:
+        """For rows in a sequence: the drawn tokens as long as each is the guess there, and the one after."""
+        if self._greedy is not None:
+            ids = cast("list[int]", self._greedy.tolist())
+            return [ring_pb2.SampledToken(id=token) for token in ids[: _num_equal(ids, guesses) + 1]]
+        drawn: list[ring_pb2.SampledToken | ValueError] = []
+        for draw, guess in zip_longest(self._draws, guesses):
+            token = draw.finish() if isinstance(draw, Draw) else draw
+            drawn.append(token)
+            if isinstance(token, ValueError) or token.id != guess:
+                break
+        return drawn
+
 
 def draw_rows(rows: Sequence[Row], logits: mx.array) -> RowDraws:
     """Builds a draw for each row of `logits` (B, vocab) without evaluating anything; see `Sampler.draw`.
@@ -235,6 +249,11 @@ def draw_rows(rows: Sequence[Row], logits: mx.array) -> RowDraws:
         except ValueError as error:
             draws.append(error)
     return RowDraws(draws)
+
+
+def _num_equal(drawn: Sequence[int], guesses: Sequence[int]) -> int:
+    """How many both begin with."""
+    return next((i for i, (a, b) in enumerate(zip(drawn, guesses, strict=False)) if a != b), len(guesses))
 
 
 def draw_key(seed: int, position: int) -> tuple[int, int]:

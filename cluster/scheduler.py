@@ -13,9 +13,13 @@ from itertools import islice
 
 from cluster.instructions import Emit, Fail, FailureKind, Instruction, Send, Start
 from cluster.kept import MIN_COMMON, Kept, KeptSessions
+from cluster.ngrams import NO_GUESS, NGrams
 from cluster.request import Request
+from cluster.rewind import kept_length, may_go_ahead, position_after
 from cluster.room import Limits, has_room, too_much, why_never
+from cluster.speculation import Drafting, Speculation, Window
 from proto import ring_pb2
+from shard_loader.reach import Reach
 
 
 @dataclass(slots=True)
@@ -52,11 +56,12 @@ class Scheduler:
     _in_flight: dict[int, tuple[int, ...]] = field(default_factory=dict)  # seq -> sessions
     _chunks: set[int] = field(default_factory=set)  # of those, the frames of prompts
     _closes: list[int] = field(default_factory=list)
-    _keeps: list[int] = field(default_factory=list)
+    _keeps: dict[int, int] = field(default_factory=dict)  # session -> how many of its tokens
     _kept: KeptSessions = field(default_factory=KeptSessions)
     _leaving: list[int] = field(
         default_factory=list
     )  # kept no more; closed once nobody waits to begin with it
+    speculation: Speculation = field(default_factory=Speculation)
 
     @property
     def num_active(self) -> int:
@@ -87,6 +92,8 @@ class Scheduler:
     def ring_up(self, epoch: int, limits: Limits) -> None:
         """The ring serves this epoch from now on."""
         self._epoch, self._limits = epoch, limits
+        self.speculation.max_drafts = limits.max_drafts if limits.reach > Reach.NONE else 0
+        self.speculation.is_reread = limits.reach == Reach.MARK
 
     def ring_down(self, reason: str) -> list[Instruction]:
         """The ring broke or stops: every request ends now, and no frame of it is expected back."""
@@ -164,8 +171,10 @@ class Scheduler:
         self._end(request)
         return self._advance()
 
-    def on_result(self, epoch: int, seq: int, slots: Iterable[ring_pb2.Slot]) -> list[Instruction]:
-        """A frame came back from the last stage."""
+    def on_result(
+        self, epoch: int, seq: int, slots: Iterable[ring_pb2.Slot], trip_ms: float = 0.0
+    ) -> list[Instruction]:
+        """A frame came back from the last stage, `trip_ms` after it was sent; 0: not measured."""
         if epoch != self._epoch or self._limits is None or seq not in self._in_flight:
             return []
         self._chunks.discard(seq)
@@ -180,7 +189,7 @@ class Scheduler:
             if slot.error:
                 instructions.append(self._fail(request, slot.error))
             elif slot.is_sampled:
-                instructions.append(self._take(request, slot.result))
+                instructions += self._verdict(request, slot, trip_ms)
             elif not request.num_in_flight and not request.can_send:
                 instructions.append(self._fail(request, "the last stage drew no token"))
         left_out = [self._fail(r, "the last stage left it out of a frame's result") for r in due.values()]
@@ -211,6 +220,37 @@ class Scheduler:
             )
         return None
 
+    def _verdict(self, request: Request, slot: ring_pb2.Slot, trip_ms: float) -> list[Instruction]:
+        """What was drawn after a window's tokens: they are the answer's, unless the window was void."""
+        window = request.windows.popleft()
+        if window.is_void:
+            return []
+        drawn = [slot.result, *slot.more]
+        ids = [token.id for token in drawn]
+        if ids[:-1] != list(window.guesses[: len(ids) - 1]):
+            return [self._fail(request, "the last stage drew tokens behind a wrong guess")]
+        if window.is_alone and trip_ms:
+            self.speculation.trips.add(len(window.tokens), trip_ms)
+        after = request.windows[0] if request.windows else None
+        if request.drafting is not None:
+            self.speculation.judge(request.drafting, window, ids, after)
+        emits: list[Instruction] = []
+        for token in drawn:
+            emits.append(emit := self._take(request, token))
+            if emit.finish_reason:
+                return emits
+        if request.drafting is not None:
+            request.drafting.text.extend(ids)
+        if after is not None and len(ids) == window.num_draws and after.tokens[0] == ids[-1]:
+            after.is_ahead = False  # what it begins with is known now
+            return emits
+        for wrong in request.windows:
+            wrong.is_void = True
+        if after is not None or len(ids) < window.num_draws:
+            assert self._limits is not None
+            request.num_sent = position_after(request, window, self._limits.reach)
+        return emits
+
     def _take(self, request: Request, token: ring_pb2.SampledToken) -> Emit:
         request.num_completion += 1
         self.counters.num_completion_tokens += 1
@@ -222,7 +262,6 @@ class Scheduler:
         if finish:
             self._end(request)
         else:
-            request.next_token = token.id
             request.written.append(token.id)
         return Emit(
             request.request_id,
@@ -250,12 +289,13 @@ class Scheduler:
         if not is_sound or limits is None or limits.trim_window < 0 or self._hold_reason:
             self._closes.append(request.session)
             return
-        tokens = request.sent_tokens
-        if len(tokens) < MIN_COMMON:
+        length = kept_length(request, limits)
+        if length < MIN_COMMON:
             self._closes.append(request.session)
             return
+        tokens = request.known(0, length)
         self._kept.add(Kept(request.session, tokens, request.adapter, limits.share(len(tokens))))
-        self._keeps.append(request.session)
+        self._keeps[request.session] = length
 
     def _advance(self) -> list[Instruction]:
         """Fill the ring: admit what fits, then send the next chunk of whoever waited longest."""
@@ -274,14 +314,21 @@ class Scheduler:
         while len(self._in_flight) < limits.max_in_flight:
             due = self._due(limits)
             if due is None:
-                break
-            rows = [due] if due.is_chunk_due else self._rows(due, limits)
+                ahead = self._ahead(limits)
+                if ahead is None:
+                    break
+                sends.append(Send(ahead))
+                continue
+            rows = self._rows(due, limits) if due.is_row_due else [due]
             for request in rows:
                 self._active.remove(request)
             self._active.extend(rows)
             if not due.is_open:
                 sends.append(Start(due.request_id))
-            sends.append(Send(self._chunk(due, limits) if due.is_chunk_due else self._row_frame(rows)))
+            if due.is_chunk_due:
+                sends.append(Send(self._chunk(due, limits)))
+            else:
+                sends.append(Send(self._window(due) if len(rows) == 1 else self._row_frame(rows)))
         self._let_go()
         if self._closes or self._keeps:  # nothing to ride on: memory is freed now, not with the next request
             sends.append(Send(self._header(())))
@@ -293,6 +340,8 @@ class Scheduler:
         request.is_active = True
         self._active.append(request)
         self._by_session[request.session] = request
+        if self.speculation.max_drafts and not request.sampling.logprobs:
+            request.drafting = Drafting(NGrams(request.prompt))
         if limits.trim_window < 0:
             return
         match = self._kept.match(request.prompt, request.adapter, limits.trim_window)
@@ -317,7 +366,10 @@ class Scheduler:
     def _header(self, sessions: tuple[int, ...]) -> ring_pb2.Frame:
         self._let_go()
         frame = ring_pb2.Frame(kind=ring_pb2.STEP, epoch=self._epoch, seq=self._next_seq, closes=self._closes)
-        frame.keeps.extend(session for session in self._keeps if session not in frame.closes)
+        for session, num_tokens in self._keeps.items():
+            if session not in frame.closes:
+                frame.keeps.append(session)
+                frame.keep_tokens.append(num_tokens)
         self._closes.clear()
         self._keeps.clear()
         if sessions:
@@ -333,7 +385,7 @@ class Scheduler:
         chunk = min((r for r in self._active if r.is_chunk_due), key=_came, default=None)
         if chunk is not None and not self._chunks:
             return chunk
-        row = next((r for r in self._active if r.is_row_due), None)
+        row = next((r for r in self._active if r.is_due), None)
         if row is not None:
             return row
         return chunk if not limits.max_chunks or len(self._chunks) < limits.max_chunks else None
@@ -370,27 +422,66 @@ class Scheduler:
     def _row_frame(self, rows: Sequence[Request]) -> ring_pb2.Frame:
         """One token of each request."""
         frame = self._header(tuple(request.session for request in rows))
-        frame.is_batched = len(rows) > 1
+        frame.is_batched = True
         for request in rows:
-            if request.is_prefilling:
-                token = request.prompt[-1]
-            else:
-                assert request.next_token is not None
-                token, request.next_token = request.next_token, None
-            self._add_slot(frame, request, (token,))
+            self._add_slot(frame, request, request.known(request.num_sent, request.num_known))
+        return frame
+
+    def _window(self, request: Request) -> ring_pb2.Frame:
+        """The known tokens of one request that are due, with guesses of what follows if that is worth it."""
+        known = request.known(request.num_sent, request.num_known)
+        guess = NO_GUESS
+        if request.drafting is not None and self._is_roomy:
+            guess = self.speculation.guess(request.drafting, len(known), request.room)
+        return self._lone(request, [*known, *guess.tokens], len(guess.tokens) + 1, guess.match)
+
+    def _ahead(self, limits: Limits) -> ring_pb2.Frame | None:
+        """Guesses that follow those whose verdict is not back, where a frame would else not be used."""
+        if not self._is_roomy or self._chunks:
+            return None
+        for request in self._active:
+            if request.drafting is None or not may_go_ahead(request, limits):
+                continue
+            guess = self.speculation.guess_ahead(request.drafting, request.live, request.ahead, request.room)
+            num_after = request.num_sent + len(guess.tokens)
+            if guess.tokens and (limits.reach == Reach.ANY or num_after < limits.trim_window):
+                return self._lone(request, guess.tokens, len(guess.tokens), guess.match, is_ahead=True)
+        return None
+
+    @property
+    def _is_roomy(self) -> bool:
+        """There are frames enough for each request to have one of its own: none waits for a guess."""
+        assert self._limits is not None
+        return len(self._active) <= self._limits.max_in_flight
+
+    def _lone(
+        self, request: Request, tokens: Sequence[int], num_draws: int, match: int, *, is_ahead: bool = False
+    ) -> ring_pb2.Frame:
+        is_alone = not self._in_flight
+        frame = self._header((request.session,))
+        window = self._add_slot(frame, request, tokens)
+        assert window is not None
+        window.num_draws, window.match = num_draws, match
+        window.is_ahead, window.is_alone = is_ahead, is_alone
+        if num_draws > 1:
+            frame.slots[0].num_draws = num_draws
         return frame
 
     @staticmethod
-    def _add_slot(frame: ring_pb2.Frame, request: Request, tokens: Sequence[int]) -> None:
+    def _add_slot(frame: ring_pb2.Frame, request: Request, tokens: Sequence[int]) -> Window | None:
+        """The request's next tokens; None: no token is drawn after them."""
         position = request.num_sent
         request.num_sent += len(tokens)
+        request.num_read = request.num_sent
         request.num_in_flight += 1
-        frame.slots.add(
-            session=request.session,
-            position=position,
-            tokens=tokens,
-            is_sampled=not request.is_prefilling,
-        )
+        is_sampled = not request.is_prefilling
+        frame.slots.add(session=request.session, position=position, tokens=tokens, is_sampled=is_sampled)
+        if not is_sampled:
+            return None
+        window = Window(position, tokens)
+        request.windows.append(window)
+        request.last_window = window
+        return window
 
 
 def _came(request: Request) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cluster.guide import Guides
-from cluster.sampler import Sampler
+from cluster.sampler import Row, Sampler
 from proto import ring_pb2
 from shard_loader.batch_state import BatchState
 from shard_loader.shard import Shard
@@ -53,3 +53,19 @@ class Session:
         """The first tokens are those of `source`, whose copy `state` is."""
         self.state, self.position = state, state.position
         self.history = source.history[: state.position]
+
+    def rewind(self, state: ShardState, position: int) -> None:
+        """Its last tokens were wrong guesses, or the guesses of an answer that has ended; state: its own.
+
+        Raises ValueError where its caches cannot go back so far.
+        """
+        if position < self.position:
+            state.rewind(position)
+            self.position = position
+            del self.history[position:]
+
+    def row(self, num_guessed: int = 0) -> Row:
+        """What the draw of the next token needs, as if the last `num_guessed` ones had not been read yet."""
+        assert self.sampler is not None
+        history = self.history[:-num_guessed] if num_guessed and self.sampler.reads_history else self.history
+        return self.sampler, self.position - num_guessed, history, self.spec.prompt_tokens

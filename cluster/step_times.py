@@ -14,7 +14,7 @@ NUM_CHUNKS = 16
 
 
 class StepTimes:
-    """Windows over one epoch. Frames of several rows, and of rows that failed before, are left out."""
+    """Windows over one epoch. Frames of several rows, of guesses, and of rows that failed are left out."""
 
     def __init__(self) -> None:
         self._decode: deque[tuple[float, int]] = deque(maxlen=NUM_DECODE_STEPS)  # ms, position
@@ -22,7 +22,7 @@ class StepTimes:
 
     def add(self, frame: ring_pb2.Frame, step_ms: float) -> None:
         """A frame was run in so many ms, its way out of this thread included."""
-        if len(frame.slots) != 1 or frame.slots[0].error:
+        if len(frame.slots) != 1 or frame.slots[0].error or frame.slots[0].num_draws > 1:
             return
         slot = frame.slots[0]
         num_tokens = len(slot.tokens)

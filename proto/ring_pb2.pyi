@@ -56,7 +56,7 @@ FLOAT64: DType
 COMPLEX64: DType
 
 class Frame(_message.Message):
-    __slots__ = ("header_bytes", "kind", "epoch", "seq", "opens", "closes", "slots", "tensors", "payload_total_bytes", "payload_offset_bytes", "hello", "beat", "is_batched", "keeps", "payload")
+    __slots__ = ("header_bytes", "kind", "epoch", "seq", "opens", "closes", "slots", "tensors", "payload_total_bytes", "payload_offset_bytes", "hello", "beat", "is_batched", "keeps", "keep_tokens", "payload")
     HEADER_BYTES_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +71,7 @@ class Frame(_message.Message):
     BEAT_FIELD_NUMBER: _ClassVar[int]
     IS_BATCHED_FIELD_NUMBER: _ClassVar[int]
     KEEPS_FIELD_NUMBER: _ClassVar[int]
+    KEEP_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     header_bytes: int
     kind: Kind
@@ -86,8 +87,9 @@ class Frame(_message.Message):
     beat: Beat
     is_batched: bool
     keeps: _containers.RepeatedScalarFieldContainer[int]
+    keep_tokens: _containers.RepeatedScalarFieldContainer[int]
     payload: bytes
-    def __init__(self, header_bytes: _Optional[int] = ..., kind: _Optional[_Union[Kind, str]] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ..., opens: _Optional[_Iterable[_Union[SessionSpec, _Mapping]]] = ..., closes: _Optional[_Iterable[int]] = ..., slots: _Optional[_Iterable[_Union[Slot, _Mapping]]] = ..., tensors: _Optional[_Iterable[_Union[TensorMeta, _Mapping]]] = ..., payload_total_bytes: _Optional[int] = ..., payload_offset_bytes: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., is_batched: _Optional[bool] = ..., keeps: _Optional[_Iterable[int]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, header_bytes: _Optional[int] = ..., kind: _Optional[_Union[Kind, str]] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ..., opens: _Optional[_Iterable[_Union[SessionSpec, _Mapping]]] = ..., closes: _Optional[_Iterable[int]] = ..., slots: _Optional[_Iterable[_Union[Slot, _Mapping]]] = ..., tensors: _Optional[_Iterable[_Union[TensorMeta, _Mapping]]] = ..., payload_total_bytes: _Optional[int] = ..., payload_offset_bytes: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., is_batched: _Optional[bool] = ..., keeps: _Optional[_Iterable[int]] = ..., keep_tokens: _Optional[_Iterable[int]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol", "config_digest", "plan_digest", "epoch", "from_rank", "to_rank", "start", "stop", "dtype", "incarnation", "is_forced")
@@ -134,24 +136,28 @@ class TensorMeta(_message.Message):
     def __init__(self, dtype: _Optional[_Union[DType, str]] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Slot(_message.Message):
-    __slots__ = ("session", "position", "tokens", "is_sampled", "structure", "num_tensors", "error", "result")
+    __slots__ = ("session", "position", "tokens", "is_sampled", "num_draws", "structure", "num_tensors", "error", "result", "more")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     IS_SAMPLED_FIELD_NUMBER: _ClassVar[int]
+    NUM_DRAWS_FIELD_NUMBER: _ClassVar[int]
     STRUCTURE_FIELD_NUMBER: _ClassVar[int]
     NUM_TENSORS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
     session: int
     position: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
     is_sampled: bool
+    num_draws: int
     structure: str
     num_tensors: int
     error: str
     result: SampledToken
-    def __init__(self, session: _Optional[int] = ..., position: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., is_sampled: _Optional[bool] = ..., structure: _Optional[str] = ..., num_tensors: _Optional[int] = ..., error: _Optional[str] = ..., result: _Optional[_Union[SampledToken, _Mapping]] = ...) -> None: ...
+    more: _containers.RepeatedCompositeFieldContainer[SampledToken]
+    def __init__(self, session: _Optional[int] = ..., position: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., is_sampled: _Optional[bool] = ..., num_draws: _Optional[int] = ..., structure: _Optional[str] = ..., num_tensors: _Optional[int] = ..., error: _Optional[str] = ..., result: _Optional[_Union[SampledToken, _Mapping]] = ..., more: _Optional[_Iterable[_Union[SampledToken, _Mapping]]] = ...) -> None: ...
 
 class SampledToken(_message.Message):
     __slots__ = ("id", "logprob", "top")

@@ -19,6 +19,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from shard_loader.batch_state import BatchState
 from shard_loader.cut_proof import RowProof
 from shard_loader.rehearsal import UNSUITABLE, Rehearsal
+from shard_loader.rewind_proof import rewind_error
 from shard_loader.state import ShardState
 
 PROMPTS = (12, 3, 7)  # tokens; the first is longer than every window of the tiny model
@@ -49,7 +50,7 @@ def fork_error(rehearsal: Rehearsal, boundaries: Sequence[int] = ()) -> float | 
 
 def prove_rows(rehearsal: Rehearsal) -> RowProof:
     """What may be done with the whole model's sequences."""
-    errors = batch_error(rehearsal), fork_error(rehearsal)
+    errors = batch_error(rehearsal), fork_error(rehearsal), rewind_error(rehearsal)
     return RowProof(*(error is not None and error <= TOLERANCE for error in errors))
 
 

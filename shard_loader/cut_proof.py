@@ -21,6 +21,7 @@ class RowProof:
 
     batched: bool  # several may share a forward pass
     forked: bool  # one may begin as a copy of another
+    rewound: bool  # one may go back after a wrong guess
 
 
-NO_ROWS = RowProof(batched=False, forked=False)
+NO_ROWS = RowProof(batched=False, forked=False, rewound=False)

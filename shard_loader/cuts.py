@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.headers import ModelFilesError, read_config
-from shard_loader.cut_proof import CutProof, RowProof
+from shard_loader.cut_proof import NO_ROWS, CutProof, RowProof
 
 if TYPE_CHECKING:
     from shard_loader.rehearsal import Rehearsal
@@ -74,7 +74,7 @@ def rows_of(config: dict[str, Any]) -> RowProof:
     try:
         rehearsal = Rehearsal(config)
     except RehearsalError:
-        return RowProof(batched=False, forked=False)
+        return NO_ROWS
     proof = prove_rows(rehearsal)
     save_rows(config, rehearsal.recipe, proof)
     return proof

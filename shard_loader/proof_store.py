@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,9 +30,10 @@ _IRRELEVANT = (
 )
 _IRRELEVANT_STARTS = ("vision_", "audio_", "quantiz", "compression")
 _IRRELEVANT_ENDS = ("_token_id", "_token_index", "_token_ids", "_dropout")
+_ROW_NAMES = tuple(field.name for field in fields(RowProof))
 _SOURCES = (
     *("batch_proof", "batch_state", "carry", "crossing", "cuts", "layout", "merging", "ownership"),
-    *("rehearsal", "shard", "sharing", "shrink", "state"),
+    *("rehearsal", "rewind_proof", "rewinding", "shard", "sharing", "shrink", "state"),
 )
 
 
@@ -78,16 +79,16 @@ def save(config: dict[str, Any], cuts: Sequence[int] | None, recipe: str, proofs
 def find_rows(config: dict[str, Any]) -> RowProof | None:
     """What may be done with this architecture's sequences; None: it was not tried."""
     shipped = _shipped_entry(config)
-    if shipped is not None and "batched" in shipped and "forked" in shipped:
-        return RowProof(bool(shipped["batched"]), bool(shipped["forked"]))
+    if shipped is not None and all(name in shipped for name in _ROW_NAMES):
+        return RowProof(*(bool(shipped[name]) for name in _ROW_NAMES))
     for is_tiny in (True, False):
         try:
             found = json.loads(_path(config, "rows", is_tiny).read_text())
-            proof = RowProof(found["batched"], found["forked"])
+            verdicts = [found[name] for name in _ROW_NAMES]
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        if type(proof.batched) is bool and type(proof.forked) is bool:
-            return proof
+        if all(type(verdict) is bool for verdict in verdicts):
+            return RowProof(*verdicts)
     return None
 
 

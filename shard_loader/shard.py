@@ -32,6 +32,7 @@ from shard_loader.layout import (
     trace,
 )
 from shard_loader.ownership import Ownership
+from shard_loader.reach import Reach
 from shard_loader.state import CachePlan, ShardState, unquantizable
 
 WARM_UP_GROUP = 5  # layers per evaluation: Metal ends command buffers of about 5 s
@@ -95,6 +96,11 @@ class Shard:
         0: only with all of them, ever. None: a state cannot be copied.
         """
         return self._caches.trim_window(self._model)
+
+    @property
+    def reach(self) -> Reach:
+        """How far back its states can go, for tokens that were only guessed (`ShardState.rewind`)."""
+        return self._caches.reach(self._model)
 
     def fork(self, source: ShardState, num_tokens: int) -> ShardState:
         """A copy of `source` with its first `num_tokens` tokens, as `trim_window` allows. Evaluates nothing.

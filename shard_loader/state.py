@@ -13,6 +13,8 @@ from mlx_lm.models.cache import ArraysCache, KVCache, make_prompt_cache
 from planner.kv_quant import KvQuantization
 from shard_loader.layout import Layout
 from shard_loader.merging import forked, is_mergeable, merged_shadow, trim_window
+from shard_loader.reach import Reach
+from shard_loader.rewinding import Mark, forget, reach
 
 
 class ShardState:
@@ -23,13 +25,14 @@ class ShardState:
     quantized_kv_start=0.
     """
 
-    __slots__ = ("_kv", "own", "position", "shadows", "view")
+    __slots__ = ("_kv", "_mark", "own", "position", "shadows", "view")
 
     def __init__(
         self, own: dict[int, Any], view: list[Any], shadows: list[Any], kv: KvQuantization | None = None
     ) -> None:
         self.own = own
         self._kv = kv  # None from the moment it is done
+        self._mark: Mark | None = None
         self.position = 0
         self.view = view  # what the model is given: full length, foreign entries stand for own ones
         self.shadows = shadows  # parts of foreign caches of no own kind: only their offset is ever read
@@ -49,6 +52,24 @@ class ShardState:
                     packed = cache.to_quantized(group_size=kv.group_size, bits=kv.bits)
                     self.own[i] = packed
                     self.view = [packed if entry is cache else entry for entry in self.view]
+
+    def mark(self) -> None:
+        """The next pass is of tokens that are only guessed: `rewind` may go back to here."""
+        self._mark = Mark(self.own, self.position)
+
+    def rewind(self, position: int) -> None:
+        """Forget the last tokens, down to `position`, as far as `Shard.reach` allows. Evaluates nothing.
+
+        Raises ValueError where the caches cannot go there.
+        """
+        mark, self._mark = self._mark, None
+        num_tokens = self.position - position
+        if mark is not None and mark.position == position:
+            mark.restore(self.own, num_tokens)
+        else:
+            for cache in self.own.values():
+                forget(cache, num_tokens)
+        self.position = position
 
     def take_over(self, source: ShardState, num_tokens: int) -> None:
         """A fresh state becomes a copy of another, with its first `num_tokens` tokens."""
@@ -105,6 +126,11 @@ class CachePlan:
         windows = [trim_window(fresh[i]) for i in self.own]
         known = [window for window in windows if window is not None]
         return min(known, default=None) if len(known) == len(windows) else None
+
+    def reach(self, model: nn.Module) -> Reach:
+        """See `Shard.reach`."""
+        fresh = make_prompt_cache(model)
+        return min((reach(fresh[i]) for i in self.own), default=Reach.ANY)
 
     def is_mergeable(self, model: nn.Module) -> bool:
         """Whether states of several sequences can be merged: every own cache has a batched form."""

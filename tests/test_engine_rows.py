@@ -150,7 +150,7 @@ def test_a_session_begins_as_a_copy_of_another(model: Path) -> None:
     writer.read(1, 2)
     writer.write(1, 2, times=3)
     known = [*PROMPTS[1], *writer.written[1]][:-1]  # the last one drawn has not been fed
-    assert trip(ring, Frame(kind=ring_pb2.STEP, epoch=1, seq=90, keeps=[1])) is None
+    assert trip(ring, Frame(kind=ring_pb2.STEP, epoch=1, seq=90, keeps=[1], keep_tokens=[len(known)])) is None
     prompt = [*known, 17, 4, 88]
     chunk = writer.frame(ring_pb2.Slot(session=9, position=len(known), tokens=[17, 4]))
     chunk.opens.add(

@@ -1,0 +1,156 @@
+"""Guessed tokens: how many go with which frame of a request, and what their verdict means. Pure.
+
+A frame may carry guesses behind a known token. The last stage draws after each of them as it always draws,
+and a guess was right where it is the token drawn: so an answer with guesses is the answer without, at any
+temperature. A guess that chance has no part in is taken this way as often as by any exact method
+(https://arxiv.org/abs/2211.17192, with a draft distribution of one token).
+Frames of further guesses may follow before the verdict of the first is back. One that follows a wrong guess
+is void: its draws are not looked at, and the next frame's position tells every stage to go back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from cluster.ngrams import MATCH_LENGTHS, NO_GUESS, Guess, NGrams
+from cluster.trip_times import TripTimes
+
+MIN_GAIN = 1.05  # tokens for the time that they take, against no guesses; less is not worth a guess
+MIN_CHANCE = 0.5  # of all guesses before it being right, for a frame that follows them
+TRY_EVERY = 64  # that many times no guess seemed worth it: one is made to see whether that is still so
+TRY_TOKENS = 3
+# How often a guess after a match of so many tokens is right, until the answer itself has shown it, and for
+# how many guesses that counts.
+_PRIOR = {2: 0.35, 3: 0.5, 5: 0.7, 8: 0.8}
+_PRIOR_WEIGHT = 3.0
+_FADING = 0.9  # of what was seen before, with each verdict
+
+
+@dataclass(slots=True)
+class Window:
+    """A frame's tokens of one request on their way, after the last `num_draws` of which a token is drawn.
+
+    match: how long that of its guesses was; 0: it has none. is_alone: the ring was empty when it was sent.
+    """
+
+    position: int
+    tokens: Sequence[int]
+    num_draws: int = 1
+    match: int = 0
+    is_ahead: bool = False  # its first token is a guess, too
+    is_alone: bool = False
+    is_void: bool = False
+
+    @property
+    def guesses(self) -> Sequence[int]:
+        """Those that the last stage compares with its draws."""
+        return self.tokens[len(self.tokens) - self.num_draws + 1 :]
+
+
+class Acceptance:
+    """How often guesses of one answer were right, by the length of their match."""
+
+    def __init__(self) -> None:
+        self._right = {match: _PRIOR[match] * _PRIOR_WEIGHT for match in MATCH_LENGTHS}
+        self._tried = dict.fromkeys(MATCH_LENGTHS, _PRIOR_WEIGHT)
+
+    def chance(self, match: int) -> float:
+        """That the next such guess is right."""
+        return self._right[match] / self._tried[match]
+
+    def add(self, match: int, num_right: int, num_wrong: int) -> None:
+        """A verdict."""
+        self._right[match] = self._right[match] * _FADING + num_right
+        self._tried[match] = self._tried[match] * _FADING + num_right + num_wrong
+
+
+@dataclass(slots=True)
+class Drafting:
+    """The guesses of one answer."""
+
+    text: NGrams
+    acceptance: Acceptance = field(default_factory=Acceptance)
+    num_declined: int = 0  # times in a row that no guess seemed worth it
+
+
+@dataclass(slots=True)
+class Speculation:
+    """What the ring has learned of guesses, over all answers.
+
+    max_drafts: guesses in a frame; 0: none are made. is_reread: after a wrong one, what was right of its
+    frame goes into the next frame again.
+    """
+
+    max_drafts: int = 0
+    is_reread: bool = False
+    trips: TripTimes = field(default_factory=TripTimes)
+    num_guessed: int = 0
+    num_right: int = 0
+
+    def guess(self, drafting: Drafting, num_known: int, room: int, ahead: Sequence[int] = ()) -> Guess:
+        """The guesses to send behind `num_known` known tokens, at most `room`; ahead: those on their way."""
+        wanted = min(self.max_drafts, room)
+        if wanted < 1 or not self.trips.is_measured:
+            return NO_GUESS
+        guess = drafting.text.guess(wanted, ahead)
+        if not guess.tokens:
+            return NO_GUESS
+        number = self.best_number(drafting.acceptance.chance(guess.match), num_known, wanted)
+        if not number:
+            drafting.num_declined += 1
+            if drafting.num_declined < TRY_EVERY:
+                return NO_GUESS
+            number = min(wanted, TRY_TOKENS)
+        drafting.num_declined = 0
+        return Guess(guess.tokens[:number], guess.match)
+
+    def best_number(self, chance: float, num_known: int, most: int) -> int:
+        """How many guesses, each right with `chance`, give the most tokens for their time; 0: none does."""
+        ratio = self.trips.ratio
+        best, best_rate = 0, MIN_GAIN / ratio(num_known)
+        expected, all_right = 1.0, 1.0  # tokens that come back; that every guess so far was right
+        for number in range(1, most + 1):
+            all_right *= chance
+            expected += all_right
+            time = ratio(num_known + number)
+            if self.is_reread:
+                time += (1.0 - all_right) * (ratio(1 + round(expected)) - 1.0)
+            if expected / time > best_rate:
+                best, best_rate = number, expected / time
+        return best
+
+    def guess_ahead(
+        self, drafting: Drafting, live: Iterable[Window], ahead: Sequence[int], room: int
+    ) -> Guess:
+        """The tokens of a frame that follows `live` ones before their verdict; NO_GUESS: it is not worth it.
+
+        ahead: all guesses of the live ones, in order.
+        """
+        if not self.max_drafts or room < 1 or not self.trips.is_measured:
+            return NO_GUESS
+        guess = drafting.text.guess(min(self.max_drafts + 1, room), ahead)
+        if not guess.tokens:
+            return NO_GUESS
+        chance = drafting.acceptance.chance
+        likely = chance(guess.match)  # its first token, which the last draw before it must be
+        for window in live:
+            likely *= chance(window.match) ** (len(window.guesses) + window.is_ahead) if window.match else 1.0
+        if likely < MIN_CHANCE:
+            return NO_GUESS
+        number = 1 + self.best_number(chance(guess.match), 1, len(guess.tokens) - 1)
+        return Guess(guess.tokens[:number], guess.match)
+
+    def judge(self, drafting: Drafting, window: Window, drawn: Sequence[int], after: Window | None) -> None:
+        """Learn from what was drawn after a window's tokens; after: the live one that follows it."""
+        if window.guesses:
+            num_right = len(drawn) - 1
+            self._learn(drafting, window.match, num_right, int(num_right < len(window.guesses)))
+        if after is not None and len(drawn) == window.num_draws:
+            is_right = after.tokens[0] == drawn[-1]
+            self._learn(drafting, after.match, int(is_right), int(not is_right))
+
+    def _learn(self, drafting: Drafting, match: int, num_right: int, num_wrong: int) -> None:
+        drafting.acceptance.add(match, num_right, num_wrong)
+        self.num_guessed += num_right + num_wrong
+        self.num_right += num_right
