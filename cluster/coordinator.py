@@ -80,6 +80,8 @@ class Coordinator:
             cluster_status=self.cluster_status,
             changed=self.changed,
             logs=logs,
+            ask_drafter=node.ask_drafter,
+            end_drafts=node.end_drafts,
         )
         node.on_result = self.head.on_result
         self._wake = threading.Event()
@@ -242,7 +244,9 @@ class Coordinator:
             planning.plan,
             planning.model,
             planning.rows,
-            max_drafts=speculation.max_draft_tokens if speculation.has_ngrams else 0,
+            max_drafts=speculation.max_draft_tokens if speculation.is_on else 0,
+            has_ngrams=speculation.has_ngrams,
+            draft=draft,
         )
         if files is not None and draft is not None and planning.plan.drafter is not None:
             vocab_size = planning.model.vocab_size

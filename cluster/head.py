@@ -13,7 +13,9 @@ from queue import SimpleQueue
 
 import grpc
 
-from cluster.instructions import Emit, Fail, FailureKind, Instruction, Send, Start
+from cluster.draft_queue import OnDrafted
+from cluster.drafter import DraftCall
+from cluster.instructions import Draft, Emit, EndDrafts, Fail, FailureKind, Instruction, Send, Start
 from cluster.log_book import LogBook
 from cluster.log_line import checked_id
 from cluster.request import Request
@@ -68,7 +70,11 @@ class Head(head_pb2_grpc.HeadServicer):
         cluster_status: Callable[[], head_pb2.ClusterStatus],
         changed: threading.Condition,
         logs: LogBook | None = None,
+        ask_drafter: Callable[[int, DraftCall, OnDrafted], None] | None = None,
+        end_drafts: Callable[[int], None] | None = None,
     ) -> None:
+        self._ask_drafter, self._end_drafts = ask_drafter, end_drafts
+        self._asked_at: dict[int, float] = {}  # the draft model, by session
         self._logs = logs or LogBook({})
         self._scheduler = Scheduler(max_queued=max_queued)
         self._feed = feed
@@ -98,6 +104,7 @@ class Head(head_pb2_grpc.HeadServicer):
         """The ring broke: every request ends with `reason`."""
         with self._lock:
             self._sent_at.clear()
+            self._asked_at.clear()
             self._carry_out(self._scheduler.ring_down(reason))
 
     def hold(self, reason: str) -> None:
@@ -118,6 +125,13 @@ class Head(head_pb2_grpc.HeadServicer):
             sent_at = self._sent_at.pop(frame.seq, now)
             trip_ms = (now - sent_at) * 1e3
             self._carry_out(self._scheduler.on_result(frame.epoch, frame.seq, frame.slots, trip_ms))
+
+    def on_drafted(self, session: int, position: int, ids: list[int]) -> None:
+        """The draft model's answer, on the compute thread."""
+        now = time.monotonic()
+        with self._lock:
+            draft_ms = (now - self._asked_at.get(session, now)) * 1e3
+            self._carry_out(self._scheduler.on_drafted(session, position, ids, draft_ms))
 
     def close(self) -> None:
         """End every client with a sentence; handlers return."""
@@ -322,6 +336,9 @@ class Head(head_pb2_grpc.HeadServicer):
                     self._sent_at[instruction.frame.seq] = time.monotonic()
                 self._feed(instruction.frame)
                 continue
+            if isinstance(instruction, (Draft, EndDrafts)):
+                self._draft(instruction)
+                continue
             client = self._clients.get(instruction.request_id)
             if client is None:
                 continue
@@ -331,6 +348,24 @@ class Head(head_pb2_grpc.HeadServicer):
             client.inbox.put(instruction)
             if isinstance(instruction, Fail) or instruction.finish_reason:
                 del self._clients[instruction.request_id]
+
+    def _draft(self, instruction: Draft | EndDrafts) -> None:
+        session = instruction.session
+        if isinstance(instruction, EndDrafts):
+            self._asked_at.pop(session, None)
+            if self._end_drafts is not None:
+                self._end_drafts(session)
+        elif self._ask_drafter is not None:
+            self._asked_at[session] = time.monotonic()
+            call = DraftCall(
+                session,
+                instruction.tokens,
+                instruction.num_drafts,
+                instruction.sampling,
+                instruction.num_prompt,
+            )
+            told = self.on_drafted
+            self._ask_drafter(instruction.epoch, call, lambda position, ids: told(session, position, ids))
 
 
 def _check_size(sampling: ring_pb2.Sampling) -> None:

@@ -26,6 +26,11 @@ def session_bytes(draft: ModelProfile, num_tokens: int) -> int:
     return sum(layer.cache.nbytes(num_tokens, READ_CHUNK_TOKENS) for layer in draft.layers)
 
 
+def keeps_all(draft: ModelProfile) -> bool:
+    """Whether its caches keep every token, so that they can go back to any."""
+    return not any(layer.cache.window is not None or layer.cache.state_bytes for layer in draft.layers)
+
+
 class DraftBytes(StageBytes):
     """Bytes of a model that makes logits for a few tokens only."""
 
@@ -37,7 +42,7 @@ class DraftBytes(StageBytes):
         model = self.model
         total = super().activation(start, stop, is_fused)
         total -= max(0, self.chunk_tokens - MAX_LOGIT_ROWS) * model.vocab_size * model.dtype_bytes
-        if any(layer.cache.window is not None or layer.cache.state_bytes for layer in model.layers):
+        if not keeps_all(model):
             total += session_bytes(model, self.work.context)
         return total
 
