@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 import mlx.core as mx
 
+from cluster.draft_load import DraftLoad, load_drafter
+from cluster.draft_queue import DraftEnd, DraftQueue, DraftWork
 from cluster.engine import Engine
 from cluster.fault import Fault, injected
 from cluster.guide import Guides
@@ -64,6 +66,7 @@ class LoadWork:
     kv: KvQuantization | None = None
     # Gets the bytes that are missing and returns the folder; None: the folder is complete.
     fetch: Callable[[Callable[[int, int], None], threading.Event], Path] | None = None
+    drafter: DraftLoad | None = None  # a draft model, which stands here beside the layers
     superseded: threading.Event = field(default_factory=threading.Event, compare=False)
 
 
@@ -81,6 +84,9 @@ class Running:
     started: float  # perf_counter()
     built: float
     sessions: frozenset[int]
+
+
+Work = StepWork | LoadWork | TrimWork | DraftWork | DraftEnd
 
 
 @dataclass(slots=True)
@@ -112,14 +118,16 @@ class ComputeThread:
         self._ended = 0.0  # perf_counter() when the last frame was done
         self._on_output, self._on_loaded, self._on_failed = on_output, on_loaded, on_failed
         self._on_load_progress = on_load_progress
-        self._inbox: SimpleQueue[StepWork | LoadWork | TrimWork | None] = SimpleQueue()
+        self._inbox: SimpleQueue[Work | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
         self._epoch = -1
         self._loaded: tuple[str, int, int, LoadOptions] | None = None
         self._last_load: LoadWork | None = None
         self._again: threading.Timer | None = None
         self._busy_since: float | None = None
+        self._loaded_drafter: DraftLoad | None = None
         self.engine: Engine | None = None
+        self.drafts: DraftQueue | None = None
         self.limits = MemoryLimits()
         self.load = LoadProgress()
         self.step_times = StepTimes()
@@ -130,7 +138,7 @@ class ComputeThread:
         """Start the thread; call once."""
         self._thread.start()
 
-    def post(self, work: StepWork | LoadWork | TrimWork) -> None:
+    def post(self, work: Work) -> None:
         """Queue work; never blocks. The queue is bounded by credits and by the head's frames in flight."""
         if isinstance(work, LoadWork):
             previous, self._last_load = self._last_load, work
@@ -171,6 +179,8 @@ class ComputeThread:
                 self._load(work)
             elif isinstance(work, TrimWork):
                 trim_memory()
+            elif isinstance(work, (DraftWork, DraftEnd)):
+                self._queue_draft(work)
             else:
                 self.activity = "computing"
                 self._step(work)
@@ -180,10 +190,29 @@ class ComputeThread:
                 self.activity, self._busy_since = "idle", None
             work = None  # a frame's bytes are not kept until the next one comes
         self._end_running()
-        self.engine = None
+        self.engine, self.drafts = None, None
 
-    def _next(self) -> StepWork | LoadWork | TrimWork | None:
-        """What to do next; what runs is ended first where nothing else is there to do meanwhile."""
+    def _queue_draft(self, work: DraftWork | DraftEnd) -> None:
+        drafts = self.drafts
+        if isinstance(work, DraftEnd):
+            if drafts is not None:
+                drafts.end(work.session)
+        elif drafts is None or work.epoch != self._epoch:
+            work.on_drafted(len(work.call.tokens), [])
+        else:
+            drafts.add(work)
+
+    def _note_draft_bytes(self) -> None:
+        """What the draft model's caches take is no scratch of the engine's steps."""
+        if self.engine is not None and self.drafts is not None:
+            self.engine.memory.beside_bytes = self.drafts.drafter.kv_bytes
+
+    def _next(self) -> Work | None:
+        """What to do next; what runs is ended first where nothing else is there to do meanwhile.
+
+        Until there is something, the draft model does one piece of its work after another, so that a frame
+        never waits for more than a piece.
+        """
         if self._running is not None and self._inbox.empty():
             if self.engine is not None and self.engine.shard.is_first and self.engine.shard.is_last:
                 self.engine.ahead.prepare()  # a stage by itself never waits for a frame: it does so now
@@ -191,6 +220,15 @@ class ComputeThread:
             self.progress += 1
             self._prepare()
             self.activity, self._busy_since = "idle", None
+        while self._running is None and self.drafts:
+            try:
+                return self._inbox.get_nowait()
+            except Empty:
+                self.activity = "drafting"
+                self._tick()
+                self.drafts.step()
+                self._note_draft_bytes()
+                self.activity, self._busy_since = "idle", None
         return self._inbox.get()
 
     def _step(self, work: StepWork) -> None:
@@ -254,11 +292,14 @@ class ComputeThread:
     def _load(self, work: LoadWork) -> None:
         self._epoch, self.step_times = work.epoch, StepTimes()
         wanted = (work.model_digest, work.start, work.stop, work.options)
+        what = f"layers {work.start}:{work.stop}"
         try:
             if work.need is not None:
                 self.limits = apply_limits(work.need)
             if self.engine is not None:
                 self.engine.drop_sessions()
+            if self.drafts is not None:
+                self.drafts.clear()
             if self._loaded != wanted:
                 self.engine, self._loaded = None, None
                 gc.collect()
@@ -268,19 +309,44 @@ class ComputeThread:
                 self._loaded = wanted
             elif self.engine is not None:
                 self.engine = Engine(self.engine.shard, self.engine.adapters, self.engine.guides)
+            if self._loaded_drafter != work.drafter:
+                what = (
+                    "the draft model"
+                    if work.drafter is None
+                    else f"the draft model {work.drafter.part.model}"
+                )
+                self._load_drafter(work)
             self._on_loaded(work.epoch)
         except FetchStoppedError:
-            logger.info("fetching layers %d:%d was stopped", work.start, work.stop)
+            logger.info("fetching %s was stopped", what)
         except HubError as error:
-            logger.info("fetching layers %d:%d failed", work.start, work.stop, exc_info=True)
-            self._on_failed(work.epoch, f"fetching layers {work.start}:{work.stop} failed: {error}")
+            logger.info("fetching %s failed", what, exc_info=True)
+            self._on_failed(work.epoch, f"fetching {what} failed: {error}")
             self._fetch_again(work)
         except (ShardError, WeightsError) as error:  # about the files: the sentence says it all
-            logger.info("loading layers %d:%d failed", work.start, work.stop, exc_info=True)
-            self._on_failed(work.epoch, f"loading layers {work.start}:{work.stop} failed: {error}")
+            logger.info("loading %s failed", what, exc_info=True)
+            self._on_failed(work.epoch, f"loading {what} failed: {error}")
         except Exception as error:  # border: the head learns why, and the node lives on
-            logger.exception("loading layers %d:%d failed", work.start, work.stop)
-            self._on_failed(work.epoch, f"loading layers {work.start}:{work.stop} failed: {error}")
+            logger.exception("loading %s failed", what)
+            self._on_failed(work.epoch, f"loading {what} failed: {error}")
+
+    def _load_drafter(self, work: LoadWork) -> None:
+        """The draft model takes the place of the one that was here, after the layers, whose base it is."""
+        self.drafts, self._loaded_drafter, wanted = None, None, work.drafter
+        gc.collect()
+        trim_memory()
+        if wanted is not None:
+            self.load = LoadProgress()
+            folder = wanted.folder if wanted.fetch is None else self._fetch(work, wanted.fetch)
+            self.drafts = DraftQueue(load_drafter(wanted, folder, self._on_progress))
+        if self.engine is not None:
+            self.engine.memory.rebase()
+        self._loaded_drafter = wanted
+
+    def _on_progress(self, loaded_bytes: int, total_bytes: int) -> None:
+        self.load.loaded_bytes, self.load.total_bytes = loaded_bytes, total_bytes
+        self._on_load_progress(loaded_bytes, total_bytes)
+        self._tick()
 
     def _load_shard(self, work: LoadWork) -> None:
         self.load = LoadProgress()
@@ -288,12 +354,6 @@ class ComputeThread:
             time.sleep(delay_s)
         model_dir = work.model_dir if work.fetch is None else self._fetch(work, work.fetch)
         assert model_dir is not None
-
-        def on_progress(loaded_bytes: int, total_bytes: int) -> None:
-            self.load.loaded_bytes, self.load.total_bytes = loaded_bytes, total_bytes
-            self._on_load_progress(loaded_bytes, total_bytes)
-            self._tick()
-
         mx.reset_peak_memory()
         shard = load_shard(
             model_dir,
@@ -301,7 +361,7 @@ class ComputeThread:
             work.stop,
             options=work.options,
             cache=work.cache,
-            on_progress=on_progress,
+            on_progress=self._on_progress,
         )
         if work.kv is not None:
             shard.quantize_kv(work.kv)

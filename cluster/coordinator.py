@@ -14,6 +14,8 @@ from enum import Enum
 
 from cluster.assigner import Assigner
 from cluster.config import ClusterConfig
+from cluster.draft_load import DraftLoad
+from cluster.draft_model import read_drafter
 from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_ERROR, EXIT_UNREACHABLE, EXIT_USAGE, UserError
 from cluster.head import Head
 from cluster.log_book import LogBook
@@ -79,6 +81,8 @@ class Coordinator:
             cluster_status=self.cluster_status,
             changed=self.changed,
             logs=logs,
+            ask_drafter=node.ask_drafter,
+            end_drafts=node.end_drafts,
         )
         node.on_result = self.head.on_result
         self._wake = threading.Event()
@@ -224,7 +228,9 @@ class Coordinator:
             return False
         try:
             prover = Prover(self._node.model_dir, self._stopping, self._starting)
-            planning = plan_cluster(self._config, self._node.model_dir, measured, prover, self._choices)
+            files, model_dir = self._node.draft_files, self._node.model_dir
+            draft = None if files is None else read_drafter(self._config, files[0], model_dir)
+            planning = plan_cluster(self._config, model_dir, measured, prover, self._choices, draft=draft)
         except ValueError as error:
             raise UserError(str(error), EXIT_USAGE) from error
         if planning.refusal:
@@ -242,8 +248,13 @@ class Coordinator:
             planning.rows,
             planning.chunks,
             self._config.max_batch_size,
-            max_drafts=speculation.max_draft_tokens if speculation.has_ngrams else 0,
+            max_drafts=speculation.max_draft_tokens if speculation.is_on else 0,
+            has_ngrams=speculation.has_ngrams,
+            draft=draft,
         )
+        if files is not None and draft is not None and planning.plan.drafter is not None:
+            vocab_size = planning.model.vocab_size
+            self._node.draft = DraftLoad(draft, planning.plan.drafter, files[0], vocab_size, files[1])
         self._say(planning.table)
         self._plan, self._plan_json = planning.plan, planning.plan.to_json()
         self.head.predicted = planning.predicted

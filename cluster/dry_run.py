@@ -18,6 +18,7 @@ from cluster.border import drop_output, open_missing_streams, unforeseen
 from cluster.config import ClusterConfig, load_config
 from cluster.config_read import ConfigError, show
 from cluster.console import look_of, show_anything
+from cluster.draft_model import find_drafter, read_drafter
 from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_ERROR, EXIT_OK, UserError
 from cluster.plan_arguments import plan_parser, with_arguments
 from cluster.plan_asker import PlanAsker
@@ -72,7 +73,9 @@ def _run(args: argparse.Namespace) -> int:
             "node that owns them will refuse",
             file=sys.stderr,
         )
-    ask = PlanAsker(model, model_dir, _measured(config), choices_of(args), _say)
+    found = find_drafter(config)
+    draft = None if found is None else read_drafter(config, found[0], model_dir)
+    ask = PlanAsker(model, model_dir, _measured(config), choices_of(args), _say, draft=draft)
     if args.sweep is not None:
         return _sweep(config, args, ask)
     asked = ask(config)

@@ -15,8 +15,10 @@ import grpc
 
 from cluster.client import STATUS_CODES, Client, Item
 from cluster.conversation import Conversation
+from cluster.draft_queue import OnDrafted
+from cluster.drafter import DraftCall
 from cluster.fault import Fault, injected
-from cluster.instructions import Emit, Fail, FailureKind, Instruction, Send, Start
+from cluster.instructions import Draft, Emit, EndDrafts, Fail, FailureKind, Instruction, Send, Start
 from cluster.log_book import LogBook
 from cluster.request import Request
 from cluster.room import Limits
@@ -51,7 +53,11 @@ class Head(head_pb2_grpc.HeadServicer):
         cluster_status: Callable[[], head_pb2.ClusterStatus],
         changed: threading.Condition,
         logs: LogBook | None = None,
+        ask_drafter: Callable[[int, DraftCall, OnDrafted], None] | None = None,
+        end_drafts: Callable[[int], None] | None = None,
     ) -> None:
+        self._ask_drafter, self._end_drafts = ask_drafter, end_drafts
+        self._asked_at: dict[int, float] = {}  # the draft model, by session
         self._logs = logs or LogBook({})
         self._scheduler = Scheduler(max_queued=max_queued, queue_timeout_s=queue_timeout_s)
         self._feed = feed
@@ -82,6 +88,7 @@ class Head(head_pb2_grpc.HeadServicer):
         """The ring broke: every request ends with `reason`."""
         with self._lock:
             self._sent_at.clear()
+            self._asked_at.clear()
             self._carry_out(self._scheduler.ring_down(reason))
 
     def hold(self, reason: str) -> None:
@@ -107,6 +114,13 @@ class Head(head_pb2_grpc.HeadServicer):
             sent_at = self._sent_at.pop(frame.seq, now)
             trip_ms = (now - sent_at) * 1e3
             self._carry_out(self._scheduler.on_result(frame.epoch, frame.seq, frame.slots, trip_ms))
+
+    def on_drafted(self, session: int, position: int, ids: list[int]) -> None:
+        """The draft model's answer, on the compute thread."""
+        now = time.monotonic()
+        with self._lock:
+            draft_ms = (now - self._asked_at.get(session, now)) * 1e3
+            self._carry_out(self._scheduler.on_drafted(session, position, ids, draft_ms))
 
     def close(self) -> None:
         """End every client with a sentence; handlers return."""
@@ -315,8 +329,12 @@ class Head(head_pb2_grpc.HeadServicer):
                 if instruction.frame.slots:
                     self._sent_at[instruction.frame.seq] = time.monotonic()
                 self._feed(instruction.frame)
+            elif isinstance(instruction, (Draft, EndDrafts)):
+                self._draft(instruction)
         for instruction in instructions:
-            if isinstance(instruction, Send) or (client := self._clients.get(instruction.request_id)) is None:
+            if isinstance(instruction, (Send, Draft, EndDrafts)):
+                continue
+            if (client := self._clients.get(instruction.request_id)) is None:
                 continue
             if isinstance(instruction, Start):
                 client.started_at = time.monotonic()
@@ -324,6 +342,24 @@ class Head(head_pb2_grpc.HeadServicer):
             client.put(instruction)
             if isinstance(instruction, Fail) or instruction.finish_reason:
                 del self._clients[instruction.request_id]
+
+    def _draft(self, instruction: Draft | EndDrafts) -> None:
+        session = instruction.session
+        if isinstance(instruction, EndDrafts):
+            self._asked_at.pop(session, None)
+            if self._end_drafts is not None:
+                self._end_drafts(session)
+        elif self._ask_drafter is not None:
+            self._asked_at[session] = time.monotonic()
+            call = DraftCall(
+                session,
+                instruction.tokens,
+                instruction.num_drafts,
+                instruction.sampling,
+                instruction.num_prompt,
+            )
+            told = self.on_drafted
+            self._ask_drafter(instruction.epoch, call, lambda position, ids: told(session, position, ids))
 
 
 def _as_injected(limits: Limits) -> Limits:

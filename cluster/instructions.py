@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -54,4 +55,23 @@ class Fail:
     message: str
 
 
-Instruction = Send | Start | Emit | Fail
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Ask the draft model what may follow `tokens`; num_drafts 0: it only reads them. See DraftCall."""
+
+    epoch: int
+    session: int
+    tokens: Sequence[int]
+    num_drafts: int
+    sampling: ring_pb2.Sampling
+    num_prompt: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndDrafts:
+    """The session needs no draft model any more."""
+
+    session: int
+
+
+Instruction = Send | Start | Emit | Fail | Draft | EndDrafts

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from planner.draft_part import DraftPart
+
 WIRED_MARGIN = 1.05  # over weights, KV and activations: allocations are rounded up
 CACHE_SHARE = 0.1  # of the budget may stay in MLX's cache of freed buffers, where so much is left
 MIN_CACHE_BYTES = 32 << 20
@@ -23,6 +25,15 @@ class MemoryNeed:
     activation_bytes: int
     budget_bytes: int
     reserve_bytes: int
+
+    def with_drafter(self, part: DraftPart) -> MemoryNeed:
+        """And a draft model beside it, whose bytes were taken off the budget."""
+        return MemoryNeed(
+            self.need_bytes + part.need_bytes,
+            max(self.activation_bytes, part.activation_bytes),
+            self.budget_bytes + part.need_bytes,
+            self.reserve_bytes,
+        )
 
 
 @dataclass(frozen=True, slots=True)

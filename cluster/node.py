@@ -12,6 +12,10 @@ from pathlib import Path
 
 from cluster.compute import ComputeThread, LoadWork, StepWork, TrimWork
 from cluster.config import ClusterConfig
+from cluster.draft_load import DraftLoad
+from cluster.draft_model import Fetch
+from cluster.draft_queue import DraftEnd, DraftWork, OnDrafted
+from cluster.drafter import DraftCall
 from cluster.fault import injected_address
 from cluster.load_bar import LoadBar
 from cluster.logs import UNSAID, said
@@ -62,6 +66,8 @@ class Node:
         self.incarnation = time.time_ns()
         self.model = NodeModel(config, rank, self.credentials)
         self.links = PeerLinks(config, self.credentials)
+        self.draft_files: tuple[Path, Fetch | None] | None = None  # rank 0: the draft model, once it is found
+        self.draft: DraftLoad | None = None  # rank 0: what the plan says of it
         self._load_work: LoadWork | None = None
         self.on_result: Callable[[ring_pb2.Frame], None] = lambda _frame: None
         self.changed = threading.Condition()
@@ -162,7 +168,8 @@ class Node:
         logger.info("epoch %d: layers %d:%d", request.epoch, *mine.layers)
         if part is not None:
             need = MemoryNeed(part.need_bytes, part.activation_bytes, part.budget_bytes, part.reserve_bytes)
-        self._load_work = self.model.load_work(request, mine.layers, need)
+            need = need if self.draft is None else need.with_drafter(self.draft.part)
+        self._load_work = replace(self.model.load_work(request, mine.layers, need), drafter=self.draft)
         self._compute.post(self._load_work)
         for edge in mine.outgoing:
             self._senders[edge] = self._new_sender(edge, self._epoch)
@@ -261,6 +268,14 @@ class Node:
             self._compute.post(StepWork(frame, (), _nothing))
         else:
             sender.send(frame, ())
+
+    def ask_drafter(self, epoch: int, call: DraftCall, on_drafted: OnDrafted) -> None:
+        """Head only: have the draft model guess. Never blocks; see DraftWork for the answer."""
+        self._compute.post(DraftWork(epoch, call, on_drafted))
+
+    def end_drafts(self, session: int) -> None:
+        """Head only: the request ended."""
+        self._compute.post(DraftEnd(session))
 
     def accept(self, got: ring_pb2.Hello) -> str | None:
         """Whether an incoming edge belongs here: None, NOT_ASSIGNED, or the sentence that refuses it."""

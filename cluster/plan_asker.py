@@ -19,6 +19,7 @@ from cluster.proof import Prover
 from cluster.proven_plan import ProvenPlan, make_proven_plan
 from planner.compare import Compared, compare
 from planner.cost import CostModel, Link
+from planner.draft_bytes import with_drafter
 from planner.forced import ForcedLayersError
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile
@@ -65,14 +66,17 @@ class PlanAsker:
         measured: Mapping[int, NodeProfile],
         choices: PlanChoices,
         say: Callable[[str], None],
+        *,
+        draft: ModelProfile | None = None,
     ) -> None:
-        self.model, self._measured, self._choices = model, measured, choices
+        self.model, self._measured, self._choices, self._draft = model, measured, choices, draft
         self._prover = Prover(model_dir, threading.Event(), say)
 
     def __call__(self, config: ClusterConfig) -> AskedPlan:
         """Raises ConfigError for nodes that nothing is known of and for forced layers that do not tile."""
-        nodes, links = plan_nodes(config, self._measured), plan_links(config)
-        options = plan_options(config, self.model, self._choices)
+        options, links = plan_options(config, self.model, self._choices), plan_links(config)
+        nodes = plan_nodes(config, self._measured)
+        nodes = with_drafter(nodes, self._draft, options.context, options.concurrency)
         try:
             proven = make_proven_plan(self.model, nodes, links, options, self._prover, is_together=False)
         except ForcedLayersError as error:

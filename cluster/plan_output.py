@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from planner.bars import PLAIN, Look
 from planner.compare import Compared, render_compared
 from planner.cost import CostModel
+from planner.draft_bytes import drafter_on
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile
 from planner.plan import Plan, Refusal
@@ -69,4 +71,4 @@ def _refused(
             "missing_bytes": refusal.missing_bytes,
             "advice": refusal.advice,
         },
-    }
+    } | ({} if (part := drafter_on(nodes)) is None else {"drafter": asdict(part)})

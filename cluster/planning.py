@@ -14,6 +14,7 @@ from cluster.plan_inputs import kv_note, max_rows, plan_links, plan_nodes, plan_
 from cluster.proof import Prover
 from cluster.proven_plan import ProvenPlan, make_proven_plan
 from planner.cost import CostModel
+from planner.draft_bytes import with_drafter
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile, make_node
 from planner.plan import Plan
@@ -49,9 +50,12 @@ def plan_cluster(
     told: Mapping[int, control_pb2.NodeProfile | None],
     prover: Prover | None = None,
     choices: PlanChoices = AS_IN_FILE,
+    *,
+    draft: ModelProfile | None = None,
 ) -> Planning:
     """Plan as soon as every used node is known: its memory and chip from the config, else what the node told.
 
+    draft: the draft model's profile, which takes its bytes off rank 0's budget.
     prover: proves the plan's cuts, which may take a while; None takes every cut for legal. Raises ConfigError
     for model files that cannot be read, ForcedLayersError (a ValueError) for ranges that do not tile
     the model, UserError for cuts that cannot be proven.
@@ -66,11 +70,11 @@ def plan_cluster(
     )
     if missing:
         return Planning(model, missing_ranks=missing)
-    nodes = plan_nodes(config, measured)
     links, options = plan_links(config), plan_options(config, model, choices)
     rows = NO_ROWS if prover is None else _rows(config, prover.rows())
     if prover is not None and not rows.batched:
         options = replace(options, max_rows=1)
+    nodes = with_drafter(plan_nodes(config, measured), draft, options.context, options.concurrency)
     wanted = (model, nodes, links, options)
     if prover is None:
         proven = ProvenPlan(make_plan(*wanted))

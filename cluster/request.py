@@ -69,7 +69,9 @@ class Request:
     @property
     def is_due(self) -> bool:
         """Known tokens go next: the prompt's last, or those drawn last."""
-        return not self.is_chunk_due and self.num_sent < self.num_known
+        if self.is_chunk_due or self.num_sent >= self.num_known:
+            return False
+        return self.drafting is None or self.drafting.foretold is None or not self.drafting.foretold.is_held
 
     @property
     def is_row_due(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cluster.room import Limits
+from planner.draft_bytes import keeps_all
 from planner.model_profile import ModelProfile
 from planner.plan import Plan
 from planner.prefill_chunk import PromptChunks
@@ -31,9 +32,11 @@ class RingLimits:
         max_batch_size: int | None = None,
         *,
         max_drafts: int = 0,
+        has_ngrams: bool = True,
+        draft: ModelProfile | None = None,
     ) -> None:
         self._plan, self._rows, self._chunks = plan, rows, chunks or PromptChunks()
-        self._max_drafts = max_drafts
+        self._max_drafts, self._has_ngrams, self._draft = max_drafts, has_ngrams, draft
         self._vocab_size = model.vocab_size
         self._max_rows = (max_batch_size or MAX_ROWS) if rows.batched else 1
         ranges = [(part.start, part.stop) for part in plan.assignments]
@@ -57,4 +60,7 @@ class RingLimits:
             trim_window=min(windows, default=-1) if self._rows.forked else -1,
             reach=Reach(min((stats.reach for stats in stages), default=0)),
             max_drafts=self._max_drafts if self._rows.rewound else 0,
+            has_ngrams=self._has_ngrams,
+            has_drafter=self._draft is not None,
+            drafts_ahead=self._draft is not None and keeps_all(self._draft),
         )

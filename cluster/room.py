@@ -39,6 +39,9 @@ class Limits:
     reach: Reach = Reach.NONE  # how far back the stages can take a session, for guesses that were wrong
     max_drafts: int = 0  # guesses in a frame; 0: none are made
     shared_chunk: int = 0  # tokens of a prompt in one frame while answers are written; 0: prefill_chunk
+    has_ngrams: bool = True  # what came before in a text is taken to come again
+    has_drafter: bool = False  # there is a draft model
+    drafts_ahead: bool = False  # it can guess behind guesses, and go back without reading all again
 
     def __post_init__(self) -> None:
         for name in ("context", "max_active", "max_in_flight", "prefill_chunk", "max_rows"):

@@ -18,6 +18,7 @@ from cluster.config import ClusterConfig
 from cluster.console import say
 from cluster.control import ControlService
 from cluster.coordinator import Coordinator
+from cluster.draft_model import find_drafter
 from cluster.errors import EXIT_ERROR, EXIT_UNREACHABLE, UserError
 from cluster.link_service import ProbeService
 from cluster.logs import relay, said
@@ -180,10 +181,14 @@ class Runtime:
         try:
             is_here = find_folder(self.config.model, self.config.model_dir_base) is not None
             if is_here or self.rank == HEAD_RANK:
+                if self.rank == HEAD_RANK:
+                    self._node.draft_files = find_drafter(self.config)
                 place = self._node.model.fetcher.find()
                 self._node.model.found(place.folder, place.revision)
             else:
                 self._node.model.expected()
+        except UserError as error:
+            self._fatal(error)
         except (ValueError, OSError) as error:
             self._fatal(UserError(str(error), EXIT_ERROR))
 

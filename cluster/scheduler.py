@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from cluster import turns
-from cluster.instructions import Emit, Fail, FailureKind, Instruction, Send, Start
+from cluster.foretold import Foretold
+from cluster.instructions import Draft, Emit, EndDrafts, Fail, FailureKind, Instruction, Send, Start
 from cluster.ngrams import NO_GUESS, NGrams
 from cluster.prefix_cache import PrefixCache
 from cluster.prompt_points import next_end
@@ -66,6 +67,8 @@ class Scheduler:
     _keeps: dict[int, int] = field(default_factory=dict)  # session -> how many of its tokens
     _kept: PrefixCache = field(default_factory=PrefixCache)
     speculation: Speculation = field(default_factory=Speculation)
+    _unread: list[Request] = field(default_factory=list)  # whose prompts the draft model has not been given
+    _undrafted: list[int] = field(default_factory=list)  # ended sessions that the draft model may forget
 
     @property
     def num_active(self) -> int:
@@ -98,6 +101,7 @@ class Scheduler:
         self._epoch, self._limits = epoch, limits
         self.speculation.max_drafts = limits.max_drafts if limits.reach > Reach.NONE else 0
         self.speculation.is_reread = limits.reach == Reach.MARK
+        self.speculation.has_ngrams = limits.has_ngrams
 
     def ring_down(self, reason: str) -> list[Instruction]:
         """The ring broke or stops: every request ends now, and no frame of it is expected back."""
@@ -116,6 +120,8 @@ class Scheduler:
             self._closes,
             self._keeps,
             self._kept,
+            self._unread,
+            self._undrafted,
         ):
             state.clear()
         return failed
@@ -219,6 +225,21 @@ class Scheduler:
         left_out = [self._fail(r, "the last stage left it out of a frame's result") for r in due.values()]
         return instructions + left_out + self._advance()
 
+    def on_drafted(
+        self, session: int, position: int, ids: Sequence[int], draft_ms: float = 0.0
+    ) -> list[Instruction]:
+        """The draft model says what may follow the first `position` tokens, `draft_ms` after it was asked."""
+        request = self._by_session.get(session)
+        foretold = None if request is None or request.drafting is None else request.drafting.foretold
+        if foretold is None:
+            return []
+        was_held, num_asked = foretold.is_held, foretold.num_asked
+        if not foretold.tell(position, ids):
+            return []
+        if was_held and draft_ms:
+            self.speculation.learn_draft(min(len(ids) + 1, num_asked), draft_ms)
+        return self._advance()
+
     def _refusal(self, request_id: str, prompt: Sequence[int], max_tokens: int) -> Fail | None:
         def refuse(kind: FailureKind, message: str) -> Fail:
             return Fail(request_id, kind, message)
@@ -265,6 +286,8 @@ class Scheduler:
                 return emits
         if request.drafting is not None:
             request.drafting.text.extend(ids)
+            if request.drafting.foretold is not None:
+                request.drafting.foretold.extend(ids)
         if after is not None and len(ids) == window.num_draws and after.tokens[0] == ids[-1]:
             after.is_ahead = False  # what it begins with is known now
             return emits
@@ -307,6 +330,8 @@ class Scheduler:
             self._queued.remove(request)
             return
         self._active.remove(request)
+        if request.drafting is not None and request.drafting.foretold is not None:
+            self._undrafted.append(request.session)
         if not request.is_open:
             return
         limits = self._limits
@@ -327,7 +352,13 @@ class Scheduler:
         while not self._hold_reason and (r := self._queued.take(fits, len(self._active))) is not None:
             self._admit(r, limits)
         self._kept.make_room(limits, self._active)
-        sends: list[Instruction] = []
+        sends: list[Instruction] = [EndDrafts(session) for session in self._undrafted]
+        self._undrafted.clear()
+        for request in self._unread if self._is_roomy else ():
+            prompt = request.prompt
+            sends.append(Draft(self._epoch, request.session, prompt, 0, request.sampling, len(prompt)))
+        self._unread.clear()
+        sends += self._asks(limits)
         while len(self._in_flight) < limits.max_in_flight:
             num_chunks = len(self._chunks)
             num_rows = len(self._in_flight) - num_chunks
@@ -350,10 +381,44 @@ class Scheduler:
                 sends.append(Send(self._chunk(due, limits)))
             else:
                 sends.append(Send(self._window(due) if len(rows) == 1 else self._row_frame(rows)))
+        sends += self._asks(limits)
         self._closes += self._kept.let_go(self._active)
         if self._closes or self._keeps:  # nothing to ride on: memory is freed now, not with the next request
             sends.append(Send(self._header(())))
         return sends
+
+    def _asks(self, limits: Limits) -> list[Instruction]:
+        """What the draft model is to guess: what a frame waits for, or what may follow those on their way."""
+        if not limits.has_drafter or not self._is_roomy:
+            return []
+        asks: list[Instruction] = []
+        for request in self._active:
+            drafting = request.drafting
+            if drafting is None or (foretold := drafting.foretold) is None or not request.num_completion:
+                continue
+            if request.is_due and not foretold.ids:
+                foretold.is_held = foretold.is_awaited
+                if foretold.is_held:
+                    continue
+                number = self.speculation.num_to_await(
+                    drafting, request.num_known - request.num_sent, request.room
+                )
+                foretold.is_held = number > 0
+            elif limits.drafts_ahead and request.live and not request.is_due:
+                ahead = request.ahead
+                if foretold.ids[: len(ahead)] != ahead:
+                    continue
+                number = self.speculation.num_to_ask_ahead(drafting, len(ahead), request.room)
+            else:
+                continue
+            if number > 0:
+                asks.append(self._ask(request, foretold, number))
+        return asks
+
+    def _ask(self, request: Request, foretold: Foretold, num_drafts: int) -> Draft:
+        foretold.ask(num_drafts)
+        tokens = [*request.known(0, request.num_known), *foretold.ids]
+        return Draft(self._epoch, request.session, tokens, num_drafts, request.sampling, len(request.prompt))
 
     def _admit(self, request: Request, limits: Limits) -> None:
         """It waits no longer. What another session has read already, it does not read again."""
@@ -363,7 +428,10 @@ class Scheduler:
         self._active.append(request)
         self._by_session[request.session] = request
         if self.speculation.max_drafts and not request.sampling.logprobs:
-            request.drafting = Drafting(NGrams(request.prompt))
+            foretold = Foretold(len(request.prompt)) if limits.has_drafter else None
+            request.drafting = Drafting(NGrams(request.prompt), foretold=foretold)
+            if foretold is not None:
+                self._unread.append(request)
         busy = {session for sessions in self._in_flight.values() for session in sessions}
         self._kept.begin(request, limits, busy)
         self.counters.num_cached_tokens += request.num_cached

@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from cluster.ngrams import MATCH_LENGTHS, NO_GUESS, Guess, NGrams
+from cluster.foretold import Foretold
+from cluster.ngrams import NO_GUESS, Guess, NGrams
 from cluster.trip_times import TripTimes
 
 MIN_GAIN = 1.05  # tokens for the time that they take, against no guesses; less is not worth a guess
@@ -22,7 +23,8 @@ TRY_EVERY = 64  # that many times no guess seemed worth it: one is made to see w
 TRY_TOKENS = 3
 # How often a guess after a match of so many tokens is right, until the answer itself has shown it, and for
 # how many guesses that counts.
-_PRIOR = {2: 0.35, 3: 0.5, 5: 0.7, 8: 0.8}
+DRAFTED = 1  # the "match" of what a draft model says
+_PRIOR = {DRAFTED: 0.7, 2: 0.35, 3: 0.5, 5: 0.7, 8: 0.8}
 _PRIOR_WEIGHT = 3.0
 _FADING = 0.9  # of what was seen before, with each verdict
 
@@ -52,8 +54,8 @@ class Acceptance:
     """How often guesses of one answer were right, by the length of their match."""
 
     def __init__(self) -> None:
-        self._right = {match: _PRIOR[match] * _PRIOR_WEIGHT for match in MATCH_LENGTHS}
-        self._tried = dict.fromkeys(MATCH_LENGTHS, _PRIOR_WEIGHT)
+        self._right = {match: prior * _PRIOR_WEIGHT for match, prior in _PRIOR.items()}
+        self._tried = dict.fromkeys(_PRIOR, _PRIOR_WEIGHT)
 
     def chance(self, match: int) -> float:
         """That the next such guess is right."""
@@ -72,6 +74,7 @@ class Drafting:
     text: NGrams
     acceptance: Acceptance = field(default_factory=Acceptance)
     num_declined: int = 0  # times in a row that no guess seemed worth it
+    foretold: Foretold | None = None  # None: there is no draft model
 
 
 @dataclass(slots=True)
@@ -84,7 +87,9 @@ class Speculation:
 
     max_drafts: int = 0
     is_reread: bool = False
+    has_ngrams: bool = True
     trips: TripTimes = field(default_factory=TripTimes)
+    draft_ms: float = 0.0  # that the draft model takes for a token
     num_guessed: int = 0
     num_right: int = 0
 
@@ -93,7 +98,7 @@ class Speculation:
         wanted = min(self.max_drafts, room)
         if wanted < 1 or not self.trips.is_measured:
             return NO_GUESS
-        guess = drafting.text.guess(wanted, ahead)
+        guess = self._likelier(drafting, wanted, ahead)
         if not guess.tokens:
             return NO_GUESS
         number = self.best_number(drafting.acceptance.chance(guess.match), num_known, wanted)
@@ -105,15 +110,59 @@ class Speculation:
         drafting.num_declined = 0
         return Guess(guess.tokens[:number], guess.match)
 
-    def best_number(self, chance: float, num_known: int, most: int) -> int:
-        """How many guesses, each right with `chance`, give the most tokens for their time; 0: none does."""
+    def _likelier(self, drafting: Drafting, wanted: int, ahead: Sequence[int]) -> Guess:
+        """What the draft model says, or what the text says: whichever was right more often."""
+        chance = drafting.acceptance.chance
+        told = [] if drafting.foretold is None else drafting.foretold.after(ahead)[:wanted]
+        said = drafting.text.guess(wanted, ahead) if self.has_ngrams else NO_GUESS
+        if not told or (said.tokens and chance(said.match) > chance(DRAFTED)):
+            return said
+        return Guess(tuple(told), DRAFTED)
+
+    def num_to_await(self, drafting: Drafting, num_known: int, room: int) -> int:
+        """For how many guesses of the draft model a frame should wait; 0: it should go at once."""
+        wanted, foretold = min(self.max_drafts, room), drafting.foretold
+        if wanted < 1 or foretold is None or foretold.is_ended or not self.trips.is_measured:
+            return 0
+        chance = drafting.acceptance.chance
+        said = drafting.text.guess(wanted) if self.has_ngrams else NO_GUESS
+        if said.tokens and chance(said.match) > chance(DRAFTED):
+            return 0
+        number = self.best_number(chance(DRAFTED), num_known, wanted, self.draft_ms / self.trips.single_ms)
+        if not number:
+            foretold.num_declined += 1
+            if foretold.num_declined < TRY_EVERY:
+                return 0
+            number = min(wanted, TRY_TOKENS)
+        foretold.num_declined = 0
+        return number
+
+    def num_to_ask_ahead(self, drafting: Drafting, num_ahead: int, room: int) -> int:
+        """How many more guesses to have ready behind those on their way."""
+        foretold = drafting.foretold
+        if foretold is None or foretold.is_ended or foretold.asked >= 0 or not self.trips.is_measured:
+            return 0
+        if not self.best_number(drafting.acceptance.chance(DRAFTED), 1, self.max_drafts):
+            return 0
+        return min(num_ahead + self.max_drafts + 1, num_ahead + room) - len(foretold.ids)
+
+    def learn_draft(self, num_tokens: int, draft_ms: float) -> None:
+        """The draft model took so long for so many tokens."""
+        each_ms = draft_ms / num_tokens
+        self.draft_ms = each_ms if not self.draft_ms else _FADING * self.draft_ms + (1 - _FADING) * each_ms
+
+    def best_number(self, chance: float, num_known: int, most: int, each: float = 0.0) -> int:
+        """How many guesses, each right with `chance`, give the most tokens for their time; 0: none does.
+
+        each: what making one takes, where a trip of one token takes 1.0.
+        """
         ratio = self.trips.ratio
         best, best_rate = 0, MIN_GAIN / ratio(num_known)
         expected, all_right = 1.0, 1.0  # tokens that come back; that every guess so far was right
         for number in range(1, most + 1):
             all_right *= chance
             expected += all_right
-            time = ratio(num_known + number)
+            time = ratio(num_known + number) + number * each
             if self.is_reread:
                 time += (1.0 - all_right) * (ratio(1 + round(expected)) - 1.0)
             if expected / time > best_rate:
@@ -129,7 +178,7 @@ class Speculation:
         """
         if not self.max_drafts or room < 1 or not self.trips.is_measured:
             return NO_GUESS
-        guess = drafting.text.guess(min(self.max_drafts + 1, room), ahead)
+        guess = self._likelier(drafting, min(self.max_drafts + 1, room), ahead)
         if not guess.tokens:
             return NO_GUESS
         chance = drafting.acceptance.chance

@@ -17,6 +17,13 @@ class StepMemory:
         self.kv_bytes = 0  # what all sessions' caches hold
         self.peak_kv_bytes = 0
         self.activation_bytes = 0  # the most that a step took beside weights and KV
+        self.beside_bytes = 0  # what a draft model's caches hold
+        mx.reset_peak_memory()
+
+    def rebase(self) -> None:
+        """Something else was loaded, or let go: what is in memory now is what steps begin with."""
+        self._base_bytes = mx.get_active_memory()
+        self.peak_bytes = max(self.peak_bytes, mx.get_peak_memory())
         mx.reset_peak_memory()
 
     def measure(self, kv_bytes: int) -> None:
@@ -26,5 +33,5 @@ class StepMemory:
         before, self.kv_bytes = self.kv_bytes, kv_bytes
         self.peak_bytes = max(self.peak_bytes, peak_bytes)
         self.peak_kv_bytes = max(self.peak_kv_bytes, kv_bytes)
-        scratch_bytes = peak_bytes - self._base_bytes - max(before, kv_bytes)
+        scratch_bytes = peak_bytes - self._base_bytes - max(before, kv_bytes) - self.beside_bytes
         self.activation_bytes = max(self.activation_bytes, scratch_bytes)

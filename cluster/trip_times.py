@@ -25,6 +25,11 @@ class TripTimes:
         """A frame of so many tokens came back after so long."""
         self._ms.setdefault(num_tokens, deque(maxlen=_SAMPLES)).append(trip_ms)
 
+    @property
+    def single_ms(self) -> float:
+        """Of one token; only where `is_measured`."""
+        return median(self._ms[1])
+
     def ratio(self, num_tokens: int) -> float:
         """The time of so many tokens, where a single token's is 1.0.
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from planner.chips import Chip, Device, find_chip, metal_ceiling_share
+from planner.draft_part import DraftPart
 from planner.speeds import Speeds, table_speeds
 
 GB = 10**9
@@ -40,12 +41,17 @@ class NodeProfile:
     num_sharing: int = 1  # nodes that share this machine's memory evenly
     measured: Speeds | None = None  # what `macrame profile` found; None: the chip table's
     measured_on: str = ""  # the day, as 2026-11-21
+    drafter: DraftPart | None = None  # a draft model that stands here, beside whatever layers do
 
     @property
     def budget_bytes(self) -> int:
-        """What weights, KV and activations may take together: min(ceiling, cap) - reserve, at least 0."""
+        """What weights, KV and activations may take together: min(ceiling, cap) - reserve, at least 0.
+
+        What a draft model takes is taken off.
+        """
         limit = self.ceiling_bytes if self.cap_bytes is None else min(self.ceiling_bytes, self.cap_bytes)
-        return max(limit - self.reserve_bytes, 0)
+        drafter_bytes = 0 if self.drafter is None else self.drafter.need_bytes
+        return max(limit - self.reserve_bytes - drafter_bytes, 0)
 
     @property
     def figures(self) -> Chip:

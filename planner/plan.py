@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from math import ceil
 from typing import Any
 
+from planner.draft_part import DraftPart
+
 MAX_FRAMES = 1000  # in flight: what even the longest links need
 
 
@@ -94,6 +96,7 @@ class Plan:
     memory: MemorySummary
     notes: tuple[str, ...] = field(default=(), compare=False)  # of the search; not in JSON
     refusal: Refusal | None = None  # of a plan that was forced: it does not fit
+    drafter: DraftPart | None = None  # off the budget of its node, see DraftPart
 
     def __post_init__(self) -> None:
         if not self.assignments:
@@ -160,7 +163,7 @@ class Plan:
         return tuple(part.start for part in self.assignments[1:])
 
     def as_dict(self) -> dict[str, Any]:
-        """The object that `plan-dry-run --json` prints."""
+        """The object that `plan-dry-run --json` prints; `drafter` is in it where there is a draft model."""
         return {
             "model": self.model,
             "digest": self.digest,
@@ -175,7 +178,7 @@ class Plan:
             "predicted": asdict(self.predicted),
             "memory": asdict(self.memory),
             "refusal": None if self.refusal is None else asdict(self.refusal),
-        }
+        } | ({} if self.drafter is None else {"drafter": asdict(self.drafter)})
 
     def to_json(self) -> str:
         """`as_dict` as compact JSON, for the wire."""
@@ -201,6 +204,7 @@ class Plan:
                 predicted=Predicted(**{key: float(value) for key, value in data["predicted"].items()}),
                 memory=MemorySummary(**{key: _checked(value, int) for key, value in data["memory"].items()}),
                 refusal=_refusal(data["refusal"]),
+                drafter=_drafter(data.get("drafter")),
             )
         except KeyError as error:
             raise ValueError(f"a plan needs the key {error.args[0]}") from None
@@ -228,6 +232,12 @@ def _refusal(data: Any) -> Refusal | None:
     if data is None:
         return None
     return Refusal(**{key: _checked(data[key], int if key == "missing_bytes" else str) for key in data})
+
+
+def _drafter(data: Any) -> DraftPart | None:
+    if data is None:
+        return None
+    return DraftPart(**{key: _checked(data[key], str if key in ("model", "node") else int) for key in data})
 
 
 def _checked(value: Any, kind: type) -> Any:

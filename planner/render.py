@@ -60,11 +60,23 @@ def render_plan(
             "",
             promise,
             memory,
+            *drafter_lines(plan),
             *_notes(nodes, {part.rank for part in plan.assignments}),
             *plan.notes,
             *notes,
         ]
     )
+
+
+def drafter_lines(plan: Plan) -> list[str]:
+    """What the draft model takes; empty where there is none."""
+    part = plan.drafter
+    if part is None:
+        return []
+    return [
+        f"draft model: {part.model} on {part.node}, {gb(part.weight_bytes)} of weights, "
+        f"{gb(part.kv_bytes)} KV, {gb(part.activation_bytes)} scratch, taken off its budget"
+    ]
 
 
 def forced_lines(plan: Plan) -> list[str]:

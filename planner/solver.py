@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from planner.cost import CostModel, Link, Stage
+from planner.draft_bytes import advise_without, drafter_on, refuse_drafter, without_drafter
 from planner.forced import check_forced
 from planner.kv_profile import PREFILL_CHUNK_TOKENS
 from planner.model_profile import ModelProfile
@@ -71,6 +72,8 @@ def make_plan(
     that exceed their budgets by the least in all. Raises ForcedLayersError where the nodes' forced layers
     overlap, leave a gap or exceed the model.
     """
+    if (refusal := refuse_drafter(nodes)) is not None:
+        return refusal
     if options.max_rows > 1 and options.objective == "throughput":
         return _shared_plan(model, nodes, links, options)
     return _one_plan(model, nodes, links, options)
@@ -107,7 +110,8 @@ def _one_plan(
 ) -> Plan | Refusal:
     cost = CostModel(model, nodes, links, options.work)
     rings = rings_of(cost, options)
-    best, refusal = best_ring_of(rings, options.strategy, options.objective, is_even=options.is_even), None
+    best = best_ring_of(rings, options.strategy, options.objective, is_even=options.is_even)
+    refusal = None
     if best is None:
         refusal = explain(
             cost,
@@ -117,6 +121,11 @@ def _one_plan(
             is_least=rings.knows_least_overflow,
             is_proven=rings.proves_refusals,
         )
+        drafter = drafter_on(nodes)
+        if drafter is not None and isinstance(
+            make_plan(model, without_drafter(nodes), links, replace(options, is_forced=False)), Plan
+        ):
+            refusal = advise_without(refusal, drafter)
         if options.is_forced:
             best = rings_of(cost, options, is_over_allowed=True).fastest(options.objective)
         if best is None:
@@ -180,6 +189,7 @@ def _as_plan(cost: CostModel, stages: Sequence[Stage], options: PlanOptions) -> 
         unused_nodes=tuple(node.name for node in cost.nodes if node.rank not in used),
         predicted=predict(cost, stages),
         memory=MemorySummary(full_bytes, largest_bytes, full_bytes - largest_bytes),
+        drafter=drafter_on(cost.nodes),
     )
 
 

@@ -1,0 +1,78 @@
+"""What the draft model still has to do: windows of guesses, a piece of each in turn. Compute thread only."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cluster.drafter import DraftCall, Drafter, Guessing
+
+logger = logging.getLogger(__name__)
+
+OnDrafted = Callable[[int, list[int]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class DraftWork:
+    """Ask the draft model. `on_drafted(position, ids)` is called once, from the compute thread.
+
+    position: len(call.tokens), which says what the ids follow. No ids: nothing likely enough, the draft model
+    has not read that far yet, or there is none. What was asked before for the session is dropped, unanswered.
+    """
+
+    epoch: int
+    call: DraftCall
+    on_drafted: OnDrafted
+
+
+@dataclass(frozen=True, slots=True)
+class DraftEnd:
+    """No more guesses for this session: its request ended."""
+
+    session: int
+
+
+class DraftQueue:
+    """Pieces of work for one drafter. A piece is a chunk of 128 tokens, or a token: see `Guessing.step`."""
+
+    def __init__(self, drafter: Drafter) -> None:
+        self.drafter = drafter
+        self._waiting: OrderedDict[int, tuple[Guessing, OnDrafted]] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, work: DraftWork) -> None:
+        """After those that wait, in place of an earlier one of its session."""
+        session = work.call.session
+        self._waiting.pop(session, None)
+        self._waiting[session] = self.drafter.begin(work.call), work.on_drafted
+
+    def end(self, session: int) -> None:
+        """Nobody waits for its guesses any more."""
+        self._waiting.pop(session, None)
+        self.drafter.close(session)
+
+    def clear(self) -> None:
+        """A new epoch: nobody waits for anything."""
+        self._waiting.clear()
+        self.drafter.drop_all()
+
+    def step(self) -> None:
+        """One piece of the window that came first; those that only read on let others go before."""
+        session, (guessing, on_drafted) = next(iter(self._waiting.items()))
+        was_told = guessing.ids is not None
+        try:
+            is_more = guessing.step()
+        except Exception:  # border: a guess that fails is none, and no request notices
+            logger.exception("guessing for session %d failed", session)
+            self.drafter.readings.drop(session)
+            guessing.ids, is_more = guessing.ids or [], False
+        if not is_more:
+            del self._waiting[session]
+        elif guessing.ids is not None:
+            self._waiting.move_to_end(session)
+        if guessing.ids is not None and not was_told:
+            on_drafted(len(guessing.call.tokens), guessing.ids)

@@ -1,0 +1,65 @@
+"""What a draft model says will come, as far as nothing speaks against it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Foretold:
+    """Of one answer. position: known tokens, which is where `ids` begin."""
+
+    position: int
+    ids: list[int] = field(default_factory=list)
+    asked: int = -1  # where those begin that the draft model was asked for last; -1: it has answered
+    num_asked: int = 0
+    is_held: bool = False  # the answer's next frame waits for them
+    is_ended: bool = False  # behind `ids` nothing is likely enough
+    num_declined: int = 0  # times in a row that it did not seem worth it to wait
+    _since: list[int] = field(default_factory=list)  # known tokens from `asked` on
+
+    def after(self, ahead: Sequence[int]) -> list[int]:
+        """What follows the guesses on their way; nothing if they are others."""
+        return self.ids[len(ahead) :] if self.ids[: len(ahead)] == list(ahead) else []
+
+    @property
+    def is_awaited(self) -> bool:
+        """What comes next was asked for, and there is no answer yet."""
+        return self.asked >= 0 and not self.ids
+
+    def ask(self, num_tokens: int) -> int:
+        """So many more are asked for; the position that they follow."""
+        self.asked, self.num_asked, self._since = self.position + len(self.ids), num_tokens, []
+        return self.asked
+
+    def tell(self, position: int, ids: Sequence[int]) -> bool:
+        """The draft model's answer; False where it is not the one that is waited for."""
+        if position != self.asked:
+            return False
+        self.asked, self.is_held = -1, False
+        self.is_ended = len(ids) < self.num_asked
+        since, self._since = self._since, []
+        if list(ids[: len(since)]) == since:
+            self.ids += ids[len(since) :]
+        self.is_ended &= not since or bool(self.ids)
+        return True
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """The answer goes on with `tokens`."""
+        for token in tokens:
+            self.position += 1
+            if self.ids:
+                if self.ids.pop(0) != token:
+                    self._forget()
+            elif self.asked == self.position - 1 - len(self._since):
+                self._since.append(token)
+            else:
+                self._forget()
+        if not self.ids:
+            self.is_ended = False
+
+    def _forget(self) -> None:
+        self.ids.clear()
+        self._since.clear()
+        self.asked, self.is_held, self.is_ended = -1, False, False
