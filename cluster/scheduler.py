@@ -12,18 +12,16 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from cluster import turns
-from cluster.foretold import Foretold
-from cluster.instructions import Draft, Emit, EndDrafts, Fail, FailureKind, Instruction, Send, Start
-from cluster.ngrams import NO_GUESS, NGrams
+from cluster.guessing import Guessing
+from cluster.instructions import Emit, Fail, FailureKind, Instruction, Send, Start
+from cluster.outbox import Outbox
 from cluster.prefix_cache import PrefixCache
 from cluster.prompt_points import next_end
 from cluster.request import Request
-from cluster.rewind import may_go_ahead, position_after
 from cluster.room import Limits, has_room, why_never
-from cluster.speculation import Drafting, Speculation, Window
+from cluster.speculation import Speculation
 from cluster.waiting import Waiting
 from proto import ring_pb2
-from shard_loader.reach import Reach
 
 
 @dataclass(slots=True)
@@ -51,24 +49,16 @@ class Scheduler:
     queue_timeout_s: float | None = None  # a request waits at most so long; None: for ever
     counters: Counters = field(default_factory=Counters)
     _limits: Limits | None = None
-    _epoch: int = 0
     _down_reason: str = "the ring is starting"
     _hold_reason: str = ""  # why no new request may start; empty: they may
     _next_session: int = 1
-    _next_seq: int = 1
     _queued: Waiting = field(default_factory=Waiting)
     _active: deque[Request] = field(default_factory=deque)  # rotated: whoever was sent last is last
     _by_id: dict[str, Request] = field(default_factory=dict)
     _by_session: dict[int, Request] = field(default_factory=dict)
-    _in_flight: dict[int, tuple[int, ...]] = field(default_factory=dict)  # seq -> sessions
-    _chunks: set[int] = field(default_factory=set)  # of those, the frames of prompts
-    _num_read: int = 0  # frames of prompts so far
-    _closes: list[int] = field(default_factory=list)
-    _keeps: dict[int, int] = field(default_factory=dict)  # session -> how many of its tokens
+    _outbox: Outbox = field(default_factory=Outbox)
     _kept: PrefixCache = field(default_factory=PrefixCache)
-    speculation: Speculation = field(default_factory=Speculation)
-    _unread: list[Request] = field(default_factory=list)  # whose prompts the draft model has not been given
-    _undrafted: list[int] = field(default_factory=list)  # ended sessions that the draft model may forget
+    _guessing: Guessing = field(default_factory=Guessing)
 
     @property
     def num_active(self) -> int:
@@ -85,7 +75,12 @@ class Scheduler:
 
     @property
     def num_in_flight(self) -> int:
-        return len(self._in_flight)
+        return len(self._outbox.in_flight)
+
+    @property
+    def speculation(self) -> Speculation:
+        """What was learned of guesses."""
+        return self._guessing.speculation
 
     @property
     def is_up(self) -> bool:
@@ -98,10 +93,8 @@ class Scheduler:
 
     def ring_up(self, epoch: int, limits: Limits) -> None:
         """The ring serves this epoch from now on."""
-        self._epoch, self._limits = epoch, limits
-        self.speculation.max_drafts = limits.max_drafts if limits.reach > Reach.NONE else 0
-        self.speculation.is_reread = limits.reach == Reach.MARK
-        self.speculation.has_ngrams = limits.has_ngrams
+        self._outbox.epoch, self._limits = epoch, limits
+        self._guessing.ring_up(limits)
 
     def ring_down(self, reason: str) -> list[Instruction]:
         """The ring broke or stops: every request ends now, and no frame of it is expected back."""
@@ -110,20 +103,10 @@ class Scheduler:
             Fail(request.request_id, FailureKind.UNAVAILABLE, reason) for request in self._by_id.values()
         ]
         self.counters.num_failed += len(failed)
-        for state in (
-            self._queued,
-            self._active,
-            self._by_id,
-            self._by_session,
-            self._in_flight,
-            self._chunks,
-            self._closes,
-            self._keeps,
-            self._kept,
-            self._unread,
-            self._undrafted,
-        ):
+        for state in (self._queued, self._active, self._by_id, self._by_session):
             state.clear()
+        for part in (self._outbox, self._kept, self._guessing):
+            part.clear()
         return failed
 
     def hold(self, reason: str) -> list[Instruction]:
@@ -202,10 +185,10 @@ class Scheduler:
         self, epoch: int, seq: int, slots: Iterable[ring_pb2.Slot], trip_ms: float = 0.0
     ) -> list[Instruction]:
         """A frame came back from the last stage, `trip_ms` after it was sent; 0: not measured."""
-        if epoch != self._epoch or self._limits is None or seq not in self._in_flight:
+        if epoch != self._outbox.epoch or self._limits is None:
             return []
-        self._chunks.discard(seq)
-        sessions = self._in_flight.pop(seq)
+        if (sessions := self._outbox.take(seq)) is None:
+            return []
         # Those missing here were cancelled while their frame was in the ring.
         due = {s: self._by_session[s] for s in sessions if s in self._by_session}
         instructions: list[Instruction] = []
@@ -229,16 +212,8 @@ class Scheduler:
         self, session: int, position: int, ids: Sequence[int], draft_ms: float = 0.0
     ) -> list[Instruction]:
         """The draft model says what may follow the first `position` tokens, `draft_ms` after it was asked."""
-        request = self._by_session.get(session)
-        foretold = None if request is None or request.drafting is None else request.drafting.foretold
-        if foretold is None:
-            return []
-        was_held, num_asked = foretold.is_held, foretold.num_asked
-        if not foretold.tell(position, ids):
-            return []
-        if was_held and draft_ms:
-            self.speculation.learn_draft(min(len(ids) + 1, num_asked), draft_ms)
-        return self._advance()
+        is_awaited = self._guessing.told(self._by_session.get(session), position, ids, draft_ms)
+        return self._advance() if is_awaited else []
 
     def _refusal(self, request_id: str, prompt: Sequence[int], max_tokens: int) -> Fail | None:
         def refuse(kind: FailureKind, message: str) -> Fail:
@@ -284,18 +259,8 @@ class Scheduler:
             emits.append(emit := self._take(request, token))
             if emit.finish_reason:
                 return emits
-        if request.drafting is not None:
-            request.drafting.text.extend(ids)
-            if request.drafting.foretold is not None:
-                request.drafting.foretold.extend(ids)
-        if after is not None and len(ids) == window.num_draws and after.tokens[0] == ids[-1]:
-            after.is_ahead = False  # what it begins with is known now
-            return emits
-        for wrong in request.windows:
-            wrong.is_void = True
-        if after is not None or len(ids) < window.num_draws:
-            assert self._limits is not None
-            request.num_sent = position_after(request, window, self._limits.reach)
+        assert self._limits is not None
+        self._guessing.judged(request, window, ids, after, self._limits)
         return emits
 
     def _take(self, request: Request, token: ring_pb2.SampledToken) -> Emit:
@@ -330,8 +295,7 @@ class Scheduler:
             self._queued.remove(request)
             return
         self._active.remove(request)
-        if request.drafting is not None and request.drafting.foretold is not None:
-            self._undrafted.append(request.session)
+        self._guessing.end(request)
         if not request.is_open:
             return
         limits = self._limits
@@ -339,9 +303,9 @@ class Scheduler:
         if is_sound and limits is not None and not self._hold_reason:
             num_kept = self._kept.keep(request, limits)
         if num_kept:
-            self._keeps[request.session] = num_kept
+            self._outbox.keeps[request.session] = num_kept
         else:
-            self._closes.append(request.session)
+            self._outbox.closes.append(request.session)
 
     def _advance(self) -> list[Instruction]:
         """Fill the ring: admit what fits, then send the next chunk of whoever waited longest."""
@@ -352,73 +316,54 @@ class Scheduler:
         while not self._hold_reason and (r := self._queued.take(fits, len(self._active))) is not None:
             self._admit(r, limits)
         self._kept.make_room(limits, self._active)
-        sends: list[Instruction] = [EndDrafts(session) for session in self._undrafted]
-        self._undrafted.clear()
-        for request in self._unread if self._is_roomy else ():
-            prompt = request.prompt
-            sends.append(Draft(self._epoch, request.session, prompt, 0, request.sampling, len(prompt)))
-        self._unread.clear()
-        sends += self._asks(limits)
-        while len(self._in_flight) < limits.max_in_flight:
-            num_chunks = len(self._chunks)
-            num_rows = len(self._in_flight) - num_chunks
-            due = turns.due(
-                self._active, limits, num_rows=num_rows, num_chunks=num_chunks, num_read=self._num_read
-            )
-            if due is None:
-                ahead = self._ahead(limits)
-                if ahead is None:
-                    break
-                sends.append(Send(ahead))
-                continue
-            rows = turns.rows_with(due, self._active, limits) if due.is_row_due else [due]
-            for request in rows:
-                self._active.remove(request)
-            self._active.extend(rows)
-            if not due.is_open:
-                sends.append(Start(due.request_id))
-            if due.is_chunk_due:
-                sends.append(Send(self._chunk(due, limits)))
-            else:
-                sends.append(Send(self._window(due) if len(rows) == 1 else self._row_frame(rows)))
-        sends += self._asks(limits)
-        self._closes += self._kept.let_go(self._active)
-        if self._closes or self._keeps:  # nothing to ride on: memory is freed now, not with the next request
-            sends.append(Send(self._header(())))
+        outbox, active = self._outbox, self._active
+        sends = self._guessing.asks_first(active, limits, outbox.epoch)
+        while len(outbox.in_flight) < limits.max_in_flight and (frame := self._next(limits, sends)):
+            sends.append(Send(frame))
+        sends += self._guessing.asks(active, limits, outbox.epoch)
+        outbox.closes += self._kept.let_go(active)
+        if outbox.closes or outbox.keeps:  # nothing to ride on: memory is freed now
+            sends.append(Send(outbox.frame()))
         return sends
 
-    def _asks(self, limits: Limits) -> list[Instruction]:
-        """What the draft model is to guess: what a frame waits for, or what may follow those on their way."""
-        if not limits.has_drafter or not self._is_roomy:
-            return []
-        asks: list[Instruction] = []
-        for request in self._active:
-            drafting = request.drafting
-            if drafting is None or (foretold := drafting.foretold) is None or not request.num_completion:
-                continue
-            if request.is_due and not foretold.ids:
-                foretold.is_held = foretold.is_awaited
-                if foretold.is_held:
-                    continue
-                number = self.speculation.num_to_await(
-                    drafting, request.num_known - request.num_sent, request.room
-                )
-                foretold.is_held = number > 0
-            elif limits.drafts_ahead and request.live and not request.is_due:
-                ahead = request.ahead
-                if foretold.ids[: len(ahead)] != ahead:
-                    continue
-                number = self.speculation.num_to_ask_ahead(drafting, len(ahead), request.room)
-            else:
-                continue
-            if number > 0:
-                asks.append(self._ask(request, foretold, number))
-        return asks
+    def _next(self, limits: Limits, sends: list[Instruction]) -> ring_pb2.Frame | None:
+        """The next frame, before which `sends` gets who starts with it; None: there is none to send now."""
+        outbox, active = self._outbox, self._active
+        due = turns.due(
+            active,
+            limits,
+            num_rows=outbox.num_row_frames,
+            num_chunks=len(outbox.chunks),
+            num_read=outbox.num_chunks_sent,
+        )
+        if due is None:
+            ahead = None if outbox.chunks else self._guessing.ahead(active, limits)
+            return None if ahead is None else outbox.lone(ahead[0], ahead[1].tokens, ahead[1].match)
+        rows = turns.rows_with(due, active, limits) if due.is_row_due else [due]
+        for request in rows:
+            active.remove(request)
+        active.extend(rows)
+        if not due.is_open:
+            sends.append(Start(due.request_id))
+        if due.is_chunk_due:
+            return self._chunk(due, limits)
+        outbox.closes += self._kept.let_go(active)
+        if len(rows) > 1:
+            return outbox.rows(rows)
+        guess = self._guessing.behind(due, active, limits)
+        return outbox.lone(due, guess.tokens, guess.match)
 
-    def _ask(self, request: Request, foretold: Foretold, num_drafts: int) -> Draft:
-        foretold.ask(num_drafts)
-        tokens = [*request.known(0, request.num_known), *foretold.ids]
-        return Draft(self._epoch, request.session, tokens, num_drafts, request.sampling, len(request.prompt))
+    def _chunk(self, request: Request, limits: Limits) -> ring_pb2.Frame:
+        """The next part of a prompt, copied behind it where others may begin there."""
+        most = turns.chunk_tokens(self._active, limits)
+        end = next_end(request.num_sent, len(request.prompt), most, request.points)
+        begins, request.is_open = not request.is_open, True
+        copy: int | None = None
+        if not self._hold_reason and self._kept.copy(request, end, limits, self._active, self._next_session):
+            copy = self._next_session
+            self._next_session += 1
+        self._outbox.closes += self._kept.let_go(self._active)
+        return self._outbox.chunk(request, end, copy, begins=begins)
 
     def _admit(self, request: Request, limits: Limits) -> None:
         """It waits no longer. What another session has read already, it does not read again."""
@@ -427,118 +372,8 @@ class Scheduler:
         request.is_active = True
         self._active.append(request)
         self._by_session[request.session] = request
-        if self.speculation.max_drafts and not request.sampling.logprobs:
-            foretold = Foretold(len(request.prompt)) if limits.has_drafter else None
-            request.drafting = Drafting(NGrams(request.prompt), foretold=foretold)
-            if foretold is not None:
-                self._unread.append(request)
-        busy = {session for sessions in self._in_flight.values() for session in sessions}
+        self._guessing.begin(request, limits)
+        busy = {session for sessions in self._outbox.in_flight.values() for session in sessions}
         self._kept.begin(request, limits, busy)
         self.counters.num_cached_tokens += request.num_cached
         self.counters.num_cached_prompts += request.num_cached > 0
-
-    def _header(self, sessions: tuple[int, ...]) -> ring_pb2.Frame:
-        self._closes += self._kept.let_go(self._active)
-        frame = ring_pb2.Frame(kind=ring_pb2.STEP, epoch=self._epoch, seq=self._next_seq, closes=self._closes)
-        for session, num_tokens in self._keeps.items():
-            if session not in frame.closes:
-                frame.keeps.append(session)
-                frame.keep_tokens.append(num_tokens)
-        self._closes.clear()
-        self._keeps.clear()
-        if sessions:
-            self._in_flight[self._next_seq] = sessions
-        self._next_seq += 1
-        return frame
-
-    def _chunk(self, request: Request, limits: Limits) -> ring_pb2.Frame:
-        """The next part of a prompt, by itself."""
-        begins, request.is_open = not request.is_open, True
-        position = request.num_sent
-        chunk_tokens = turns.chunk_tokens(self._active, limits)
-        end = next_end(position, len(request.prompt), chunk_tokens, request.points)
-        copy = self._next_session
-        is_copied = not self._hold_reason and self._kept.copy(request, end, limits, self._active, copy)
-        frame = self._header((request.session, copy) if is_copied else (request.session,))
-        self._chunks.add(frame.seq)
-        self._num_read += 1
-        if is_copied:
-            self._next_session += 1
-            frame.forks.add(session=copy, from_session=request.session)
-        if begins:
-            frame.opens.add(
-                session=request.session,
-                prompt_tokens=len(request.prompt),
-                max_tokens=request.max_tokens,
-                sampling=request.sampling,
-                adapter=request.adapter,
-                request_id=request.trace_id,
-                from_session=request.from_session,
-                from_tokens=request.num_cached,
-            )
-        self._add_slot(frame, request, request.prompt[position:end])
-        return frame
-
-    def _row_frame(self, rows: Sequence[Request]) -> ring_pb2.Frame:
-        """One token of each request."""
-        frame = self._header(tuple(request.session for request in rows))
-        frame.is_batched = True
-        for request in rows:
-            self._add_slot(frame, request, request.known(request.num_sent, request.num_known))
-        return frame
-
-    def _window(self, request: Request) -> ring_pb2.Frame:
-        """The known tokens of one request that are due, with guesses of what follows if that is worth it."""
-        known = request.known(request.num_sent, request.num_known)
-        guess = NO_GUESS
-        if request.drafting is not None and self._is_roomy:
-            guess = self.speculation.guess(request.drafting, len(known), request.room)
-        return self._lone(request, [*known, *guess.tokens], len(guess.tokens) + 1, guess.match)
-
-    def _ahead(self, limits: Limits) -> ring_pb2.Frame | None:
-        """Guesses that follow those whose verdict is not back, where a frame would else not be used."""
-        if not self._is_roomy or self._chunks:
-            return None
-        for request in self._active:
-            if request.drafting is None or not may_go_ahead(request, limits):
-                continue
-            guess = self.speculation.guess_ahead(request.drafting, request.live, request.ahead, request.room)
-            num_after = request.num_sent + len(guess.tokens)
-            if guess.tokens and (limits.reach == Reach.ANY or num_after < limits.trim_window):
-                return self._lone(request, guess.tokens, len(guess.tokens), guess.match, is_ahead=True)
-        return None
-
-    @property
-    def _is_roomy(self) -> bool:
-        """There are frames enough for each request to have one of its own: none waits for a guess."""
-        assert self._limits is not None
-        return len(self._active) <= self._limits.max_in_flight
-
-    def _lone(
-        self, request: Request, tokens: Sequence[int], num_draws: int, match: int, *, is_ahead: bool = False
-    ) -> ring_pb2.Frame:
-        is_alone = not self._in_flight
-        frame = self._header((request.session,))
-        window = self._add_slot(frame, request, tokens)
-        assert window is not None
-        window.num_draws, window.match = num_draws, match
-        window.is_ahead, window.is_alone = is_ahead, is_alone
-        if num_draws > 1:
-            frame.slots[0].num_draws = num_draws
-        return frame
-
-    @staticmethod
-    def _add_slot(frame: ring_pb2.Frame, request: Request, tokens: Sequence[int]) -> Window | None:
-        """The request's next tokens; None: no token is drawn after them."""
-        position = request.num_sent
-        request.num_sent += len(tokens)
-        request.num_read = request.num_sent
-        request.num_in_flight += 1
-        is_sampled = not request.is_prefilling
-        frame.slots.add(session=request.session, position=position, tokens=tokens, is_sampled=is_sampled)
-        if not is_sampled:
-            return None
-        window = Window(position, tokens)
-        request.windows.append(window)
-        request.last_window = window
-        return window

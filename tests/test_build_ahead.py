@@ -65,6 +65,7 @@ class Ring:
         frame.is_batched = len(slots) > 1
         for what, session in ended.items():
             getattr(frame, what).append(session)
+        frame.keep_tokens.extend(self.position[session] for session in frame.keeps)
         result = trip(self.engines, frame)
         if result is not None:
             self.results.append(result)
