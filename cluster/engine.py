@@ -54,7 +54,9 @@ class Engine:
         self.trim_window = shard.trim_window  # any thread may read
         self.stats = StepStats()
         self._error_at = int(injected(Fault.STEP_ERROR_AT))
-        self._delay_s = injected(Fault.LAYER_DELAY_MS) / 1e3 * (shard.stop - shard.start)
+        num_layers = shard.stop - shard.start
+        self._delay_s = injected(Fault.LAYER_DELAY_MS) / 1e3 * num_layers
+        self._token_delay_s = injected(Fault.TOKEN_DELAY_US) / 1e6 * num_layers
         self.memory = StepMemory()
 
     @property
@@ -110,8 +112,9 @@ class Engine:
         else:
             out_tensors = self._slots(frame, tensors, failed, out)
         if frame.slots:
-            if self._delay_s:
-                time.sleep(self._delay_s)
+            if self._delay_s or self._token_delay_s:
+                num_tokens = sum(len(slot.tokens) for slot in frame.slots)
+                time.sleep(max(self._delay_s, num_tokens * self._token_delay_s))
             self._count(frame, (time.perf_counter() - started) * 1e3)
         return out, out_tensors
 

@@ -12,6 +12,7 @@ class Fault(Enum):
     LOAD_DELAY_S = "load_delay_s"  # the compute thread is busy loading for so long
     STEP_DELAY_MS = "step_delay_ms"  # every frame takes so much longer
     LAYER_DELAY_MS = "layer_delay_ms"  # each own layer of every frame takes so much longer
+    TOKEN_DELAY_US = "token_delay_us"  # or for each token of the frame, where that comes to more
     STEP_ERROR_AT = "step_error_at"  # slots from this position on raise
     AVAILABLE_SHARE = "available_share"  # a file with the share of memory that is said to be available
     EDGES_VIA = "edges_via"  # rank@port+rank@port: relays on loopback through which edges to those ranks go
