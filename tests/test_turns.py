@@ -8,6 +8,7 @@ from cluster.instructions import Instruction, Send
 from cluster.room import Limits
 from cluster.scheduler import Scheduler
 from proto import ring_pb2
+from tests.benchmarks import turns as reckoned
 
 LONG = 400  # tokens
 
@@ -100,3 +101,12 @@ def test_no_answer_waits_longer_than_a_round_of_chunks() -> None:
                 longest = max(longest, at - last[slot.session])
                 last[slot.session] = at
     assert longest <= 2 * 4 - 1  # the first one waits for the last, once
+
+
+def test_a_long_prompt_among_answers_costs_them_a_second_gap_at_most_and_is_hardly_slower() -> None:
+    """A chunk takes a stage 1.75 times as long as a token of an answer: the plan would choose such."""
+    limits = Limits(10**9, 9, 4, 512, max_chunks=4, max_rows=32, shared_chunk=256)
+    rings = [reckoned.Ring(limits, 3, 5.0, 5.0 * 1.75 / 256, 0.3) for _ in range(2)]
+    found = reckoned.reckon(*rings, users=4, num_prompt=16384)
+    assert found.gaps_beside[1] <= 2.0 * found.gaps[1]
+    assert found.alone_ms >= 0.8 * found.beside_ms

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import sys
 import tempfile
 import threading
 import time
@@ -62,12 +63,14 @@ def one_round(
     found.alone_s.append(came - sent)
     writing = Endpoint(endpoint.url)
     answers = [Answer(16) for _ in range(users)]
+    is_over = threading.Event()
 
     def write(answer: Answer) -> None:
         try:
             writing.complete([answer.num_prompt] * 16, LONG_ANSWER, answer)
-        except UserError:
-            return  # broken off below
+        except UserError as error:
+            if not is_over.is_set():
+                print(f"an answer broke: {error}", file=sys.stderr)
 
     threads = [threading.Thread(target=write, args=(answer,)) for answer in answers]
     for thread in threads:
@@ -82,6 +85,7 @@ def one_round(
     found.beside_s.append(came - sent)
     found.gaps += gaps_within(answers, start, stop)
     found.gaps_beside += gaps_within(answers, sent, came)
+    is_over.set()
     writing.leave()
     for thread in threads:
         thread.join()
