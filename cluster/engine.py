@@ -68,7 +68,9 @@ class Engine:
             shard, self.adapters.use, is_on=is_gpu if builds_ahead is None else builds_ahead
         )
         self._error_at = int(injected(Fault.STEP_ERROR_AT))
-        self._delay_s = injected(Fault.LAYER_DELAY_MS) / 1e3 * (shard.stop - shard.start)
+        num_layers = shard.stop - shard.start
+        self._delay_s = injected(Fault.LAYER_DELAY_MS) / 1e3 * num_layers
+        self._token_delay_s = injected(Fault.TOKEN_DELAY_US) / 1e6 * num_layers
         self._ended = 0.0  # when the last step ended
         self.memory = StepMemory()
 
@@ -141,8 +143,9 @@ class Engine:
             if fork.from_session not in failures:
                 self._fork(fork)
         if frame.slots:
-            if self._delay_s:
-                time.sleep(self._delay_s)
+            if self._delay_s or self._token_delay_s:
+                num_tokens = sum(len(slot.tokens) for slot in frame.slots)
+                time.sleep(max(self._delay_s, num_tokens * self._token_delay_s))
             self._count(frame, started)
         return out, out_tensors
 

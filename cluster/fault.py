@@ -12,6 +12,7 @@ class Fault(Enum):
     LOAD_DELAY_S = "load_delay_s"  # the compute thread is busy loading for so long
     STEP_DELAY_MS = "step_delay_ms"  # every frame takes so much longer
     LAYER_DELAY_MS = "layer_delay_ms"  # each own layer of every frame takes so much longer
+    TOKEN_DELAY_US = "token_delay_us"  # or for each token of the frame, where that comes to more
     PLAIN_STEPS = "plain_steps"  # 1: none is built ahead, or while another runs
     STEP_ERROR_AT = "step_error_at"  # slots from this position on raise
     AVAILABLE_SHARE = "available_share"  # a file with the share of memory that is said to be available

@@ -28,8 +28,9 @@ def due(
     row = next((request for request in active if request.is_due), None)
     if chunk is None:
         return row
-    if row is not None and num_chunks and num_rows < num_row_frames(active, limits):
-        return row
+    if row is not None and num_chunks:
+        # Those that wait for others to share a frame with do not wait for further chunks as well.
+        return row if num_rows < num_row_frames(active, limits) else None
     return chunk if not limits.max_chunks or num_chunks < limits.max_chunks else None
 
 

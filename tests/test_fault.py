@@ -39,3 +39,8 @@ def test_a_frame_takes_longer_for_each_own_layer(tmp_path: Path, monkeypatch: py
     assert engine.step(frame, ()) is not None
     assert time.perf_counter() - started >= 3 * 0.05
     assert engine.stats.busy_ms >= 3 * 50
+    monkeypatch.setenv("MACRAME_FAULT", "layer_delay_ms=1,token_delay_us=20000")
+    engine = Engine(engine.shard)
+    started = time.perf_counter()
+    assert engine.step(frame, ()) is not None
+    assert time.perf_counter() - started >= 3 * 2 * 0.02

@@ -1,0 +1,141 @@
+"""A long prompt among answers: what it does to their gaps, and they to it.
+
+    python -m tests.benchmarks.interference [--chunks 512,256,128] [--prompt-tokens 16384] [--users 4]
+
+Stages wait as in tests/benchmarks/waiting_ring.py: by default 100 ms for a token of an answer, and a chunk of
+512 tokens takes 3.5 times as long, as an 8B model in bf16 on an H200 would. In each round, in this order: the
+prompt alone; the answers alone; the prompt among them. Prints a line for each `prefill_chunk`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from cluster.bench_client import Answer, Endpoint
+from cluster.errors import UserError
+from tests.benchmarks.waiting_ring import waiting_ring, write_model
+from tests.tiny_models import NUM_BYTES
+from tests.waiting import wait_for
+
+LONG_ANSWER = 100_000  # tokens; none is written to its end
+START_S = 300.0  # the first time the cuts of the model have to be proven
+
+
+@dataclass
+class Found:
+    """Of one ring. Gaps in ms, the times of the prompt in s."""
+
+    gaps: list[float] = field(default_factory=list)
+    gaps_beside: list[float] = field(default_factory=list)
+    alone_s: list[float] = field(default_factory=list)
+    beside_s: list[float] = field(default_factory=list)
+
+
+def gaps_within(answers: Sequence[Answer], start: float, stop: float) -> list[float]:
+    """Those that have a part between the two times, in ms."""
+    arrivals = ([at for at, _ in answer.arrivals] for answer in answers)
+    pairs = (pair for one in arrivals for pair in pairwise(one))
+    return [1e3 * (b - a) for a, b in pairs if a < stop and b > start]
+
+
+def time_prompt(endpoint: Endpoint, prompt: Sequence[int]) -> tuple[float, float]:
+    """When it was sent, and when its first token came."""
+    answer = endpoint.complete(prompt, 1)
+    return answer.sent_at, answer.arrivals[0][0]
+
+
+def one_round(
+    endpoint: Endpoint, users: int, prompts: Sequence[Sequence[int]], apart_s: float, found: Found
+) -> None:
+    """The prompts: alone, beside."""
+    sent, came = time_prompt(endpoint, prompts[0])
+    found.alone_s.append(came - sent)
+    writing = Endpoint(endpoint.url)
+    answers = [Answer(16) for _ in range(users)]
+    is_over = threading.Event()
+
+    def write(answer: Answer) -> None:
+        try:
+            writing.complete([answer.num_prompt] * 16, LONG_ANSWER, answer)
+        except UserError as error:
+            if not is_over.is_set():
+                print(f"an answer broke: {error}", file=sys.stderr)
+
+    threads = [threading.Thread(target=write, args=(answer,)) for answer in answers]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: all(answer.num_tokens > 8 for answer in answers), 60.0)
+    start = time.perf_counter()
+    threading.Event().wait(apart_s)
+    stop = time.perf_counter()
+    sent, came = time_prompt(endpoint, prompts[1])
+    num_tokens = [answer.num_tokens for answer in answers]
+    wait_for(lambda: all(a.num_tokens > n + 1 for a, n in zip(answers, num_tokens, strict=True)), 60.0)
+    found.beside_s.append(came - sent)
+    found.gaps += gaps_within(answers, start, stop)
+    found.gaps_beside += gaps_within(answers, sent, came)
+    is_over.set()
+    writing.leave()
+    for thread in threads:
+        thread.join()
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--chunks", default="512,256,128", help="each is a ring's prefill_chunk")
+    parser.add_argument("--stages", type=int, default=3)
+    parser.add_argument("--users", type=int, default=4)
+    parser.add_argument("--prompt-tokens", type=int, default=16384)
+    parser.add_argument("--wait-ms", type=float, default=100.0, help="of a stage for a frame, at least")
+    parser.add_argument("--token-us", type=float, default=100e3 * 3.5 / 512, help="of a stage for each token")
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    rng = random.Random(0)
+    print("chunk  alone s  tok/s  beside s  tok/s  ratio   gap ms p50 p99  beside p50 p99  ratio p50 p99")
+    for chunk in map(int, args.chunks.split(",")):
+        found = Found()
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            ring = waiting_ring(
+                folder,
+                write_model(folder, args.stages),
+                args.stages,
+                args.stages,
+                layer_ms=args.wait_ms,
+                token_us=args.token_us,
+                context=args.prompt_tokens + 2 * LONG_ANSWER,
+                concurrency=args.users + 1,
+                prefill_chunk=chunk,
+            )
+            with ring:
+                endpoint = Endpoint(ring.wait_api(START_S))
+                for _ in range(args.rounds):
+                    drawn = [[rng.randrange(NUM_BYTES) for _ in range(args.prompt_tokens)] for _ in range(2)]
+                    one_round(endpoint, args.users, drawn, 40 * args.wait_ms / 1e3, found)
+        print(line(chunk, args.prompt_tokens, found), flush=True)
+
+
+def line(chunk: int, num_tokens: int, found: Found) -> str:
+    """One row of the table."""
+    alone_s, beside_s = float(np.median(found.alone_s)), float(np.median(found.beside_s))
+    gaps, beside = (np.percentile(g, [50, 99]) for g in (found.gaps, found.gaps_beside))
+    ratio = beside / gaps
+    prompt = f"{alone_s:7.2f}  {num_tokens / alone_s:5.0f}  {beside_s:8.2f}  {num_tokens / beside_s:5.0f}"
+    waits = f"{gaps[0]:10.0f} {gaps[1]:3.0f}  {beside[0]:10.0f} {beside[1]:3.0f}"
+    return f"{chunk:5d}  {prompt}  {alone_s / beside_s:5.2f}   {waits}  {ratio[0]:9.2f} {ratio[1]:.2f}"
+
+
+if __name__ == "__main__":
+    main()
