@@ -18,7 +18,7 @@ import mlx.core as mx
 
 from cluster.engine import Engine
 from cluster.fault import Fault, injected
-from cluster.guide import Guides
+from cluster.guide_process import GuideProcess
 from cluster.memory_limits import MemoryLimits, MemoryNeed, apply_limits
 from cluster.step_times import StepTimes
 from planner.adapters import AdapterFiles
@@ -162,12 +162,22 @@ class ComputeThread:
             self.progress += 1
             self.activity, self._busy_since = "idle", None
             work = None  # a frame's bytes are not kept until the next one comes
+        self._drop_engine()
+
+    def _drop_engine(self) -> None:
+        if self.engine is not None and isinstance(self.engine.guides, GuideProcess):
+            self.engine.guides.close()
         self.engine = None
 
     def _step(self, work: StepWork) -> bool:
-        """Whether the frame was run."""
+        """Whether the frame was run. One that has to wait comes again by itself."""
+        is_waiting = False
         try:
             if work.frame.epoch == self._epoch and self.engine is not None:
+                if (wanted := self.engine.waits_for(work.frame)) is not None:
+                    is_waiting = True
+                    wanted.add_done_callback(lambda _: self._inbox.put(work))
+                    return False
                 output = self.engine.step(work.frame, work.tensors)
                 if output is not None:
                     self._on_output(*output)
@@ -176,7 +186,8 @@ class ComputeThread:
             logger.exception("frame %d of epoch %d failed", work.frame.seq, work.frame.epoch)
             self._on_failed(work.frame.epoch, f"{type(error).__name__}: {error}")
         finally:
-            work.release()
+            if not is_waiting:
+                work.release()
         return False
 
     def _prepare(self) -> None:
@@ -193,7 +204,8 @@ class ComputeThread:
             if self.engine is not None:
                 self.engine.drop_sessions()
             if self._loaded != wanted:
-                self.engine, self._loaded = None, None
+                self._drop_engine()
+                self._loaded = None
                 gc.collect()
                 trim_memory()
                 if work.start < work.stop:
@@ -240,7 +252,7 @@ class ComputeThread:
             shard.quantize_kv(work.kv)
         adapters = load_adapters(shard, work.adapters)
         trim_memory()
-        self.engine = Engine(shard, adapters, Guides(model_dir, shard.vocab_size))
+        self.engine = Engine(shard, adapters, GuideProcess(model_dir, shard.vocab_size))
 
     def _fetch(
         self, work: LoadWork, fetch: Callable[[Callable[[int, int], None], threading.Event], Path]

@@ -6,6 +6,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -13,6 +14,7 @@ import mlx.core as mx
 from cluster.fault import Fault, injected
 from cluster.groups import Groups
 from cluster.guide import Guides
+from cluster.guide_process import GuideProcess
 from cluster.sampler import draw_rows
 from cluster.session import Session
 from cluster.step_memory import StepMemory
@@ -31,6 +33,9 @@ MAX_ERROR_CHARS = 4000  # of a failure's text in a frame
 KV_MEASURE_STEPS = 32  # decode steps between two sums over all caches
 
 
+_Compiled = Future[tuple[bytes, bytes]]  # a grammar's first mask
+
+
 @dataclass(slots=True)
 class StepStats:
     """What the stage did since it became ready. Times in ms."""
@@ -44,13 +49,20 @@ class StepStats:
 class Engine:
     """Runs frames on a shard. `step` turns an incoming STEP into the frame for the next hop."""
 
-    def __init__(self, shard: Shard, adapters: Adapters | None = None, guides: Guides | None = None) -> None:
+    def __init__(
+        self,
+        shard: Shard,
+        adapters: Adapters | None = None,
+        guides: Guides | GuideProcess | None = None,
+    ) -> None:
         self.shard = shard
         self.adapters = adapters or Adapters()
         self.guides = guides  # None: answers cannot be held to a grammar
         self.sessions: dict[int, Session] = {}
         self._kept: set[int] = set()  # of these, those that write no more
         self._groups = Groups(shard)
+        self._begun: dict[int, dict[int, str]] = {}  # by seq, of frames that wait: which opens failed
+        self._waiting: dict[int, tuple[int, _Compiled]] = {}  # by session: the first such frame, and for what
         self.trim_window = shard.trim_window  # any thread may read
         self.stats = StepStats()
         self._error_at = int(injected(Fault.STEP_ERROR_AT))
@@ -70,6 +82,8 @@ class Engine:
             self.sessions.clear()
             self._kept.clear()
             self._groups = Groups(self.shard)
+            self._begun.clear()
+            self._waiting.clear()
             self.memory.measure(0)
             mx.clear_cache()
 
@@ -83,15 +97,11 @@ class Engine:
         """
         started = time.perf_counter()
         shard = self.shard
-        failed = self._open_all(frame.opens)  # before the closes: it may begin as a copy of what is closed
-        for number in frame.closes:
-            self._close(number)
-        for number in frame.keeps:
-            self._keep(number)
-        if frame.closes:
-            mx.clear_cache()
-        if (frame.closes or frame.keeps) and not frame.slots:
-            self._measure_kv()
+        failed = self._begun.pop(frame.seq, None)
+        if failed is None:
+            failed = self._begin(frame)
+        if self._waiting:
+            self._waiting = {s: first for s, first in self._waiting.items() if first[0] != frame.seq}
         if shard.is_last:
             if not frame.slots:
                 return None
@@ -119,6 +129,41 @@ class Engine:
                 time.sleep(self._delay_s)
             self._count(frame, (time.perf_counter() - started) * 1e3)
         return out, out_tensors
+
+    def waits_for(self, frame: ring_pb2.Frame) -> _Compiled | None:
+        """What must be done before a token of this frame can be drawn: a grammar is being compiled.
+
+        The frame's sessions are opened and closed now. `step` can be called when that is done; until then
+        frames of others come first, but none of the same sessions.
+        """
+        if not isinstance(self.guides, GuideProcess):
+            return None
+        if frame.seq not in self._begun:
+            self._begun[frame.seq] = self._begin(frame)
+        for slot in frame.slots:
+            first, compiled = self._waiting.get(slot.session, (frame.seq, None))
+            session = self.sessions.get(slot.session)
+            if first == frame.seq:
+                sampler = None if session is None or not slot.is_sampled else session.sampler
+                compiled = None if sampler is None else sampler.compiling
+            if compiled is not None:
+                for waiting in frame.slots:
+                    self._waiting.setdefault(waiting.session, (frame.seq, compiled))
+                return compiled
+        return None
+
+    def _begin(self, frame: ring_pb2.Frame) -> dict[int, str]:
+        """Opens and closes sessions; why some could not be opened."""
+        failed = self._open_all(frame.opens)  # before the closes: it may begin as a copy of what is closed
+        for number in frame.closes:
+            self._close(number)
+        for number in frame.keeps:
+            self._keep(number)
+        if frame.closes:
+            mx.clear_cache()
+        if (frame.closes or frame.keeps) and not frame.slots:
+            self._measure_kv()
+        return failed
 
     def _slots(
         self,
