@@ -20,7 +20,7 @@ from cluster.draft_load import DraftLoad, load_drafter
 from cluster.draft_queue import DraftEnd, DraftQueue, DraftWork
 from cluster.engine import Engine
 from cluster.fault import Fault, injected
-from cluster.guide import Guides
+from cluster.guide_process import GuideProcess
 from cluster.memory_limits import MemoryLimits, MemoryNeed, apply_limits
 from cluster.step import Step
 from cluster.step_times import StepTimes
@@ -190,7 +190,13 @@ class ComputeThread:
                 self.activity, self._busy_since = "idle", None
             work = None  # a frame's bytes are not kept until the next one comes
         self._end_running()
-        self.engine, self.drafts = None, None
+        self._drop_engine()
+        self.drafts = None
+
+    def _drop_engine(self) -> None:
+        if self.engine is not None and isinstance(self.engine.guides, GuideProcess):
+            self.engine.guides.close()
+        self.engine = None
 
     def _queue_draft(self, work: DraftWork | DraftEnd) -> None:
         drafts = self.drafts
@@ -243,6 +249,9 @@ class ComputeThread:
         try:
             if frame.epoch != self._epoch or self.engine is None:
                 work.release()
+                return
+            if (wanted := self.engine.waits_for(frame)) is not None:  # it comes again by itself
+                wanted.add_done_callback(lambda _: self._inbox.put(work))
                 return
             step = self.engine.begin(frame, work.tensors)
             if self._overlaps:
@@ -301,7 +310,8 @@ class ComputeThread:
             if self.drafts is not None:
                 self.drafts.clear()
             if self._loaded != wanted:
-                self.engine, self._loaded = None, None
+                self._drop_engine()
+                self._loaded = None
                 gc.collect()
                 trim_memory()
                 if work.start < work.stop:
@@ -367,7 +377,7 @@ class ComputeThread:
             shard.quantize_kv(work.kv)
         adapters = load_adapters(shard, work.adapters)
         trim_memory()
-        self.engine = Engine(shard, adapters, Guides(model_dir, shard.vocab_size))
+        self.engine = Engine(shard, adapters, GuideProcess(model_dir, shard.vocab_size))
 
     def _fetch(
         self, work: LoadWork, fetch: Callable[[Callable[[int, int], None], threading.Event], Path]

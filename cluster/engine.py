@@ -6,6 +6,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -14,6 +15,7 @@ from cluster.build_ahead import BuildAhead
 from cluster.fault import Fault, injected
 from cluster.groups import Groups
 from cluster.guide import Guides
+from cluster.guide_process import GuideProcess
 from cluster.sampler import RowDraws, draw_rows
 from cluster.session import Session
 from cluster.step import Output, Step, Steps, Wanted
@@ -34,6 +36,9 @@ MAX_ERROR_CHARS = 4000  # of a failure's text in a frame
 KV_MEASURE_STEPS = 32  # decode steps between two sums over all caches
 
 
+_Compiled = Future[tuple[bytes, bytes]]  # a grammar's first mask
+
+
 @dataclass(slots=True)
 class StepStats:
     """What the stage did since it became ready. Times in ms."""
@@ -51,7 +56,7 @@ class Engine:
         self,
         shard: Shard,
         adapters: Adapters | None = None,
-        guides: Guides | None = None,
+        guides: Guides | GuideProcess | None = None,
         *,
         builds_ahead: bool | None = None,  # None: where the device is not the processor that builds
     ) -> None:
@@ -61,6 +66,8 @@ class Engine:
         self.sessions: dict[int, Session] = {}
         self._kept: set[int] = set()  # of these, those that write no more
         self._groups = Groups(shard)
+        self._begun: dict[int, dict[int, str]] = {}  # by seq, of frames that wait: which opens failed
+        self._waiting: dict[int, tuple[int, _Compiled]] = {}  # by session: the first such frame, and for what
         self.trim_window, self.reach = shard.trim_window, shard.reach  # any thread may read
         self.stats = StepStats()
         is_gpu = mx.default_device().type == mx.gpu
@@ -88,6 +95,8 @@ class Engine:
             self.sessions.clear()
             self._kept.clear()
             self._groups = Groups(self.shard)
+            self._begun.clear()
+            self._waiting.clear()
             self.memory.measure(0)
             mx.clear_cache()
 
@@ -107,18 +116,11 @@ class Engine:
         started = time.perf_counter()
         shard = self.shard
         self.ahead.clear_way(frame)
-        for number, num_tokens in zip(frame.keeps, frame.keep_tokens, strict=True):
-            self._keep(number, num_tokens)  # before the opens: one may begin as a copy of what it is then
-        failed = self._open_all(frame.opens)  # before the closes: it may begin as a copy of what is closed
-        for number in frame.closes:
-            self._close(number)
-        if frame.closes:
-            self._groups.settle()
-            if not frame.slots:
-                mx.eval(self._groups.take_pending())
-            mx.clear_cache()
-        if (frame.closes or frame.keeps) and not frame.slots:
-            self._measure_kv()
+        failed = self._begun.pop(frame.seq, None)
+        if failed is None:
+            failed = self._begin(frame)
+        if self._waiting:
+            self._waiting = {s: first for s, first in self._waiting.items() if first[0] != frame.seq}
         if shard.is_last:
             if not frame.slots:
                 return None
@@ -148,6 +150,45 @@ class Engine:
                 time.sleep(max(self._delay_s, num_tokens * self._token_delay_s))
             self._count(frame, started)
         return out, out_tensors
+
+    def waits_for(self, frame: ring_pb2.Frame) -> _Compiled | None:
+        """What must be done before a token of this frame can be drawn: a grammar is being compiled.
+
+        The frame's sessions are opened and closed now. `step` can be called when that is done; until then
+        frames of others come first, but none of the same sessions.
+        """
+        if not isinstance(self.guides, GuideProcess):
+            return None
+        if frame.seq not in self._begun:
+            self.ahead.clear_way(frame)
+            self._begun[frame.seq] = self._begin(frame)
+        for slot in frame.slots:
+            first, compiled = self._waiting.get(slot.session, (frame.seq, None))
+            session = self.sessions.get(slot.session)
+            if first == frame.seq:
+                sampler = None if session is None or not slot.is_sampled else session.sampler
+                compiled = None if sampler is None else sampler.compiling
+            if compiled is not None:
+                for waiting in frame.slots:
+                    self._waiting.setdefault(waiting.session, (frame.seq, compiled))
+                return compiled
+        return None
+
+    def _begin(self, frame: ring_pb2.Frame) -> dict[int, str]:
+        """Opens and closes sessions; why some could not be opened."""
+        for number, num_tokens in zip(frame.keeps, frame.keep_tokens, strict=True):
+            self._keep(number, num_tokens)  # before the opens: one may begin as a copy of what it is then
+        failed = self._open_all(frame.opens)  # before the closes: it may begin as a copy of what is closed
+        for number in frame.closes:
+            self._close(number)
+        if frame.closes:
+            self._groups.settle()
+            if not frame.slots:
+                mx.eval(self._groups.take_pending())
+            mx.clear_cache()
+        if (frame.closes or frame.keeps) and not frame.slots:
+            self._measure_kv()
+        return failed
 
     def _slots(
         self,

@@ -1,8 +1,9 @@
 """Holds answers to their grammars on the last stage: which tokens may come next (llguidance).
 
 A guide's state follows the session's history, so that a replay, or a draft that was refused, needs no care.
-Grammars are compiled on a thread of their own while the prompt is read. All else is the compute thread's: the
-mask after a token is made while that token goes round the ring, or at the latest when it is asked for.
+Grammars are compiled on a thread of their own while the prompt is read. All else is the caller's: the mask
+after a token is made while that token goes round the ring, or at the latest when it is asked for. On a stage
+all of it runs in a process beside (cluster/guide_process.py).
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Guides:
 
 
 class Guide:
-    """Which tokens may follow in one answer. Compute thread only."""
+    """Which tokens may follow in one answer. One thread only."""
 
     def __init__(
         self,
@@ -90,7 +91,7 @@ class Guide:
         vocab_size: int,
         expecting: WeakKeyDictionary[Guide, None],
     ) -> None:
-        self._compiled, self._vocab_size = compiled, vocab_size
+        self.compiled, self._vocab_size = compiled, vocab_size
         self._expecting = expecting  # all guides that have a mask to make
         self._expected: list[int] = []
         self._prepared: tuple[list[int], Mask | None] | None = None
@@ -122,7 +123,7 @@ class Guide:
         return self._allowed(answer)
 
     def _allowed(self, answer: list[int]) -> Mask | None:
-        matcher, eos_ids = self._compiled.result()
+        matcher, eos_ids = self.compiled.result()
         if not self._follow(matcher, eos_ids, answer):
             return None
         if len(self._taken) > self._num_consumed:

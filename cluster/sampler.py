@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from itertools import zip_longest
 from typing import cast
 
 import mlx.core as mx
 
 from cluster.guide import Guide
+from cluster.guide_process import RemoteGuide
 from proto import ring_pb2
 
 GREEDY_BELOW = 1e-5  # a temperature under this is 0, as in vLLM: its reciprocal would overflow
@@ -71,7 +73,9 @@ class Sampler:
     to its grammar. Raises ValueError naming field, value and limit for anything out of range or not finite.
     """
 
-    def __init__(self, spec: ring_pb2.Sampling, vocab_size: int, guide: Guide | None = None) -> None:
+    def __init__(
+        self, spec: ring_pb2.Sampling, vocab_size: int, guide: Guide | RemoteGuide | None = None
+    ) -> None:
         validate(spec, vocab_size)
         self._guide = guide
         self._vocab_size = vocab_size
@@ -105,6 +109,12 @@ class Sampler:
     def reads_history(self) -> bool:
         """Its draws depend on more than the logits and the position."""
         return self._guide is not None or self._has_penalties or self._stop_ids is not None
+
+    @property
+    def compiling(self) -> Future[tuple[bytes, bytes]] | None:
+        """Done when its grammar is ready, where it is not yet."""
+        guide = self._guide
+        return guide.ready if isinstance(guide, RemoteGuide) and not guide.ready.done() else None
 
     @property
     def is_argmax(self) -> bool:

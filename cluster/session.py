@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cluster.guide import Guides
+from cluster.guide_process import GuideProcess
 from cluster.sampler import Row, Sampler
 from proto import ring_pb2
 from shard_loader.batch_state import BatchState
@@ -37,7 +38,9 @@ class Session:
     is_closed: bool = False
 
     @classmethod
-    def open(cls, spec: ring_pb2.SessionSpec, shard: Shard, guides: Guides | None = None) -> Session:
+    def open(
+        cls, spec: ring_pb2.SessionSpec, shard: Shard, guides: Guides | GuideProcess | None = None
+    ) -> Session:
         """Fresh caches for `spec`; raises ValueError for sampling values out of range."""
         sampler = None
         if shard.is_last:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,13 +14,13 @@ import pytest
 
 from cluster.compute import ComputeThread, LoadWork, StepWork
 from cluster.grammar import choice_grammar
+from cluster.guide_process import GuideProcess, RemoteGuide
 from proto import control_pb2, ring_pb2
 from proto.codec import Tensor
 from shard_loader.sources import FetchStoppedError, HubError
 from tests.tiny_models import write_checkpoint
-from tests.waiting import wait_for
 
-WAIT_S = 10.0
+WAIT_S = 30.0
 
 
 class Watched:
@@ -190,13 +191,18 @@ def test_a_thread_at_work_is_not_stopped_in_time(model: Path, monkeypatch: pytes
     assert (watched.thread.activity, watched.thread.busy_s) == ("idle", 0.0)
 
 
-def test_the_next_mask_of_an_answer_is_made_while_there_is_time(compute: Watched, model: Path) -> None:
+def opening(session: int, seq: int, grammar: str = "") -> ring_pb2.Frame:
+    """A prompt of one token, whose answer is asked for at once."""
+    frame = ring_pb2.Frame(kind=ring_pb2.STEP, epoch=1, seq=seq)
+    frame.opens.add(session=session, prompt_tokens=1, max_tokens=9).sampling.grammar = grammar
+    frame.slots.add(session=session, tokens=[65], is_sampled=True)
+    return frame
+
+
+def test_the_next_mask_of_an_answer_is_made_meanwhile(compute: Watched, model: Path) -> None:
     compute.thread.post(LoadWork(1, model, "digest", 0, 3))
     assert compute.next() == ("loaded", 1)
-    frame = ring_pb2.Frame(kind=ring_pb2.STEP, epoch=1, seq=1)
-    frame.opens.add(session=1, prompt_tokens=1, max_tokens=9).sampling.grammar = choice_grammar(["ab", "cd"])
-    frame.slots.add(session=1, tokens=[65], is_sampled=True)
-    compute.step(frame)
+    compute.step(opening(1, 1, choice_grammar(["ab", "cd"])))
     _, out = compute.next()
     assert isinstance(out, ring_pb2.Frame)
     assert out.slots[0].result.id in b"ac"
@@ -206,9 +212,52 @@ def test_the_next_mask_of_an_answer_is_made_while_there_is_time(compute: Watched
     sampler = engine.sessions[1].sampler
     assert sampler is not None
     guide = sampler._guide
-    assert guide is not None
-    wait_for(lambda: guide._prepared is not None, WAIT_S)
-    assert guide._prepared is not None
-    mask = guide._prepared[1]
+    assert isinstance(guide, RemoteGuide)
+    assert guide._told == [out.slots[0].result.id]
+    mask = guide.allowed([out.slots[0].result.id])
     assert mask is not None
     assert bytes(np.flatnonzero(mask).tolist()) == (b"b" if out.slots[0].result.id == ord("a") else b"d")
+
+
+def test_others_go_on_while_a_grammar_is_compiled(compute: Watched, model: Path) -> None:
+    compute.thread.post(LoadWork(1, model, "digest", 0, 3))
+    assert compute.next() == ("loaded", 1)
+    engine = compute.thread.engine
+    assert engine is not None
+    assert isinstance(engine.guides, GuideProcess)
+    process = engine.guides.open(choice_grammar(["x"]))._child.process
+    process.send_signal(signal.SIGSTOP)
+    compute.step(opening(1, 1, choice_grammar(["ab", "cd"])))
+    again = ring_pb2.Frame(kind=ring_pb2.STEP, epoch=1, seq=4)  # a draft of the one that waits
+    again.slots.add(session=1, position=1, tokens=[66], is_sampled=True)
+    compute.step(again)
+    for session in (2, 3):
+        compute.step(opening(session, session))
+        _, out = compute.next()
+        assert isinstance(out, ring_pb2.Frame)
+        assert (out.seq, compute.next()) == (session, ("released", session))
+    process.send_signal(signal.SIGCONT)
+    _, out = compute.next()
+    assert isinstance(out, ring_pb2.Frame)
+    assert (out.seq, out.slots[0].error) == (1, "")
+    assert out.slots[0].result.id in b"ac"
+    assert compute.next() == ("released", 1)
+    _, out = compute.next()
+    assert isinstance(out, ring_pb2.Frame)
+    assert (out.seq, out.slots[0].error) == (4, "")
+    assert compute.next() == ("released", 4)
+
+
+def test_what_waits_for_a_grammar_goes_with_its_epoch(compute: Watched, model: Path) -> None:
+    compute.thread.post(LoadWork(1, model, "digest", 0, 3))
+    assert compute.next() == ("loaded", 1)
+    engine = compute.thread.engine
+    assert engine is not None
+    assert isinstance(engine.guides, GuideProcess)
+    process = engine.guides.open(choice_grammar(["x"]))._child.process
+    process.send_signal(signal.SIGSTOP)
+    compute.step(opening(1, 1, choice_grammar(["ab", "cd"])))
+    compute.thread.post(LoadWork(2, model, "digest", 0, 3))
+    assert compute.next() == ("loaded", 2)
+    process.send_signal(signal.SIGCONT)
+    assert compute.next() == ("released", 1)  # and no output

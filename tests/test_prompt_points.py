@@ -122,6 +122,15 @@ def test_a_short_question_after_a_system_prompt_is_no_hindrance(ring: EngineRing
     ring.check()
 
 
+def test_a_chunk_that_fails_on_a_stage_fails_its_own_request_only(ring: EngineRing, model: Path) -> None:
+    """The stages behind have nothing to copy."""
+    ring.submit("bad", [1 << 20, *tokens(1, 40)], 4)
+    ring.run()
+    assert "a token id is not below" in ring.failed.pop("bad")
+    ring.check()
+    ask(ring, model, tokens(2, 60))
+
+
 @pytest.mark.long
 def test_chats_at_once_with_some_that_leave(ring: EngineRing, model: Path) -> None:
     """Three chats with one system prompt; frames go round in turn with what clients do."""
