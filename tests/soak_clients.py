@@ -21,6 +21,7 @@ NEAR = 2e-5  # of log-probabilities: rows that share a pass are rounded otherwis
 PAUSE_S = 1.0  # mean, before a client comes again
 WAVE_S, CALM_PAUSE_S = 5.0, 8.0  # every other wave is calm: then the queue empties, and answers are kept
 LEAVE_SHARE = 0.25
+SILENT = "has been silent for"
 HEAD = """POST /v1/completions HTTP/1.1
 Host: 127.0.0.1
 Content-Type: application/json
@@ -53,6 +54,7 @@ class Crowd:
     num_clients: int
     until: float
     seed: int
+    excuses_silence: bool = False  # a ring that breaks because a starved process was silent is waited for
     tally: Tally = field(default_factory=Tally)
 
     async def run(self) -> None:
@@ -89,6 +91,9 @@ class Crowd:
             if status == 429:
                 tally.counts["told to come later"] += 1
                 return max(PAUSE_S, min(2.0, float(headers["retry-after"])))
+            if status == 503 and self.excuses_silence:
+                tally.counts["told that the ring is not there"] += 1
+                return PAUSE_S
             if status != 200:
                 body = (await asyncio.wait_for(reader.read(4000), READ_LIMIT_S)).decode()
                 tally.wrong.append(f"request {number} got {status}: {body}")
@@ -107,7 +112,9 @@ class Crowd:
     def _compare(self, number: int, ask: Ask, got: _Got) -> None:
         tally, lone = self.tally, self.lone[number]
         ids = tuple(got.ids)
-        if got.error:
+        if SILENT in got.error and self.excuses_silence:
+            tally.counts["broken off by a silent process"] += 1
+        elif got.error:
             tally.wrong.append(f"request {number} failed: {got.error}")
         elif ids != lone.ids[: len(ids)] or (got.is_whole and len(ids) != len(lone.ids)):
             self._explain(number, ask, ids, lone)

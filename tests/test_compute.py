@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
@@ -261,3 +262,29 @@ def test_what_waits_for_a_grammar_goes_with_its_epoch(compute: Watched, model: P
     assert compute.next() == ("loaded", 2)
     process.send_signal(signal.SIGCONT)
     assert compute.next() == ("released", 1)  # and no output
+
+
+def test_handing_a_result_over_counts_as_work(model: Path) -> None:
+    outputs: SimpleQueue[float] = SimpleQueue()
+
+    def hand_over(_frame: ring_pb2.Frame, _tensors: list[Tensor]) -> None:
+        assert thread.engine is not None
+        busy_ms = thread.engine.stats.busy_ms
+        began = time.perf_counter()
+        while time.perf_counter() - began < 0.05:
+            pass
+        outputs.put(busy_ms)
+
+    thread = ComputeThread(hand_over, lambda _: None, lambda _, reason: pytest.fail(reason), lambda *_: None)
+    thread.start()
+    thread.post(LoadWork(1, model, "digest", 0, 3))
+    step = ring_pb2.Frame(kind=ring_pb2.STEP, epoch=1, seq=1)
+    step.opens.add(session=1, prompt_tokens=2, max_tokens=3)
+    step.slots.add(session=1, position=0, tokens=[5])
+    released = threading.Event()
+    thread.post(StepWork(step, (), released.set))
+    before_ms = outputs.get(timeout=WAIT_S)
+    assert released.wait(WAIT_S)
+    assert thread.engine is not None
+    assert thread.engine.stats.busy_ms >= before_ms + 50
+    assert thread.stop(WAIT_S)

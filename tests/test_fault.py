@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster.engine import Engine
 from cluster.fault import Fault, injected, injected_address
+from cluster.head import _as_injected
+from cluster.room import Limits
 from proto import ring_pb2
 from shard_loader.weights import load_shard
 from tests.tiny_models import write_checkpoint
@@ -44,3 +47,10 @@ def test_a_frame_takes_longer_for_each_own_layer(tmp_path: Path, monkeypatch: py
     started = time.perf_counter()
     assert engine.step(frame, ()) is not None
     assert time.perf_counter() - started >= 3 * 2 * 0.02
+
+
+def test_the_head_can_be_told_to_send_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = Limits(context=64, max_active=2, max_in_flight=4, max_rows=32)
+    assert _as_injected(limits) == limits
+    monkeypatch.setenv("MACRAME_FAULT", "frames_in_flight=1,rows_per_frame=2")
+    assert _as_injected(limits) == replace(limits, max_in_flight=1, max_rows=2)

@@ -1,7 +1,8 @@
 """A real ring under 200 clients that come, leave and give up: every answer is that of its lone run, no leak.
 
 MACRAME_SOAK_S says how long the longest one goes on, in seconds; 1800 unless told otherwise. Windowed and
-recurrent models take a tenth of that.
+recurrent models take a tenth of that. On a machine that does much else a process may get no processor for a
+second, which breaks the ring: MACRAME_SOAK_BREAKS is how often it may, 0 unless told otherwise.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from tests.waiting import wait_for
 pytestmark = pytest.mark.long
 
 SOAK_S = float(os.environ.get("MACRAME_SOAK_S", "1800"))
+MAX_BREAKS = int(os.environ.get("MACRAME_SOAK_BREAKS", "0"))
 SHORT_S = 20.0
 WARM_UP_S = 3.0
 SPARE_S = 600.0  # to start, to answer all requests alone, and to end
@@ -78,12 +80,16 @@ def soak(architecture: str, tmp_path: Path, duration_s: float, num_asks: int) ->
         queue=QUEUE,
     ) as ring:
         ring.wait_api()
-        plan = Plan.from_json(ring.wait_ok().plan_json)
+        first = ring.wait_ok()
+        plan = Plan.from_json(first.plan_json)
         until = time.monotonic() + WARM_UP_S
         asyncio.run(Crowd(ring.api_port, asks, lone, alone, NUM_CLIENTS, until, seed=0).run())
         quiet(ring)
         before = held(ring)
-        crowd = Crowd(ring.api_port, asks, lone, alone, NUM_CLIENTS, time.monotonic() + duration_s, seed=1)
+        until = time.monotonic() + duration_s
+        crowd = Crowd(
+            ring.api_port, asks, lone, alone, NUM_CLIENTS, until, seed=1, excuses_silence=MAX_BREAKS > 0
+        )
         with Watch(ring, plan, every_s=max(1.0, duration_s / 180)) as watch:
             asyncio.run(crowd.run())
         tally = crowd.tally
@@ -92,6 +98,9 @@ def soak(architecture: str, tmp_path: Path, duration_s: float, num_asks: int) ->
         print(f"log-probabilities are at most {tally.max_far:.2g} from those of lone runs")
         print(watch.table())
         assert not tally.wrong, "\n".join(tally.wrong[:10])
+        num_breaks = ring.wait_ok().epoch - first.epoch
+        print(f"the ring broke {num_breaks} times")
+        assert num_breaks <= MAX_BREAKS
         for kind in ("whole", "greedy", "drawn", "left in the middle", "told to come later"):
             assert tally.counts[kind], f"none {kind}: {tally.counts}"
         assert not watch.over_plan, watch.over_plan[:3]

@@ -52,6 +52,7 @@ class Found:
     busy: tuple[float, ...]  # share of each stage
     tok_s: float  # of all users
     ttft_ms: float
+    cpu_ms: float  # of all nodes, a token
 
 
 def cases(num_stages: int) -> list[Case]:
@@ -117,6 +118,7 @@ def measure(case: Case, model: Path, num_stages: int, wait_ms: float, num_tokens
         tuple(median(one.busy[i] for one in found) for i in range(num_stages)),
         median(one.tok_s for one in found),
         median(one.ttft_ms for one in found),
+        median(one.cpu_ms for one in found),
     )
 
 
@@ -128,18 +130,21 @@ def _round(ring: RingProcesses, case: Case, number: int, num_tokens: int) -> Fou
         user.start()
     for user in users:
         user.is_warm.wait()
-    before = [ring.node_status(rank).stats for rank in range(len(ring.ports))]
+    before = [ring.node_status(rank) for rank in range(len(ring.ports))]
+    num_before = sum(len(user.times_s) for user in users)
     while all(user.is_alive() for user in users):
         users[0].join(0.02)
-    after = [ring.node_status(rank).stats for rank in range(len(ring.ports))]
+    after = [ring.node_status(rank) for rank in range(len(ring.ports))]
+    num_more = sum(len(user.times_s) for user in users) - num_before
     for user in users:
         user.join()
     times_s = sorted(t for user in users for t in user.times_s)
     middle = times_s[len(times_s) // 4 : 3 * len(times_s) // 4]
     return Found(
-        tuple(_share(a, b) for a, b in zip(before, after, strict=True)),
+        tuple(_share(a.stats, b.stats) for a, b in zip(before, after, strict=True)),
         (len(middle) - 1) / (middle[-1] - middle[0]),
         median(1e3 * (user.times_s[0] - user.sent_at) for user in users),
+        1e3 * sum(b.cpu_s - a.cpu_s for a, b in zip(before, after, strict=True)) / num_more,
     )
 
 
@@ -188,6 +193,7 @@ def main() -> None:
             "busy %": " ".join(f"{100 * share:.0f}" for share in one.busy),
             "tok/s of all": f"{one.tok_s:.0f}",
             "first token ms": f"{one.ttft_ms:.0f}",
+            "CPU ms a token": f"{one.cpu_ms:.1f}",
         }
         for name, one in found.items()
     ]

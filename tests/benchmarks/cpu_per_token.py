@@ -1,11 +1,12 @@
 """CPU milliseconds per generated token: the whole ring (HTTP and all processes) against plain mlx-lm.
 
     python -m tests.benchmarks.cpu_per_token [--model DIR | --random] [--cuts 2,5] [--tokens 300] [--rounds 5]
-    python -m tests.benchmarks.cpu_per_token --random --batch 8  # mlx-lm batches 8
+    python -m tests.benchmarks.cpu_per_token --random --batch 8 --prompt-tokens 2  # mlx-lm batches 8
 
 Rounds alternate: mlx-lm in one process, then the ring. One BLAS thread on both sides. What the ring's
 processes burn when idle (heartbeats) is measured first and reported apart. Linux pins each process to one
-processor.
+processor. `steady` is what a token costs while all answers are written: without prompts, and without the
+beginning and the end, where fewer rows share a pass.
 """
 
 from __future__ import annotations
@@ -20,20 +21,23 @@ import sys
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from cluster.bench_client import Endpoint
+from cluster.bench_client import Answer, Endpoint
 from tests.ring_processes import RingProcesses
 
 DEMO = Path(__file__).parent.parent.parent / "deploy" / "demo" / "model"
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-PROMPT = [40 + i % 50 for i in range(16)]
+PROMPT_TOKENS = 16
 IDLE_S = 5.0
+WARM_TOKENS = 4  # of each answer, before the time counts as steady
+POLL_S = 0.005
 
 BASELINE = """
 import json, resource, sys
@@ -45,23 +49,28 @@ model, _ = load_model(Path(sys.argv[1]))
 prompt = mx.array(json.loads(sys.argv[2]))
 batch = int(sys.argv[3])
 def run(count):
+    steps, warm = 0, cpu()
     if batch > 1:
         many = BatchGenerator(model, max_tokens=count, completion_batch_size=batch, prefill_batch_size=batch)
         many.insert([prompt.tolist()] * batch, [count] * batch)
         while many.next_generated():
-            pass
+            steps += 1
+            warm = cpu() if steps == WARM else warm
         many.close()
-        return
-    for _ in generate_step(prompt, model, max_tokens=count):
-        pass
+    else:
+        for _ in generate_step(prompt, model, max_tokens=count):
+            steps += 1
+            warm = cpu() if steps == WARM else warm
+    return (cpu() - warm) / max(1, steps - WARM)
 def cpu():
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
+WARM = int(sys.argv[4])
 run(8)
 for line in sys.stdin:
     before = cpu()
-    run(int(line))
-    print(cpu() - before, flush=True)
+    step = run(int(line))
+    print(cpu() - before, step, flush=True)
 """
 
 
@@ -104,14 +113,41 @@ def ring_cpu_s(ring: RingProcesses) -> float:
     return sum(one.user + one.system for one in times)
 
 
+def steady_s_per_token(
+    ring: RingProcesses,
+    asked: Sequence[Future[Answer]],
+    answers: Sequence[Answer],
+    idle_share: float,
+) -> float:
+    """CPU time of a token while all answers are written; what the idle ring burns is taken off."""
+    pause = threading.Event()
+    while min(answer.num_tokens for answer in answers) < WARM_TOKENS and not all(map(Future.done, asked)):
+        pause.wait(POLL_S)
+    before, began = ring_cpu_s(ring), time.perf_counter()
+    first = sum(answer.num_tokens for answer in answers)
+    while not any(map(Future.done, asked)):
+        pause.wait(POLL_S)
+    used_s, wall_s = ring_cpu_s(ring) - before, time.perf_counter() - began
+    num_tokens = sum(answer.num_tokens for answer in answers) - first
+    return (used_s - idle_share * wall_s) / max(1, num_tokens)
+
+
 class Baselines:
     """Plain mlx-lm in `count` processes that work at the same time, one on each processor."""
 
-    def __init__(self, model: Path, count: int, batch: int) -> None:
+    def __init__(self, model: Path, prompt: list[int], count: int, batch: int) -> None:
         self._batch = batch
         environment = os.environ | ONE_THREAD
         environment.pop("MLX_DISABLE_COMPILE", None)
-        command = [sys.executable, "-c", BASELINE, str(model), json.dumps(PROMPT), str(batch)]
+        command = [
+            sys.executable,
+            "-c",
+            BASELINE,
+            str(model),
+            json.dumps(prompt),
+            str(batch),
+            str(WARM_TOKENS),
+        ]
         self.processes = [
             subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -119,17 +155,20 @@ class Baselines:
             for _ in range(count)
         ]
 
-    def cpu_s_per_token(self, num_tokens: int) -> float:
-        """CPU time of a token; all copies run."""
+    def cpu_s_per_token(self, num_tokens: int) -> tuple[float, float]:
+        """CPU time of a token with its share of the prompt, and of one while all rows are written; all copies
+        run."""
         for process in self.processes:
             assert process.stdin is not None
             process.stdin.write(f"{num_tokens}\n")
             process.stdin.flush()
-        total = 0.0
+        total = steps = 0.0
         for process in self.processes:
             assert process.stdout is not None
-            total += float(process.stdout.readline())
-        return total / num_tokens / len(self.processes) / self._batch
+            whole, step = map(float, process.stdout.readline().split())
+            total, steps = total + whole / num_tokens, steps + step
+        num_rows = len(self.processes) * self._batch
+        return total / num_rows, steps / num_rows
 
     def close(self) -> None:
         """End them."""
@@ -146,11 +185,13 @@ def measure(
     num_users: int,
     is_pinned: bool,
     batch: int = 1,
+    prompt_tokens: int = PROMPT_TOKENS,
 ) -> dict[str, Any]:
     """CPU ms per token of both sides, medians over the rounds.
 
     With several users all processors are busy on both sides: mlx-lm runs once on each processor.
     """
+    prompt = [40 + i % 50 for i in range(prompt_tokens)]
     num_layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
     bounds = [0, *cuts, num_layers]
     layers = list(itertools.pairwise(bounds))
@@ -162,15 +203,15 @@ def measure(
             layers,
             with_api=True,
             env=ONE_THREAD | {"MLX_DISABLE_COMPILE": None},
-            context=len(PROMPT) + num_tokens,
+            context=len(prompt) + num_tokens,
             concurrency=max(4, num_users),
         ) as ring,
-        closing(Baselines(model, 1 if num_users == 1 else os.cpu_count() or 1, batch)) as baselines,
+        closing(Baselines(model, prompt, 1 if num_users == 1 else os.cpu_count() or 1, batch)) as baselines,
         ThreadPoolExecutor(num_users) as users,
     ):
         ring.wait_api()
         endpoint = Endpoint(f"http://127.0.0.1:{ring.api_port}")
-        endpoint.complete(PROMPT, 8)
+        endpoint.complete(prompt, 8)
         baselines.cpu_s_per_token(8)
         if is_pinned:
             pin([psutil.Process(process.pid) for process in baselines.processes])
@@ -178,11 +219,17 @@ def measure(
         before = ring_cpu_s(ring)
         threading.Event().wait(IDLE_S)
         idle_ms_per_s = (ring_cpu_s(ring) - before) / IDLE_S * 1e3
-        ours, theirs, active = [], [], []
+        ours, theirs, active, steady, their_steady = [], [], [], [], []
         for _ in range(num_rounds):
-            theirs.append(baselines.cpu_s_per_token(num_tokens) * 1e3)
+            their_whole_s, their_steady_s = baselines.cpu_s_per_token(num_tokens)
+            theirs.append(their_whole_s * 1e3)
+            their_steady.append(their_steady_s * 1e3)
             before, started = ring_cpu_s(ring), time.perf_counter()
-            list(users.map(lambda _: endpoint.complete(PROMPT, num_tokens), range(num_users)))
+            answers = [Answer(len(prompt)) for _ in range(num_users)]
+            asked = [users.submit(endpoint.complete, prompt, num_tokens, answer) for answer in answers]
+            steady.append(steady_s_per_token(ring, asked, answers, idle_ms_per_s / 1e3) * 1e3)
+            for one in asked:
+                one.result()
             wall_s, used_ms = time.perf_counter() - started, (ring_cpu_s(ring) - before) * 1e3
             ours.append(used_ms / num_tokens / num_users)
             active.append((used_ms - idle_ms_per_s * wall_s) / num_tokens / num_users)
@@ -191,6 +238,7 @@ def measure(
     return {
         "model": model.name,
         "stages": len(layers),
+        "prompt_tokens": prompt_tokens,
         "tokens": num_tokens,
         "rounds": num_rounds,
         "users": num_users,
@@ -200,6 +248,11 @@ def measure(
         "ring_cpu_ms_per_token": statistics.median(ours),
         "ring_without_idle_cpu_ms_per_token": statistics.median(active),
         "idle_cpu_ms_per_s": idle_ms_per_s,
+        "steady": {
+            "mlx_lm_cpu_ms_per_token": statistics.median(their_steady),
+            "ring_without_idle_cpu_ms_per_token": statistics.median(steady),
+            "ratio": statistics.median(a / t for a, t in zip(steady, their_steady, strict=True)),
+        },
         "added_ms_per_token": added,
         "hops": num_hops,
         "added_ms_per_hop": added / num_hops if num_hops else None,
@@ -215,6 +268,9 @@ def main() -> None:
     parser.add_argument("--cuts", default="2,5")
     parser.add_argument("--tokens", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--prompt-tokens", type=int, default=PROMPT_TOKENS, help="2: nearly all of the time is decoding"
+    )
     parser.add_argument(
         "--users", type=int, default=1, help="answers at once; more than 1: all processors busy"
     )
@@ -236,6 +292,7 @@ def main() -> None:
             num_users=num_users,
             is_pinned=not args.no_pin,
             batch=args.batch,
+            prompt_tokens=args.prompt_tokens,
         )
         print(json.dumps(result, indent=2))
 
