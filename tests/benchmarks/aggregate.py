@@ -27,10 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from proto import head_pb2, head_pb2_grpc
-from tests.benchmarks.device import random_model
+from tests.benchmarks.device import MOE, QWEN3_1_7B, random_model
 from tests.ring_processes import RingProcesses
 
 PROMPT_TOKENS = 64
+STEPS = ("num_steps", "num_overlapped", "num_built_ahead", "num_dropped_ahead")
 
 BASELINE = """
 import json, sys, time
@@ -129,7 +130,11 @@ def ring_tok_s(ring: RingProcesses, stages: int, users: int, num_tokens: int) ->
     wall_s = time.perf_counter() - began
     after = [ring.node_status(rank).stats for rank in range(stages)]
     busy = [(b.busy_ms - a.busy_ms) / 1e3 / wall_s for a, b in zip(before, after, strict=True)]
+    steps = [
+        [getattr(b, name) - getattr(a, name) for name in STEPS] for a, b in zip(before, after, strict=True)
+    ]
     return {
+        "steps": steps,
         "tok_s": sum(counts) / wall_s,
         "busy": [round(share, 3) for share in busy],
         "step_ms": [round(statistics.median(stats.recent_step_ms), 2) for stats in after],
@@ -159,6 +164,8 @@ def measure_ring(ring: RingProcesses, stages: int, args: argparse.Namespace) -> 
     ring_tok_s(ring, stages, users, 16)
     found: dict[str, Any] = {"many": ring_tok_s(ring, stages, users, args.tokens)}
     found["one"] = max(one_user(ring, args.tokens) for _ in range(2))
+    stats = [ring.node_status(rank).stats for rank in range(stages)]
+    found["steps"] = [[getattr(one, name) for name in STEPS] for one in stats]
     found["one_step_ms"] = [
         round(statistics.median(ring.node_status(r).stats.decode_ms), 2) for r in range(stages)
     ]
@@ -231,6 +238,7 @@ def main() -> None:
     """Print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", type=Path)
+    parser.add_argument("--moe", action="store_true", help="random weights of 128 experts, 10 GB")
     parser.add_argument("--stages", default="1,2", help="rings: 2, 2@15, 2-plain")
     parser.add_argument(
         "--prompt", type=int, default=0, help="also the time to the first token of so long a one"
@@ -241,7 +249,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        model = args.model or random_model(Path(directory) / "qwen3-1.7b-8bit")
+        shape, name = (MOE, "moe-8bit") if args.moe else (QWEN3_1_7B, "qwen3-1.7b-8bit")
+        model = args.model or random_model(Path(directory) / name, shape)
         print(json.dumps(measure(model, args, gpus_here(), Path(directory)), indent=1))
 
 
