@@ -18,6 +18,7 @@ from proto import ring_pb2
 from proto.codec import Tensor
 from shard_loader.ahead import Ahead, Kind, can_save, kind_of
 from shard_loader.batch_state import BatchState
+from shard_loader.host_arrays import HostArrays
 from shard_loader.rehearsal import UNSUITABLE
 from shard_loader.shard import Shard
 from shard_loader.state import ShardState
@@ -71,8 +72,8 @@ class Taken:
 class BuildAhead:
     """One step at most is built. `use`: makes the model be that of an adapter."""
 
-    def __init__(self, shard: Shard, use: Callable[[str], object], *, is_on: bool) -> None:
-        self._shard, self._use, self.is_on = shard, use, is_on
+    def __init__(self, shard: Shard, use: Callable[[str], object], host: HostArrays, *, is_on: bool) -> None:
+        self._shard, self._use, self._host, self.is_on = shard, use, host, is_on
         self._teams: dict[tuple[int, ...], Team] = {}  # the one that waits longest is first
         self._built: Built | None = None
         self._trust, self._rest = TRUST, 0
@@ -89,7 +90,7 @@ class BuildAhead:
             return False
         self._use(team.sessions[0].spec.adapter)
         try:
-            ahead = Ahead(self._shard, state, len(team.sessions), team.carry, team.structure)
+            ahead = Ahead(self._shard, state, len(team.sessions), team.carry, team.structure, host=self._host)
         except UNSUITABLE as error:  # ReadsNumbersError is one of them
             logger.info("steps are not built ahead: %s", error)
             self.is_on = False

@@ -131,6 +131,7 @@ class ComputeThread:
         self.limits = MemoryLimits()
         self.load = LoadProgress()
         self.step_times = StepTimes()
+        self.num_overlapped = 0  # frames that were built while the one before was computed
         self.progress = 0
         self.activity = "idle"
 
@@ -260,6 +261,7 @@ class ComputeThread:
         except Exception as error:  # border, as below
             self._give_up(work, error)
             return
+        self.num_overlapped += before is not None
         self._end_running()
         self._running = running
         if not self._overlaps:

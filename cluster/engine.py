@@ -24,7 +24,8 @@ from proto import ring_pb2
 from proto.codec import Tensor
 from shard_loader.adapters import Adapters
 from shard_loader.batch_state import BatchState
-from shard_loader.carry import flatten, from_wire, to_wire, unflatten
+from shard_loader.carry import flatten, to_wire, unflatten
+from shard_loader.host_arrays import HostArrays
 from shard_loader.reach import Reach
 from shard_loader.shard import Shard
 from shard_loader.state import ShardState
@@ -71,9 +72,10 @@ class Engine:
         self.trim_window, self.reach = shard.trim_window, shard.reach  # any thread may read
         self.stats = StepStats()
         is_gpu = mx.default_device().type == mx.gpu
-        self.ahead = BuildAhead(
-            shard, self.adapters.use, is_on=is_gpu if builds_ahead is None else builds_ahead
-        )
+        if builds_ahead is None:
+            builds_ahead = is_gpu and not injected(Fault.PLAIN_STEPS)
+        self._host = HostArrays(is_kept=is_gpu)
+        self.ahead = BuildAhead(shard, self.adapters.use, self._host, is_on=builds_ahead)
         self._error_at = int(injected(Fault.STEP_ERROR_AT))
         num_layers = shard.stop - shard.start
         self._delay_s = injected(Fault.LAYER_DELAY_MS) / 1e3 * num_layers
@@ -98,7 +100,7 @@ class Engine:
             self._begun.clear()
             self._waiting.clear()
             self.memory.measure(0)
-            mx.clear_cache()
+            clear_cache()
 
     def step(self, frame: ring_pb2.Frame, tensors: Sequence[Tensor]) -> Output:
         """The frame for the next hop with its tensors, or None if nothing has to go there.
@@ -185,7 +187,7 @@ class Engine:
             self._groups.settle()
             if not frame.slots:
                 mx.eval(self._groups.take_pending())
-            mx.clear_cache()
+            clear_cache()
         if (frame.closes or frame.keeps) and not frame.slots:
             self._measure_kv()
         return failed
@@ -243,9 +245,9 @@ class Engine:
             if slots[0].num_draws > 1 and self.reach == Reach.MARK:
                 assert isinstance(state, ShardState)
                 state.mark()
-            tokens = mx.array([list(slot.tokens) for slot in slots])  # (B, T)
+            tokens = self._host.tokens([list(slot.tokens) for slot in slots])  # (B, T)
             incoming = (
-                None if shard.is_first else unflatten([from_wire(t) for t in carry], slots[0].structure)
+                None if shard.is_first else unflatten([self._host.of(t) for t in carry], slots[0].structure)
             )
             self.adapters.use(sessions[0].spec.adapter)
             outgoing = shard.forward(tokens, incoming, state)
@@ -419,13 +421,19 @@ class Engine:
         self.stats.busy_ms += step_ms
         self.stats.recent_step_ms.append(step_ms)
         if not frame.slots[0].is_sampled:
-            mx.clear_cache()  # a prefill chunk's temporaries are larger than any decode step's
+            clear_cache()  # a prefill chunk's temporaries are larger than any decode step's
             self._measure_kv()
         elif self.stats.num_steps % KV_MEASURE_STEPS == 0 or frame.closes:
             self._measure_kv()
 
     def _measure_kv(self) -> None:
         self.memory.measure(Groups.nbytes(self.sessions.values()))
+
+
+def clear_cache() -> None:
+    """Give back what MLX keeps of freed buffers: none that the device still uses may be among them."""
+    mx.synchronize()
+    clear_cache()
 
 
 def _about(session: Session | None) -> dict[str, object]:

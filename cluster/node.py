@@ -241,6 +241,9 @@ class Node:
             status.stats.num_steps = stats.num_steps
             status.stats.num_tokens = stats.num_tokens
             status.stats.busy_ms = stats.busy_ms
+            status.stats.num_overlapped = compute.num_overlapped
+            status.stats.num_built_ahead = engine.ahead.num_taken
+            status.stats.num_dropped_ahead = engine.ahead.num_dropped
             window = engine.trim_window
             status.stats.trim_window = -1 if window is None else window
             status.stats.reach = engine.reach

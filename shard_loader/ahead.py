@@ -17,9 +17,10 @@ import numpy as np
 from mlx_lm.models import cache as mlx_lm_cache
 from mlx_lm.models.cache import CacheList
 
-from proto.codec import ITEM_BYTES, Tensor
+from proto.codec import Tensor
 from shard_loader.batch_state import BatchState
-from shard_loader.carry import from_wire, memory, unflatten
+from shard_loader.carry import unflatten
+from shard_loader.host_arrays import HostArrays, write
 from shard_loader.merging import handles
 from shard_loader.shard import Shard
 from shard_loader.state import ShardState
@@ -70,11 +71,18 @@ class Ahead:
     """
 
     def __init__(
-        self, shard: Shard, state: ShardState | BatchState, num_rows: int, carry: Kind, structure: str
+        self,
+        shard: Shard,
+        state: ShardState | BatchState,
+        num_rows: int,
+        carry: Kind,
+        structure: str,
+        *,
+        host: HostArrays,
     ) -> None:
         self._saved: Saved | None = Saved(state)
-        self._tokens = mx.array(np.zeros((num_rows, 1), np.int32))
-        self._arrays = [from_wire(_zeros(dtype, shape)) for dtype, shape in carry]
+        self._tokens = host.blank(("int32", (num_rows, 1)))
+        self._arrays = [host.blank(kind) for kind in carry]
         tokens, *arrays = given = [mx.stop_gradient(array) for array in (self._tokens, *self._arrays)]
         incoming = None if shard.is_first else unflatten(arrays, structure)
         try:
@@ -94,9 +102,9 @@ class Ahead:
     def fill(self, tokens: Sequence[int], carry: Sequence[Tensor]) -> Any:
         """The numbers are there: what `Shard.forward` would return for them, to be evaluated."""
         self._saved = None
-        _write(self._tokens, np.array(tokens, np.int32).tobytes())
+        write(self._tokens, np.array(tokens, np.int32).tobytes())
         for array, tensor in zip(self._arrays, carry, strict=True):
-            _write(array, tensor.data)
+            write(array, tensor.data)
         return self.out
 
 
@@ -110,12 +118,3 @@ def _is_lazy(array: mx.array) -> bool:
 def _parts(caches: Any) -> list[Any]:
     """The caches that hold arrays, those in lists of caches among them."""
     return [part for cache in caches for part in (cache.caches if type(cache) is CacheList else (cache,))]
-
-
-def _zeros(dtype: str, shape: tuple[int, ...]) -> Tensor:
-    return Tensor(dtype, shape, bytes(ITEM_BYTES[dtype] * int(np.prod(shape))))
-
-
-def _write(array: mx.array, data: bytes | memoryview) -> None:
-    if len(data):
-        memory(array).cast("B")[:] = data

@@ -54,6 +54,7 @@ class RingProcesses:
         log_is_closed: bool = False,
         env: Mapping[str, str | None] | None = None,
         env_of: Mapping[int, Mapping[str, str | None]] | None = None,
+        memory_gb: float = 16,
         **config: Any,
     ) -> None:
         *ports, api_port = free_ports(len(layers) + 1)
@@ -65,7 +66,12 @@ class RingProcesses:
         self.env_of = dict(env_of or {})
         nodes = []
         for rank, (port, owned) in enumerate(zip(ports, layers, strict=True)):
-            node: dict[str, Any] = {"name": f"n{rank}", "host": "127.0.0.1", "port": port, "memory_gb": 16}
+            node: dict[str, Any] = {
+                "name": f"n{rank}",
+                "host": "127.0.0.1",
+                "port": port,
+                "memory_gb": memory_gb,
+            }
             if owned is not None:
                 node["layers"] = f"{owned[0]}:{owned[1]}"
             nodes.append(node)

@@ -15,6 +15,7 @@ from cluster.engine import Engine
 from proto import ring_pb2
 from shard_loader.ahead import Ahead, ReadsNumbersError, kind_of
 from shard_loader.carry import flatten, to_wire
+from shard_loader.host_arrays import HostArrays
 from shard_loader.rehearsal import Rehearsal
 from shard_loader.weights import load_shard
 from tests.test_engine import trip
@@ -212,8 +213,10 @@ def test_it_rests_where_it_does_not_pay(tmp_path: Path) -> None:
     assert (ahead.num_taken, ahead._built) == (0, None)
 
 
-def test_numbers_written_in_place_are_seen() -> None:
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_numbers_written_in_place_are_seen(*, is_kept: bool) -> None:
     """Token ids on the first stage, the carry on the next."""
+    host = HostArrays(is_kept=is_kept)
     rehearsal = Rehearsal(zoo_config("qwen3"))
     first, last = rehearsal.shards([2])
     tokens = rehearsal.tokens(1, 8)
@@ -228,8 +231,8 @@ def test_numbers_written_in_place_are_seen() -> None:
     mx.eval(arrays)
     wire = [to_wire(array) for array in arrays]
     builds = [
-        Ahead(first, states[0], 1, (), ""),
-        Ahead(last, states[1], 1, kind_of(wire), structure),
+        Ahead(first, states[0], 1, (), "", host=host),
+        Ahead(last, states[1], 1, kind_of(wire), structure, host=host),
     ]
     ids = [int(tokens[0, 5].item())]
     assert np.array_equal(np.array(builds[0].fill(ids, ())), np.array(wanted_carry))
@@ -243,5 +246,5 @@ def test_a_model_whose_code_reads_numbers_is_found_out() -> None:
     state = shard.new_state()
     mx.eval(shard.forward(mx.array([[1, 2, 3]]), None, state))
     with pytest.raises(ReadsNumbersError, match="reads numbers while it builds"):
-        Ahead(shard, state, 1, (), "")
+        Ahead(shard, state, 1, (), "", host=HostArrays(is_kept=False))
     assert state.position == 3

@@ -5,7 +5,9 @@
 Without --model: random weights of Qwen3-1.7B's shape in 8 bits. Rounds alternate: mlx-lm's BatchGenerator
 with `rows` prompts in a process of its own, then each ring with `rows` users a frame in flight.
 Times are from the first request to the last token, the reading of the short prompts included on both sides.
-With NVIDIA GPUs each stage has one of its own, as many as there are.
+With NVIDIA GPUs each stage has one of its own, as many as there are. Of rings, 2 has two equal stages, 2@15
+is cut before layer 15, and 2-plain is one whose steps are neither built ahead nor while another runs.
+--prompt 8192 adds the time to the first token of a prompt of so many tokens, with chunks of 2048 in mlx-lm.
 """
 
 from __future__ import annotations
@@ -24,35 +26,48 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.device import random_model
+from proto import head_pb2, head_pb2_grpc
+from tests.benchmarks.device import MOE, QWEN3_1_7B, random_model
 from tests.ring_processes import RingProcesses
 
 PROMPT_TOKENS = 64
+STEPS = ("num_steps", "num_overlapped", "num_built_ahead", "num_dropped_ahead")
 
 BASELINE = """
 import json, sys, time
 from pathlib import Path
 import mlx.core as mx
-from mlx_lm.generate import BatchGenerator
+from mlx_lm.generate import BatchGenerator, generate_step
 from mlx_lm.utils import load_model
 model, _ = load_model(Path(sys.argv[1]))
-for line in sys.stdin:
-    prompts, count = json.loads(line)
-    many = BatchGenerator(
+def many(prompts, count):
+    batch = BatchGenerator(
         model, max_tokens=count, completion_batch_size=len(prompts), prefill_batch_size=len(prompts)
     )
     began, num_tokens = time.perf_counter(), 0
-    many.insert(prompts, [count] * len(prompts))
-    while responses := many.next_generated():
+    batch.insert(prompts, [count] * len(prompts))
+    while responses := batch.next_generated():
         num_tokens += len(responses)
-    many.close()
-    print(num_tokens / (time.perf_counter() - began), flush=True)
+    batch.close()
+    return num_tokens / (time.perf_counter() - began)
+def one(prompts, count):
+    first = 0.0
+    for _ in generate_step(mx.array(prompts[0]), model, max_tokens=count):
+        first = first or time.perf_counter()
+    return (count - 1) / (time.perf_counter() - first)
+def ttft(prompts, count):
+    began = time.perf_counter()
+    next(iter(generate_step(mx.array(prompts[0]), model, max_tokens=1, prefill_step_size=2048)))
+    return time.perf_counter() - began
+for line in sys.stdin:
+    what, *job = json.loads(line)
+    print({"many": many, "one": one, "ttft": ttft}[what](*job), flush=True)
 """
 
 
-def prompts(count: int) -> list[list[int]]:
+def prompts(count: int, length: int = PROMPT_TOKENS) -> list[list[int]]:
     """Different ones of the same length."""
-    return [[40 + (7 * i + 13 * k) % 900 for i in range(PROMPT_TOKENS)] for k in range(count)]
+    return [[40 + (7 * i + 13 * k) % 900 for i in range(length)] for k in range(count)]
 
 
 class Baseline:
@@ -70,11 +85,11 @@ class Baseline:
             env=environment,
         )
 
-    def tok_s(self, rows: int, num_tokens: int) -> float:
-        """Of a batch, all rows together."""
+    def ask(self, what: str, rows: int, num_tokens: int, length: int = PROMPT_TOKENS) -> float:
+        """many: tok/s of a batch, all rows together; one: of one user after the first; ttft: s."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps([prompts(rows), num_tokens]) + "\n")
+        self._process.stdin.write(json.dumps([what, prompts(rows, length), num_tokens]) + "\n")
         self._process.stdin.flush()
         return float(self._process.stdout.readline())
 
@@ -84,79 +99,128 @@ class Baseline:
 
 
 def ring_of(
-    model: Path, stages: int, args: argparse.Namespace, gpus: Sequence[str], directory: Path
+    model: Path, name: str, args: argparse.Namespace, gpus: Sequence[str], directory: Path
 ) -> RingProcesses:
-    """Equal shares of the layers, one frame more than stages."""
+    """name: 2, 2@15 or 2-plain, as the arguments tell."""
     num_layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
-    bounds = [round(num_layers * stage / stages) for stage in range(stages + 1)]
+    cuts, _, plain = name.partition("-")
+    first, *at = map(int, cuts.split("@"))
+    bounds = [0, *at, num_layers] if at else [round(num_layers * i / first) for i in range(first + 1)]
     env: dict[str, str | None] = {"MLX_DISABLE_COMPILE": None}
     directory.mkdir()
     return RingProcesses(
         directory,
         model,
         list(pairwise(bounds)),
-        concurrency=args.rows * (stages + 1),
-        context=PROMPT_TOKENS + args.tokens,
+        concurrency=args.rows * (first + 1),
+        context=max(args.prompt, PROMPT_TOKENS) + args.tokens,
+        faults=dict.fromkeys(range(first), "plain_steps=1") if plain else None,
         env=env,
-        env_of={i: {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(stages)} if gpus else None,
+        env_of={i: {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(first)} if gpus else None,
+        memory_gb=args.memory_gb,
         prefix_cache=False,
     )
 
 
 def ring_tok_s(ring: RingProcesses, stages: int, users: int, num_tokens: int) -> dict[str, Any]:
     """Of all users together, and how busy each stage was meanwhile."""
-    before = [ring.node_status(rank).stats.busy_ms for rank in range(stages)]
+    before = [ring.node_status(rank).stats for rank in range(stages)]
     began = time.perf_counter()
     counts = [len(answer) for answer in ring.answers(prompts(users), num_tokens)]
     wall_s = time.perf_counter() - began
-    busy = [ring.node_status(rank).stats.busy_ms - ms for rank, ms in enumerate(before)]
-    return {"tok_s": sum(counts) / wall_s, "busy": [round(ms / 1e3 / wall_s, 3) for ms in busy]}
+    after = [ring.node_status(rank).stats for rank in range(stages)]
+    busy = [(b.busy_ms - a.busy_ms) / 1e3 / wall_s for a, b in zip(before, after, strict=True)]
+    steps = [
+        [getattr(b, name) - getattr(a, name) for name in STEPS] for a, b in zip(before, after, strict=True)
+    ]
+    return {
+        "steps": steps,
+        "tok_s": sum(counts) / wall_s,
+        "busy": [round(share, 3) for share in busy],
+        "step_ms": [round(statistics.median(stats.recent_step_ms), 2) for stats in after],
+    }
+
+
+def one_user(ring: RingProcesses, num_tokens: int) -> float:
+    """Tokens per second after the first."""
+    first = 0.0
+    request = head_pb2.GenerateRequest(prompt=prompts(1)[0], max_tokens=num_tokens)
+    with ring.channel() as channel:
+        for _ in head_pb2_grpc.HeadStub(channel).Generate(request, timeout=600.0):
+            first = first or time.perf_counter()
+    return (num_tokens - 1) / (time.perf_counter() - first)
+
+
+def ttft_s(ring: RingProcesses, length: int) -> float:
+    """Of one prompt."""
+    began = time.perf_counter()
+    ring.answers(prompts(1, length), 1)
+    return time.perf_counter() - began
+
+
+def measure_ring(ring: RingProcesses, stages: int, args: argparse.Namespace) -> dict[str, Any]:
+    """One round on a ring that is up."""
+    users = args.rows * (stages + 1)
+    ring_tok_s(ring, stages, users, 16)
+    found: dict[str, Any] = {"many": ring_tok_s(ring, stages, users, args.tokens)}
+    found["one"] = max(one_user(ring, args.tokens) for _ in range(2))
+    stats = [ring.node_status(rank).stats for rank in range(stages)]
+    found["steps"] = [[getattr(one, name) for name in STEPS] for one in stats]
+    found["one_step_ms"] = [
+        round(statistics.median(ring.node_status(r).stats.decode_ms), 2) for r in range(stages)
+    ]
+    if args.prompt:
+        found["ttft_s"] = min(ttft_s(ring, args.prompt) for _ in range(2))
+    return found
 
 
 def measure(model: Path, args: argparse.Namespace, gpus: Sequence[str], directory: Path) -> dict[str, Any]:
     """Medians over the rounds."""
-    counts = [int(text) for text in args.stages.split(",")]
-    found: dict[str, list[Any]] = {"mlx_lm": [], "mlx_lm_alone": []}
+    names = args.stages.split(",")
+    plain: dict[str, list[float]] = {"many": [], "one": [], "ttft": []}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     with ExitStack() as stack:
         baseline = Baseline(model, gpus)
         stack.callback(baseline.close)
-        baseline.tok_s(args.rows, 16)
+        baseline.ask("many", args.rows, 16)
         for round_ in range(args.rounds):
-            found["mlx_lm"].append(baseline.tok_s(args.rows, args.tokens))
-            found["mlx_lm_alone"].append(baseline.tok_s(1, args.tokens))
-            for stages in counts:
-                place = directory / f"{stages}-{round_}"
-                with ring_of(model, stages, args, gpus, place) as ring:
+            plain["many"].append(baseline.ask("many", args.rows, args.tokens))
+            plain["one"].append(max(baseline.ask("one", 1, args.tokens) for _ in range(2)))
+            if args.prompt:
+                plain["ttft"].append(min(baseline.ask("ttft", 1, 1, args.prompt) for _ in range(2)))
+            for name in names:
+                stages = int(name.partition("-")[0].partition("@")[0])
+                with ring_of(model, name, args, gpus, directory / f"{name}-{round_}") as ring:
                     ring.wait_ok(180.0)
-                    ring_tok_s(ring, stages, args.rows * (stages + 1), 16)
-                    for name, users in (("alone", 1), ("many", args.rows * (stages + 1))):
-                        found.setdefault(f"{stages} {name}", []).append(
-                            ring_tok_s(ring, stages, users, args.tokens)
-                        )
-    base = statistics.median(found["mlx_lm"])
-    alone = statistics.median(found["mlx_lm_alone"])
+                    found[name].append(measure_ring(ring, stages, args))
+                print(name, json.dumps(found[name][-1]), file=sys.stderr, flush=True)
+    base = {what: statistics.median(values) for what, values in plain.items() if values}
     rings = []
-    for stages in counts:
-        many = statistics.median(one["tok_s"] for one in found[f"{stages} many"])
-        one = statistics.median(one["tok_s"] for one in found[f"{stages} alone"])
-        rings.append(
-            {
-                "stages": stages,
-                "users": args.rows * (stages + 1),
-                "tok_s": round(many, 1),
-                "of_stages_times_mlx_lm": round(many / base / stages, 3),
-                "busy": found[f"{stages} many"][-1]["busy"],
-                "one_user_tok_s": round(one, 1),
-                "one_user_of_mlx_lm": round(one / alone, 3),
-            }
-        )
+    for name, rounds in found.items():
+        stages = int(name.partition("-")[0].partition("@")[0])
+        many = statistics.median(one["many"]["tok_s"] for one in rounds)
+        one = statistics.median(one["one"] for one in rounds)
+        told = {
+            "ring": name,
+            "users": args.rows * (stages + 1),
+            "tok_s": round(many, 1),
+            "of_stages_times_mlx_lm": round(many / base["many"] / stages, 3),
+            "busy": rounds[-1]["many"]["busy"],
+            "step_ms": rounds[-1]["many"]["step_ms"],
+            "one_user_tok_s": round(one, 1),
+            "one_user_of_mlx_lm": round(one / base["one"], 3),
+            "one_user_step_ms": rounds[-1]["one_step_ms"],
+        }
+        if args.prompt:
+            first_s = statistics.median(one["ttft_s"] for one in rounds)
+            told |= {"ttft_s": round(first_s, 3), "ttft_of_mlx_lm": round(first_s / base["ttft"], 3)}
+        rings.append(told)
     return {
         "model": model.name,
         "rows": args.rows,
         "tokens": args.tokens,
         "gpus": len(gpus),
-        "mlx_lm_tok_s": round(base, 1),
-        "mlx_lm_one_user_tok_s": round(alone, 1),
+        "mlx_lm": {what: round(value, 3) for what, value in base.items()},
         "rings": rings,
     }
 
@@ -174,13 +238,19 @@ def main() -> None:
     """Print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", type=Path)
-    parser.add_argument("--stages", default="1,2")
+    parser.add_argument("--moe", action="store_true", help="random weights of 128 experts, 10 GB")
+    parser.add_argument("--stages", default="1,2", help="rings: 2, 2@15, 2-plain")
+    parser.add_argument(
+        "--prompt", type=int, default=0, help="also the time to the first token of so long a one"
+    )
+    parser.add_argument("--memory-gb", type=float, default=100.0, help="of each node")
     parser.add_argument("--rows", type=int, default=16, help="users a frame")
     parser.add_argument("--tokens", type=int, default=256, help="of each answer")
     parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        model = args.model or random_model(Path(directory) / "qwen3-1.7b-8bit")
+        shape, name = (MOE, "moe-8bit") if args.moe else (QWEN3_1_7B, "qwen3-1.7b-8bit")
+        model = args.model or random_model(Path(directory) / name, shape)
         print(json.dumps(measure(model, args, gpus_here(), Path(directory)), indent=1))
 
 

@@ -42,6 +42,20 @@ QWEN3_1_7B = {
     "max_position_embeddings": 8192,
     "tie_word_embeddings": True,
 }
+# 10.3 GB in 8 bits
+MOE = QWEN3_1_7B | {
+    "model_type": "qwen3_moe",
+    "num_hidden_layers": 16,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "norm_topk_prob": True,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "tie_word_embeddings": False,
+}
 PROMPTS = [[40 + (7 * i + 13 * k) % 900 for i in range(64)] for k in range(4)]
 
 REFERENCE = """
@@ -77,23 +91,24 @@ print(str(mx.default_device()))
 """
 
 
-def random_model(directory: Path) -> Path:
-    """Random weights of Qwen3-1.7B's shape, 8 bits in groups of 64."""
+def random_model(directory: Path, shape: dict[str, Any] = QWEN3_1_7B) -> Path:
+    """Random weights, 8 bits in groups of 64."""
     import mlx.core as mx
     from mlx import nn
     from mlx.utils import tree_flatten
     from mlx_lm.utils import _get_classes
 
-    model_class, args_class = _get_classes(QWEN3_1_7B)
+    model_class, args_class = _get_classes(shape)
     mx.random.seed(1)
-    model = model_class(args_class.from_dict(QWEN3_1_7B))
+    model = model_class(args_class.from_dict(shape))
     model.set_dtype(mx.bfloat16)
     nn.quantize(model, group_size=64, bits=8)
     weights = dict(tree_flatten(model.parameters()))
-    mx.eval(weights)
+    for array in weights.values():  # one by one: what they are made of is larger
+        mx.eval(array)
     directory.mkdir()
     mx.save_safetensors(str(directory / "model.safetensors"), weights, metadata={"format": "mlx"})
-    config = QWEN3_1_7B | {"quantization": {"group_size": 64, "bits": 8}}
+    config = shape | {"quantization": {"group_size": 64, "bits": 8}}
     (directory / "config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(DEMO / name, directory / name)

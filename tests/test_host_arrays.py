@@ -1,0 +1,58 @@
+"""Arrays in memory that is used again: each has its own numbers as long as it is in use."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from proto.codec import Tensor
+from shard_loader.carry import CarryError
+from shard_loader.host_arrays import MAX_KINDS, TURNS, HostArrays, write
+
+
+def tensor(value: float, *shape: int) -> Tensor:
+    return Tensor("float32", shape, np.full(shape, value, np.float32).tobytes())
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_each_has_its_own_numbers(*, is_kept: bool) -> None:
+    host = HostArrays(is_kept=is_kept)
+    arrays = [host.of(tensor(i, 2, 3)) for i in range(TURNS)]
+    sums = [array.sum() for array in arrays]
+    assert [total.item() for total in sums] == [6.0 * i for i in range(TURNS)]
+    again = host.of(tensor(9, 2, 3))
+    assert (again is arrays[0]) == is_kept
+    assert mx.array_equal(again, mx.full((2, 3), 9.0))
+    assert host.tokens([[5, 6], [7, 8]]).tolist() == [[5, 6], [7, 8]]
+    assert host.tokens([[1, 2], [3, 4]]).dtype == mx.int32
+
+
+def test_a_blank_is_written_after_something_was_built_of_it() -> None:
+    host = HostArrays(is_kept=True)
+    for value in (3.0, 4.0):
+        blank = host.blank(("float32", (4,)))
+        doubled = blank * 2
+        assert host.of(tensor(value, 4)) is not blank
+        write(blank, np.full(4, value, np.float32).tobytes())
+        assert doubled.tolist() == [2 * value] * 4
+
+
+def test_bytes_that_are_too_few_are_refused() -> None:
+    host = HostArrays(is_kept=True)
+    for _ in range(2):
+        with pytest.raises(CarryError, match="has 4 bytes, not 8"):
+            host.of(Tensor("float32", (2,), bytes(4)))
+        host.of(tensor(1, 2))
+
+
+def test_kinds_are_forgotten_in_the_order_of_their_last_use() -> None:
+    host = HostArrays(is_kept=True)
+    first = host.of(tensor(0, 1))
+    for i in range(2, MAX_KINDS + 1):
+        host.of(tensor(i, i))
+    host.of(tensor(0, 1))
+    host.of(tensor(5, MAX_KINDS + 1))
+    assert len(host._kept) == MAX_KINDS
+    assert any(array is first for array in host._kept["float32", (1,)])
+    assert ("float32", (2,)) not in host._kept
