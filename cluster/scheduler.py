@@ -18,7 +18,7 @@ from cluster.ngrams import NO_GUESS, NGrams
 from cluster.request import Request
 from cluster.rewind import kept_length, may_go_ahead, position_after
 from cluster.room import Limits, has_room, too_much, why_never
-from cluster.speculation import Drafting, Speculation, Window
+from cluster.speculation import DRAFTED, Drafting, Speculation, Window
 from proto import ring_pb2
 from shard_loader.reach import Reach
 
@@ -263,7 +263,7 @@ class Scheduler:
         if request.drafting is not None:
             request.drafting.text.extend(ids)
             if request.drafting.foretold is not None:
-                request.drafting.foretold.extend(ids)
+                request.drafting.acceptance.add(DRAFTED, *request.drafting.foretold.extend(ids))
         if after is not None and len(ids) == window.num_draws and after.tokens[0] == ids[-1]:
             after.is_ahead = False  # what it begins with is known now
             return emits
@@ -376,13 +376,11 @@ class Scheduler:
             if drafting is None or (foretold := drafting.foretold) is None or not request.num_completion:
                 continue
             if request.is_due and not foretold.ids:
-                foretold.is_held = foretold.is_awaited
-                if foretold.is_held:
-                    continue
-                number = self.speculation.num_to_await(
-                    drafting, request.num_known - request.num_sent, request.room
-                )
+                num_due = request.num_known - request.num_sent
+                number = self.speculation.num_to_await(drafting, num_due, request.room)
                 foretold.is_held = number > 0
+                if foretold.is_awaited:
+                    continue
             elif limits.drafts_ahead and request.live and not request.is_due:
                 ahead = request.ahead
                 if foretold.ids[: len(ahead)] != ahead:
