@@ -116,7 +116,7 @@ class Bench:
         *,
         is_whole: bool,
     ) -> None:
-        epoch, after = self.cluster["epoch"], self._fresh()
+        epoch, guessed, after = self.cluster["epoch"], self._guessed, self._fresh()
         if self.cluster["epoch"] != epoch:
             raise UserError(
                 "the ring was set up anew while it was measured, so its stages' figures are lost; see "
@@ -124,7 +124,15 @@ class Bench:
                 EXIT_ERROR,
             )
         cpu_s = self._cpu_s() - cpu_before_s
-        self.runs.append(figures(users, answers, before, after, cpu_s=cpu_s, is_whole=is_whole))
+        guesses = (self._guessed[0] - guessed[0], self._guessed[1] - guessed[1])
+        self.runs.append(
+            figures(users, answers, before, after, cpu_s=cpu_s, is_whole=is_whole, guesses=guesses)
+        )
+
+    @property
+    def _guessed(self) -> tuple[int, int]:
+        """Tokens guessed until the cluster was seen last, and how many of them were right."""
+        return int(self.cluster.get("num_guessed", 0)), int(self.cluster.get("num_guessed_right", 0))
 
     def _fresh(self) -> list[dict[str, Any]]:
         """Each stage's statistics in ring order, measured after this call.

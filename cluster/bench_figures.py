@@ -45,7 +45,7 @@ class Run:
     stage_ms: list[float]  # median compute time of a frame, in ring order
     stage_busy: list[float]  # share of the wall time that the compute thread worked, in ring order
     cpu_ms_per_token: float  # of all processes of the ring, per generated token
-    acceptance: float | None  # of drafted tokens; null: no speculation
+    acceptance: float | None  # share of guessed tokens that were right; null: none was guessed
 
 
 def percentile(ordered: Sequence[float], share: float) -> float | None:
@@ -66,10 +66,12 @@ def figures(
     *,
     cpu_s: float,
     is_whole: bool,
+    guesses: tuple[int, int] = (0, 0),
 ) -> Run:
     """A run's line. `before`, `after`: the `stats` of each stage in ring order; `cpu_s`: used in between.
 
-    Answers without a token are left out. Raises ValueError if no answer has one.
+    guesses: tokens guessed in between, and how many of them were right. Answers without a token are
+    left out. Raises ValueError if no answer has one.
     """
     begun = [answer for answer in answers if answer.arrivals]
     if not begun:
@@ -97,7 +99,7 @@ def figures(
             for earlier, later in zip(before, after, strict=True)
         ],
         cpu_ms_per_token=1e3 * cpu_s / num_tokens,
-        acceptance=None,
+        acceptance=guesses[1] / guesses[0] if guesses[0] else None,
     )
 
 

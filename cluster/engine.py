@@ -84,11 +84,11 @@ class Engine:
         """
         started = time.perf_counter()
         shard = self.shard
+        for number, num_tokens in zip(frame.keeps, frame.keep_tokens, strict=True):
+            self._keep(number, num_tokens)  # before the opens: one may begin as a copy of what it is then
         failed = self._open_all(frame.opens)  # before the closes: it may begin as a copy of what is closed
         for number in frame.closes:
             self._close(number)
-        for number, num_tokens in zip(frame.keeps, frame.keep_tokens, strict=True):
-            self._keep(number, num_tokens)
         if frame.closes:
             mx.clear_cache()
         if (frame.closes or frame.keeps) and not frame.slots:
@@ -106,11 +106,16 @@ class Engine:
                 closes=frame.closes,
                 keeps=frame.keeps,
                 keep_tokens=frame.keep_tokens,
+                forks=frame.forks,
             )
         if frame.is_batched:
             out_tensors = self._rows(frame, tensors, out)
         else:
             out_tensors = self._slots(frame, tensors, failed, out)
+        failures = {slot.session for slot in out.slots if slot.error}
+        for fork in frame.forks:
+            if fork.from_session not in failures:
+                self._fork(fork)
         if frame.slots:
             if self._delay_s:
                 time.sleep(self._delay_s)
@@ -272,7 +277,7 @@ class Engine:
         source = self.sessions.get(number)
         if source is None:
             raise LookupError(f"session {number} is not open on this stage, and has no copy")
-        session.begin_like(source, self.shard.fork(self._groups.alone(source), num_tokens))
+        self._groups.copy(source, session, num_tokens)
 
     def _keep(self, number: int, num_tokens: int) -> None:
         """The session writes no more: its caches leave the group, whose padding they need not have."""
@@ -282,6 +287,20 @@ class Engine:
             session.rewind(self._groups.alone(session), num_tokens)
             mx.eval(self._groups.take_pending())
             logger.info("session %d kept at position %d", number, session.position, extra=_about(session))
+
+    def _fork(self, fork: ring_pb2.Fork) -> None:
+        """What the session has come to is kept as another one, which shares its memory until it goes on."""
+        source = self.sessions[fork.from_session]
+        spec = ring_pb2.SessionSpec(session=fork.session, request_id=source.spec.request_id)
+        copy = Session(spec, None)
+        self._groups.copy(source, copy, source.position)
+        self.sessions[fork.session] = copy
+        self._kept.add(fork.session)
+        logger.info(
+            "session %d kept: a copy of %d at position %d",
+            *(fork.session, fork.from_session, source.position),
+            extra=_about(source),
+        )
 
     def _close(self, number: int) -> None:
         session = self.sessions.pop(number, None)

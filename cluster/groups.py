@@ -56,6 +56,10 @@ class Groups:
             session.group = base
         return base
 
+    def copy(self, source: Session, into: Session, num_tokens: int) -> None:
+        """`into` begins with the first tokens of `source`; both write to the same memory no more."""
+        into.begin_like(source, self._shard.fork(self.alone(source), num_tokens))
+
     def drop(self, session: Session) -> None:
         """The session is closed, or its caches are spoilt."""
         session.is_closed, session.state = True, None

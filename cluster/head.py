@@ -151,7 +151,10 @@ class Head(head_pb2_grpc.HeadServicer):
             status.num_requests = counters.num_requests
             status.num_prompt_tokens = counters.num_prompt_tokens
             status.num_kept, status.num_cached_tokens = scheduler.num_kept, counters.num_cached_tokens
+            status.num_prompts, status.num_cached_prompts = counters.num_prompts, counters.num_cached_prompts
             status.num_completion_tokens = counters.num_completion_tokens
+            speculation = scheduler.speculation
+            status.num_guessed, status.num_guessed_right = speculation.num_guessed, speculation.num_right
             status.num_failed = counters.num_failed
             for kind in FailureKind:
                 status.errors.add(kind=kind.value, count=self._errors[kind.value])

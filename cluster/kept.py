@@ -1,12 +1,13 @@
-"""Ended sessions whose caches stay on the stages, for prompts that begin like them. Pure.
+"""Sessions whose caches stay on the stages, for prompts that begin like them. Pure.
 
-The head alone decides what is kept, what is begun with and what goes, so that all stages agree.
+They are ended ones, and copies of what a prompt had come to at some points of it. The head alone decides what
+is kept, what is begun with and what goes, so that all stages agree.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 MIN_COMMON = 16  # tokens; fewer are read again
@@ -20,6 +21,7 @@ class Kept:
     tokens: Sequence[int]
     adapter: str
     share: float
+    is_copy: bool = False  # of a prompt's beginning; else an ended one
 
 
 @dataclass(slots=True)
@@ -30,6 +32,9 @@ class KeptSessions:
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    def __contains__(self, session: int) -> bool:
+        return session in self._kept
 
     @property
     def share(self) -> float:
@@ -54,14 +59,24 @@ class KeptSessions:
         self._kept.clear()
         return sessions
 
-    def match(self, prompt: Sequence[int], adapter: str, trim_window: int) -> tuple[Kept, int] | None:
+    def has(self, tokens: Sequence[int], adapter: str) -> bool:
+        """Whether one holds just these tokens."""
+        return any(
+            kept.adapter == adapter and len(kept.tokens) == len(tokens) and kept.tokens == tokens
+            for kept in self._kept.values()
+        )
+
+    def match(
+        self, prompt: Sequence[int], adapter: str, trim_window: int, busy: Collection[int] = ()
+    ) -> tuple[Kept, int] | None:
         """The one to begin with and how many of its tokens, at most all of the prompt's but the last.
 
-        A session of `trim_window` tokens or more can only be begun with as a whole. It counts as used.
+        A session of `trim_window` tokens or more can only be begun with as a whole. busy: those of which a
+        frame is still in the ring, which may yet fail. What is found counts as used.
         """
         best: tuple[Kept, int] | None = None
         for kept in self._kept.values():
-            if kept.adapter != adapter:
+            if kept.adapter != adapter or kept.session in busy:
                 continue
             num_common = common(kept.tokens, prompt, len(prompt) - 1)
             if num_common < len(kept.tokens) and len(kept.tokens) >= trim_window:
@@ -74,9 +89,12 @@ class KeptSessions:
 
 
 def common(a: Sequence[int], b: Sequence[int], limit: int) -> int:
-    """How many tokens both begin with, at most `limit`; O(n) in comparisons of whole slices."""
-    low, high = 0, min(len(a), len(b), limit)
-    if a[:high] == b[:high]:
+    """How many tokens both begin with, at most `limit`; O(result) in comparisons of slices."""
+    low, high, end = 0, MIN_COMMON, min(len(a), len(b), limit)
+    while high < end and a[low:high] == b[low:high]:
+        low, high = high, 2 * high
+    high = min(high, end)
+    if a[low:high] == b[low:high]:
         return high
     while high - low > 1:  # the first `low` are equal, the first `high` are not
         middle = (low + high) // 2

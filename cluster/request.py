@@ -35,6 +35,7 @@ class Request:
     drafting: Drafting | None = None  # None: no token of it is guessed
     from_session: int = 0  # whose copy it begins as; 0: nobody's
     num_cached: int = 0  # tokens of the prompt that come with that
+    points: list[int] = field(default_factory=list)  # of its prompt, after which a copy is kept
     is_active: bool = False  # it runs; else it waits
     is_open: bool = False  # its spec has entered the ring
 

@@ -11,6 +11,7 @@ from shard_loader.reach import Reach
 
 DEFAULT_PREFILL_CHUNK = 512  # tokens
 MAX_SESSIONS = 256  # that run at once, however small they are
+GROWTH_TOKENS = 64  # of an answer, at most, before the next look at what must go
 _SLACK = 1e-9  # of sums of floats
 
 
@@ -72,9 +73,14 @@ def has_room(limits: Limits, active: Collection[Request], num_tokens: int) -> bo
     return len(active) < MAX_SESSIONS and taken <= limits.max_active + _SLACK
 
 
-def too_much(limits: Limits, active: Collection[Request], kept: KeptSessions) -> list[int]:
-    """The sessions to close so that what runs and what is kept fit together, least recently used first."""
-    over = _taken(limits, _reserved(active)) + kept.share - limits.max_active - _SLACK
+def too_much(
+    limits: Limits, active: Collection[Request], kept: KeptSessions, share: float = 0.0
+) -> list[int]:
+    """The sessions to close so that what runs and what is kept fit together, least recently used first.
+
+    What runs counts as far as it has come, with a prompt that is read as a whole. share: of one more to keep.
+    """
+    over = _taken(limits, _held(active)) + kept.share + share - limits.max_active - _SLACK
     closes = []
     for old in kept.oldest():
         if over <= 0:
@@ -82,6 +88,15 @@ def too_much(limits: Limits, active: Collection[Request], kept: KeptSessions) ->
         over -= old.share
         closes.append(old.session)
     return closes
+
+
+def fits_beside(limits: Limits, active: Collection[Request], share: float) -> bool:
+    """Whether a session of so much may be kept beside what runs, if all else that is kept goes."""
+    return _taken(limits, _held(active)) + share <= limits.max_active + _SLACK
+
+
+def _held(active: Collection[Request]) -> list[int]:
+    return [min(r.num_reserved, max(r.num_sent, len(r.prompt)) + GROWTH_TOKENS) for r in active]
 
 
 def _reserved(active: Collection[Request]) -> list[int]:

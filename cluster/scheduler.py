@@ -11,14 +11,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from cluster.foretold import Foretold
-from cluster.instructions import Draft, Emit, EndDrafts, Fail, FailureKind, Instruction, Send, Start
-from cluster.kept import MIN_COMMON, Kept, KeptSessions
+from cluster.draft_asks import DraftAsks
+from cluster.instructions import Emit, Fail, FailureKind, Instruction, Send, Start
 from cluster.ngrams import NO_GUESS, NGrams
+from cluster.prefix_cache import PrefixCache
+from cluster.prompt_points import next_end
 from cluster.request import Request
-from cluster.rewind import kept_length, may_go_ahead, position_after
-from cluster.room import Limits, has_room, too_much, why_never
-from cluster.speculation import DRAFTED, Drafting, Speculation, Window
+from cluster.rewind import may_go_ahead, position_after
+from cluster.room import Limits, has_room, why_never
+from cluster.speculation import Drafting, Speculation, Window
 from proto import ring_pb2
 from shard_loader.reach import Reach
 
@@ -28,6 +29,8 @@ class Counters:
     """Totals since the head started, for metrics."""
 
     num_requests: int = 0
+    num_prompts: int = 0  # that entered the ring
+    num_cached_prompts: int = 0  # of these, begun with what is kept
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0  # of these, not read again
     num_completion_tokens: int = 0
@@ -58,13 +61,9 @@ class Scheduler:
     _chunks: set[int] = field(default_factory=set)  # of those, the frames of prompts
     _closes: list[int] = field(default_factory=list)
     _keeps: dict[int, int] = field(default_factory=dict)  # session -> how many of its tokens
-    _kept: KeptSessions = field(default_factory=KeptSessions)
-    _leaving: list[int] = field(
-        default_factory=list
-    )  # kept no more; closed once nobody waits to begin with it
+    _kept: PrefixCache = field(default_factory=PrefixCache)
     speculation: Speculation = field(default_factory=Speculation)
-    _unread: list[Request] = field(default_factory=list)  # whose prompts the draft model has not been given
-    _undrafted: list[int] = field(default_factory=list)  # ended sessions that the draft model may forget
+    _drafts: DraftAsks = field(default_factory=DraftAsks)
 
     @property
     def num_active(self) -> int:
@@ -76,7 +75,7 @@ class Scheduler:
 
     @property
     def num_kept(self) -> int:
-        """Ended sessions whose caches stay for prompts that begin like them."""
+        """Sessions whose caches only stay for prompts that begin like them."""
         return len(self._kept)
 
     @property
@@ -116,9 +115,7 @@ class Scheduler:
             self._closes,
             self._keeps,
             self._kept,
-            self._leaving,
-            self._unread,
-            self._undrafted,
+            self._drafts,
         ):
             state.clear()
         return failed
@@ -130,7 +127,7 @@ class Scheduler:
         """
         self._hold_reason = reason
         if reason:
-            self._leaving += self._kept.clear()
+            self._kept.drop_all()
         return self._advance()
 
     def refuse_queued(self) -> list[Instruction]:
@@ -184,10 +181,13 @@ class Scheduler:
         if epoch != self._epoch or self._limits is None or seq not in self._in_flight:
             return []
         self._chunks.discard(seq)
+        sessions = self._in_flight.pop(seq)
         # Those missing here were cancelled while their frame was in the ring.
-        due = {s: self._by_session[s] for s in self._in_flight.pop(seq) if s in self._by_session}
+        due = {s: self._by_session[s] for s in sessions if s in self._by_session}
         instructions: list[Instruction] = []
         for slot in slots:
+            if slot.error:
+                self._kept.distrust(sessions)
             request = due.pop(slot.session, None)
             if request is None:
                 continue
@@ -206,15 +206,8 @@ class Scheduler:
     ) -> list[Instruction]:
         """The draft model says what may follow the first `position` tokens, `draft_ms` after it was asked."""
         request = self._by_session.get(session)
-        foretold = None if request is None or request.drafting is None else request.drafting.foretold
-        if foretold is None:
-            return []
-        was_held, num_asked = foretold.is_held, foretold.num_asked
-        if not foretold.tell(position, ids):
-            return []
-        if was_held and draft_ms:
-            self.speculation.learn_draft(min(len(ids) + 1, num_asked), draft_ms)
-        return self._advance()
+        is_news = self._drafts.tell(self.speculation, request, position, ids, draft_ms)
+        return self._advance() if is_news else []
 
     def _refusal(self, request_id: str, prompt: Sequence[int], max_tokens: int) -> Fail | None:
         def refuse(kind: FailureKind, message: str) -> Fail:
@@ -261,9 +254,7 @@ class Scheduler:
             if emit.finish_reason:
                 return emits
         if request.drafting is not None:
-            request.drafting.text.extend(ids)
-            if request.drafting.foretold is not None:
-                request.drafting.acceptance.add(DRAFTED, *request.drafting.foretold.extend(ids))
+            request.drafting.extend(ids)
         if after is not None and len(ids) == window.num_draws and after.tokens[0] == ids[-1]:
             after.is_ahead = False  # what it begins with is known now
             return emits
@@ -306,21 +297,17 @@ class Scheduler:
             self._queued.remove(request)
             return
         self._active.remove(request)
-        if request.drafting is not None and request.drafting.foretold is not None:
-            self._undrafted.append(request.session)
+        self._drafts.end(request)
         if not request.is_open:
             return
         limits = self._limits
-        if not is_sound or limits is None or limits.trim_window < 0 or self._hold_reason:
+        num_kept = 0
+        if is_sound and limits is not None and not self._hold_reason:
+            num_kept = self._kept.keep(request, limits)
+        if num_kept:
+            self._keeps[request.session] = num_kept
+        else:
             self._closes.append(request.session)
-            return
-        length = kept_length(request, limits)
-        if length < MIN_COMMON:
-            self._closes.append(request.session)
-            return
-        tokens = request.known(0, length)
-        self._kept.add(Kept(request.session, tokens, request.adapter, limits.share(len(tokens))))
-        self._keeps[request.session] = length
 
     def _advance(self) -> list[Instruction]:
         """Fill the ring: admit what fits, then send the next chunk of whoever waited longest."""
@@ -333,15 +320,8 @@ class Scheduler:
             and has_room(limits, self._active, self._queued[0].num_reserved)
         ):
             self._admit(self._queued.popleft(), limits)
-        for session in too_much(limits, self._active, self._kept):
-            self._forget(session)
-        sends: list[Instruction] = [EndDrafts(session) for session in self._undrafted]
-        self._undrafted.clear()
-        for request in self._unread if self._is_roomy else ():
-            prompt = request.prompt
-            sends.append(Draft(self._epoch, request.session, prompt, 0, request.sampling, len(prompt)))
-        self._unread.clear()
-        sends += self._asks(limits)
+        self._kept.make_room(limits, self._active)
+        sends = self._drafts.due(self._epoch, limits, self._active, self.speculation)
         while len(self._in_flight) < limits.max_in_flight:
             due = self._due(limits)
             if due is None:
@@ -360,77 +340,30 @@ class Scheduler:
                 sends.append(Send(self._chunk(due, limits)))
             else:
                 sends.append(Send(self._window(due) if len(rows) == 1 else self._row_frame(rows)))
-        sends += self._asks(limits)
-        self._let_go()
+        sends += self._drafts.due(self._epoch, limits, self._active, self.speculation)
+        self._closes += self._kept.let_go(self._active)
         if self._closes or self._keeps:  # nothing to ride on: memory is freed now, not with the next request
             sends.append(Send(self._header(())))
         return sends
 
-    def _asks(self, limits: Limits) -> list[Instruction]:
-        """What the draft model is to guess: what a frame waits for, or what may follow those on their way."""
-        if not limits.has_drafter or not self._is_roomy:
-            return []
-        asks: list[Instruction] = []
-        for request in self._active:
-            drafting = request.drafting
-            if drafting is None or (foretold := drafting.foretold) is None or not request.num_completion:
-                continue
-            if request.is_due and not foretold.ids:
-                num_due = request.num_known - request.num_sent
-                number = self.speculation.num_to_await(drafting, num_due, request.room)
-                foretold.is_held = number > 0
-                if foretold.is_awaited:
-                    continue
-            elif limits.drafts_ahead and request.live and not request.is_due:
-                ahead = request.ahead
-                if foretold.ids[: len(ahead)] != ahead:
-                    continue
-                number = self.speculation.num_to_ask_ahead(drafting, len(ahead), request.room)
-            else:
-                continue
-            if number > 0:
-                asks.append(self._ask(request, foretold, number))
-        return asks
-
-    def _ask(self, request: Request, foretold: Foretold, num_drafts: int) -> Draft:
-        foretold.ask(num_drafts)
-        tokens = [*request.known(0, request.num_known), *foretold.ids]
-        return Draft(self._epoch, request.session, tokens, num_drafts, request.sampling, len(request.prompt))
-
     def _admit(self, request: Request, limits: Limits) -> None:
         """It waits no longer. What another session has read already, it does not read again."""
+        self.counters.num_prompts += 1
         self.counters.num_prompt_tokens += len(request.prompt)
         request.is_active = True
         self._active.append(request)
         self._by_session[request.session] = request
         if self.speculation.max_drafts and not request.sampling.logprobs:
-            foretold = Foretold(len(request.prompt)) if limits.has_drafter else None
-            request.drafting = Drafting(NGrams(request.prompt), foretold=foretold)
-            if foretold is not None:
-                self._unread.append(request)
-        if limits.trim_window < 0:
-            return
-        match = self._kept.match(request.prompt, request.adapter, limits.trim_window)
-        if match is None:
-            return
-        source, num_common = match
-        request.from_session, request.num_cached, request.num_sent = source.session, num_common, num_common
-        self.counters.num_cached_tokens += num_common
-        if num_common == len(source.tokens):
-            self._forget(source.session)  # the new session goes on where it ended
-
-    def _forget(self, session: int) -> None:
-        self._kept.remove(session)
-        self._leaving.append(session)
-
-    def _let_go(self) -> None:
-        """Those that leave are closed, but for such as a request that has not begun yet begins with."""
-        wanted = {request.from_session for request in self._active if not request.is_open}
-        self._closes += [session for session in self._leaving if session not in wanted]
-        self._leaving = [session for session in self._leaving if session in wanted]
+            request.drafting = Drafting(NGrams(request.prompt))
+            if limits.has_drafter:
+                self._drafts.admit(request)
+        busy = {session for sessions in self._in_flight.values() for session in sessions}
+        self._kept.begin(request, limits, busy)
+        self.counters.num_cached_tokens += request.num_cached
+        self.counters.num_cached_prompts += request.num_cached > 0
 
     def _header(self, sessions: tuple[int, ...]) -> ring_pb2.Frame:
-        self._let_go()
+        self._closes += self._kept.let_go(self._active)
         frame = ring_pb2.Frame(kind=ring_pb2.STEP, epoch=self._epoch, seq=self._next_seq, closes=self._closes)
         for session, num_tokens in self._keeps.items():
             if session not in frame.closes:
@@ -466,8 +399,15 @@ class Scheduler:
     def _chunk(self, request: Request, limits: Limits) -> ring_pb2.Frame:
         """The next part of a prompt, by itself."""
         begins, request.is_open = not request.is_open, True
-        frame = self._header((request.session,))
+        position = request.num_sent
+        end = next_end(position, len(request.prompt), limits.prefill_chunk, request.points)
+        copy = self._next_session
+        is_copied = not self._hold_reason and self._kept.copy(request, end, limits, self._active, copy)
+        frame = self._header((request.session, copy) if is_copied else (request.session,))
         self._chunks.add(frame.seq)
+        if is_copied:
+            self._next_session += 1
+            frame.forks.add(session=copy, from_session=request.session)
         if begins:
             frame.opens.add(
                 session=request.session,
@@ -479,10 +419,7 @@ class Scheduler:
                 from_session=request.from_session,
                 from_tokens=request.num_cached,
             )
-        position = request.num_sent
-        rest = len(request.prompt) - position
-        count = 1 if rest == 1 else min(rest - 1, limits.prefill_chunk)
-        self._add_slot(frame, request, request.prompt[position : position + count])
+        self._add_slot(frame, request, request.prompt[position:end])
         return frame
 
     def _row_frame(self, rows: Sequence[Request]) -> ring_pb2.Frame:

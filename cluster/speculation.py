@@ -76,6 +76,12 @@ class Drafting:
     num_declined: int = 0  # times in a row that no guess seemed worth it
     foretold: Foretold | None = None  # None: there is no draft model
 
+    def extend(self, tokens: Sequence[int]) -> None:
+        """The answer goes on with `tokens`."""
+        self.text.extend(tokens)
+        if self.foretold is not None:
+            self.acceptance.add(DRAFTED, *self.foretold.extend(tokens))
+
 
 @dataclass(slots=True)
 class Speculation:

@@ -268,7 +268,8 @@ def _read_payload_length(message: bytes, offset: int) -> tuple[int, int]:
 
 def _check_plain(frame: ring_pb2.Frame) -> None:
     """HELLO and BEAT carry their own message and nothing else."""
-    if frame.header_bytes or frame.slots or frame.tensors or frame.opens or frame.closes or frame.keeps:
+    work = (frame.slots, frame.tensors, frame.opens, frame.closes, frame.keeps, frame.forks)
+    if frame.header_bytes or any(work):
         raise WireError(f"a {ring_pb2.Kind.Name(frame.kind)} carries more than it may")
     if frame.kind == ring_pb2.HELLO and not frame.HasField("hello"):
         raise WireError("a HELLO says nothing")
@@ -277,9 +278,10 @@ def _check_plain(frame: ring_pb2.Frame) -> None:
 def _check_step(frame: ring_pb2.Frame, max_frame_bytes: int) -> list[_Meta]:
     """Checks all of a STEP or RESULT that needs no knowledge of the model; returns what its tensors are."""
     num_ended = len(frame.closes) + len(frame.keeps)
-    if len(frame.opens) > MAX_SLOTS or num_ended > MAX_CLOSES:
+    num_begun = max(len(frame.opens), len(frame.forks))
+    if num_begun > MAX_SLOTS or num_ended > MAX_CLOSES:
         raise WireError(
-            f"frame {frame.seq} opens {len(frame.opens)} sessions and ends {num_ended}; "
+            f"frame {frame.seq} opens {num_begun} sessions and ends {num_ended}; "
             f"the limits are {MAX_SLOTS} and {MAX_CLOSES}"
         )
     num_tensors = _check_slots(frame)

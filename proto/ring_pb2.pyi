@@ -56,7 +56,7 @@ FLOAT64: DType
 COMPLEX64: DType
 
 class Frame(_message.Message):
-    __slots__ = ("header_bytes", "kind", "epoch", "seq", "opens", "closes", "slots", "tensors", "payload_total_bytes", "payload_offset_bytes", "hello", "beat", "is_batched", "keeps", "keep_tokens", "payload")
+    __slots__ = ("header_bytes", "kind", "epoch", "seq", "opens", "closes", "slots", "tensors", "payload_total_bytes", "payload_offset_bytes", "hello", "beat", "is_batched", "keeps", "keep_tokens", "forks", "payload")
     HEADER_BYTES_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -72,6 +72,7 @@ class Frame(_message.Message):
     IS_BATCHED_FIELD_NUMBER: _ClassVar[int]
     KEEPS_FIELD_NUMBER: _ClassVar[int]
     KEEP_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FORKS_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     header_bytes: int
     kind: Kind
@@ -88,8 +89,17 @@ class Frame(_message.Message):
     is_batched: bool
     keeps: _containers.RepeatedScalarFieldContainer[int]
     keep_tokens: _containers.RepeatedScalarFieldContainer[int]
+    forks: _containers.RepeatedCompositeFieldContainer[Fork]
     payload: bytes
-    def __init__(self, header_bytes: _Optional[int] = ..., kind: _Optional[_Union[Kind, str]] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ..., opens: _Optional[_Iterable[_Union[SessionSpec, _Mapping]]] = ..., closes: _Optional[_Iterable[int]] = ..., slots: _Optional[_Iterable[_Union[Slot, _Mapping]]] = ..., tensors: _Optional[_Iterable[_Union[TensorMeta, _Mapping]]] = ..., payload_total_bytes: _Optional[int] = ..., payload_offset_bytes: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., is_batched: _Optional[bool] = ..., keeps: _Optional[_Iterable[int]] = ..., keep_tokens: _Optional[_Iterable[int]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, header_bytes: _Optional[int] = ..., kind: _Optional[_Union[Kind, str]] = ..., epoch: _Optional[int] = ..., seq: _Optional[int] = ..., opens: _Optional[_Iterable[_Union[SessionSpec, _Mapping]]] = ..., closes: _Optional[_Iterable[int]] = ..., slots: _Optional[_Iterable[_Union[Slot, _Mapping]]] = ..., tensors: _Optional[_Iterable[_Union[TensorMeta, _Mapping]]] = ..., payload_total_bytes: _Optional[int] = ..., payload_offset_bytes: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., is_batched: _Optional[bool] = ..., keeps: _Optional[_Iterable[int]] = ..., keep_tokens: _Optional[_Iterable[int]] = ..., forks: _Optional[_Iterable[_Union[Fork, _Mapping]]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+
+class Fork(_message.Message):
+    __slots__ = ("session", "from_session")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    FROM_SESSION_FIELD_NUMBER: _ClassVar[int]
+    session: int
+    from_session: int
+    def __init__(self, session: _Optional[int] = ..., from_session: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol", "config_digest", "plan_digest", "epoch", "from_rank", "to_rank", "start", "stop", "dtype", "incarnation", "is_forced")

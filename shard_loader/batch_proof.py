@@ -93,9 +93,14 @@ class _Trial:
             self._at[0] += 1
             self._step(shorter, [0], expected)
         at = self._at[0]
+        several = self._copies(states, 0)
         self._step(states, [0], expected)
-        self._at[0] = at  # the copy writes what the original has written
+        self._at[0] = at  # the copies write what the original has written
         self._step(whole, [0], expected)
+        self._forward(self._tokens[:1, at : at + 2], several)  # a chunk, as the rest of a prompt is read
+        self._at[0] = at + 2
+        self._step(several, [0], expected)
+        self._at[0] = at + 1
         self._step(states, [0], expected)
         return self._worst / _number(mx.abs(expected[0]).max())
 

@@ -18,6 +18,8 @@ from mlx_lm.models.cache import (
     RotatingKVCache,
 )
 
+from planner.kv_profile import KV_STEP_TOKENS
+
 
 def is_mergeable(cache: Any) -> bool:
     """Whether mlx-lm has a batched form of this cache that gives the same numbers."""
@@ -89,7 +91,18 @@ def forked(cache: Any, num_dropped: int) -> Any:
         setattr(twin, name, _handles(value))
     if num_dropped:
         twin.trim(num_dropped)
+        room = -(-twin.offset // KV_STEP_TOKENS) * KV_STEP_TOKENS
+        twin.keys, twin.values = _shortened(twin.keys, room), _shortened(twin.values, room)
     return twin
+
+
+def _shortened(value: Any, room: int) -> Any:
+    """Keys or values (..., T, D) of so many tokens: a copy that is written must not get the source's size."""
+    if isinstance(value, mx.array):
+        return value[..., :room, :] if value.shape[-2] > room else value
+    if value is None:  # of a layer without attention
+        return None
+    return type(value)(_shortened(item, room) for item in value)
 
 
 def _handles(value: Any) -> Any:

@@ -58,6 +58,7 @@ def test_a_run_of_two_users() -> None:
     assert run.stage_ms == [3.0, 0.0]
     assert run.hop_ms == Percentiles(0.5, 0.5, 0.5)
     assert run.cpu_ms_per_token == pytest.approx(150.0)
+    assert run.acceptance is None
     assert json.loads(json.dumps(asdict(run)))["gap_ms"].keys() == {"p50", "p90", "p99"}
 
 
@@ -82,3 +83,9 @@ def test_an_interrupted_run_counts_what_came() -> None:
     assert run.wall_s == pytest.approx(1.0)
     with pytest.raises(ValueError, match="no token came"):
         run_of(waiting, is_whole=False)
+
+
+def test_of_guesses_the_share_of_right_ones() -> None:
+    stages = [stage(0.0)]
+    run = figures(*(1, [answer(1.0, (1.5, 2))], stages, stages), cpu_s=0.1, is_whole=True, guesses=(8, 6))
+    assert run.acceptance == 0.75

@@ -134,6 +134,16 @@ LIES: list[tuple[str, bytes, str]] = [
         "frame 0 opens 1025 sessions and ends 0; the limits are 1024 and 65536",
     ),
     (
+        "too many copies",
+        ring_pb2.Frame(kind=ring_pb2.STEP, forks=[ring_pb2.Fork()] * 1025).SerializeToString(),
+        "frame 0 opens 1025 sessions and ends 0; the limits are 1024 and 65536",
+    ),
+    (
+        "a beat that copies",
+        ring_pb2.Frame(kind=ring_pb2.BEAT, forks=[ring_pb2.Fork()]).SerializeToString(),
+        "a BEAT carries more than it may",
+    ),
+    (
         "a session twice",
         ring_pb2.Frame(kind=ring_pb2.STEP, slots=[ring_pb2.Slot(session=4)] * 2).SerializeToString(),
         "frame 0 has two slots of session 4",

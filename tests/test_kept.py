@@ -200,6 +200,18 @@ def test_a_cancelled_prompt_is_kept_as_far_as_it_went_in() -> None:
     assert again[0].opens[0].from_tokens == len(PROMPT) - 1
 
 
+def test_what_a_failed_frame_was_of_is_kept_no_more() -> None:
+    """Its request was cancelled before the stage's error came: nobody may begin with what is not there."""
+    scheduler = keeping(max_active=4)
+    (first, *_) = frames(scheduler.submit("a", PROMPT, 9, greedy()))
+    scheduler.cancel("a")
+    waiting = frames(scheduler.submit("b", PROMPT, 9, greedy()))
+    assert not waiting[0].opens[0].from_session  # a frame of the first is still in the ring
+    after = frames(answer(scheduler, first, error="it broke"))
+    assert [list(frame.closes) for frame in after] == [[1]]
+    assert scheduler.num_kept == 0
+
+
 def test_an_answer_that_failed_is_not_kept() -> None:
     scheduler = keeping(max_active=4)
     sent = frames(scheduler.submit("a", PROMPT, 9, greedy()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,9 @@ def turns(architecture: str, tmp_path: Path) -> None:
             assert replies[0].cached_tokens == known
             prompt, known = [*prompt, *answer, 3, 14, 15 + turn], len(prompt) + 11
         status = ring.wait_ok()
-        assert (status.num_kept, status.num_cached_tokens) == (1, 51 + 66)
+        assert status.num_kept >= 1  # and copies of prompts, where caches cannot be shortened
+        assert (status.num_prompts, status.num_cached_prompts) == (3, 2)
+        assert status.num_cached_tokens == 51 + 66
 
 
 def test_a_chat_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -60,3 +63,35 @@ def test_what_is_kept_goes_for_what_is_new_and_with_its_epoch(tmp_path: Path) ->
         wait_for(lambda: ring.wait_ok().num_kept == 0, 5.0)
         assert all(ring.node_status(rank).kv_bytes == 0 for rank in range(3))
         assert ring.tokens(PROMPT, 8) == greedy(model, PROMPT, 8)[0]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("architecture", ["mamba2", "gpt_oss", "gemma3_text"])
+def test_chats_on_caches_that_cannot_be_shortened(architecture: str, tmp_path: Path) -> None:
+    """Turns that leave out the end of the last one, a system prompt, two at once, and a node that dies."""
+    model = write_checkpoint(architecture, tmp_path / "model", num_layers=NUM_LAYERS)
+    with RingProcesses(tmp_path, model, LAYERS, context=512, concurrency=8) as ring:
+        ring.wait_ok()
+        assert known(ring, model, [*PROMPT, 3, 4, 5]) == 0
+        assert known(ring, model, [*PROMPT[:-6], *range(60, 90)]) == 43 - 16
+        other = [*PROMPT[:20], *range(100, 140)]
+        assert known(ring, model, other) == 0  # it makes the copy at which
+        assert known(ring, model, [*PROMPT[:20], *range(130, 170)]) == 20  # this one begins
+        with ThreadPoolExecutor(4) as pool:
+            prompts = [[*other[:-5], 150 + chat, *range(30 + chat)] for chat in range(4)]
+            assert list(pool.map(lambda prompt: known(ring, model, prompt), prompts)) == [44] * 4
+        status = ring.wait_ok()
+        assert (status.num_prompts, status.num_cached_prompts) == (8, 6)
+        ring.kill(2)
+        ring.start(2)
+        ring.wait_ok()
+        wait_for(lambda: ring.wait_ok().num_kept == 0, 5.0)
+        assert known(ring, model, other) == 0
+        assert known(ring, model, other) == 44
+
+
+def known(ring: RingProcesses, model: Path, prompt: list[int]) -> int:
+    """How many of the prompt's tokens were not read again; its answer is the whole model's."""
+    replies = ring.generate(prompt, 8)
+    assert [token.id for reply in replies for token in reply.tokens] == greedy(model, prompt, 8)[0]
+    return replies[0].cached_tokens

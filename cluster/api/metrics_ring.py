@@ -38,16 +38,21 @@ def ring_metrics(state: str, status: head_pb2.ClusterStatus | None) -> Iterator[
         ("context_tokens", "Tokens that a prompt and its answer may have together.", status.context),
         ("sessions_active", "Requests in the ring.", status.num_active),
         ("sessions_queued", "Requests that wait.", status.num_queued),
-        ("sessions_kept", "Ended requests kept for prompts that begin like them.", status.num_kept),
+        ("sessions_kept", "Caches kept for prompts that begin like theirs.", status.num_kept),
+        ("prefix_cache_share", "Of all tokens of prompts, those not read again: 0 to 1.", _cached(status)),
         ("sessions_max", "Requests that the plan has room for at once.", status.max_active),
     ):
         yield GaugeMetricFamily(f"macrame_{name}", about, float(value))
     for name, about, value in (
         ("head_requests", "Requests that the head took.", status.num_requests),
         ("head_failed", "Requests that the head refused or that failed.", status.num_failed),
+        ("head_prompts", "Prompts that entered the ring.", status.num_prompts),
+        ("head_cached_prompts", "Of those, begun with tokens kept of others.", status.num_cached_prompts),
         ("head_prompt_tokens", "Tokens of prompts that entered the ring.", status.num_prompt_tokens),
         ("head_cached_tokens", "Of those of prompts, tokens not read again.", status.num_cached_tokens),
         ("head_completion_tokens", "Tokens that the ring drew.", status.num_completion_tokens),
+        ("head_guessed_tokens", "Tokens guessed before they were drawn, and judged.", status.num_guessed),
+        ("head_guessed_right_tokens", "Of those guessed, the right ones.", status.num_guessed_right),
     ):
         yield CounterMetricFamily(f"macrame_{name}", about, float(value))
     errors = CounterMetricFamily(
@@ -59,6 +64,10 @@ def ring_metrics(state: str, status: head_pb2.ClusterStatus | None) -> Iterator[
         errors.add_metric((error.kind,), float(error.count))
     yield errors
     yield from _nodes(status.ranks)
+
+
+def _cached(status: head_pb2.ClusterStatus) -> float:
+    return status.num_cached_tokens / max(status.num_prompt_tokens, 1)
 
 
 def _one_hot(name: str, about: str, label: str, values: Sequence[str], present: str) -> Metric:

@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.draft_model [--draft-layers 0,1,2,3,7,8] [--stages 3] [--wait-ms 10] [--heat 0]
 
-The model is the demo's, its draft model the demo model without some of its layers: nothing is trained for it, and
-it guesses about half of the tokens. --wait-ms: every stage waits so long for each frame, however many tokens it
-has, as the link to another machine does. Prompts are held-out text of the demo's domain. Tokens a trip are those
-that a trip of the answer brings on the average.
+The model is the demo's, its draft model the demo model without some of its layers: nothing is trained for it,
+and it guesses about half of the tokens. --wait-ms: every stage waits so long for each frame, however many tokens
+it has, as the link to another machine does. Prompts are held-out text of the demo's domain. Tokens a trip are
+those that a trip of the answer brings on the average.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def main() -> None:
 def ask(
     ring: RingProcesses, prompt: list[int], num_tokens: int, heat: float
 ) -> tuple[list[int], float, int, int]:
-    """The answer's tokens, the seconds from first to last, how many were guessed and how many of these right."""
+    """The answer's tokens, the seconds from first to last, how many were guessed, how many of them right."""
     before = ring.wait_ok()
     arrivals, tokens = [], []
     sampling = ring_pb2.Sampling(temperature=heat, seed=1)

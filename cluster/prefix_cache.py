@@ -1,0 +1,104 @@
+"""What prompts begin with instead of being read again: the scheduler's part of it. Pure.
+
+Which sessions are kept (kept.py), where prompts are copied (prompt_points.py), and what must go for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+from cluster.kept import MIN_COMMON, Kept, KeptSessions
+from cluster.prompt_points import RecentPrompts, points
+from cluster.request import Request
+from cluster.rewind import kept_length
+from cluster.room import Limits, fits_beside, too_much
+
+
+@dataclass(slots=True)
+class PrefixCache:
+    """Of one scheduler, whose lock guards it."""
+
+    _kept: KeptSessions = field(default_factory=KeptSessions)
+    _recent: RecentPrompts = field(default_factory=RecentPrompts)
+    _leaving: list[int] = field(
+        default_factory=list
+    )  # kept no more; closed once nobody waits to begin with it
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def clear(self) -> None:
+        """The ring broke: the stages keep nothing."""
+        self._kept.clear()
+        self._leaving.clear()
+
+    def drop_all(self) -> None:
+        """Nothing is to be kept: all that is leaves."""
+        self._leaving += self._kept.clear()
+
+    def begin(self, request: Request, limits: Limits, busy: Collection[int]) -> None:
+        """What a request that starts need not read, and where a copy of it is to be made.
+
+        busy: sessions of which a frame is still in the ring.
+        """
+        if limits.trim_window < 0:
+            return
+        match = self._kept.match(request.prompt, request.adapter, limits.trim_window, busy)
+        if match is not None:
+            source, num_common = match
+            request.from_session = source.session
+            request.num_cached = request.num_sent = num_common
+            if num_common == len(source.tokens) and not source.is_copy:
+                self._forget(source.session)  # the new session goes on where it ended
+        if request.num_reserved >= limits.trim_window:  # it may become one that cannot be shortened
+            num_shared = self._recent.num_shared(request.prompt, request.adapter)
+            request.points = points(len(request.prompt), request.num_cached, num_shared)
+            self._recent.add(request.prompt, request.adapter)
+
+    def copy(
+        self, request: Request, position: int, limits: Limits, active: Collection[Request], number: int
+    ) -> bool:
+        """Whether session `number` is to be a copy of this one once so many tokens of its prompt are read.
+
+        Older ones go for it.
+        """
+        if position not in request.points:
+            return False
+        tokens, share = request.prompt[:position], limits.share(position)
+        if self._kept.has(tokens, request.adapter) or not fits_beside(limits, active, share):
+            return False
+        self.make_room(limits, active, share)
+        self._kept.add(Kept(number, tokens, request.adapter, share, is_copy=True))
+        return True
+
+    def keep(self, request: Request, limits: Limits) -> int:
+        """How many tokens of a request that ended stay; 0: it does not stay."""
+        length = kept_length(request, limits)
+        if limits.trim_window < 0 or length < MIN_COMMON:
+            return 0
+        tokens = request.known(0, length)
+        self._kept.add(Kept(request.session, tokens, request.adapter, limits.share(length)))
+        return length
+
+    def make_room(self, limits: Limits, active: Collection[Request], share: float = 0.0) -> None:
+        """What does not fit beside those that run, and one more of that share, leaves."""
+        for session in too_much(limits, active, self._kept, share):
+            self._forget(session)
+
+    def distrust(self, sessions: Iterable[int]) -> None:
+        """A stage failed on a frame of these: such as are kept may be missing there."""
+        for session in sessions:
+            if session in self._kept:
+                self._forget(session)
+
+    def let_go(self, active: Collection[Request]) -> list[int]:
+        """Those to close now: all that leave, but for such as one of `active` has yet to begin with."""
+        wanted = {request.from_session for request in active if not request.is_open}
+        closes = [session for session in self._leaving if session not in wanted]
+        self._leaving = [session for session in self._leaving if session in wanted]
+        return closes
+
+    def _forget(self, session: int) -> None:
+        self._kept.remove(session)
+        self._leaving.append(session)
