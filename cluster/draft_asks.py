@@ -14,8 +14,8 @@ from cluster.speculation import Speculation
 
 @dataclass(slots=True)
 class DraftAsks:
-    """Prompts are given to it to read as they begin; guesses are such as a frame waits for, or such as may follow
-    those on their way.
+    """Prompts are given to it to read as they begin; guesses are such as a frame waits for, or such as may
+    follow those on their way.
     """
 
     _unread: list[Request] = field(default_factory=list)  # their prompts have not been given to it

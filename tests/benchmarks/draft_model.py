@@ -3,9 +3,9 @@
     python -m tests.benchmarks.draft_model [--draft-layers 0,1,2,3,7,8] [--stages 3] [--wait-ms 10] [--heat 0]
 
 The model is the demo's, its draft model the demo model without some of its layers: nothing is trained for it,
-and it guesses about half of the tokens. --wait-ms: every stage waits so long for each frame, however many tokens
-it has, as the link to another machine does. Prompts are held-out text of the demo's domain. Tokens a trip are
-those that a trip of the answer brings on the average.
+and it guesses about half of the tokens. --wait-ms: every stage waits so long for each frame, however many
+tokens it has, as the link to another machine does. Prompts are held-out text of the demo's domain. Tokens a
+trip are those that a trip of the answer brings on the average.
 """
 
 from __future__ import annotations
