@@ -22,6 +22,7 @@ from cluster.engine import Engine
 from cluster.fault import Fault, injected
 from cluster.guide import Guides
 from cluster.memory_limits import MemoryLimits, MemoryNeed, apply_limits
+from cluster.step import Step
 from cluster.step_times import StepTimes
 from planner.adapters import AdapterFiles
 from planner.kv_quant import KvQuantization
@@ -74,6 +75,17 @@ class TrimWork:
     """Memory is short: give back what MLX keeps of freed buffers."""
 
 
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A frame that the device computes while the next one is built."""
+
+    work: StepWork
+    step: Step
+    started: float  # perf_counter()
+    built: float
+    sessions: frozenset[int]
+
+
 Work = StepWork | LoadWork | TrimWork | DraftWork | DraftEnd
 
 
@@ -98,7 +110,12 @@ class ComputeThread:
         on_loaded: Callable[[int], None],
         on_failed: Callable[[int, str], None],
         on_load_progress: Callable[[int, int], None],
+        *,
+        overlaps: bool | None = None,
     ) -> None:
+        self._overlaps = overlaps  # None: where the device is not the processor that builds
+        self._running: Running | None = None
+        self._ended = 0.0  # perf_counter() when the last frame was done
         self._on_output, self._on_loaded, self._on_failed = on_output, on_loaded, on_failed
         self._on_load_progress = on_load_progress
         self._inbox: SimpleQueue[Work | None] = SimpleQueue()
@@ -151,10 +168,13 @@ class ComputeThread:
         self._busy_since = time.monotonic()
 
     def _run(self) -> None:
-        step_delay_s = injected(Fault.STEP_DELAY_MS) / 1e3
-        while (work := self._get()) is not None:
+        if self._overlaps is None:
+            self._overlaps = mx.default_device().type == mx.gpu and not injected(Fault.PLAIN_STEPS)
+        self._delay_s = injected(Fault.STEP_DELAY_MS) / 1e3
+        while (work := self._next()) is not None:
             self._busy_since = time.monotonic()
             if isinstance(work, LoadWork):
+                self._end_running()
                 self.activity = "loading"
                 self._load(work)
             elif isinstance(work, TrimWork):
@@ -163,31 +183,14 @@ class ComputeThread:
                 self._queue_draft(work)
             else:
                 self.activity = "computing"
-                started = time.perf_counter()
-                if step_delay_s:
-                    time.sleep(step_delay_s)
-                if self._step(work):
-                    self.step_times.add(work.frame, (time.perf_counter() - started) * 1e3)
-                self._prepare()
+                self._step(work)
             self.progress += 1
-            self.activity, self._busy_since = "idle", None
+            if self._running is None:
+                self._prepare()
+                self.activity, self._busy_since = "idle", None
             work = None  # a frame's bytes are not kept until the next one comes
+        self._end_running()
         self.engine, self.drafts = None, None
-
-    def _get(self) -> Work | None:
-        """What was posted next; until there is something, the draft model does one piece of its work after
-        another, so that a frame never waits for more than a piece.
-        """
-        while self.drafts:
-            try:
-                return self._inbox.get_nowait()
-            except Empty:
-                self.activity = "drafting"
-                self._tick()
-                self.drafts.step()
-                self._note_draft_bytes()
-        self.activity, self._busy_since = "idle", None
-        return self._inbox.get()
 
     def _queue_draft(self, work: DraftWork | DraftEnd) -> None:
         drafts = self.drafts
@@ -204,20 +207,82 @@ class ComputeThread:
         if self.engine is not None and self.drafts is not None:
             self.engine.memory.beside_bytes = self.drafts.drafter.kv_bytes
 
-    def _step(self, work: StepWork) -> bool:
-        """Whether the frame was run."""
+    def _next(self) -> Work | None:
+        """What to do next; what runs is ended first where nothing else is there to do meanwhile.
+
+        Until there is something, the draft model does one piece of its work after another, so that a frame
+        never waits for more than a piece.
+        """
+        if self._running is not None and self._inbox.empty():
+            if self.engine is not None and self.engine.shard.is_first and self.engine.shard.is_last:
+                self.engine.ahead.prepare()  # a stage by itself never waits for a frame: it does so now
+            self._end_running()
+            self.progress += 1
+            self._prepare()
+            self.activity, self._busy_since = "idle", None
+        while self._running is None and self.drafts:
+            try:
+                return self._inbox.get_nowait()
+            except Empty:
+                self.activity = "drafting"
+                self._tick()
+                self.drafts.step()
+                self._note_draft_bytes()
+                self.activity, self._busy_since = "idle", None
+        return self._inbox.get()
+
+    def _step(self, work: StepWork) -> None:
+        """Run a frame, or begin it and end the one before."""
+        before, frame = self._running, work.frame
+        sessions = frozenset(slot.session for slot in frame.slots)
+        is_plain = bool(sessions) and not (frame.opens or frame.closes or frame.keeps or frame.forks)
+        if before is not None and not (is_plain and before.sessions.isdisjoint(sessions)):
+            self._end_running()
+            before = None
+        started = time.perf_counter()
         try:
-            if work.frame.epoch == self._epoch and self.engine is not None:
-                output = self.engine.step(work.frame, work.tensors)
-                if output is not None:
-                    self._on_output(*output)
-                return True
-        except Exception as error:  # border: a frame that cannot even be read ends the epoch, not the node
-            logger.exception("frame %d of epoch %d failed", work.frame.seq, work.frame.epoch)
-            self._on_failed(work.frame.epoch, f"{type(error).__name__}: {error}")
-        finally:
+            if frame.epoch != self._epoch or self.engine is None:
+                work.release()
+                return
+            step = self.engine.begin(frame, work.tensors)
+            if self._overlaps:
+                step.start()
+            running = Running(work, step, started, time.perf_counter(), sessions)
+        except Exception as error:  # border, as below
+            self._give_up(work, error)
+            return
+        self._end_running()
+        self._running = running
+        if not self._overlaps:
+            self._end_running()
+
+    def _end_running(self) -> None:
+        """Wait for the frame that runs, and send what it comes to."""
+        running, self._running = self._running, None
+        if running is None:
+            return
+        work, started = running.work, max(running.started, self._ended)
+        try:
+            if self._delay_s:  # stands for a device: it begins once it has its work and ended what it had
+                due = max(running.built, self._ended) + self._delay_s
+                time.sleep(max(0.0, due - time.perf_counter()))
+            output = running.step.finish()
+            if output is not None:
+                began = time.perf_counter()
+                self._on_output(*output)
+                if self.engine is not None:
+                    self.engine.stats.busy_ms += (time.perf_counter() - began) * 1e3
             work.release()
-        return False
+        except Exception as error:  # border: a frame that cannot even be read ends the epoch, not the node
+            self._give_up(work, error)
+        else:
+            self._ended = time.perf_counter()
+            self.step_times.add(work.frame, (self._ended - started) * 1e3)
+
+    def _give_up(self, work: StepWork, error: Exception) -> None:
+        logger.exception("frame %d of epoch %d failed", work.frame.seq, work.frame.epoch, exc_info=error)
+        self._on_failed(work.frame.epoch, f"{type(error).__name__}: {error}")
+        work.release()
 
     def _prepare(self) -> None:
         """The time until the next frame comes is used."""

@@ -14,9 +14,10 @@ import stat
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from cluster.config_api import API_KEYS, ApiConfig, check_api_port, read_api
 from cluster.config_forms import own_form, refuse_missing_model
 from cluster.config_load import LOAD_KEYS, LoadConfig, read_load
-from cluster.config_nodes import LinkConfig, NodeConfig, is_loopback, read_host, read_links, read_nodes
+from cluster.config_nodes import LinkConfig, NodeConfig, is_loopback, read_links, read_nodes
 from cluster.config_read import ConfigError, Table, read_document, show
 from cluster.config_security import SECURITY_KEYS, SecurityConfig, TlsFiles, read_security, tls_files
 from cluster.config_speculation import SPECULATION_KEYS, SpeculationConfig, read_speculation
@@ -30,19 +31,14 @@ OBJECTIVES = ("latency", "throughput", "ttft")
 DEFAULT_CONTEXT = 8192  # or the model's own, where that is smaller
 MAX_CONTEXT = 10**12
 MAX_CONCURRENCY = 10**6
+MAX_BATCH_SIZE = 256
+MAX_PREFILL_CHUNK = 4096  # its token ids fit into a frame's header
 
 TOP_KEYS = (
-    *("model", "context", "concurrency", "strategy", "objective", "nodes", "links"),
-    *("api", "security", "load", "stall_timeout_s", "announce", "prefix_cache", "speculation"),
+    *("model", "context", "concurrency", "max_batch_size", "prefill_chunk", "strategy", "objective"),
+    *("nodes", "links", "api", "security", "load", "stall_timeout_s", "announce", "prefix_cache"),
+    "speculation",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ApiConfig:
-    host: str = "127.0.0.1"
-    port: int = 8080  # 0: any free port
-    keys_file: str | None = None
-    queue: int = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +48,8 @@ class ClusterConfig:
     nodes: tuple[NodeConfig, ...]
     context: int | None = None  # tokens; None: the smaller of 8192 and the model's
     concurrency: int = 1
+    max_batch_size: int | None = None  # requests whose tokens may share a frame; None: see ring_limits
+    prefill_chunk: int | None = None  # tokens of a prompt in one frame; None: chosen from the plan
     strategy: str = "optimal"
     objective: str = "latency"
     links: tuple[LinkConfig, ...] = ()
@@ -79,7 +77,7 @@ class ClusterConfig:
         """16 hex digits of what all nodes must agree on: no secrets, and no paths of one machine."""
         values = asdict(self)
         del values["path"], values["security"], values["api"]["keys_file"], values["announce"]
-        del values["prefix_cache"], values["speculation"]
+        del values["prefix_cache"], values["speculation"], values["max_batch_size"]
         values["load"] = self.load.shared()
         path = Path(self.model).expanduser()
         if (self.model_dir_base / path).is_dir() or path.is_absolute():
@@ -196,14 +194,16 @@ def read_config(table: Table, model: str | None = None) -> ClusterConfig:
     if named is None:
         raise refuse_missing_model(path)
     nodes = read_nodes(table)
-    api = _read_api(table.take_table("api", ("host", "port", "keys_file", "queue")))
-    _check_api_port(path, api, nodes)
+    api = read_api(table.take_table("api", API_KEYS))
+    check_api_port(path, api, nodes)
     return ClusterConfig(
         path=path,
         model=named,
         nodes=nodes,
         context=table.take_int("context", 1, MAX_CONTEXT),
         concurrency=table.take_int("concurrency", 1, MAX_CONCURRENCY) or 1,
+        max_batch_size=table.take_int("max_batch_size", 1, MAX_BATCH_SIZE),
+        prefill_chunk=table.take_int("prefill_chunk", 1, MAX_PREFILL_CHUNK),
         strategy=table.take_choice("strategy", STRATEGIES, "optimal"),
         objective=table.take_choice("objective", OBJECTIVES, "latency"),
         links=read_links(table, {node.name for node in nodes}),
@@ -215,28 +215,6 @@ def read_config(table: Table, model: str | None = None) -> ClusterConfig:
         announce=table.take_bool("announce", True),
         speculation=read_speculation(table.take_table("speculation", SPECULATION_KEYS), named),
     )
-
-
-def _read_api(table: Table) -> ApiConfig:
-    port = table.take_int("port", 0, 65535, default=8080)
-    queue = table.take_int("queue", 0, 10**6, default=64)
-    assert port is not None
-    assert queue is not None
-    return ApiConfig(read_host(table, "host", "127.0.0.1"), port, table.take_str("keys_file"), queue)
-
-
-def _check_api_port(path: Path, api: ApiConfig, nodes: tuple[NodeConfig, ...]) -> None:
-    """The HTTP process runs beside rank 0 and cannot have the port of a node there."""
-    everywhere = api.host in ("0.0.0.0", "::")
-    for node in nodes:
-        is_one_host = node.host.lower() == api.host.lower() or (
-            is_loopback(node.host) and is_loopback(api.host)
-        )
-        if node.port == api.port and (is_one_host or (everywhere and node.rank == 0)):
-            raise ConfigError(
-                f"{path}: api.port = {api.port} is the port of nodes[{node.rank}] on the same machine: "
-                "give the HTTP API a port of its own"
-            )
 
 
 def _clean_secret(source: str, text: str | None) -> str | None:

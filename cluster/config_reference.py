@@ -46,6 +46,13 @@ KEYS: dict[str, Key] = {
         "tokens of one request, prompt and answer together", "the smaller of 8192 and the model's"
     ),
     "concurrency": Key("requests at once; memory for so many is planned, and the rest queue", "1"),
+    "max_batch_size": Key(
+        "requests whose tokens may share a frame; 1: none do ([batching.md](batching.md))", "automatic: 32"
+    ),
+    "prefill_chunk": Key(
+        "tokens of a prompt in one frame; memory for so many is planned ([batching.md](batching.md))",
+        "automatic: 512, fewer while answers are written",
+    ),
     "strategy": Key("how layers are shared out: [planning.md](planning.md)", '"optimal"'),
     "objective": Key("what `optimal` makes best: [cost_model.md](cost_model.md)", '"latency"'),
     "nodes": Key("the machines; the index is the rank, and rank 0 is the head", "needed"),
@@ -86,6 +93,9 @@ KEYS: dict[str, Key] = {
     "api.port": Key("and on which port; 0 is any free one", "8080"),
     "api.keys_file": Key("the API keys, one a line", "`MACRAME_API_KEYS`, with commas", _PATH),
     "api.queue": Key("requests that may wait; more are answered 429", "64"),
+    "api.queue_timeout_s": Key(
+        "and so long; then they are answered 503; `null`: until their clients leave", "300"
+    ),
     "security.token_file": Key("the cluster's token", "`MACRAME_TOKEN`", _PATH),
     "security.tls": Key("mutual TLS between all nodes", "no TLS"),
     "security.tls.ca": Key("the cluster's CA", "none", _TLS),

@@ -76,6 +76,7 @@ class Coordinator:
         logs = LogBook({n.rank: n.name for n in config.nodes if n.use})
         self.head = Head(
             max_queued=config.api.queue,
+            queue_timeout_s=config.api.queue_timeout_s,
             feed=node.feed,
             cluster_status=self.cluster_status,
             changed=self.changed,
@@ -203,6 +204,7 @@ class Coordinator:
             self._next_epoch(broken, now)
         self._assign_all(members, now)
         self._settle(self._roll_call(members), now)
+        self.head.expire()
         self.head.hold(short_of_memory(members[rank] for rank in self._needed))
 
     def _roll_call(self, members: Mapping[int, Member]) -> RollCall:
@@ -244,6 +246,8 @@ class Coordinator:
             planning.plan,
             planning.model,
             planning.rows,
+            planning.chunks,
+            self._config.max_batch_size,
             max_drafts=speculation.max_draft_tokens if speculation.is_on else 0,
             has_ngrams=speculation.has_ngrams,
             draft=draft,

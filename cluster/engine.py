@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 
+from cluster.build_ahead import BuildAhead
 from cluster.fault import Fault, injected
 from cluster.groups import Groups
 from cluster.guide import Guides
-from cluster.sampler import draw_rows
+from cluster.sampler import RowDraws, draw_rows
 from cluster.session import Session
+from cluster.step import Output, Step, Steps, Wanted
 from cluster.step_memory import StepMemory
 from proto import ring_pb2
 from proto.codec import Tensor
@@ -45,7 +47,14 @@ class StepStats:
 class Engine:
     """Runs frames on a shard. `step` turns an incoming STEP into the frame for the next hop."""
 
-    def __init__(self, shard: Shard, adapters: Adapters | None = None, guides: Guides | None = None) -> None:
+    def __init__(
+        self,
+        shard: Shard,
+        adapters: Adapters | None = None,
+        guides: Guides | None = None,
+        *,
+        builds_ahead: bool | None = None,  # None: where the device is not the processor that builds
+    ) -> None:
         self.shard = shard
         self.adapters = adapters or Adapters()
         self.guides = guides  # None: answers cannot be held to a grammar
@@ -54,8 +63,13 @@ class Engine:
         self._groups = Groups(shard)
         self.trim_window, self.reach = shard.trim_window, shard.reach  # any thread may read
         self.stats = StepStats()
+        is_gpu = mx.default_device().type == mx.gpu
+        self.ahead = BuildAhead(
+            shard, self.adapters.use, is_on=is_gpu if builds_ahead is None else builds_ahead
+        )
         self._error_at = int(injected(Fault.STEP_ERROR_AT))
         self._delay_s = injected(Fault.LAYER_DELAY_MS) / 1e3 * (shard.stop - shard.start)
+        self._ended = 0.0  # when the last step ended
         self.memory = StepMemory()
 
     @property
@@ -68,28 +82,38 @@ class Engine:
         if self.sessions:
             for session in self.sessions.values():
                 logger.info("session %d ends with its epoch", session.spec.session, extra=_about(session))
+            self.ahead.forget(self.sessions)
             self.sessions.clear()
             self._kept.clear()
             self._groups = Groups(self.shard)
             self.memory.measure(0)
             mx.clear_cache()
 
-    def step(
-        self, frame: ring_pb2.Frame, tensors: Sequence[Tensor]
-    ) -> tuple[ring_pb2.Frame, list[Tensor]] | None:
+    def step(self, frame: ring_pb2.Frame, tensors: Sequence[Tensor]) -> Output:
         """The frame for the next hop with its tensors, or None if nothing has to go there.
 
         A slot that fails carries its error onward instead of a carry: its request ends with it,
         and no other request of the frame notices.
         """
+        return self.begin(frame, tensors).finish()
+
+    def begin(self, frame: ring_pb2.Frame, tensors: Sequence[Tensor]) -> Step:
+        """The same, built but not evaluated. Steps end in the order in which they began."""
+        return Step(self._run(frame, tensors))
+
+    def _run(self, frame: ring_pb2.Frame, tensors: Sequence[Tensor]) -> Steps[Output]:
         started = time.perf_counter()
         shard = self.shard
+        self.ahead.clear_way(frame)
         for number, num_tokens in zip(frame.keeps, frame.keep_tokens, strict=True):
             self._keep(number, num_tokens)  # before the opens: one may begin as a copy of what it is then
         failed = self._open_all(frame.opens)  # before the closes: it may begin as a copy of what is closed
         for number in frame.closes:
             self._close(number)
         if frame.closes:
+            self._groups.settle()
+            if not frame.slots:
+                mx.eval(self._groups.take_pending())
             mx.clear_cache()
         if (frame.closes or frame.keeps) and not frame.slots:
             self._measure_kv()
@@ -109,9 +133,9 @@ class Engine:
                 forks=frame.forks,
             )
         if frame.is_batched:
-            out_tensors = self._rows(frame, tensors, out)
+            out_tensors = yield from self._rows(frame, tensors, out)
         else:
-            out_tensors = self._slots(frame, tensors, failed, out)
+            out_tensors = yield from self._slots(frame, tensors, failed, out)
         failures = {slot.session for slot in out.slots if slot.error}
         for fork in frame.forks:
             if fork.from_session not in failures:
@@ -119,7 +143,7 @@ class Engine:
         if frame.slots:
             if self._delay_s:
                 time.sleep(self._delay_s)
-            self._count(frame, (time.perf_counter() - started) * 1e3)
+            self._count(frame, started)
         return out, out_tensors
 
     def _slots(
@@ -128,7 +152,7 @@ class Engine:
         tensors: Sequence[Tensor],
         failed: Mapping[int, str],
         out: ring_pb2.Frame,
-    ) -> list[Tensor]:
+    ) -> Steps[list[Tensor]]:
         """One forward pass for each slot."""
         out_tensors: list[Tensor] = []
         taken = 0
@@ -138,20 +162,22 @@ class Engine:
             error = slot.error or failed.get(slot.session, "")
             if not error:
                 try:
-                    out_tensors += self._compute([slot], carry, out)
+                    out_tensors += yield from self._compute([slot], carry, out)
                     continue
                 except Exception as failure:  # border: a request's error travels to its client
                     error = self._failed(slot, failure)
             _add_failed(out, slot, error)
         return out_tensors
 
-    def _rows(self, frame: ring_pb2.Frame, tensors: Sequence[Tensor], out: ring_pb2.Frame) -> list[Tensor]:
+    def _rows(
+        self, frame: ring_pb2.Frame, tensors: Sequence[Tensor], out: ring_pb2.Frame
+    ) -> Steps[list[Tensor]]:
         """One forward pass for all slots, a row each; what fails in it fails for all of them."""
         out.is_batched = True
         errors = [slot.error for slot in frame.slots]
         if not any(errors):
             try:
-                return self._compute(frame.slots, tensors, out)
+                return (yield from self._compute(frame.slots, tensors, out))
             except Exception as failure:  # border: the requests' error travels to their clients
                 errors = [self._failed(slot, failure) for slot in frame.slots]
                 del out.slots[:]
@@ -161,28 +187,32 @@ class Engine:
 
     def _compute(
         self, slots: Sequence[ring_pb2.Slot], carry: Sequence[Tensor], out: ring_pb2.Frame
-    ) -> list[Tensor]:
+    ) -> Steps[list[Tensor]]:
         """One forward pass of all these slots, a row each; adds them to `out`, whose tensors it returns."""
         shard = self.shard
         sessions = [self._session(slot) for slot in slots]
-        state: ShardState | BatchState = (
-            self._groups.alone(sessions[0]) if len(sessions) == 1 else self._groups.together(sessions).state
-        )
-        if slots[0].num_draws > 1 and self.reach == Reach.MARK:
-            assert isinstance(state, ShardState)
-            state.mark()
-        tokens = mx.array([list(slot.tokens) for slot in slots])  # (B, T)
-        incoming = None if shard.is_first else unflatten([from_wire(t) for t in carry], slots[0].structure)
-        self.adapters.use(sessions[0].spec.adapter)
-        outgoing = shard.forward(tokens, incoming, state)
+        taken = self.ahead.take(slots, sessions, carry)
+        if taken is not None:
+            state, outgoing, draws = taken.state, taken.out, taken.draws
+        else:
+            state, draws = self._state(sessions), None
+            if slots[0].num_draws > 1 and self.reach == Reach.MARK:
+                assert isinstance(state, ShardState)
+                state.mark()
+            tokens = mx.array([list(slot.tokens) for slot in slots])  # (B, T)
+            incoming = (
+                None if shard.is_first else unflatten([from_wire(t) for t in carry], slots[0].structure)
+            )
+            self.adapters.use(sessions[0].spec.adapter)
+            outgoing = shard.forward(tokens, incoming, state)
         for session, slot in zip(sessions, slots, strict=True):
             session.position += len(slot.tokens)
         if shard.is_last:
             assert isinstance(outgoing, mx.array)
-            self._draw(slots, sessions, outgoing, state, out)
+            yield from self._draw(slots, sessions, outgoing if draws is None else draws, state, out)
             return []
         arrays, structure = flatten(outgoing)
-        mx.eval(arrays, state.arrays(), self._groups.take_pending())
+        yield Wanted(arrays, [*state.arrays(), *self._groups.take_pending()])
         for i, slot in enumerate(slots):
             added = out.slots.add(
                 session=slot.session,
@@ -199,23 +229,25 @@ class Engine:
         self,
         slots: Sequence[ring_pb2.Slot],
         sessions: Sequence[Session],
-        logits: mx.array,
+        logits: mx.array | RowDraws,  # draws, where they were built ahead
         state: ShardState | BatchState,
         out: ring_pb2.Frame,
-    ) -> None:
+    ) -> Steps[None]:
         for session, slot in zip(sessions, slots, strict=True):
             session.history.extend(slot.tokens)
         if not slots[0].is_sampled:  # a chunk, by itself: its logits are never computed
-            mx.eval(state.arrays(), self._groups.take_pending())
+            yield Wanted([], [*state.arrays(), *self._groups.take_pending()])
             out.slots.add(session=slots[0].session, position=slots[0].position)
             return
         num_draws = max(slots[0].num_draws, 1)  # guesses come by themselves, too
-        if num_draws > 1:
+        if isinstance(logits, RowDraws):
+            draws = logits
+        elif num_draws > 1:
             rows = [sessions[0].row(num_guessed) for num_guessed in reversed(range(num_draws))]
             draws = draw_rows(rows, logits[0, -num_draws:])
         else:
             draws = draw_rows([session.row() for session in sessions], logits[:, -1])
-        mx.eval(draws.arrays(), state.arrays(), self._groups.take_pending())
+        yield Wanted(draws.arrays(), [*state.arrays(), *self._groups.take_pending()])
         if num_draws > 1:
             self._add_draws(slots[0], draws.until(slots[0].tokens[1 - num_draws :]), out)
             return
@@ -247,13 +279,14 @@ class Engine:
             exc_info=failure,
         )
         if session is not None:
+            self.ahead.forget([slot.session])
             self._groups.drop(session)
         start, stop = self.shard.start, self.shard.stop
         return f"layers {start}:{stop} failed: {type(failure).__name__}: {failure}"[:MAX_ERROR_CHARS]
 
     def prepare(self) -> bool:
         """Do a piece of what the next frames will need, while there is none; False: nothing was left."""
-        return self.guides is not None and self.guides.prepare()
+        return self.ahead.prepare() or (self.guides is not None and self.guides.prepare())
 
     def _open_all(self, specs: Sequence[ring_pb2.SessionSpec]) -> dict[int, str]:
         failed: dict[int, str] = {}
@@ -309,6 +342,12 @@ class Engine:
             logger.info("session %d closed at position %d", number, session.position, extra=_about(session))
             self._groups.drop(session)
 
+    def _state(self, sessions: Sequence[Session]) -> ShardState | BatchState:
+        """The caches of just these sessions."""
+        return (
+            self._groups.alone(sessions[0]) if len(sessions) == 1 else self._groups.together(sessions).state
+        )
+
     def _session(self, slot: ring_pb2.Slot) -> Session:
         """The session of a slot that can be computed."""
         session = self.sessions.get(slot.session)
@@ -326,7 +365,10 @@ class Engine:
             raise RuntimeError(f"injected at position {slot.position}")
         return session
 
-    def _count(self, frame: ring_pb2.Frame, step_ms: float) -> None:
+    def _count(self, frame: ring_pb2.Frame, started: float) -> None:
+        """Times that two steps had in common count for the earlier one."""
+        now = time.perf_counter()
+        step_ms, self._ended = (now - max(started, self._ended)) * 1e3, now
         num_tokens = sum(len(slot.tokens) for slot in frame.slots)
         self.stats.num_steps += 1
         self.stats.num_tokens += num_tokens

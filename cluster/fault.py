@@ -12,8 +12,11 @@ class Fault(Enum):
     LOAD_DELAY_S = "load_delay_s"  # the compute thread is busy loading for so long
     STEP_DELAY_MS = "step_delay_ms"  # every frame takes so much longer
     LAYER_DELAY_MS = "layer_delay_ms"  # each own layer of every frame takes so much longer
+    PLAIN_STEPS = "plain_steps"  # 1: none is built ahead, or while another runs
     STEP_ERROR_AT = "step_error_at"  # slots from this position on raise
     AVAILABLE_SHARE = "available_share"  # a file with the share of memory that is said to be available
+    FRAMES_IN_FLIGHT = "frames_in_flight"  # the head sends no more than so many
+    ROWS_PER_FRAME = "rows_per_frame"  # and puts no more requests into one
     EDGES_VIA = "edges_via"  # rank@port+rank@port: relays on loopback through which edges to those ranks go
 
 

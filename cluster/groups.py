@@ -14,12 +14,13 @@ from shard_loader.state import ShardState
 class Groups:
     """Gives each frame the caches of just its sessions: merged, taken apart and merged again as need be.
 
-    A session that is closed leaves its group with the group's next frame, or when it is the last one.
+    A session that is closed leaves its group at `settle`.
     """
 
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
         self._pending: list[mx.array] = []  # of sessions taken out: not evaluated yet
+        self._left: list[Group] = []  # groups that have members which are closed
 
     def alone(self, session: Session) -> ShardState:
         """The session's caches by themselves."""
@@ -47,7 +48,7 @@ class Groups:
         base = groups[0]
         for group in groups[1:]:
             base.state.extend(group.state)
-            base.members += group.members
+            base.members, group.members = base.members + group.members, []
         if not _same(base.members, sessions):
             places = {id(member): i for i, member in enumerate(base.members)}
             base.state.keep([places[id(session)] for session in sessions])
@@ -63,11 +64,17 @@ class Groups:
     def drop(self, session: Session) -> None:
         """The session is closed, or its caches are spoilt."""
         session.is_closed, session.state = True, None
-        group = session.group
-        if group is not None and all(member.is_closed for member in group.members):
-            for member in group.members:
-                member.group = None
-            group.members = []
+        if session.group is not None and session.group not in self._left:
+            self._left.append(session.group)
+
+    def settle(self) -> None:
+        """After all closes of a frame: their rows leave, and nothing of them is held any longer."""
+        for group in self._left:
+            staying = [member for member in group.members if not member.is_closed]
+            if len(staying) < len(group.members):
+                self._keep(group, staying)
+                self._pending += group.state.arrays() if staying else []
+        self._left.clear()
 
     def take_pending(self) -> list[mx.array]:
         """What whoever evaluates next evaluates too; none twice."""

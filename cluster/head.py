@@ -8,18 +8,19 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from queue import SimpleQueue
 
 import grpc
 
+from cluster.client import STATUS_CODES, Client, Item
+from cluster.conversation import Conversation
 from cluster.draft_queue import OnDrafted
 from cluster.drafter import DraftCall
+from cluster.fault import Fault, injected
 from cluster.instructions import Draft, Emit, EndDrafts, Fail, FailureKind, Instruction, Send, Start
 from cluster.log_book import LogBook
-from cluster.log_line import checked_id
 from cluster.request import Request
-from cluster.request_log import RequestLog
 from cluster.room import Limits
 from cluster.sampler import validate
 from cluster.scheduler import Scheduler
@@ -36,25 +37,6 @@ MAX_SAMPLING_BYTES = MAX_HEADER_BYTES - (64 << 10)
 MAX_TOP_LOGPROBS = 1024
 MAX_WATCHERS = 16  # each holds a worker, and requests need those
 
-_STATUS_CODES = {
-    FailureKind.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
-    FailureKind.BUSY: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    FailureKind.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
-    FailureKind.FAILED: grpc.StatusCode.INTERNAL,
-    FailureKind.CANCELLED: grpc.StatusCode.CANCELLED,
-}
-
-
-@dataclass(slots=True)
-class _Client:
-    """One Generate call that waits for its tokens."""
-
-    inbox: SimpleQueue[Emit | Fail | None] = field(default_factory=SimpleQueue)
-    submitted_at: float = field(default_factory=time.monotonic)
-    started_at: float = 0.0  # its first chunk entered the ring
-    is_gone: bool = False
-    is_finished: bool = False  # it has all it wanted, before the last token
-
 
 class Head(head_pb2_grpc.HeadServicer):
     """Holds the scheduler, feeds the ring, and hands tokens to the clients that wait for them.
@@ -66,6 +48,7 @@ class Head(head_pb2_grpc.HeadServicer):
         self,
         *,
         max_queued: int,
+        queue_timeout_s: float | None = None,
         feed: Callable[[ring_pb2.Frame], None],
         cluster_status: Callable[[], head_pb2.ClusterStatus],
         changed: threading.Condition,
@@ -76,12 +59,13 @@ class Head(head_pb2_grpc.HeadServicer):
         self._ask_drafter, self._end_drafts = ask_drafter, end_drafts
         self._asked_at: dict[int, float] = {}  # the draft model, by session
         self._logs = logs or LogBook({})
-        self._scheduler = Scheduler(max_queued=max_queued)
+        self._scheduler = Scheduler(max_queued=max_queued, queue_timeout_s=queue_timeout_s)
         self._feed = feed
         self._cluster_status = cluster_status
         self._changed = changed
         self._lock = threading.Lock()
-        self._clients: dict[str, _Client] = {}
+        self._clients: dict[str, Client] = {}
+        self._conversations: set[Conversation] = set()
         self._errors: Counter[str] = Counter()  # by FailureKind's value; empty: none
         self._limits: Limits | None = None
         self._sent_at: dict[int, float] = {}  # frames in the ring, by their number
@@ -97,7 +81,7 @@ class Head(head_pb2_grpc.HeadServicer):
         with self._lock:
             if self._is_closing:
                 return
-            self._limits = limits
+            self._limits = limits = _as_injected(limits)
             self._scheduler.ring_up(epoch, limits)
 
     def ring_down(self, reason: str) -> None:
@@ -118,6 +102,11 @@ class Head(head_pb2_grpc.HeadServicer):
             if self._held_since is not None and now - self._held_since > HOLD_LIMIT_S:
                 self._carry_out(self._scheduler.refuse_queued())
 
+    def expire(self) -> None:
+        """Tell those that have waited too long. Called again and again."""
+        with self._lock:
+            self._carry_out(self._scheduler.expire(time.monotonic()))
+
     def on_result(self, frame: ring_pb2.Frame) -> None:
         """A RESULT frame, on whatever thread received it."""
         now = time.monotonic()
@@ -137,6 +126,10 @@ class Head(head_pb2_grpc.HeadServicer):
         """End every client with a sentence; handlers return."""
         self._is_closing = True
         self.ring_down("the head is stopping; send the request again when it is back")
+        with self._lock:
+            conversations = tuple(self._conversations)
+        for conversation in conversations:
+            conversation.hang_up()
         with self._changed:
             self._changed.notify_all()
 
@@ -177,6 +170,7 @@ class Head(head_pb2_grpc.HeadServicer):
             max_tokens=request.max_tokens,
             age_s=0.0 if client is None else time.monotonic() - client.submitted_at,
             adapter=request.adapter,
+            priority=request.priority,
         )
 
     # -- the clients' side: RPC handler threads -----------------------------------------------------------
@@ -184,51 +178,43 @@ class Head(head_pb2_grpc.HeadServicer):
         self, request: head_pb2.GenerateRequest, context: grpc.ServicerContext
     ) -> Iterator[head_pb2.GenerateReply]:
         """Tokens as they come; leaving the stream cancels the request on every stage."""
-        request_id = request.request_id or uuid.uuid4().hex
-        client = _Client()
-        log = RequestLog(checked_id(request.trace_id or request_id), len(request.prompt))
+        inbox: SimpleQueue[Item] = SimpleQueue()
+        client = Client.of(
+            request, request.request_id or uuid.uuid4().hex, lambda _client, item: inbox.put(item)
+        )
         try:
-            yield from self._answer(request_id, client, request, context, log)
-        finally:
-            if client.is_finished:
-                log.enough()
-            self._count(log.kind)
-            log.end(client.submitted_at, client.started_at)
-
-    def _answer(
-        self,
-        request_id: str,
-        client: _Client,
-        request: head_pb2.GenerateRequest,
-        context: grpc.ServicerContext,
-        log: RequestLog,
-    ) -> Iterator[head_pb2.GenerateReply]:
-        if not context.add_callback(lambda: self._leave(request_id, client)):
-            return
-        self._submit(request_id, client, request, log.trace_id)
-        first_ms = 0.0
-        while True:
-            item = client.inbox.get()
-            if item is None:
-                return  # the client left
-            if isinstance(item, Fail):
-                log.fail(item)
-                context.abort(_STATUS_CODES[item.kind], item.message)
-            assert isinstance(item, Emit)
-            reply = head_pb2.GenerateReply(tokens=[item.token], finish_reason=item.finish_reason)
-            if item.num_completion == 1 or item.finish_reason:
-                if item.num_completion == 1:
-                    first_ms = (time.monotonic() - client.started_at) * 1e3
-                    log.first_s = first_ms / 1e3
-                reply.prompt_tokens, reply.completion_tokens = item.num_prompt, item.num_completion
-                reply.cached_tokens = item.num_cached
-                reply.queue_ms = (client.started_at - client.submitted_at) * 1e3
-                reply.prefill_ms = first_ms
-            if item.finish_reason:
-                log.finish(item)
-            yield reply
-            if item.finish_reason:
+            if not context.add_callback(lambda: self._leave(client)):
                 return
+            self._submit(client, request)
+            while (item := inbox.get()) is not None:  # None: the client left
+                if isinstance(item, Fail):
+                    client.log.fail(item)
+                    context.abort(STATUS_CODES[item.kind], item.message)
+                assert isinstance(item, Emit)
+                yield client.reply(item)
+                if item.finish_reason:
+                    return
+        finally:
+            self._ended(client)
+
+    def Converse(  # noqa: N802
+        self, request_iterator: Iterator[head_pb2.Ask], context: grpc.ServicerContext
+    ) -> Iterator[head_pb2.Answers]:
+        """Tokens of many requests as they come; leaving the stream cancels them all."""
+        conversation = Conversation(self._submit, self._leave, self._ended)
+        with self._lock:
+            self._conversations.add(conversation)
+        try:
+            if context.add_callback(conversation.close) and not self._is_closing:
+                args = (request_iterator,)
+                threading.Thread(
+                    target=conversation.listen, args=args, name="conversation", daemon=True
+                ).start()
+                yield from conversation.answers()
+        finally:
+            with self._lock:
+                self._conversations.discard(conversation)
+            conversation.close()
 
     def Cancel(  # noqa: N802
         self, request: head_pb2.CancelRequest, context: grpc.ServicerContext
@@ -240,8 +226,8 @@ class Head(head_pb2_grpc.HeadServicer):
             return head_pb2.CancelReply(found=False)
         client.is_finished = request.is_finished
         if not request.is_finished:
-            client.inbox.put(Fail(request.request_id, FailureKind.CANCELLED, "the request was cancelled"))
-        self._leave(request.request_id, client)
+            client.put(Fail(request.request_id, FailureKind.CANCELLED, "the request was cancelled"))
+        self._leave(client)
         return head_pb2.CancelReply(found=True)
 
     def GetCluster(  # noqa: N802
@@ -286,9 +272,8 @@ class Head(head_pb2_grpc.HeadServicer):
             context.abort(grpc.StatusCode.NOT_FOUND, f"there is no rank {request.rank} in this ring")
         yield from told
 
-    def _submit(
-        self, request_id: str, client: _Client, request: head_pb2.GenerateRequest, trace_id: str
-    ) -> None:
+    def _submit(self, client: Client, request: head_pb2.GenerateRequest) -> None:
+        request_id = client.request_id
         with self._lock:
             if client.is_gone:
                 return
@@ -299,11 +284,11 @@ class Head(head_pb2_grpc.HeadServicer):
                         raise ValueError(f"adapter: a name has at most {MAX_ADAPTER_CHARS} characters")
                     validate(request.sampling, self._limits.vocab_size)
                 except ValueError as error:
-                    client.inbox.put(Fail(request_id, FailureKind.INVALID, str(error)))
+                    client.put(Fail(request_id, FailureKind.INVALID, str(error)))
                     return
             if request_id in self._clients:
                 message = f"request id {request_id!r} is already running; choose another"
-                client.inbox.put(Fail(request_id, FailureKind.INVALID, message))
+                client.put(Fail(request_id, FailureKind.INVALID, message))
                 return
             self._clients[request_id] = client
             self._carry_out(
@@ -313,42 +298,48 @@ class Head(head_pb2_grpc.HeadServicer):
                     request.max_tokens,
                     request.sampling,
                     request.adapter,
-                    trace_id=trace_id,
+                    trace_id=client.log.trace_id,
+                    priority=request.priority,
+                    now_s=client.submitted_at,
                 )
             )
 
-    def _count(self, kind: str) -> None:
-        if kind:
+    def _ended(self, client: Client) -> None:
+        """Nothing more is told to it; called once."""
+        if client.is_finished:
+            client.log.enough()
+        if kind := client.log.kind:
             with self._lock:
                 self._errors[kind] += 1
+        client.log.end(client.submitted_at, client.started_at)
 
-    def _leave(self, request_id: str, client: _Client) -> None:
+    def _leave(self, client: Client) -> None:
         """The call ended, one way or another."""
         with self._lock:
             client.is_gone = True
-            if self._clients.get(request_id) is client:
-                del self._clients[request_id]
-                self._carry_out(self._scheduler.cancel(request_id))
-        client.inbox.put(None)
+            if self._clients.get(client.request_id) is client:
+                del self._clients[client.request_id]
+                self._carry_out(self._scheduler.cancel(client.request_id))
+        client.put(None)
 
     def _carry_out(self, instructions: list[Instruction]) -> None:
-        """Do what the scheduler said, with the lock held; nothing here blocks."""
+        """Do what the scheduler said, what the ring waits for first. With the lock held; nothing blocks."""
         for instruction in instructions:
             if isinstance(instruction, Send):
                 if instruction.frame.slots:
                     self._sent_at[instruction.frame.seq] = time.monotonic()
                 self._feed(instruction.frame)
-                continue
-            if isinstance(instruction, (Draft, EndDrafts)):
+            elif isinstance(instruction, (Draft, EndDrafts)):
                 self._draft(instruction)
+        for instruction in instructions:
+            if isinstance(instruction, (Send, Draft, EndDrafts)):
                 continue
-            client = self._clients.get(instruction.request_id)
-            if client is None:
+            if (client := self._clients.get(instruction.request_id)) is None:
                 continue
             if isinstance(instruction, Start):
                 client.started_at = time.monotonic()
                 continue
-            client.inbox.put(instruction)
+            client.put(instruction)
             if isinstance(instruction, Fail) or instruction.finish_reason:
                 del self._clients[instruction.request_id]
 
@@ -369,6 +360,12 @@ class Head(head_pb2_grpc.HeadServicer):
             )
             told = self.on_drafted
             self._ask_drafter(instruction.epoch, call, lambda position, ids: told(session, position, ids))
+
+
+def _as_injected(limits: Limits) -> Limits:
+    """Less in the ring, where a test or a benchmark asks for that."""
+    frames, rows = (int(injected(f)) for f in (Fault.FRAMES_IN_FLIGHT, Fault.ROWS_PER_FRAME))
+    return replace(limits, max_in_flight=frames or limits.max_in_flight, max_rows=rows or limits.max_rows)
 
 
 def _check_size(sampling: ring_pb2.Sampling) -> None:

@@ -14,6 +14,7 @@ class FailureKind(Enum):
 
     INVALID = "invalid"  # it can never run
     BUSY = "busy"  # the queue is full
+    LATE = "late"  # it waited in the queue as long as it may
     UNAVAILABLE = "unavailable"  # the ring is not serving, or it broke
     FAILED = "failed"  # a stage failed on this request alone
     CANCELLED = "cancelled"  # by its id, by somebody else than the client that waits

@@ -49,13 +49,13 @@ def links_cost(plan: Plan, made_from: PlannedFrom, pairs: Sequence[Pair]) -> Lin
     A cable is what the planner takes for a link that nobody describes.
     """
     model, nodes, links = made_from.model, made_from.nodes, made_from.links
-    measured = with_measured(links, pairs)
-    now = _speed(plan, model, nodes, measured)
+    measured, work = with_measured(links, pairs), made_from.options.work
+    now = _speed(plan, work, model, nodes, measured)
     wifi = [pair for pair in pairs if pair.wifi is not None and not pair.reasons]
     return LinksCost(
-        assumed=_speed(plan, model, nodes, links),
+        assumed=_speed(plan, work, model, nodes, links),
         measured=now,
-        wifi=tuple(WifiCost(p, _speed(plan, model, nodes, _with_cable(measured, p))) for p in wifi),
+        wifi=tuple(WifiCost(p, _speed(plan, work, model, nodes, _with_cable(measured, p))) for p in wifi),
         better=_better(now, model, nodes, measured, made_from.options),
     )
 
@@ -100,8 +100,10 @@ def _words(speed: Speed, concurrency: int) -> str:
     return alone if concurrency == 1 else f"{alone} ({speed.throughput_tok_s:.1f} with {concurrency} users)"
 
 
-def _speed(plan: Plan, model: ModelProfile, nodes: Sequence[NodeProfile], links: Sequence[Link]) -> Speed:
-    cost = CostModel(model, nodes, links, Workload(plan.context, plan.concurrency))
+def _speed(
+    plan: Plan, work: Workload, model: ModelProfile, nodes: Sequence[NodeProfile], links: Sequence[Link]
+) -> Speed:
+    cost = CostModel(model, nodes, links, work)
     places = {node.rank: index for index, node in enumerate(nodes)}
     stages = [Stage(places[a.rank], a.start, a.stop) for a in plan.assignments]
     return Speed(1e3 / cost.path_ms(stages), cost.throughput_tok_s(stages))
@@ -118,6 +120,6 @@ def _better(
     plan = make_plan(model, nodes, links, options)
     if not isinstance(plan, Plan):
         return None
-    found = _speed(plan, model, nodes, links)
+    found = _speed(plan, options.work, model, nodes, links)
     key = "throughput_tok_s" if options.objective == "throughput" else "decode_tok_s"
     return found if getattr(found, key) >= (1 + MIN_GAIN) * getattr(now, key) else None

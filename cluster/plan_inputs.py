@@ -14,10 +14,12 @@ from pathlib import Path
 from cluster.config import DEFAULT_CONTEXT, ClusterConfig, NodeConfig, is_loopback
 from cluster.config_read import ConfigError
 from cluster.plan_choices import AS_IN_FILE, PlanChoices
+from cluster.ring_limits import MAX_ROWS
 from planner.adapters import with_adapters
 from planner.chips import find_chip
 from planner.cost import Link
 from planner.headers import ModelFilesError
+from planner.kv_profile import PREFILL_CHUNK_TOKENS
 from planner.kv_quant import KvQuantizationError, quantize_kv
 from planner.model_profile import ModelProfile, read_model_profile
 from planner.node_profile import GB, NodeProfile, make_node, share_machine
@@ -83,9 +85,16 @@ def plan_options(
         concurrency=config.concurrency,
         strategy=config.strategy,
         objective=config.objective,
+        max_rows=max_rows(config),
         keeps_order=choices.keeps_order,
         is_forced=choices.is_forced,
+        chunk_tokens=config.prefill_chunk or PREFILL_CHUNK_TOKENS,
     )
+
+
+def max_rows(config: ClusterConfig) -> int:
+    """How many requests may share a frame, as far as the config says."""
+    return MAX_ROWS if config.load.kv_bits is None else 1  # quantised keys and values have no batched form
 
 
 def machine(host: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from cluster.config import ClusterConfig
 from cluster.measured_speeds import MeasuredSpeeds
 from cluster.plan_choices import AS_IN_FILE, PlanChoices, without_excluded
-from cluster.plan_inputs import kv_note, plan_links, plan_nodes, plan_options, read_model
+from cluster.plan_inputs import kv_note, max_rows, plan_links, plan_nodes, plan_options, read_model
 from cluster.proof import Prover
 from cluster.proven_plan import ProvenPlan, make_proven_plan
 from planner.cost import CostModel
@@ -19,6 +19,7 @@ from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile, make_node
 from planner.plan import Plan
 from planner.planned_from import PlannedFrom
+from planner.prefill_chunk import PromptChunks, choose_chunks
 from planner.render import render_plan
 from planner.solver import make_plan
 from planner.workload import Workload
@@ -40,6 +41,7 @@ class Planning:
     planned_from: str = ""  # PlannedFrom.to_json()
     predicted: dict[int, head_pb2.PredictedMemory] = field(default_factory=dict)  # by rank, of those planned
     rows: RowProof = NO_ROWS  # what may be done with sequences of the model
+    chunks: PromptChunks = field(default_factory=PromptChunks)
 
 
 def plan_cluster(
@@ -69,6 +71,9 @@ def plan_cluster(
     if missing:
         return Planning(model, missing_ranks=missing)
     links, options = plan_links(config), plan_options(config, model, choices)
+    rows = NO_ROWS if prover is None else _rows(config, prover.rows())
+    if prover is not None and not rows.batched:
+        options = replace(options, max_rows=1)
     nodes = with_drafter(plan_nodes(config, measured), draft, options.context, options.concurrency)
     wanted = (model, nodes, links, options)
     if prover is None:
@@ -86,14 +91,22 @@ def plan_cluster(
         table=table,
         planned_from=planned_from.to_json(),
         predicted=predicted_memory(model, nodes, plan),
-        rows=NO_ROWS if prover is None else _rows(config, prover.rows()),
+        chunks=_chunks(config, CostModel(model, nodes, links, options.work), plan),
+        rows=rows,
     )
 
 
 def _rows(config: ClusterConfig, proof: RowProof) -> RowProof:
     """Of what is right for the model, what the config leaves."""
-    is_kv_plain = config.load.kv_bits is None  # quantised keys and values have no batched form
-    return replace(proof, batched=proof.batched and is_kv_plain, forked=proof.forked and config.prefix_cache)
+    return replace(
+        proof, batched=proof.batched and max_rows(config) > 1, forked=proof.forked and config.prefix_cache
+    )
+
+
+def _chunks(config: ClusterConfig, cost: CostModel, plan: Plan) -> PromptChunks:
+    """As configured, or chosen from the plan."""
+    tokens = config.prefill_chunk
+    return choose_chunks(cost, plan) if tokens is None else PromptChunks(tokens, tokens)
 
 
 def _legal(prover: Prover | None) -> frozenset[int] | None:

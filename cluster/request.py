@@ -25,6 +25,9 @@ class Request:
     stop_ids: frozenset[int]
     adapter: str = ""
     trace_id: str = ""  # for log lines
+    priority: int = 0  # lower ones go first
+    queued_at_s: float = 0.0
+    num_passed: int = 0  # times that one behind it in the queue had room, and went before it
     num_sent: int = 0  # tokens that entered the ring: of the prompt, then known ones, then guesses
     num_read: int = 0  # what the stages' caches hold after the last frame sent, void guesses included
     num_in_flight: int = 0  # frames of this session in the ring

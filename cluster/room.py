@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from cluster.kept import KeptSessions
 from cluster.request import Request
+from planner.kv_profile import PREFILL_CHUNK_TOKENS as DEFAULT_PREFILL_CHUNK
 from shard_loader.reach import Reach
 
-DEFAULT_PREFILL_CHUNK = 512  # tokens
 MAX_SESSIONS = 256  # that run at once, however small they are
 GROWTH_TOKENS = 64  # of an answer, at most, before the next look at what must go
 _SLACK = 1e-9  # of sums of floats
@@ -30,7 +30,7 @@ class Limits:
     context: int
     max_active: int  # whole contexts that the plan has room for
     max_in_flight: int  # frames in the ring at once
-    prefill_chunk: int = DEFAULT_PREFILL_CHUNK
+    prefill_chunk: int = DEFAULT_PREFILL_CHUNK  # tokens of a prompt in one frame
     max_chunks: int = 0  # of these, frames of prompts; 0: all
     vocab_size: int = 0  # 0: not checked
     max_rows: int = 1  # requests whose tokens may share a frame
@@ -38,6 +38,7 @@ class Limits:
     trim_window: int = -1  # see KeptSessions.match; -1: no session is kept
     reach: Reach = Reach.NONE  # how far back the stages can take a session, for guesses that were wrong
     max_drafts: int = 0  # guesses in a frame; 0: none are made
+    shared_chunk: int = 0  # tokens of a prompt in one frame while answers are written; 0: prefill_chunk
     has_ngrams: bool = True  # what came before in a text is taken to come again
     has_drafter: bool = False  # there is a draft model
     drafts_ahead: bool = False  # it can guess behind guesses, and go back without reading all again
@@ -46,6 +47,8 @@ class Limits:
         for name in ("context", "max_active", "max_in_flight", "prefill_chunk", "max_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, and must be at least 1")
+        if not 0 <= self.shared_chunk <= self.prefill_chunk:
+            raise ValueError(f"shared_chunk is {self.shared_chunk}, and must be at most {self.prefill_chunk}")
 
 
 def why_never(limits: Limits, prompt: Sequence[int], max_tokens: int) -> str:

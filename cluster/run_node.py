@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("cluster.run_node")
 
+# How long a thread that wants Python's lock waits before it asks for it: a frame that came in must not wait
+# 5 ms, Python's own choice, for a graph that is being built.
+SWITCH_S = 5e-4
+
 STOP_S = 0.7  # for the compute thread and the HTTP process, each
 STOP_LIMIT_S = 1.9  # for everything
 UNDER_LAUNCHD = "--under-launchd"
@@ -161,6 +165,7 @@ def _end(message: str, code: int) -> int:
 
 
 def _run(config: ClusterConfig, args: argparse.Namespace, credentials: Credentials, logs: Logs) -> NoReturn:
+    sys.setswitchinterval(SWITCH_S)
     wake, stop = os.pipe()
     os.set_blocking(stop, False)
     # The kernel may give a signal to any thread: only this descriptor surely wakes the main one.

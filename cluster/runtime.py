@@ -28,6 +28,7 @@ from cluster.plan_choices import AS_IN_FILE, PlanChoices
 from cluster.probe import this_machine
 from cluster.recent_lines import RecentLines
 from cluster.ring import EdgeService
+from cluster.room import MAX_SESSIONS
 from cluster.routes import HEAD_RANK
 from cluster.rpc import BindError, make_server
 from cluster.tls import Credentials
@@ -119,7 +120,8 @@ class Runtime:
             )
             head = self._coordinator.head
             services.append(lambda server: head_pb2_grpc.add_HeadServicer_to_server(head, server))
-            num_workers += self.config.api.queue + self.config.concurrency + 4 * len(self.config.nodes)
+            num_requests = self.config.api.queue + max(self.config.concurrency, MAX_SESSIONS)
+            num_workers += num_requests + 4 * len(self.config.nodes)
         try:
             self._server, port = make_server(
                 mine.address, services, node.credentials, max_workers=num_workers

@@ -103,8 +103,8 @@ class Sampler:
 
     @property
     def reads_history(self) -> bool:
-        """Whether a draw depends on the tokens before it."""
-        return self._has_penalties or self._stop_ids is not None or self._guide is not None
+        """Its draws depend on more than the logits and the position."""
+        return self._guide is not None or self._has_penalties or self._stop_ids is not None
 
     @property
     def is_argmax(self) -> bool:

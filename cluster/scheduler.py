@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
 
+from cluster import turns
 from cluster.draft_asks import DraftAsks
 from cluster.instructions import Emit, Fail, FailureKind, Instruction, Send, Start
 from cluster.ngrams import NO_GUESS, NGrams
@@ -20,6 +21,7 @@ from cluster.request import Request
 from cluster.rewind import may_go_ahead, position_after
 from cluster.room import Limits, has_room, why_never
 from cluster.speculation import Drafting, Speculation, Window
+from cluster.waiting import Waiting
 from proto import ring_pb2
 from shard_loader.reach import Reach
 
@@ -42,10 +44,11 @@ class Counters:
 class Scheduler:
     """Many requests, one ring: admission, chunked prefill, rows that share frames, closes.
 
-    `submit`, `cancel`, `on_result`, `ring_up` and `ring_down` are the events.
+    `submit`, `cancel`, `expire`, `on_result`, `ring_up` and `ring_down` are the events.
     """
 
     max_queued: int
+    queue_timeout_s: float | None = None  # a request waits at most so long; None: for ever
     counters: Counters = field(default_factory=Counters)
     _limits: Limits | None = None
     _epoch: int = 0
@@ -53,12 +56,13 @@ class Scheduler:
     _hold_reason: str = ""  # why no new request may start; empty: they may
     _next_session: int = 1
     _next_seq: int = 1
-    _queued: deque[Request] = field(default_factory=deque)
+    _queued: Waiting = field(default_factory=Waiting)
     _active: deque[Request] = field(default_factory=deque)  # rotated: whoever was sent last is last
     _by_id: dict[str, Request] = field(default_factory=dict)
     _by_session: dict[int, Request] = field(default_factory=dict)
     _in_flight: dict[int, tuple[int, ...]] = field(default_factory=dict)  # seq -> sessions
     _chunks: set[int] = field(default_factory=set)  # of those, the frames of prompts
+    _num_read: int = 0  # frames of prompts so far
     _closes: list[int] = field(default_factory=list)
     _keeps: dict[int, int] = field(default_factory=dict)  # session -> how many of its tokens
     _kept: PrefixCache = field(default_factory=PrefixCache)
@@ -143,8 +147,10 @@ class Scheduler:
         adapter: str = "",
         *,
         trace_id: str = "",
+        priority: int = 0,
+        now_s: float = 0.0,
     ) -> list[Instruction]:
-        """A new request: it is started, queued, or refused with a sentence."""
+        """A new request: it is started, queued, or refused with a sentence. A lower priority goes first."""
         self.counters.num_requests += 1
         refusal = self._refusal(request_id, prompt, max_tokens)
         if refusal is not None:
@@ -159,11 +165,27 @@ class Scheduler:
             frozenset(sampling.stop_ids),
             adapter,
             trace_id,
+            priority,
+            now_s,
         )
         self._next_session += 1
         self._by_id[request_id] = request
-        self._queued.append(request)
+        self._queued.add(request)
         return self._advance()
+
+    def expire(self, now_s: float) -> list[Instruction]:
+        """It is `now_s`: who has waited too long is told so. Called again and again."""
+        if self.queue_timeout_s is None or not self._queued:
+            return []
+        late = self._queued.since(now_s - self.queue_timeout_s)
+        if not late:
+            return []
+        why = (
+            f"the request waited {self.queue_timeout_s:g} s for its turn, which is what api.queue_timeout_s "
+            f"allows: {len(self._active)} requests run and {len(self._queued)} wait; try again later"
+        )
+        failed: list[Instruction] = [self._fail(request, why, FailureKind.LATE) for request in late]
+        return failed + self._advance()
 
     def cancel(self, request_id: str) -> list[Instruction]:
         """The client left: the request ends without a word, and every stage frees it."""
@@ -314,23 +336,24 @@ class Scheduler:
         limits = self._limits
         if limits is None:
             return []
-        while (
-            self._queued
-            and not self._hold_reason
-            and has_room(limits, self._active, self._queued[0].num_reserved)
-        ):
-            self._admit(self._queued.popleft(), limits)
+        fits = partial(has_room, limits, self._active)
+        while not self._hold_reason and (r := self._queued.take(fits, len(self._active))) is not None:
+            self._admit(r, limits)
         self._kept.make_room(limits, self._active)
         sends = self._drafts.due(self._epoch, limits, self._active, self.speculation)
         while len(self._in_flight) < limits.max_in_flight:
-            due = self._due(limits)
+            num_chunks = len(self._chunks)
+            num_rows = len(self._in_flight) - num_chunks
+            due = turns.due(
+                self._active, limits, num_rows=num_rows, num_chunks=num_chunks, num_read=self._num_read
+            )
             if due is None:
                 ahead = self._ahead(limits)
                 if ahead is None:
                     break
                 sends.append(Send(ahead))
                 continue
-            rows = self._rows(due, limits) if due.is_row_due else [due]
+            rows = turns.rows_with(due, self._active, limits) if due.is_row_due else [due]
             for request in rows:
                 self._active.remove(request)
             self._active.extend(rows)
@@ -376,35 +399,17 @@ class Scheduler:
         self._next_seq += 1
         return frame
 
-    def _due(self, limits: Limits) -> Request | None:
-        """Whose turn it is. One chunk at least is on its way while a prompt waits, of who came first.
-
-        Otherwise answers go before prompts, and those before others that waited longest.
-        """
-        chunk = min((r for r in self._active if r.is_chunk_due), key=_came, default=None)
-        if chunk is not None and not self._chunks:
-            return chunk
-        row = next((r for r in self._active if r.is_due), None)
-        if row is not None:
-            return row
-        return chunk if not limits.max_chunks or len(self._chunks) < limits.max_chunks else None
-
-    def _rows(self, first: Request, limits: Limits) -> list[Request]:
-        """Those whose tokens go with the first one's: their share, if all are spread over the frames."""
-        num_writing = sum(not request.is_chunk_due for request in self._active)
-        share = -(-num_writing // limits.max_in_flight)
-        due = (r for r in self._active if r.is_row_due and r.adapter == first.adapter)
-        return list(islice(due, min(share, limits.max_rows)))
-
     def _chunk(self, request: Request, limits: Limits) -> ring_pb2.Frame:
         """The next part of a prompt, by itself."""
         begins, request.is_open = not request.is_open, True
         position = request.num_sent
-        end = next_end(position, len(request.prompt), limits.prefill_chunk, request.points)
+        chunk_tokens = turns.chunk_tokens(self._active, limits)
+        end = next_end(position, len(request.prompt), chunk_tokens, request.points)
         copy = self._next_session
         is_copied = not self._hold_reason and self._kept.copy(request, end, limits, self._active, copy)
         frame = self._header((request.session, copy) if is_copied else (request.session,))
         self._chunks.add(frame.seq)
+        self._num_read += 1
         if is_copied:
             self._next_session += 1
             frame.forks.add(session=copy, from_session=request.session)
@@ -485,7 +490,3 @@ class Scheduler:
         request.windows.append(window)
         request.last_window = window
         return window
-
-
-def _came(request: Request) -> int:
-    return request.session

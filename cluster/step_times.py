@@ -14,20 +14,22 @@ NUM_CHUNKS = 16
 
 
 class StepTimes:
-    """Windows over one epoch. Frames of several rows, of guesses, and of rows that failed are left out."""
+    """Windows over one epoch. Left out: frames whose rows run one after another, guesses, and failures."""
 
     def __init__(self) -> None:
-        self._decode: deque[tuple[float, int]] = deque(maxlen=NUM_DECODE_STEPS)  # ms, position
+        self._decode: deque[tuple[float, int, int]] = deque(maxlen=NUM_DECODE_STEPS)  # ms, position, rows
         self._chunks: deque[tuple[float, int, int]] = deque(maxlen=NUM_CHUNKS)  # ms, tokens, position
 
     def add(self, frame: ring_pb2.Frame, step_ms: float) -> None:
         """A frame was run in so many ms, its way out of this thread included."""
-        if len(frame.slots) != 1 or frame.slots[0].error or frame.slots[0].num_draws > 1:
+        slots = frame.slots
+        if not slots or any(slot.error for slot in slots) or (len(slots) > 1 and not frame.is_batched):
             return
-        slot = frame.slots[0]
-        num_tokens = len(slot.tokens)
-        if num_tokens == 1:
-            self._decode.append((step_ms, slot.position))
+        if slots[0].num_draws > 1:
+            return
+        slot, num_tokens = slots[0], len(slots[0].tokens)
+        if num_tokens == 1:  # rows are padded to the longest
+            self._decode.append((step_ms, max(slot.position for slot in slots), len(slots)))
         elif num_tokens:
             self._chunks.append((step_ms, num_tokens, slot.position))
 
@@ -36,6 +38,7 @@ class StepTimes:
         decode, chunks = list(self._decode), list(self._chunks)
         stats.decode_ms.extend(step[0] for step in decode)
         stats.decode_position.extend(step[1] for step in decode)
+        stats.decode_rows.extend(step[2] for step in decode)
         stats.chunk_ms.extend(chunk[0] for chunk in chunks)
         stats.chunk_tokens.extend(chunk[1] for chunk in chunks)
         stats.chunk_position.extend(chunk[2] for chunk in chunks)

@@ -106,9 +106,12 @@ def _measures(
         rank, stats = int(node["rank"]), node["node"]["stats"]
         if len(stats["decode_ms"]) != len(stats["decode_position"]):
             raise ValueError(f"rank {rank} tells {len(stats['decode_ms'])} decode steps without positions")
+        if len(stats["decode_rows"]) not in (0, len(stats["decode_ms"])):
+            raise ValueError(f"rank {rank} tells {len(stats['decode_ms'])} decode steps without their rows")
         times[rank] = StageTimes(
             decode_ms=_floats(stats["decode_ms"]),
             decode_position=tuple(map(int, stats["decode_position"])),
+            decode_rows=tuple(map(int, stats["decode_rows"])),
             chunk_ms=_floats(stats["chunk_ms"]),
             chunk_tokens=tuple(map(int, stats["chunk_tokens"])),
             chunk_position=tuple(map(int, stats["chunk_position"])),

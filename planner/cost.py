@@ -11,8 +11,9 @@ has every term on one page.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from planner.layer_times import Floats, LayerTimes
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile
+from planner.plan import num_frames
 from planner.speeds import Speeds
 from planner.stage_bytes import StageBytes, StageWeights
 from planner.workload import Workload
@@ -63,6 +65,7 @@ class CostModel:
         self._bytes, self._times = StageBytes(model, work), LayerTimes(model, work)
         self._decode_ms: dict[tuple[Speeds, bool], Floats] = {}
         self._chunk_ms: dict[Speeds, Floats] = {}
+        self._by_rows: dict[int, CostModel] = {}
         self._params = [0, *itertools.accumulate(layer.active_params for layer in model.layers)]
 
     # -- bytes --------------------------------------------------------------------------------------------
@@ -186,11 +189,31 @@ class CostModel:
         """All users together.
 
         Each frame brings a token to each of its rows: `concurrency` tokens a round, unless the busiest
-        stage or link is always busy first.
+        stage or link is always busy first. Where a frame may carry `work.max_rows`, users are spread evenly
+        over the frames that the head keeps in flight.
         """
         users, rows = self.work.concurrency, min(self.work.rows, self.work.concurrency)
+        if self.work.max_rows > 1:
+            return self._shared_tok_s(stages)
         path_ms, beat_ms = (each(stages, is_batched=True) for each in (self.path_ms, self.beat_ms))
         return 1e3 / max(path_ms / users, beat_ms / rows)
+
+    def _shared_tok_s(self, stages: Sequence[Stage]) -> float:
+        """A round of all frames takes a frame's way, or as long as the busiest stage or link has to do."""
+        stages_ms = [self.decode_ms(s.index, s.start, s.stop) for s in stages]
+        frames = num_frames(1e3 / self.path_ms(stages), stages_ms)
+        shares = Counter(self.work.shares(frames))
+        beats_ms = {rows: self._with_rows(rows).beat_ms(stages, is_batched=True) for rows in shares}
+        busy_ms = sum(count * beats_ms[rows] for rows, count in shares.items())
+        way_ms = self._with_rows(max(shares)).path_ms(stages, is_batched=True)
+        return self.work.concurrency * 1e3 / max(way_ms * max(1.0, shares.total() / frames), busy_ms)
+
+    def _with_rows(self, rows: int) -> CostModel:
+        """The same for frames of exactly so many rows."""
+        if rows not in self._by_rows:
+            work = replace(self.work, rows=rows, max_rows=1)
+            self._by_rows[rows] = CostModel(self.model, self.nodes, self.links, work)
+        return self._by_rows[rows]
 
     def ttft_ms(self, stages: Sequence[Stage]) -> float:
         """Prompt to first token.

@@ -17,7 +17,7 @@ from planner.states import is_recurrent, keeps_both, state_elements
 from planner.windows import window_of
 
 KV_STEP_TOKENS = 256
-PREFILL_CHUNK_TOKENS = 512
+PREFILL_CHUNK_TOKENS = 512  # where nothing says otherwise
 STATE_DTYPE_BYTES = 4
 
 Config = Mapping[str, Any]  # flat: the text part of config.json
@@ -59,7 +59,7 @@ class CacheProfile:
         return self.plain_token_bytes > 0
 
     def nbytes(self, context: int, chunk_tokens: int = PREFILL_CHUNK_TOKENS) -> int:
-        """Bytes for one session of `context` tokens, at their most, where prompts are read in such chunks."""
+        """Bytes for one session of `context` tokens, read in chunks of `chunk_tokens`, at their most."""
         tokens = math.ceil(context / KV_STEP_TOKENS) * KV_STEP_TOKENS
         if self.window is not None:
             tokens = min(tokens, self.window - 1 + chunk_tokens)

@@ -1,8 +1,8 @@
 """What a running ring measured of itself, as speeds and links that a plan can be made with. Pure.
 
-A stage's decode steps are compared with what the cost model expects of it at the same position; their ratio
-scales all the rates of its node. A node without layers has measured nothing: its rates are scaled as those of
-nodes like it are, so that an error which all rates share does not make it look fast.
+A stage's decode steps are compared with what the cost model expects of it at the same position and of as many
+rows; their ratio scales all the rates of its node. A node without layers has measured nothing: its rates are
+scaled as those of nodes like it are, so that an error which all rates share does not make it look fast.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class StageTimes:
     """The latest steps of one stage; of each kind, all fields have the same length."""
 
     decode_ms: tuple[float, ...] = ()
-    decode_position: tuple[int, ...] = ()  # of the token
+    decode_position: tuple[int, ...] = ()  # of the token, of the longest row
+    decode_rows: tuple[int, ...] = ()  # that shared the step; empty: one each
     chunk_ms: tuple[float, ...] = ()
     chunk_tokens: tuple[int, ...] = ()
     chunk_position: tuple[int, ...] = ()  # of the first token
@@ -97,8 +98,10 @@ def stage_factor(
         )
     _check_clock(where, times)
     position = statistics.fmean(times.decode_position)
-    expected_ms = _decode_ms(model, node, part, round(position) + 1)
-    low_ms, measured_ms, high_ms = statistics.quantiles(times.decode_ms, n=4, method="inclusive")
+    tokens = round(position) + 1
+    by_rows = {n: _decode_ms(model, node, part, tokens, n) for n in {1, *times.decode_rows}}
+    expected_ms, single_ms = by_rows[1], _of_one_row(times, by_rows)
+    low_ms, measured_ms, high_ms = statistics.quantiles(single_ms, n=4, method="inclusive")
     factor = measured_ms / expected_ms
     if not 1 / MAX_FACTOR < factor < MAX_FACTOR:
         raise MeasuresError(
@@ -198,10 +201,19 @@ def _kind(node: NodeProfile) -> tuple[str | None, int | None]:
     return node.chip, node.gpu_cores
 
 
-def _decode_ms(model: ModelProfile, node: NodeProfile, part: Assignment, tokens: int) -> float:
-    """One decode step with so many tokens in the cache."""
-    cost = CostModel(model, [node], (), Workload(2 * max(1, tokens), 1))
-    return cost.decode_ms(0, part.start, part.stop)
+def _decode_ms(model: ModelProfile, node: NodeProfile, part: Assignment, tokens: int, rows: int = 1) -> float:
+    """One decode step of so many rows, with so many tokens in the cache of each."""
+    cost = CostModel(model, [node], (), Workload(2 * max(1, tokens), rows, rows))
+    return cost.decode_ms(0, part.start, part.stop, is_batched=True)
+
+
+def _of_one_row(times: StageTimes, expected_ms: Mapping[int, float]) -> Sequence[float]:
+    """The steps as if each had one row: shorter by as much as the cost model expects, by rows."""
+    if not times.decode_rows:
+        return times.decode_ms
+    return [
+        ms * expected_ms[1] / expected_ms[n] for ms, n in zip(times.decode_ms, times.decode_rows, strict=True)
+    ]
 
 
 def _check_clock(where: str, times: StageTimes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from math import ceil
 from typing import Any
@@ -11,6 +12,11 @@ from typing import Any
 from planner.draft_part import DraftPart
 
 MAX_FRAMES = 1000  # in flight: what even the longest links need
+
+
+def num_frames(decode_tok_s: float, stages_ms: Sequence[float]) -> int:
+    """See `Plan.frames_in_flight`: of one user's speed and each stage's step."""
+    return max(len(stages_ms), min(ceil(1e3 / decode_tok_s / max(stages_ms)), MAX_FRAMES)) + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +140,7 @@ class Plan:
 
         One more than there are stages, or than fit into a round at that stage's pace where hops are long.
         """
-        round_ms = 1e3 / self.predicted.decode_tok_s
-        slowest_ms = max(part.decode_ms for part in self.assignments)
-        return max(len(self.assignments), min(ceil(round_ms / slowest_ms), MAX_FRAMES)) + 1
+        return num_frames(self.predicted.decode_tok_s, [part.decode_ms for part in self.assignments])
 
     @property
     def fits(self) -> bool:

@@ -41,19 +41,21 @@ def ring_times(
     nodes: Sequence[NodeProfile],
     links: Sequence[KnownLink],
     *,
-    rows: int = 1,
+    max_rows: int = 1,
+    chunk_tokens: int = PREFILL_CHUNK_TOKENS,
 ) -> RingTimes:
     """The planned ring: a step at half the context, and a prompt of min(2048, context / 2) tokens.
 
-    rows: users whose tokens one frame carries together.
+    max_rows: users whose tokens one frame may carry together. chunk_tokens: of a prompt in a frame, at most.
     """
     by_rank = {node.rank: node for node in nodes}
     prompt = max(1, min(2048, plan.context // 2))
-    chunks = prompt_chunks(prompt)
+    chunks, more = prompt_chunks(prompt, chunk_tokens), range(2, max_rows + 1)
     stages = tuple(
         StageTimes(
-            _decode_ms(model, part, by_rank[part.rank].speeds, plan.context // 2, rows),
+            _decode_ms(model, part, by_rank[part.rank].speeds, plan.context // 2, 1),
             tuple(_chunk_ms(model, part, by_rank[part.rank].speeds, prompt, n) for n in chunks),
+            tuple(_decode_ms(model, part, by_rank[part.rank].speeds, plan.context // 2, n) for n in more),
         )
         for part in plan.assignments
     )
@@ -63,16 +65,18 @@ def ring_times(
     for start, from_rank, to_rank in zip([None, *cuts[1:-1], None], ranks, ranks[1:], strict=False):
         token_bytes = 0 if start is None else _cut_bytes(model, start)
         latency_ms, byte_ms = _line(links, by_rank, from_rank, to_rank)
-        frames = [HEADER_BYTES + n * token_bytes for n in (rows, *chunks)]
-        hops.append(LinkTimes(latency_ms, byte_ms, frames[0], tuple(frames[1:])))
+        one, prompts, rows = (
+            tuple(HEADER_BYTES + n * token_bytes for n in frames) for frames in ((1,), chunks, more)
+        )
+        hops.append(LinkTimes(latency_ms, byte_ms, one[0], prompts, rows))
     return RingTimes(stages, tuple(hops), plan.frames_in_flight)
 
 
-def prompt_chunks(prompt_tokens: int) -> tuple[int, ...]:
+def prompt_chunks(prompt_tokens: int, chunk_tokens: int = PREFILL_CHUNK_TOKENS) -> tuple[int, ...]:
     """The chunks before the last token, which goes alone."""
     rest = prompt_tokens - 1
-    full, last = divmod(rest, PREFILL_CHUNK_TOKENS)
-    return (PREFILL_CHUNK_TOKENS,) * full + ((last,) if last else ())
+    full, last = divmod(rest, chunk_tokens)
+    return (chunk_tokens,) * full + ((last,) if last else ())
 
 
 def _decode_ms(model: ModelProfile, part: Assignment, speeds: Speeds, seen: int, rows: int) -> float:

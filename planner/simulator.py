@@ -23,6 +23,7 @@ class StageTimes:
 
     decode_ms: float  # of one token; a prompt's last one is such a step too
     chunk_ms: tuple[float, ...] = ()  # of each chunk of the prompt before its last token
+    rows_ms: tuple[float, ...] = ()  # of a token of each of 2, 3, ... users that share a frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class LinkTimes:
     byte_ms: float = 0.0  # on the line
     decode_bytes: int = 0
     chunk_bytes: tuple[int, ...] = ()
+    rows_bytes: tuple[int, ...] = ()  # of frames of 2, 3, ... users
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +66,12 @@ class RingTimes:
         found = []
         for i, link in enumerate(self.links):
             chunks_ms = tuple(nbytes * link.byte_ms for nbytes in link.chunk_bytes)
-            found.append(_Station(f"link {i}", link.decode_bytes * link.byte_ms, chunks_ms, link.latency_ms))
+            steps_ms = tuple(nbytes * link.byte_ms for nbytes in (link.decode_bytes, *link.rows_bytes))
+            found.append(_Station(f"link {i}", steps_ms, chunks_ms, link.latency_ms))
             if i < len(self.stages):
                 stage = self.stages[i]
-                found.append(_Station(f"stage {i}", stage.decode_ms, stage.chunk_ms, 0.0))
+                steps_ms = (stage.decode_ms, *stage.rows_ms)
+                found.append(_Station(f"stage {i}", steps_ms, stage.chunk_ms, 0.0))
         return found
 
 
@@ -75,12 +79,14 @@ class RingTimes:
 class Request:
     """One user: a prompt of all chunks of the ring or of its last token alone, and a fixed answer.
 
-    Raises ValueError for an answer without tokens.
+    rows: so many users whose tokens always share a frame; their prompts are not read here. Raises ValueError
+    for an answer without tokens.
     """
 
     answer_tokens: int
     has_prompt: bool = False
     arrives_ms: float = 0.0
+    rows: int = 1
 
     def __post_init__(self) -> None:
         if self.answer_tokens < 1:
@@ -106,6 +112,7 @@ class Simulated:
     arrivals_ms: tuple[float, ...]
     tokens_ms: tuple[tuple[float, ...], ...]
     stage_busy_ms: tuple[float, ...]
+    rows: tuple[int, ...] = ()  # of each request
     trace: tuple[Passage, ...] = ()
 
     @property
@@ -129,7 +136,8 @@ class Simulated:
 
     def aggregate_tok_s(self) -> float:
         """Of all users, over the middle half of all tokens: without filling and draining the ring."""
-        times = sorted(time for request in self.tokens_ms for time in request)
+        each = zip(self.tokens_ms, self.rows, strict=True)
+        times = sorted(time for request, rows in each for time in request * rows)
         first, last = len(times) // 4, 3 * len(times) // 4
         return (last - first) * 1e3 / (times[last] - times[first])
 
@@ -144,15 +152,15 @@ class _Station:
     """A server that takes frames one at a time, in the order of arrival."""
 
     name: str
-    decode_ms: float
+    steps_ms: tuple[float, ...]  # of frames of 1, 2, ... rows
     chunks_ms: tuple[float, ...]
     latency_ms: float
     free_at: float = 0.0
     busy_ms: float = 0.0
 
-    def serve(self, now: float, chunk: int | None) -> tuple[float, float]:
-        """When a frame that arrives now begins and ends here; chunk None: one token."""
-        took_ms = self.decode_ms if chunk is None else self.chunks_ms[chunk]
+    def serve(self, now: float, chunk: int | None, rows: int) -> tuple[float, float]:
+        """When a frame that arrives now begins and ends here; chunk None: one token of each row."""
+        took_ms = self.steps_ms[rows - 1] if chunk is None else self.chunks_ms[chunk]
         began = max(now, self.free_at)
         self.free_at = began + took_ms
         self.busy_ms += took_ms
@@ -202,6 +210,7 @@ class _Run:
         return Simulated(
             arrivals_ms=tuple(user.request.arrives_ms for user in self._users),
             tokens_ms=tuple(tuple(user.tokens_ms) for user in self._users),
+            rows=tuple(user.request.rows for user in self._users),
             stage_busy_ms=tuple(station.busy_ms for station in self._stations[1::2]),
             trace=tuple(self._trace),
         )
@@ -212,7 +221,7 @@ class _Run:
 
     def _pass(self, now: float, place: int, user: int, frame: int, chunk: int | None) -> None:
         station = self._stations[place]
-        began, ended = station.serve(now, chunk)
+        began, ended = station.serve(now, chunk, self._users[user].request.rows)
         if self._is_traced:
             self._trace.append(Passage(user, frame, station.name, now, began, ended))
         self._at(ended + station.latency_ms, place + 1, user, frame, chunk)

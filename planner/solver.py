@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from planner.cost import CostModel, Link, Stage
 from planner.draft_bytes import advise_without, drafter_on, refuse_drafter, without_drafter
 from planner.forced import check_forced
+from planner.kv_profile import PREFILL_CHUNK_TOKENS
 from planner.model_profile import ModelProfile
 from planner.named import balanced, proportional
 from planner.node_profile import NodeProfile
@@ -26,6 +27,7 @@ from planner.workload import Workload
 STRATEGIES = ("optimal", "balanced", "memory_proportional", "compute_proportional", "uniform")
 OBJECTIVES = ("latency", "throughput", "ttft")
 
+MAX_ROUNDS = 2  # of searches from each start, where rows share frames
 MIN_TOLD_GAP = 0.0005  # what a better order could gain at most, if it is to be told
 
 
@@ -41,10 +43,12 @@ class PlanOptions:
     strategy: str = "optimal"
     objective: str = "latency"
     legal_cuts: frozenset[int] | None = None  # layers at which a stage may start; None: all
-    rows: int = 1  # requests whose tokens one frame carries together; the scheduler sends one
+    rows: int = 1  # requests whose tokens one frame carries together, as the search takes it
+    max_rows: int = 1  # that one frame may carry: above `rows`, predictions are those of the even share
     keeps_order: bool = False  # stages stand in the order of the nodes
     is_even: bool = True  # of equally good plans, one whose slowest stage is faster
     is_forced: bool = False  # where nothing fits, take what exceeds its budgets by the least
+    chunk_tokens: int = PREFILL_CHUNK_TOKENS  # of a prompt in one frame, at most
 
     def __post_init__(self) -> None:
         _ = self.work
@@ -56,7 +60,7 @@ class PlanOptions:
     @property
     def work(self) -> Workload:
         """What the ring is asked to do."""
-        return Workload(self.context, self.concurrency, self.rows)
+        return Workload(self.context, self.concurrency, self.rows, self.max_rows, self.chunk_tokens)
 
 
 def make_plan(
@@ -70,9 +74,44 @@ def make_plan(
     """
     if (refusal := refuse_drafter(nodes)) is not None:
         return refusal
+    if options.max_rows > 1 and options.objective == "throughput":
+        return _shared_plan(model, nodes, links, options)
+    return _one_plan(model, nodes, links, options)
+
+
+def _shared_plan(
+    model: ModelProfile, nodes: Sequence[NodeProfile], links: Sequence[Link], options: PlanOptions
+) -> Plan | Refusal:
+    """How many rows go together hangs on the ring, and the best ring on the rows.
+
+    Each is taken from the other until they agree, from a ring of one stage and from one of all nodes. The
+    best of these plans wins, or that for one user where it is better.
+    """
+    lone = _one_plan(model, nodes, links, replace(options, objective="latency"))
+    if isinstance(lone, Refusal):
+        return lone
+    tried: dict[int, Plan] = {}
+    for num_stages in (1, sum(node.use for node in nodes)):
+        rows = max(options.work.shares(num_stages + 1))
+        for _ in range(MAX_ROUNDS):
+            if rows in tried:
+                break
+            found = _one_plan(model, nodes, links, replace(options, rows=rows))
+            if isinstance(found, Refusal):
+                return found
+            tried[rows] = found
+            rows = max(options.work.shares(found.frames_in_flight))
+    plans = [*tried.values(), replace(lone, objective=options.objective)]
+    return max(plans, key=lambda plan: plan.predicted.throughput_tok_s)
+
+
+def _one_plan(
+    model: ModelProfile, nodes: Sequence[NodeProfile], links: Sequence[Link], options: PlanOptions
+) -> Plan | Refusal:
     cost = CostModel(model, nodes, links, options.work)
     rings = rings_of(cost, options)
     best = best_ring_of(rings, options.strategy, options.objective, is_even=options.is_even)
+    refusal = None
     if best is None:
         refusal = explain(
             cost,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.kv_profile import PREFILL_CHUNK_TOKENS, CacheProfile
+from planner.kv_profile import CacheProfile
 from planner.model_profile import ModelProfile
 from planner.workload import Workload
 
@@ -42,7 +42,7 @@ class StageBytes:
         layers = model.layers
         self._sources = {i: x.cache_source for i, x in enumerate(layers) if x.cache_source is not None}
         self._weight = _sums(layer.weight_bytes for layer in layers)
-        self._kv = _sums(layer.cache.nbytes(work.context) * work.concurrency for layer in layers)
+        self._kv = _sums(self._cache_bytes(layer.cache) * work.concurrency for layer in layers)
         self._unquantized = _sums(
             CacheProfile(layer.cache.plain_token_bytes).nbytes(self.chunk_tokens) for layer in layers
         )
@@ -54,7 +54,7 @@ class StageBytes:
     @property
     def chunk_tokens(self) -> int:
         """Tokens of the largest prefill chunk."""
-        return min(PREFILL_CHUNK_TOKENS, self.work.context)
+        return min(self.work.chunk_tokens, self.work.context)
 
     def weights(self, start: int, stop: int) -> StageWeights:
         """Weights of a stage, with the embedding, norm and head that it owns; a tied copy counts."""
@@ -76,7 +76,7 @@ class StageBytes:
         return self._kv[stop] - self._kv[start] + self._copies(start, stop)
 
     def activation(self, start: int, stop: int, is_fused: bool) -> int:
-        """Scratch of a stage for one prefill chunk of 512 tokens: an upper bound.
+        """Scratch of a stage for one prefill chunk: an upper bound.
 
         The fullest layer counts the outputs of all its linears, four hidden states, the attention scores
         and masks where they are written to memory, the scan of a recurrent layer, and a second copy of one
@@ -115,23 +115,27 @@ class StageBytes:
         """Weights and caches of one layer alone, which is the least that it takes of a stage."""
         return self._weight[layer + 1] - self._weight[layer] + self._kv[layer + 1] - self._kv[layer]
 
+    def _cache_bytes(self, cache: CacheProfile) -> int:
+        """For one session."""
+        return cache.nbytes(self.work.context, self.work.chunk_tokens)
+
     def _copies(self, start: int, stop: int) -> int:
         """Caches of layers of earlier stages that layers of this one read: the stage has them too."""
         if not self._sources:
             return 0
         layers = self.model.layers
         copied = {s for i, s in self._sources.items() if start <= i < stop and s < start}
-        return sum(layers[s].cache.nbytes(self.work.context) for s in copied) * self.work.concurrency
+        return sum(self._cache_bytes(layers[s].cache) for s in copied) * self.work.concurrency
 
     def _layer_scratch_bytes(self, i: int, is_fused: bool) -> int:
         model, layer, context = self.model, self.model.layers[i], self.work.context
         mask_bytes = 0
         elements = self.chunk_tokens * (layer.output_width + 4 * model.hidden_size)
         if not is_fused or layer.cache.is_quantized:
-            seen = min(context, (layer.cache.window or context) + PREFILL_CHUNK_TOKENS)
+            seen = min(context, (layer.cache.window or context) + self.work.chunk_tokens)
             elements += layer.score_copies * model.num_heads * self.chunk_tokens * seen
             mask_bytes = MASKS * self.chunk_tokens * seen if layer.score_copies else 0
-        return elements * model.dtype_bytes + mask_bytes + layer.scan_bytes + layer.cache.nbytes(context)
+        return elements * model.dtype_bytes + mask_bytes + layer.scan_bytes + self._cache_bytes(layer.cache)
 
 
 def _sums(values: Iterable[int]) -> list[int]:

@@ -192,7 +192,7 @@ class Footprint(_message.Message):
     def __init__(self, layers_bytes: _Optional[int] = ..., embed_bytes: _Optional[int] = ..., norm_bytes: _Optional[int] = ..., head_bytes: _Optional[int] = ..., other_bytes: _Optional[int] = ..., full_model_bytes: _Optional[int] = ...) -> None: ...
 
 class StageStats(_message.Message):
-    __slots__ = ("num_steps", "num_tokens", "busy_ms", "uptime_ms", "recent_step_ms", "recent_hop_ms", "decode_ms", "decode_position", "chunk_ms", "chunk_tokens", "chunk_position", "trim_window", "reach", "recent_hop_rank")
+    __slots__ = ("num_steps", "num_tokens", "busy_ms", "uptime_ms", "recent_step_ms", "recent_hop_ms", "decode_ms", "decode_position", "chunk_ms", "chunk_tokens", "chunk_position", "trim_window", "reach", "decode_rows", "recent_hop_rank")
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     BUSY_MS_FIELD_NUMBER: _ClassVar[int]
@@ -206,6 +206,7 @@ class StageStats(_message.Message):
     CHUNK_POSITION_FIELD_NUMBER: _ClassVar[int]
     TRIM_WINDOW_FIELD_NUMBER: _ClassVar[int]
     REACH_FIELD_NUMBER: _ClassVar[int]
+    DECODE_ROWS_FIELD_NUMBER: _ClassVar[int]
     RECENT_HOP_RANK_FIELD_NUMBER: _ClassVar[int]
     num_steps: int
     num_tokens: int
@@ -220,8 +221,9 @@ class StageStats(_message.Message):
     chunk_position: _containers.RepeatedScalarFieldContainer[int]
     trim_window: int
     reach: int
+    decode_rows: _containers.RepeatedScalarFieldContainer[int]
     recent_hop_rank: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, num_steps: _Optional[int] = ..., num_tokens: _Optional[int] = ..., busy_ms: _Optional[float] = ..., uptime_ms: _Optional[float] = ..., recent_step_ms: _Optional[_Iterable[float]] = ..., recent_hop_ms: _Optional[_Iterable[float]] = ..., decode_ms: _Optional[_Iterable[float]] = ..., decode_position: _Optional[_Iterable[int]] = ..., chunk_ms: _Optional[_Iterable[float]] = ..., chunk_tokens: _Optional[_Iterable[int]] = ..., chunk_position: _Optional[_Iterable[int]] = ..., trim_window: _Optional[int] = ..., reach: _Optional[int] = ..., recent_hop_rank: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, num_steps: _Optional[int] = ..., num_tokens: _Optional[int] = ..., busy_ms: _Optional[float] = ..., uptime_ms: _Optional[float] = ..., recent_step_ms: _Optional[_Iterable[float]] = ..., recent_hop_ms: _Optional[_Iterable[float]] = ..., decode_ms: _Optional[_Iterable[float]] = ..., decode_position: _Optional[_Iterable[int]] = ..., chunk_ms: _Optional[_Iterable[float]] = ..., chunk_tokens: _Optional[_Iterable[int]] = ..., chunk_position: _Optional[_Iterable[int]] = ..., trim_window: _Optional[int] = ..., reach: _Optional[int] = ..., decode_rows: _Optional[_Iterable[int]] = ..., recent_hop_rank: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class MemoryStatus(_message.Message):
     __slots__ = ("rss_bytes", "cache_bytes", "activation_bytes", "peak_kv_bytes", "memory_limit_bytes", "cache_limit_bytes", "wired_limit_bytes", "total_bytes", "available_bytes", "swap_used_bytes", "is_admitting", "num_trims")

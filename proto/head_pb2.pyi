@@ -9,20 +9,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "prompt", "max_tokens", "sampling", "adapter", "trace_id")
+    __slots__ = ("request_id", "prompt", "max_tokens", "sampling", "adapter", "priority", "trace_id")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     TRACE_ID_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt: _containers.RepeatedScalarFieldContainer[int]
     max_tokens: int
     sampling: _ring_pb2.Sampling
     adapter: str
+    priority: int
     trace_id: str
-    def __init__(self, request_id: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_ring_pb2.Sampling, _Mapping]] = ..., adapter: _Optional[str] = ..., trace_id: _Optional[str] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_ring_pb2.Sampling, _Mapping]] = ..., adapter: _Optional[str] = ..., priority: _Optional[int] = ..., trace_id: _Optional[str] = ...) -> None: ...
 
 class GenerateReply(_message.Message):
     __slots__ = ("tokens", "finish_reason", "prompt_tokens", "completion_tokens", "queue_ms", "prefill_ms", "cached_tokens")
@@ -41,6 +43,32 @@ class GenerateReply(_message.Message):
     prefill_ms: float
     cached_tokens: int
     def __init__(self, tokens: _Optional[_Iterable[_Union[_ring_pb2.SampledToken, _Mapping]]] = ..., finish_reason: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., queue_ms: _Optional[float] = ..., prefill_ms: _Optional[float] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
+
+class Ask(_message.Message):
+    __slots__ = ("generate", "leave")
+    GENERATE_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_FIELD_NUMBER: _ClassVar[int]
+    generate: GenerateRequest
+    leave: CancelRequest
+    def __init__(self, generate: _Optional[_Union[GenerateRequest, _Mapping]] = ..., leave: _Optional[_Union[CancelRequest, _Mapping]] = ...) -> None: ...
+
+class Answers(_message.Message):
+    __slots__ = ("answers",)
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    answers: _containers.RepeatedCompositeFieldContainer[Answer]
+    def __init__(self, answers: _Optional[_Iterable[_Union[Answer, _Mapping]]] = ...) -> None: ...
+
+class Answer(_message.Message):
+    __slots__ = ("request_id", "reply", "code", "message")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    REPLY_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    reply: GenerateReply
+    code: int
+    message: str
+    def __init__(self, request_id: _Optional[str] = ..., reply: _Optional[_Union[GenerateReply, _Mapping]] = ..., code: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
 
 class CancelRequest(_message.Message):
     __slots__ = ("request_id", "is_finished")
@@ -131,7 +159,7 @@ class ErrorCount(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
 
 class RequestStatus(_message.Message):
-    __slots__ = ("id", "state", "prompt_tokens", "prefilled_tokens", "completion_tokens", "max_tokens", "age_s", "adapter")
+    __slots__ = ("id", "state", "prompt_tokens", "prefilled_tokens", "completion_tokens", "max_tokens", "age_s", "adapter", "priority")
     ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -140,6 +168,7 @@ class RequestStatus(_message.Message):
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     AGE_S_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     id: str
     state: str
     prompt_tokens: int
@@ -148,7 +177,8 @@ class RequestStatus(_message.Message):
     max_tokens: int
     age_s: float
     adapter: str
-    def __init__(self, id: _Optional[str] = ..., state: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., prefilled_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., age_s: _Optional[float] = ..., adapter: _Optional[str] = ...) -> None: ...
+    priority: int
+    def __init__(self, id: _Optional[str] = ..., state: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., prefilled_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., age_s: _Optional[float] = ..., adapter: _Optional[str] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class LogsRequest(_message.Message):
     __slots__ = ("rank", "lines")

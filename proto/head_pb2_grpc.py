@@ -39,6 +39,11 @@ class HeadStub:
                 request_serializer=proto_dot_head__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=proto_dot_head__pb2.GenerateReply.FromString,
                 _registered_method=True)
+        self.Converse = channel.stream_stream(
+                '/macrame.v1.Head/Converse',
+                request_serializer=proto_dot_head__pb2.Ask.SerializeToString,
+                response_deserializer=proto_dot_head__pb2.Answers.FromString,
+                _registered_method=True)
         self.Cancel = channel.unary_unary(
                 '/macrame.v1.Head/Cancel',
                 request_serializer=proto_dot_head__pb2.CancelRequest.SerializeToString,
@@ -72,7 +77,16 @@ class HeadServicer:
     def Generate(self, request, context):
         """Tokens as they come; the last reply has a finish_reason. Leaving the stream cancels.
         INVALID_ARGUMENT: the request can never run; RESOURCE_EXHAUSTED: the queue is full;
+        DEADLINE_EXCEEDED: it waited in the queue as long as it may;
         UNAVAILABLE: the ring is not serving, or it broke; INTERNAL: the request failed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Converse(self, request_iterator, context):
+        """The same for many requests over one stream, as the HTTP process asks: what a frame brings for several of
+        them comes in one message. Leaving the stream cancels all of them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -118,6 +132,11 @@ def add_HeadServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=proto_dot_head__pb2.GenerateRequest.FromString,
                     response_serializer=proto_dot_head__pb2.GenerateReply.SerializeToString,
+            ),
+            'Converse': grpc.stream_stream_rpc_method_handler(
+                    servicer.Converse,
+                    request_deserializer=proto_dot_head__pb2.Ask.FromString,
+                    response_serializer=proto_dot_head__pb2.Answers.SerializeToString,
             ),
             'Cancel': grpc.unary_unary_rpc_method_handler(
                     servicer.Cancel,
@@ -172,6 +191,33 @@ class Head:
             '/macrame.v1.Head/Generate',
             proto_dot_head__pb2.GenerateRequest.SerializeToString,
             proto_dot_head__pb2.GenerateReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Converse(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/macrame.v1.Head/Converse',
+            proto_dot_head__pb2.Ask.SerializeToString,
+            proto_dot_head__pb2.Answers.FromString,
             options,
             channel_credentials,
             insecure,

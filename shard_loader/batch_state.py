@@ -12,6 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from shard_loader.growing import make_room
 from shard_loader.merging import extracted, merged
 from shard_loader.state import ShardState, cache_arrays
 
@@ -55,8 +56,9 @@ class BatchState:
         """Every array of the caches, for mx.eval."""
         return list(cache_arrays(self.own))
 
-    def begin(self) -> None:
-        """A forward pass is about to be built."""
+    def begin(self, num_tokens: int) -> None:
+        """A forward pass of so many tokens of each row is about to be built."""
+        make_room(self.own.values(), num_tokens)
         if self._shadows:
             offset = mx.array(self.positions)
             for part in self._shadows:

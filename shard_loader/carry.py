@@ -165,16 +165,16 @@ def to_wire(x: mx.array) -> Tensor:
     name = _DTYPE_NAMES.get(x.dtype)
     if name is None:
         raise CarryError(f"arrays of {x.dtype} cannot cross a cut")
-    view = _memory(x)
+    view = memory(x)
     if not view.c_contiguous:
         x = mx.contiguous(x)
         mx.eval(x)
-        view = _memory(x)
+        view = memory(x)
     return Tensor(name, tuple(x.shape), view.cast("B") if x.size else b"")
 
 
-def _memory(x: Any) -> memoryview:
-    """MLX arrays are buffers, which their type stubs do not say."""
+def memory(x: Any) -> memoryview:
+    """Its buffer, which can be written; type stubs do not say that MLX arrays have one."""
     return memoryview(x)
 
 

@@ -88,7 +88,7 @@ def forked(cache: Any, num_dropped: int) -> Any:
         return CacheList(*(forked(part, num_dropped) for part in cache.caches))
     twin = copy.copy(cache)
     for name, value in vars(cache).items():
-        setattr(twin, name, _handles(value))
+        setattr(twin, name, handles(value))
     if num_dropped:
         twin.trim(num_dropped)
         room = -(-twin.offset // KV_STEP_TOKENS) * KV_STEP_TOKENS
@@ -105,10 +105,12 @@ def _shortened(value: Any, room: int) -> Any:
     return type(value)(_shortened(item, room) for item in value)
 
 
-def _handles(value: Any) -> Any:
+def handles(value: Any) -> Any:
     """Arrays of their own on the same memory: writing to one leaves the other as it was."""
     if isinstance(value, mx.array):
         return mx.stop_gradient(value)
     if isinstance(value, (list, tuple)):
-        return type(value)(_handles(item) for item in value)
+        return type(value)(handles(item) for item in value)
+    if isinstance(value, dict):
+        return {key: handles(item) for key, item in value.items()}
     return value

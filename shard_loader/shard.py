@@ -156,7 +156,7 @@ class Shard:
         carry: what the previous stage returned; ignored on the first. Returns the carry for the next stage,
         or on the last stage the logits (B, T, vocab_size). Advances the state by T.
         """
-        state.begin()
+        state.begin(tokens.shape[1])
         incoming = self._incoming
         if incoming is not None and incoming.template is not None:
             carry = from_plain(carry, incoming.template)

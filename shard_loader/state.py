@@ -11,6 +11,7 @@ from mlx import nn
 from mlx_lm.models.cache import ArraysCache, KVCache, make_prompt_cache
 
 from planner.kv_quant import KvQuantization
+from shard_loader.growing import make_room
 from shard_loader.layout import Layout
 from shard_loader.merging import forked, is_mergeable, merged_shadow, trim_window
 from shard_loader.reach import Reach
@@ -37,8 +38,9 @@ class ShardState:
         self.view = view  # what the model is given: full length, foreign entries stand for own ones
         self.shadows = shadows  # parts of foreign caches of no own kind: only their offset is ever read
 
-    def begin(self) -> None:
-        """A forward pass is about to be built."""
+    def begin(self, num_tokens: int) -> None:
+        """A forward pass of so many tokens is about to be built."""
+        make_room(self.own.values(), num_tokens)
         for part in self.shadows:
             part.offset = self.position
 

@@ -43,9 +43,13 @@ def _listening() -> set[int]:
 
 
 def _threads() -> set[threading.Thread]:
-    """Python's own: it learns of a foreign one, as gRPC has them, at its first line, and never of its end."""
+    """Python's own: it learns of a foreign one, as gRPC has them, at its first line, and never of its end.
+
+    A head's conversation with an HTTP process lasts as long as that, which several tests may share.
+    """
     own = (t for t in threading.enumerate() if not isinstance(t, threading._DummyThread))
-    return {t for t in own if not t.name.startswith(("ThreadPoolExecutor", "asyncio_", "AnyIO"))}
+    shared = ("ThreadPoolExecutor", "asyncio_", "AnyIO", "conversation")
+    return {t for t in own if not t.name.startswith(shared)}
 
 
 @pytest.fixture(autouse=True)

@@ -48,6 +48,7 @@ class RingProcesses:
         *,
         concurrency: int = 4,
         context: int = 512,
+        queue: int = 64,
         faults: Mapping[int, str] | None = None,
         with_api: bool = False,
         log_is_closed: bool = False,
@@ -74,7 +75,7 @@ class RingProcesses:
             "context": context,
             "concurrency": concurrency,
             "nodes": nodes,
-            "api": {"host": "127.0.0.1", "port": api_port},
+            "api": {"host": "127.0.0.1", "port": api_port, "queue": queue},
             **config,
         }
         self.config_path.write_text(json.dumps(self.config))
@@ -243,6 +244,34 @@ class RingProcesses:
                     timeout=120.0,
                 )
             )
+
+    def answers(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
+        """The greedy tokens of many requests at once, over one stream as the HTTP process has it."""
+        asks = [
+            head_pb2.Ask(
+                generate=head_pb2.GenerateRequest(
+                    request_id=f"many-{i}", prompt=prompt, max_tokens=max_tokens
+                )
+            )
+            for i, prompt in enumerate(prompts)
+        ]
+        told: dict[str, list[int]] = {ask.generate.request_id: [] for ask in asks}
+        is_done, num_ended = threading.Event(), 0
+
+        def talk() -> Iterator[head_pb2.Ask]:
+            yield from asks
+            is_done.wait()
+
+        with self.channel() as channel:
+            for message in head_pb2_grpc.HeadStub(channel).Converse(talk(), timeout=600.0):
+                for answer in message.answers:
+                    assert not answer.code, answer.message
+                    told[answer.request_id] += (token.id for token in answer.reply.tokens)
+                    num_ended += bool(answer.reply.finish_reason)
+                if num_ended == len(asks):
+                    break
+            is_done.set()
+        return list(told.values())
 
     def tokens(self, prompt: Sequence[int], max_tokens: int, **sampling: Any) -> list[int]:
         """The token ids of one answer."""

@@ -23,6 +23,7 @@ from tests.waiting import wait_for
 
 CONTEXT = 600
 MAX_QUEUED = 2
+QUEUE_TIMEOUT_S = 0.05  # passed once `head.expire` is called
 
 
 class ScriptedRing:
@@ -43,7 +44,11 @@ class ScriptedRing:
         self._frames: queue.SimpleQueue[ring_pb2.Frame | None] = queue.SimpleQueue()
         self._drawn: dict[int, int] = {}
         self.head = Head(
-            max_queued=MAX_QUEUED, feed=self._frames.put, cluster_status=self._status, changed=self._changed
+            max_queued=MAX_QUEUED,
+            queue_timeout_s=QUEUE_TIMEOUT_S,
+            feed=self._frames.put,
+            cluster_status=self._status,
+            changed=self._changed,
         )
         self.head.ring_up(1, self._limits)
         self._thread = threading.Thread(target=self._compute, name="scripted-ring")

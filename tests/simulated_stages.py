@@ -58,6 +58,8 @@ class SimulatedRing:
         frame = self.frames.popleft()
         self._open(frame)
         slots = [self._slot(slot) for slot in frame.slots]
+        for fork in frame.forks:
+            self.caches[fork.session] = Cache(list(self.caches[fork.from_session].tokens))
         if slots:
             self.num_trips += 1
             most = max(len(slot.tokens) for slot in frame.slots)
@@ -70,6 +72,9 @@ class SimulatedRing:
             self.step()
 
     def _open(self, frame: ring_pb2.Frame) -> None:
+        for number, num_tokens in zip(frame.keeps, frame.keep_tokens, strict=True):
+            self._rewind(self.caches[number], num_tokens)
+            assert len(self.caches[number].tokens) == num_tokens
         for spec in frame.opens:
             cache = Cache()
             if spec.from_session:
@@ -79,9 +84,6 @@ class SimulatedRing:
             self.caches[spec.session] = cache
         for number in frame.closes:
             self.caches.pop(number, None)
-        for number, num_tokens in zip(frame.keeps, frame.keep_tokens, strict=True):
-            self._rewind(self.caches[number], num_tokens)
-            assert len(self.caches[number].tokens) == num_tokens
 
     def _rewind(self, cache: Cache, position: int) -> None:
         if position >= len(cache.tokens):

@@ -135,6 +135,51 @@ def test_one_failed_choice_ends_all(served: Served) -> None:
     assert served.ring.opened
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (COMPLETIONS, {"prompt": "x"}),
+        (CHAT, chat_body()),
+        ("/v1/messages", {"max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}),
+        ("/v1/responses", {"input": "hi"}),
+    ],
+)
+def test_a_priority_reaches_the_head(served: Served, path: str, body: dict[str, Any]) -> None:
+    served.ring.delay_s = 0.02
+    thread = threading.Thread(target=served.http.post, args=(path,), kwargs={"json": body | {"priority": -3}})
+    thread.start()
+    wait_for(lambda: [r["priority"] for r in served.http.get("/v1/cluster").json()["requests"]] == [-3])
+    thread.join()
+
+
+@pytest.mark.long
+def test_a_place_in_the_queue_ends_with_a_503(served: Served) -> None:
+    served.ring.delay_s = 0.02
+    threads = [
+        threading.Thread(target=lambda: served.complete(ignore_eos=True, max_tokens=60)) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: served.http.get("/v1/cluster").json()["num_active"] == 4)
+    replies = []
+    for path, body in ((COMPLETIONS, {"prompt": "x"}), (CHAT, chat_body(stream=True))):
+        late = threading.Thread(target=lambda p=path, b=body: replies.append(served.http.post(p, json=b)))
+        late.start()
+        wait_for(lambda: served.http.get("/v1/cluster").json()["num_queued"] == 1)
+        wait_for(lambda late=late: (served.ring.head.expire(), not late.is_alive())[1])
+    for reply in replies:
+        assert reply.status_code == 503
+        assert reply.headers["retry-after"] == "10"
+        error = reply.json()["error"]
+        assert (error["code"], error["type"]) == ("queue_timeout", "service_unavailable_error")
+        assert error["message"] == (
+            "the request waited 0.05 s for its turn, which is what api.queue_timeout_s allows: "
+            "4 requests run and 1 wait; try again later"
+        )
+    for thread in threads:
+        thread.join()
+
+
 def test_a_full_queue_is_a_429(served: Served) -> None:
     served.ring.delay_s = 0.02
     threads = [

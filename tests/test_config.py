@@ -13,6 +13,8 @@ ALL_KEYS = {
     "model": "mlx-community/Qwen3-1.7B-8bit",
     "context": 8192,
     "concurrency": 1,
+    "max_batch_size": None,
+    "prefill_chunk": None,
     "strategy": "optimal",
     "objective": "latency",
     "nodes": [
@@ -30,7 +32,7 @@ ALL_KEYS = {
         {"name": "mini2", "host": "mini2.local"},
     ],
     "links": [{"between": ["mini1", "mini2"], "latency_ms": 0.4, "bandwidth_gbit_s": 10}],
-    "api": {"host": "127.0.0.1", "port": 8080, "keys_file": None, "queue": 64},
+    "api": {"host": "127.0.0.1", "port": 8080, "keys_file": None, "queue": 64, "queue_timeout_s": 300},
     "security": {"token_file": None, "tls": {"ca": None, "cert": None, "key": None}},
     "load": {"quantize": None, "kv_bits": None, "adapters": []},
     "stall_timeout_s": 120,
@@ -148,6 +150,11 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"context": "8192"}, 'context = "8192" must be a whole number'),
     ({"concurrency": True}, "concurrency = true must be a whole number"),
     ({"concurrency": 0}, "concurrency = 0 must be a whole number from 1"),
+    ({"max_batch_size": 0}, "max_batch_size = 0 must be a whole number from 1 to 256"),
+    ({"max_batch_size": 257}, "max_batch_size = 257 must be a whole number from 1 to 256"),
+    ({"prefill_chunk": 0}, "prefill_chunk = 0 must be a whole number from 1 to 4096"),
+    ({"prefill_chunk": 5000}, "prefill_chunk = 5000 must be a whole number from 1 to 4096"),
+    ({"prefill_chunk": "auto"}, 'prefill_chunk = "auto" must be a whole number from 1 to 4096'),
     ({"strategy": "optimum"}, 'strategy = "optimum" must be one of .*, the nearest is "optimal"'),
     ({"objective": 3}, "objective = 3 must be one of latency, throughput, ttft"),
     ({"nodes": []}, r"nodes = \[\] must list at least one node"),
@@ -200,6 +207,11 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"api": {"host": "0.0.0.0", "port": 50051}}, r"api\.port = 50051 is the port of nodes\[0\]"),
     ({"api": []}, r"api = \[\] must be a mapping"),
     ({"api": {"queue": -1}}, r"api\.queue = -1 must be a whole number from 0"),
+    (
+        {"api": {"queue_timeout_s": 0}},
+        r"api\.queue_timeout_s = 0 must be a number above 0 and at most",
+    ),
+    ({"api": {"queue_timeout_s": "1m"}}, r'api\.queue_timeout_s = "1m" must be a number above 0'),
     ({"load": {"kv_bits": 5}}, r"load\.kv_bits = 5 must be one of 4, 8"),
     ({"load": {"kv_bits": "8"}}, r'load\.kv_bits = "8" must be a whole number'),
     ({"load": {"kv_group_size": 48}}, r"load\.kv_group_size = 48 must be one of 32, 64, 128"),
@@ -227,6 +239,16 @@ def test_a_mistake_is_one_sentence_with_file_key_and_value(
     assert text.startswith(str(tmp_path / "cluster.json"))
     assert "\n" not in text
     assert caught.value.exit_code == EXIT_USAGE
+
+
+@pytest.mark.parametrize(
+    ("api", "timeout_s"),
+    [({}, 300.0), ({"queue_timeout_s": None}, None), ({"queue_timeout_s": 2.5}, 2.5)],
+)
+def test_how_long_a_request_may_wait(
+    tmp_path: Path, api: dict[str, float | None], timeout_s: float | None
+) -> None:
+    assert load(tmp_path, api=api).api.queue_timeout_s == timeout_s
 
 
 def test_two_links_between_the_same_nodes(tmp_path: Path) -> None:

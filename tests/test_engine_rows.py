@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.engine import Engine
+from cluster.groups import Groups
 from proto import ring_pb2
 from proto.ring_pb2 import Frame
 from tests.reference import greedy
@@ -71,6 +72,19 @@ class Writer:
                     self.position[slot.session] += 1
                     self.written[slot.session].append(slot.result.id)
         return result
+
+
+def test_a_row_that_is_closed_leaves_a_group_that_has_no_frame(model: Path) -> None:
+    ring = stages(model, [2])
+    writer = Writer(ring)
+    writer.read(1, 2, 3)
+    writer.write(1, 2, 3)
+    before = [Groups.nbytes(engine.sessions.values()) for engine in ring]
+    trip(ring, Frame(kind=ring_pb2.STEP, epoch=1, seq=99, closes=[1, 2]))
+    after = [Groups.nbytes(engine.sessions.values()) for engine in ring]
+    assert all(b <= 0.4 * a for a, b in zip(before, after, strict=True))
+    writer.write(3, times=3)
+    assert writer.written[3] == greedy(model, PROMPTS[3], 4)[0]
 
 
 @pytest.mark.parametrize("cuts", [[], [2], [1, 4]])

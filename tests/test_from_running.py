@@ -155,6 +155,16 @@ def test_what_is_within_the_spread_is_called_uncertain(capsys: pytest.CaptureFix
     assert "so generate more tokens and ask again before you set these layers: " in text
 
 
+def test_steps_without_their_rows_are_refused(
+    slow: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    slow["/v1/cluster"]["nodes"][1]["node"]["stats"]["decode_rows"] = [1, 2]
+    with api(slow) as url:
+        code, out, said = run(capsys, "--url", url)
+    assert (code, out) == (EXIT_ERROR, "")
+    assert "rank 1 tells 64 decode steps without their rows" in said
+
+
 def test_too_few_steps_say_how_many_tokens_to_generate(
     slow: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

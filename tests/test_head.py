@@ -164,6 +164,41 @@ def test_a_full_queue_is_said_to_be_full(ring: ScriptedRing, head: head_pb2_grpc
     assert [len(list(call)) for call in waiting] == [3, 3]
 
 
+def test_who_has_waited_too_long_is_told_so(ring: ScriptedRing, head: head_pb2_grpc.HeadStub) -> None:
+    ring.delay_s = 0.02
+    running = head.Generate(request(60), timeout=20.0)
+    next(running)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(failure, head.Generate(request(3), timeout=20.0))
+        wait_for(lambda: status(head).num_queued == 1)
+        wait_for(lambda: (ring.head.expire(), status(head).num_queued == 0)[1])
+        assert waiting.result() == (
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            "the request waited 0.05 s for its turn, which is what api.queue_timeout_s allows: "
+            "1 requests run and 1 wait; try again later",
+        )
+    assert {error.kind: error.count for error in status(head).errors if error.count} == {"late": 1}
+    running.cancel()
+
+
+def test_the_one_of_lower_priority_number_starts_first(
+    ring: ScriptedRing, head: head_pb2_grpc.HeadStub
+) -> None:
+    ring.delay_s = 0.02
+    running = head.Generate(request(60), timeout=20.0)
+    next(running)
+    waiting = []
+    for name, priority in (("late", 3), ("soon", -3)):
+        one = request(3, name)
+        one.priority = priority
+        waiting.append(head.Generate(one, timeout=20.0))
+        wait_for(lambda: status(head).num_queued == len(waiting))
+    assert [r.id for r in status(head).requests[1:]] == ["late", "soon"]
+    running.cancel()
+    assert [len(list(call)) for call in waiting] == [3, 3]
+    assert [spec.request_id for spec in ring.opened[1:]] == ["soon", "late"]
+
+
 def test_a_failing_stage_fails_its_request_alone(ring: ScriptedRing, head: head_pb2_grpc.HeadStub) -> None:
     ring.error, ring.error_at = "layers 2:4 failed: boom", 1
     assert failure(head.Generate(request(3), timeout=5.0)) == (

@@ -69,6 +69,21 @@ def test_a_node_as_planned_has_the_factor_one() -> None:
     assert (one.rank, one.node, one.start, one.stop, one.num_steps) == (1, "n1", 4, 9, 64)
 
 
+def test_steps_that_users_share_tell_the_same_as_those_of_one() -> None:
+    speeds = scaled(node(1, 9).speeds, 3.0)
+    cost, rows = CostModel(MODEL, [replace(node(1, 9), measured=speeds)], (), Workload(2 * 301, 8, 8)), 8
+    shared_ms = cost.decode_ms(0, PART.start, PART.stop, is_batched=True)
+    alone = times_of(PART, speeds)
+    assert shared_ms > 1.05 * alone.decode_ms[0]
+    mixed = replace(
+        alone,
+        decode_ms=tuple(shared_ms if i % 2 else ms for i, ms in enumerate(alone.decode_ms)),
+        decode_rows=tuple(rows if i % 2 else 1 for i in range(64)),
+    )
+    one = stage_factor(MODEL, node(1, 9), PART, mixed)
+    assert one.factor == pytest.approx(3, rel=0.01)
+
+
 def test_a_slower_node_and_slower_products_are_found() -> None:
     speeds = scaled(node(1, 9).speeds, 3.0, 2.0)
     one = stage_factor(MODEL, node(1, 9), PART, times_of(PART, speeds))

@@ -357,3 +357,24 @@ def test_another_adapter_is_another_frame() -> None:
         sent = turn(scheduler, sent)
     assert all(len({slot.session % 2 for slot in frame.slots}) == 1 for frame in sent)
     assert any(len(frame.slots) > 1 for frame in sent)
+
+
+def test_a_prompt_goes_in_smaller_chunks_while_answers_are_written() -> None:
+    scheduler = Scheduler(max_queued=9)
+    scheduler.ring_up(7, Limits(64, 4, 2, 8, vocab_size=100, shared_chunk=3))
+    sent = frames(scheduler.submit("short", [1], 3, greedy()))
+    sent += frames(scheduler.submit("long", list(range(40)), 1, greedy()))
+    sizes = []
+    while sent:
+        frame = sent.pop(0)
+        sizes.append((frame.slots[0].session, len(frame.slots[0].tokens)))
+        sent += [f for f in frames(answer(scheduler, frame)) if f.slots]
+    last = max(i for i, (session, _) in enumerate(sizes) if session == 1)
+    assert {size for _, size in sizes[:last]} == {1, 3}
+    assert [size for _, size in sizes[last + 1 :]][-4:] == [8, 8, 6, 1]
+    assert sum(size for session, size in sizes if session == 2) == 40
+
+
+def test_a_chunk_for_company_is_no_larger_than_one_alone() -> None:
+    with pytest.raises(ValueError, match="shared_chunk is 9, and must be at most 8"):
+        Limits(64, 4, 2, 8, shared_chunk=9)

@@ -32,9 +32,18 @@ def test_decode_steps_and_chunks_are_kept_apart() -> None:
     )
 
 
-def test_what_says_nothing_of_one_row_is_left_out() -> None:
+def test_rows_that_share_a_step_are_told_with_the_longest() -> None:
     times = StepTimes()
-    times.add(frame((3, 1), (9, 1)), 3.0)  # two rows
+    shared = frame((3, 1), (9, 1))
+    shared.is_batched = True
+    times.add(shared, 3.0)
+    stats = filled(times)
+    assert (list(stats.decode_ms), list(stats.decode_position), list(stats.decode_rows)) == ([3.0], [9], [2])
+
+
+def test_what_says_nothing_of_a_step_is_left_out() -> None:
+    times = StepTimes()
+    times.add(frame((3, 1), (9, 1)), 3.0)  # one after the other
     times.add(frame((3, 1), error="failed before"), 0.1)
     times.add(frame(), 0.1)
     assert filled(times) == control_pb2.StageStats()

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 
 RETRY_AFTER_S = 1
+LATE_RETRY_AFTER_S = 10  # a queue in which a request waited in vain is not short a second later
 # docs.anthropic.com/en/api/errors; any other status is an api_error.
 _ANTHROPIC_KINDS = {
     400: "invalid_request_error",
@@ -30,6 +31,8 @@ _TRANSPORT_FAILURES = (
     "Stream removed",
     "GOAWAY",
 )
+
+_OWN_DEADLINE = "Deadline Exceeded"
 
 
 class ApiError(Exception):
@@ -71,10 +74,9 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
     return ApiError(400, message, param=param, code=code)
 
 
-def unavailable(message: str, code: str = "unavailable") -> ApiError:
-    return ApiError(
-        503, message, kind="service_unavailable_error", code=code, headers={"retry-after": str(RETRY_AFTER_S)}
-    )
+def unavailable(message: str, code: str = "unavailable", retry_after_s: int = RETRY_AFTER_S) -> ApiError:
+    headers = {"retry-after": str(retry_after_s)}
+    return ApiError(503, message, kind="service_unavailable_error", code=code, headers=headers)
 
 
 def internal(message: str = "The server failed while it worked on this request.") -> ApiError:
@@ -83,7 +85,12 @@ def internal(message: str = "The server failed while it worked on this request."
 
 def from_rpc(error: grpc.aio.AioRpcError) -> ApiError:
     """What a failed call of the head means for the client."""
-    code, details = error.code(), error.details() or "The head gave no reason."
+    return from_status(error.code(), error.details() or "")
+
+
+def from_status(code: grpc.StatusCode, details: str) -> ApiError:
+    """What it means that the head refused a request, or failed on it."""
+    details = details or "The head gave no reason."
     if code is grpc.StatusCode.UNAVAILABLE and details.startswith(_TRANSPORT_FAILURES):
         return unavailable(f"The connection to the head broke ({details.partition(':')[0]}).")
     if code is grpc.StatusCode.INVALID_ARGUMENT:
@@ -96,6 +103,8 @@ def from_rpc(error: grpc.aio.AioRpcError) -> ApiError:
             code="queue_full",
             headers={"retry-after": str(RETRY_AFTER_S)},
         )
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED and details != _OWN_DEADLINE:  # the head's
+        return unavailable(details, "queue_timeout", LATE_RETRY_AFTER_S)
     if code is grpc.StatusCode.UNAVAILABLE:
         return unavailable(details)
     return internal(details)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from cluster.api.errors import bad_request, from_rpc, internal, unavailable
+from cluster.api.errors import ApiError, bad_request, from_rpc, unavailable
+from cluster.api.head_stream import HeadStream
 from cluster.call_trouble import connection_trouble
 from cluster.rpc import peer_options, token_metadata
 from cluster.tls import Credentials
@@ -43,47 +45,36 @@ CHANNEL_OPTIONS: list[tuple[str, Any]] = [
 
 
 class Generation:
-    """One Generate call. Closing it cancels the request on every stage."""
+    """One request. Closing it cancels the request on every stage."""
 
-    def __init__(self, client: HeadClient, call: Any, request_id: str) -> None:
-        self._client = client
-        self._request_id = request_id
+    def __init__(self, client: HeadClient, stream: HeadStream, request: head_pb2.GenerateRequest) -> None:
+        self._client, self._stream = client, stream
+        self._request_id = request.request_id
         self._is_enough = False
-        self._call = call
-        self._lost = ""
+        self._inbox = stream.ask(request)
 
     async def read(self) -> head_pb2.GenerateReply:
-        """The next reply; raises ApiError where the call failed, or ended before its finish_reason."""
-        try:
-            reply = await self._call.read()
-        except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.UNAVAILABLE:
-                self._client.doubt((error.details() or "a request failed").rstrip("."))
-            raise from_rpc(error) from None
-        except asyncio.CancelledError:
-            if self._lost:
-                raise unavailable(self._lost) from None
-            raise
-        if reply is grpc.aio.EOF:
-            raise internal("The head ended the answer without a reason.")
-        return reply  # type: ignore[no-any-return]
+        """The next reply; raises ApiError where the request failed, or ended before its finish_reason."""
+        item = await self._inbox.get()
+        if isinstance(item, ApiError):
+            if item.status == HTTPStatus.SERVICE_UNAVAILABLE:
+                self._client.doubt(item.message.rstrip("."))
+            raise item
+        return item
 
     def fail(self, reason: str) -> None:
-        """Ends the call; whoever reads gets a 503 with `reason`."""
-        self._lost = reason
-        self._call.cancel()
+        """Whoever reads gets a 503 with `reason`."""
+        self._stream.leave(self._request_id, is_finished=False)
+        self._inbox.put_nowait(unavailable(reason))
 
     def enough(self) -> None:
         """What comes after is not wanted, as after a stop string: the head is told so when this closes."""
         self._is_enough = True
 
     def close(self) -> None:
-        """Leaves the stream; a second time does nothing."""
+        """Leaves; a second time does nothing."""
         self._client.generations.discard(self)
-        if self._is_enough:
-            self._client.finish(self._request_id, self._call)
-        else:
-            self._call.cancel()
+        self._stream.leave(self._request_id, is_finished=self._is_enough)
 
 
 class HeadClient:
@@ -96,7 +87,7 @@ class HeadClient:
         self._credentials, self._peer = Credentials.of(credentials), peer
         self._shown: NodeIdentity | None = None  # our certificate, of which the channel was made
         self.generations: set[Generation] = set()
-        self._finishing: set[asyncio.Task[None]] = set()
+        self._stream: HeadStream | None = None  # over which all requests go; None: none has been made
         self.status: head_pb2.ClusterStatus | None = None
         self._metadata = token_metadata(self._credentials.token)
         self._silent_s = 0.0  # a tick counts at most double: this loop being busy is no silence of the head
@@ -111,10 +102,10 @@ class HeadClient:
         self._tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self._count_silence())]
 
     async def close(self) -> None:
-        tasks = [*self._tasks, *self._finishing]
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._close_stream()
         await self._channel.close()
 
     def _open(self) -> None:
@@ -131,8 +122,13 @@ class HeadClient:
         """A channel keeps the certificate that it was made with; one that is in use needs no other."""
         tls = self._credentials.tls
         if tls is not None and not self.generations and tls.current() is not self._shown:
+            await self._close_stream()
             await self._channel.close()
             self._open()
+
+    async def _close_stream(self) -> None:
+        if self._stream is not None:
+            await self._stream.close()
 
     @property
     def trouble(self) -> str:
@@ -154,26 +150,14 @@ class HeadClient:
         """Starts a request; raises ApiError 503 where the head is not there."""
         if self.trouble:
             raise unavailable(self.trouble)
-        generation = Generation(
-            self, self._stub.Generate(request, metadata=self._metadata), request.request_id
-        )
+        if self._stream is None:
+            self._stream = HeadStream(self._stub.Converse(metadata=self._metadata), self._stream_ended)
+        generation = Generation(self, self._stream, request)
         self.generations.add(generation)
         return generation
 
-    def finish(self, request_id: str, call: Any) -> None:
-        """Ends a call whose rest is not wanted, without an error at the head."""
-        task = asyncio.create_task(self._finish(request_id, call))
-        self._finishing.add(task)
-        task.add_done_callback(self._finishing.discard)
-
-    async def _finish(self, request_id: str, call: Any) -> None:
-        request = head_pb2.CancelRequest(request_id=request_id, is_finished=True)
-        try:
-            await self._stub.Cancel(request, metadata=self._metadata, timeout=LOST_S)
-        except grpc.aio.AioRpcError as error:  # the call below ends it as well, and is counted
-            logger.debug("the head was not told of a finished request: %s", error.code().name)
-        finally:
-            call.cancel()
+    def _stream_ended(self) -> None:
+        self._stream = None
 
     async def planning(self) -> str:
         """What the plan was made from, as JSON; raises ApiError where there is none, or no head."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.api.errors import bad_request
-from cluster.api.schema import MAX_STOP_CHARS, ChatBody, RequestBody
+from cluster.api.schema import MAX_STOP_CHARS, ChatBody, Priority, RequestBody
 
 MAX_STOP_SEQUENCES = 64
 MIN_BUDGET_TOKENS = 1024
@@ -89,6 +89,7 @@ class MessagesBody(RequestBody):
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**64)] = None  # this and the next are ours
     chat_template_kwargs: dict[str, Any] | None = None
+    priority: Priority = None
 
     def check(self) -> None:
         """What pydantic does not say; raises ApiError."""

@@ -58,6 +58,7 @@ def to_chat(body: MessagesBody, mentions: Mentions) -> dict[str, Any]:
         "top_p": body.top_p,
         "top_k": body.top_k,
         "seed": body.seed,
+        "priority": body.priority,
     }
     if messages[-1]["role"] == "assistant":  # the answer goes on from there
         if "tool_calls" in messages[-1]:

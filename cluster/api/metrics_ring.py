@@ -57,7 +57,8 @@ def ring_metrics(state: str, status: head_pb2.ClusterStatus | None) -> Iterator[
         yield CounterMetricFamily(f"macrame_{name}", about, float(value))
     errors = CounterMetricFamily(
         "macrame_request_errors",
-        "Requests that ended without all of their tokens, by kind; cancelled: by their clients.",
+        "Requests that ended without all of their tokens, by kind; cancelled: by their clients; late: they "
+        "waited too long.",
         labels=("kind",),
     )
     for error in status.errors:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.api.errors import bad_request
-from cluster.api.schema import RequestBody, StreamOptions
+from cluster.api.schema import Priority, RequestBody, StreamOptions
 
 # What a client may ask to be included, where this server has nothing of the kind to include.
 _INCLUDABLE = ("reasoning.encrypted_content",)
@@ -71,6 +71,7 @@ class ResponsesBody(RequestBody):
     top_k: Annotated[int | None, Field(ge=-1, lt=2**31)] = None  # this and the rest are vLLM's and ours
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**64)] = None
     chat_template_kwargs: dict[str, Any] | None = None
+    priority: Priority = None
 
     def check(self) -> None:
         """What pydantic does not say; raises ApiError."""

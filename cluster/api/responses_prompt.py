@@ -49,6 +49,7 @@ def to_chat(body: ResponsesBody, mentions: Mentions) -> dict[str, Any]:
         "top_p": body.top_p,
         "top_k": body.top_k,
         "seed": body.seed,
+        "priority": body.priority,
         "parallel_tool_calls": body.parallel_tool_calls,
         "chat_template_kwargs": body.chat_template_kwargs,
     }

@@ -52,7 +52,6 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "return_tokens_as_token_ids": (False,),
     "logits_processors": ([],),
     "bad_words": ([],),
-    "priority": (0,),
     "xtc_probability": (0.0,),
     "typical_p": (1.0,),
     "num_draft_tokens": (0,),
@@ -60,6 +59,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 
 Penalty = Annotated[float | None, Field(ge=-2, le=2)]
+Priority = Annotated[int | None, Field(ge=-(2**31), lt=2**31)]  # vLLM's: lower ones start first
 
 
 class StreamOptions(BaseModel):
@@ -101,6 +101,7 @@ class GenerateBody(RequestBody):
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**64)] = None
     n: Annotated[int | None, Field(ge=1, le=MAX_N)] = None
+    priority: Priority = None
     stop: Any = None  # a string or a list: read by `stops`
     stop_token_ids: list[int] | None = None
     include_stop_str_in_output: bool | None = None

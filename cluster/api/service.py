@@ -239,6 +239,7 @@ class Service:
                         request_id=f"{answer_id}-{index}" if index else answer_id,
                         prompt=prompt.tokens,
                         max_tokens=max_tokens,
+                        priority=body.priority or 0,
                         sampling=with_seed(sampling, choice),
                         adapter=body.model if body.model in self.adapters else "",
                         trace_id=current_request.get(),

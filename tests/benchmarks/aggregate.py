@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -108,8 +107,7 @@ def ring_tok_s(ring: RingProcesses, stages: int, users: int, num_tokens: int) ->
     """Of all users together, and how busy each stage was meanwhile."""
     before = [ring.node_status(rank).stats.busy_ms for rank in range(stages)]
     began = time.perf_counter()
-    with ThreadPoolExecutor(users) as pool:
-        counts = list(pool.map(lambda prompt: len(ring.tokens(prompt, num_tokens)), prompts(users)))
+    counts = [len(answer) for answer in ring.answers(prompts(users), num_tokens)]
     wall_s = time.perf_counter() - began
     busy = [ring.node_status(rank).stats.busy_ms - ms for rank, ms in enumerate(before)]
     return {"tok_s": sum(counts) / wall_s, "busy": [round(ms / 1e3 / wall_s, 3) for ms in busy]}

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.draft_acceptance [--draft-layers 0,1,2,3,7,8] [--prompts 6]
 
-One process: the demo model answers held-out prompts of its domain, then its draft model (the demo model without
+One process: the demo model answers held-out prompts of its domain, then its draft model (the demo model less
 some of its layers) guesses windows of at most 8 tokens behind what was answered, as on a ring without frames
 ahead. Its own noise: the draft model draws with another seed than the last stage. A trip brings the guesses
 that were right and one token more. right: of the guesses up to the first wrong one of their window.

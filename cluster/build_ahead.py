@@ -1,0 +1,186 @@
+"""Which step a stage builds while it waits: the next token of those whose turn it is. Compute thread only.
+
+Where another frame comes first, what was built is dropped and the plain path is taken: it is the same step.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from cluster.sampler import RowDraws, draw_rows
+from cluster.session import Session
+from proto import ring_pb2
+from proto.codec import Tensor
+from shard_loader.ahead import Ahead, Kind, can_save, kind_of
+from shard_loader.batch_state import BatchState
+from shard_loader.rehearsal import UNSUITABLE
+from shard_loader.shard import Shard
+from shard_loader.state import ShardState
+
+logger = logging.getLogger(__name__)
+
+MAX_TEAMS = 64
+TRUST = 4  # so many more steps must be dropped than taken before it rests
+REST_STEPS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """Sessions that took a step together, and what came in for it."""
+
+    sessions: tuple[Session, ...]
+    carry: Kind
+    structure: str
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        return tuple(session.spec.session for session in self.sessions)
+
+    def goes_on_with(self, slots: Sequence[ring_pb2.Slot]) -> bool:
+        """Whether these slots of its sessions are one more token each; not so after guesses, or with some."""
+        return all(
+            len(slot.tokens) == 1 and slot.position == session.position
+            for session, slot in zip(self.sessions, slots, strict=True)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A step that is built and waits for its numbers. draws: on the last stage, where no history is read."""
+
+    team: Team
+    state: ShardState | BatchState
+    ahead: Ahead
+    draws: RowDraws | None
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The step of a frame, as the plain path would have built it."""
+
+    state: ShardState | BatchState
+    out: Any
+    draws: RowDraws | None
+
+
+class BuildAhead:
+    """One step at most is built. `use`: makes the model be that of an adapter."""
+
+    def __init__(self, shard: Shard, use: Callable[[str], object], *, is_on: bool) -> None:
+        self._shard, self._use, self.is_on = shard, use, is_on
+        self._teams: dict[tuple[int, ...], Team] = {}  # the one that waits longest is first
+        self._built: Built | None = None
+        self._trust, self._rest = TRUST, 0
+        self.num_taken = self.num_dropped = 0
+
+    def prepare(self) -> bool:
+        """Build a step, if there is one to expect; False: there is nothing to do."""
+        if not self.is_on or self._built is not None or self._rest or not self._teams:
+            return False
+        team = next(iter(self._teams.values()))
+        state = _state_of(team.sessions)
+        if state is None or not can_save(state):
+            del self._teams[team.numbers]
+            return False
+        self._use(team.sessions[0].spec.adapter)
+        try:
+            ahead = Ahead(self._shard, state, len(team.sessions), team.carry, team.structure)
+        except UNSUITABLE as error:  # ReadsNumbersError is one of them
+            logger.info("steps are not built ahead: %s", error)
+            self.is_on = False
+            return False
+        self._built = Built(team, state, ahead, self._draws(team.sessions, ahead.out))
+        return True
+
+    def clear_way(self, frame: ring_pb2.Frame) -> None:
+        """A frame comes: what was built is dropped where its sessions do anything else but this step."""
+        touched = {*frame.closes, *frame.keeps, *(spec.from_session for spec in frame.opens)}
+        touched.update(fork.from_session for fork in frame.forks)
+        slots = tuple(slot.session for slot in frame.slots)
+        for numbers in list(self._teams):
+            if not touched.isdisjoint(numbers) or (numbers != slots and not set(slots).isdisjoint(numbers)):
+                del self._teams[numbers]
+        if self._rest:
+            self._rest -= 1
+        built = self._built
+        if built is not None:
+            numbers = built.team.numbers
+            is_other = numbers != slots and not set(slots).isdisjoint(numbers)
+            is_aside = numbers == slots and not built.team.goes_on_with(frame.slots)
+            if not touched.isdisjoint(numbers) or is_other or is_aside:
+                self.drop()
+
+    def take(
+        self, slots: Sequence[ring_pb2.Slot], sessions: Sequence[Session], carry: Sequence[Tensor]
+    ) -> Taken | None:
+        """The step of these slots where it is the one that was built, with its numbers."""
+        is_step = all(len(slot.tokens) == 1 for slot in slots)
+        structure = slots[0].structure
+        built = self._built
+        taken = None
+        if built is not None and built.team.numbers == tuple(slot.session for slot in slots):
+            is_it = is_step and built.team.carry == kind_of(carry) and built.team.structure == structure
+            if is_it and all(a is b for a, b in zip(built.team.sessions, sessions, strict=True)):
+                self._built = None
+                self.num_taken += 1
+                self._trust = min(self._trust + 1, TRUST)
+                out = built.ahead.fill([slot.tokens[0] for slot in slots], carry)
+                taken = Taken(built.state, out, built.draws)
+            else:
+                self.drop()
+        if self.is_on and is_step:
+            team = Team(tuple(sessions), kind_of(carry), structure)
+            self._teams.pop(team.numbers, None)
+            self._teams[team.numbers] = team
+            if len(self._teams) > MAX_TEAMS:
+                del self._teams[next(iter(self._teams))]
+        return taken
+
+    def drop(self) -> None:
+        """What was built is undone."""
+        built, self._built = self._built, None
+        if built is None:
+            return
+        built.ahead.undo()
+        self.num_dropped += 1
+        self._trust -= 1
+        if self._trust <= 0:  # it does not pay here and now
+            self._trust, self._rest = TRUST, REST_STEPS
+
+    def forget(self, sessions: Iterable[int]) -> None:
+        """These sessions are no more, with all that was built for them."""
+        gone = set(sessions)
+        if self._built is not None and not gone.isdisjoint(self._built.team.numbers):
+            self.drop()
+        for numbers in list(self._teams):
+            if not gone.isdisjoint(numbers):
+                del self._teams[numbers]
+
+    def _draws(self, sessions: Sequence[Session], out: Any) -> RowDraws | None:
+        if not self._shard.is_last:
+            return None
+        rows = []
+        for session in sessions:
+            if session.sampler is None or session.sampler.reads_history:
+                return None
+            rows.append((session.sampler, session.position + 1, session.history, session.spec.prompt_tokens))
+        assert isinstance(out, mx.array)
+        return draw_rows(rows, out[:, -1])
+
+
+def _state_of(sessions: Sequence[Session]) -> ShardState | BatchState | None:
+    """The state with just these sessions as it is, or None where they are not together now."""
+    if any(session.is_closed for session in sessions):
+        return None
+    if len(sessions) == 1:
+        return sessions[0].state
+    group = sessions[0].group
+    if group is None or len(group.members) != len(sessions):
+        return None
+    is_same = all(a is b for a, b in zip(group.members, sessions, strict=True))
+    return group.state if is_same else None

@@ -1,0 +1,75 @@
+"""One frame under way on a stage: what is evaluated for it, now or while the next one is built.
+
+The engine's code for a frame is a generator: where it needs numbers it yields what has to be evaluated, and
+goes on when that is there. Compute thread only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import mlx.core as mx
+
+from proto import ring_pb2
+from proto.codec import Tensor
+
+Output = tuple[ring_pb2.Frame, list[Tensor]] | None  # for the next hop; None: nothing has to go there
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Arrays to evaluate: those whose numbers are read next, and others that must not stay a graph."""
+
+    read: list[mx.array]
+    others: list[mx.array]
+
+
+T = TypeVar("T")
+Steps = Generator[Wanted, None, T]
+
+
+class Step:
+    """Built up to its first evaluation. `start` lets that begin, `finish` waits for it and does the rest."""
+
+    def __init__(self, code: Steps[Output]) -> None:
+        self._code = code
+        self._wanted: Wanted | None = None
+        self._is_started = False
+        self._output: Output = None
+        self._go_on(None)
+
+    def start(self) -> None:
+        """Evaluation goes on in the background; returns when the device has its work."""
+        wanted = self._wanted
+        if wanted is None:
+            return
+        try:
+            mx.async_eval(wanted.read, wanted.others)
+        except Exception as error:  # border: the code that wanted it knows whose fault it is
+            self._go_on(error)
+        else:
+            self._is_started = True
+
+    def finish(self) -> Output:
+        """What the frame comes to."""
+        while (wanted := self._wanted) is not None:
+            failure = None
+            try:
+                if self._is_started and wanted.read:
+                    mx.eval(wanted.read)
+                else:
+                    mx.eval(wanted.read, wanted.others)
+            except Exception as error:  # border, as above
+                failure = error
+            self._is_started = False
+            self._go_on(failure)
+        return self._output
+
+    def _go_on(self, failure: Exception | None) -> None:
+        """Run the code to the next place where it needs numbers, or to its end."""
+        try:
+            self._wanted = next(self._code) if failure is None else self._code.throw(failure)
+        except StopIteration as end:
+            self._wanted, self._output = None, end.value

@@ -1,0 +1,246 @@
+"""Steps that are built while a stage waits: the same numbers, whatever comes instead."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from cluster.build_ahead import REST_STEPS, TRUST
+from cluster.engine import Engine
+from proto import ring_pb2
+from shard_loader.ahead import Ahead, ReadsNumbersError, kind_of
+from shard_loader.carry import flatten, to_wire
+from shard_loader.rehearsal import Rehearsal
+from shard_loader.weights import load_shard
+from tests.test_engine import trip
+from tests.tiny_models import write_checkpoint
+from tests.zoo.configs import zoo_config
+
+LAYERS = 5
+KINDS = ["llama", "gpt_oss", "mamba2", "deepseek_v3"]  # plain, rotating, recurrent, latent caches
+PROMPTS = {
+    1: [72, 101, 108, 108, 111, 44, 32, 119, 3, 14, 15, 92],  # longer than the windows
+    2: [65, 3, 58],
+    3: [9, 79, 32, 38, 46, 26],
+}
+SAMPLING = {
+    1: ring_pb2.Sampling(logprobs=True, top_logprobs=2),
+    2: ring_pb2.Sampling(temperature=0.8, seed=11, logprobs=True),
+    3: ring_pb2.Sampling(frequency_penalty=1.5, logprobs=True),  # reads the history
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(request.param, tmp_path_factory.mktemp(request.param), num_layers=LAYERS)
+
+
+class Ring:
+    """Engines in a row that build ahead after every frame, or never."""
+
+    def __init__(self, model: Path, cuts: Sequence[int], *, is_ahead: bool) -> None:
+        bounds = itertools.pairwise([0, *cuts, LAYERS])
+        self.engines = [Engine(load_shard(model, a, b), builds_ahead=is_ahead) for a, b in bounds]
+        self.last = {session: prompt[-1] for session, prompt in PROMPTS.items()}
+        self.position = {session: len(prompt) - 1 for session, prompt in PROMPTS.items()}
+        self.results: list[ring_pb2.Frame] = []
+        self.seq = 0
+
+    @property
+    def num_taken(self) -> list[int]:
+        return [engine.ahead.num_taken for engine in self.engines]
+
+    @property
+    def num_dropped(self) -> list[int]:
+        return [engine.ahead.num_dropped for engine in self.engines]
+
+    def send(self, *slots: ring_pb2.Slot, opens: Sequence[ring_pb2.SessionSpec] = (), **ended: int) -> None:
+        self.seq += 1
+        frame = ring_pb2.Frame(kind=ring_pb2.STEP, epoch=1, seq=self.seq, slots=slots, opens=opens)
+        frame.is_batched = len(slots) > 1
+        for what, session in ended.items():
+            getattr(frame, what).append(session)
+        result = trip(self.engines, frame)
+        if result is not None:
+            self.results.append(result)
+        for engine in self.engines:
+            while engine.prepare():
+                pass
+
+    def read(self, session: int) -> None:
+        prompt = PROMPTS[session]
+        spec = ring_pb2.SessionSpec(
+            session=session, prompt_tokens=len(prompt), max_tokens=30, sampling=SAMPLING[session]
+        )
+        self.send(ring_pb2.Slot(session=session, tokens=prompt[:-1]), opens=[spec])
+
+    def write(self, *sessions: int, times: int = 1, **ended: int) -> None:
+        for _ in range(times):
+            slots = [
+                ring_pb2.Slot(session=s, position=self.position[s], tokens=[self.last[s]], is_sampled=True)
+                for s in sessions
+            ]
+            self.send(*slots, **ended)
+            for slot in self.results[-1].slots:
+                assert not slot.error, slot.error
+                self.last[slot.session] = slot.result.id
+                self.position[slot.session] += 1
+
+
+def both(model: Path, cuts: Sequence[int], script: Callable[[Ring], object]) -> Ring:
+    """The ring that builds ahead, after a script that gave the same results without."""
+    plain, ahead = (Ring(model, cuts, is_ahead=is_ahead) for is_ahead in (False, True))
+    script(plain)
+    script(ahead)
+    assert ahead.results == plain.results
+    assert not any(plain.num_taken)
+    return ahead
+
+
+@pytest.mark.parametrize("cuts", [[], [2], [1, 4]])
+def test_one_answer_takes_every_step_but_the_first(model: Path, cuts: list[int]) -> None:
+    def script(ring: Ring) -> None:
+        ring.read(1)
+        ring.write(1, times=9)
+
+    ring = both(model, cuts, script)
+    assert ring.num_taken == [8] * (len(cuts) + 1)
+    assert ring.num_dropped == [0] * (len(cuts) + 1)
+
+
+def test_rows_take_theirs(model: Path) -> None:
+    def script(ring: Ring) -> None:
+        for session in PROMPTS:
+            ring.read(session)
+        ring.write(1, 2, 3, times=6)
+
+    assert both(model, [2], script).num_taken == [5, 5]
+
+
+def test_frames_in_turns_take_the_one_that_waits_longest(model: Path) -> None:
+    def script(ring: Ring) -> None:
+        ring.read(1)
+        ring.read(2)
+        for _ in range(5):
+            ring.write(1)
+            ring.write(2)
+
+    ring = both(model, [2], script)
+    assert min(ring.num_taken) >= 7
+    assert max(ring.num_dropped) <= 1
+
+
+def test_whatever_comes_instead_is_the_same(model: Path) -> None:
+    def script(ring: Ring) -> None:
+        ring.read(1)
+        ring.write(1, times=3)
+        ring.read(2)  # somebody else's prompt
+        ring.write(1)
+        ring.write(1, 2, times=2)  # another joins
+        ring.write(2)  # one of two
+        ring.write(2, 1)
+        ring.read(3)
+        ring.write(1, 2, 3, times=2)
+        ring.send(closes=2)
+        ring.write(1, 3, times=2)
+        position = ring.position[1]
+        ring.send(ring_pb2.Slot(session=1, position=position, tokens=[ring.last[1], 4, 5]))  # a chunk
+        ring.position[1], ring.last[1] = position + 3, 6
+        ring.write(1, times=2)
+        ring.send(keeps=3)
+        copy = ring_pb2.SessionSpec(
+            session=4, prompt_tokens=99, max_tokens=9, from_session=3, from_tokens=ring.position[3]
+        )
+        ring.send(ring_pb2.Slot(session=4, position=ring.position[3], tokens=[8, 9]), opens=[copy])
+        ring.last[4], ring.position[4] = 10, ring.position[3] + 2
+        ring.write(4, times=3)
+        ring.write(4, 1, times=3)
+
+    ring = both(model, [2], script)
+    assert min(ring.num_taken) >= 6
+    assert min(ring.num_dropped) >= 4
+
+
+def test_a_new_epoch_drops_what_was_built(model: Path) -> None:
+    def script(ring: Ring) -> None:
+        ring.read(1)
+        ring.write(1, times=3)
+        for engine in ring.engines:
+            engine.drop_sessions()
+        ring.position[1], ring.last[1] = len(PROMPTS[1]) - 1, PROMPTS[1][-1]
+        ring.read(1)
+        ring.write(1, times=3)
+
+    ring = both(model, [2], script)
+    assert ring.num_dropped == [1, 1]
+    assert ring.num_taken == [4, 4]
+
+
+def test_a_step_that_cannot_be_leaves_the_others_alone(model: Path) -> None:
+    ring = Ring(model, [2], is_ahead=True)
+    ring.read(1)
+    ring.read(2)
+    ring.write(1, times=3)
+    ring.send(ring_pb2.Slot(session=1, position=77, tokens=[5], is_sampled=True))
+    assert "is at position" in ring.results[-1].slots[0].error
+    ring.write(2, times=2)
+    plain = Ring(model, [2], is_ahead=False)
+    plain.read(2)
+    plain.write(2, times=2)
+    assert [slot.result for frame in ring.results[-2:] for slot in frame.slots] == [
+        slot.result for frame in plain.results[-2:] for slot in frame.slots
+    ]
+
+
+def test_it_rests_where_it_does_not_pay(tmp_path: Path) -> None:
+    ring = Ring(write_checkpoint("llama", tmp_path / "llama", num_layers=LAYERS), [], is_ahead=True)
+    for session in PROMPTS:
+        ring.read(session)
+    ring.write(1, 2)
+    for _ in range(TRUST):
+        ring.write(1)
+        ring.write(1, 2)
+    (ahead,) = (engine.ahead for engine in ring.engines)
+    assert ahead._rest > REST_STEPS - 4 * TRUST
+    ring.write(1, times=2)
+    assert (ahead.num_taken, ahead._built) == (0, None)
+
+
+def test_numbers_written_in_place_are_seen() -> None:
+    """Token ids on the first stage, the carry on the next."""
+    rehearsal = Rehearsal(zoo_config("qwen3"))
+    first, last = rehearsal.shards([2])
+    tokens = rehearsal.tokens(1, 8)
+    states = [first.new_state(), last.new_state()]
+    plain = [first.new_state(), last.new_state()]
+    for pair in (states, plain):
+        carry = first.forward(tokens[:, :5], None, pair[0])
+        last.forward(tokens[:, :5], carry, pair[1])
+    wanted_carry = first.forward(tokens[:, 5:6], None, plain[0])
+    wanted = last.forward(tokens[:, 5:6], wanted_carry, plain[1])
+    arrays, structure = flatten(wanted_carry)
+    mx.eval(arrays)
+    wire = [to_wire(array) for array in arrays]
+    builds = [
+        Ahead(first, states[0], 1, (), ""),
+        Ahead(last, states[1], 1, kind_of(wire), structure),
+    ]
+    ids = [int(tokens[0, 5].item())]
+    assert np.array_equal(np.array(builds[0].fill(ids, ())), np.array(wanted_carry))
+    assert np.array_equal(np.array(builds[1].fill(ids, wire)), np.array(wanted))
+    assert not np.array_equal(np.array(wanted_carry), np.zeros(wanted_carry.shape))
+
+
+def test_a_model_whose_code_reads_numbers_is_found_out() -> None:
+    """dbrx asks which experts were chosen, and builds for those."""
+    (shard,) = Rehearsal(zoo_config("dbrx")).shards([])
+    state = shard.new_state()
+    mx.eval(shard.forward(mx.array([[1, 2, 3]]), None, state))
+    with pytest.raises(ReadsNumbersError, match="reads numbers while it builds"):
+        Ahead(shard, state, 1, (), "")
+    assert state.position == 3

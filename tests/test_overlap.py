@@ -1,0 +1,117 @@
+"""While the device computes a frame the next one is built: same outputs, in the same order."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from queue import SimpleQueue
+
+import pytest
+
+from cluster.compute import ComputeThread, LoadWork, StepWork
+from cluster.engine import Engine
+from cluster.step import Step
+from proto import ring_pb2
+from shard_loader.weights import load_shard
+from tests.tiny_models import write_checkpoint
+
+WAIT_S = 20.0
+
+
+def row(seq: int, *slots: tuple[int, int, int], **header: list[int]) -> ring_pb2.Frame:
+    """A frame of one token each: session, position, token."""
+    frame = ring_pb2.Frame(kind=ring_pb2.STEP, epoch=1, seq=seq, is_batched=len(slots) > 1, **header)
+    for session, position, token in slots:
+        frame.slots.add(session=session, position=position, tokens=[token], is_sampled=True)
+    return frame
+
+
+def prompt(seq: int, session: int, tokens: list[int]) -> ring_pb2.Frame:
+    frame = ring_pb2.Frame(kind=ring_pb2.STEP, epoch=1, seq=seq)
+    frame.opens.add(session=session, prompt_tokens=len(tokens) + 1, max_tokens=9)
+    frame.slots.add(session=session, tokens=tokens)
+    return frame
+
+
+def script() -> list[ring_pb2.Frame]:
+    return [
+        prompt(1, 1, [72, 101, 108]),
+        prompt(2, 2, [65, 3]),
+        prompt(3, 3, [9, 79, 32, 38]),
+        row(4, (1, 3, 5)),
+        row(5, (2, 2, 6), (3, 4, 7)),
+        row(6, (1, 4, 8)),
+        row(7, (9, 0, 8)),  # nobody's: its answer comes from no device
+        row(8, (2, 3, 9), (3, 5, 10)),
+        row(9, (1, 5, 11), (2, 4, 12)),  # shares a session with the one before: not at once
+        row(10, (3, 6, 13), closes=[2]),
+        row(11, (1, 6, 14)),
+    ]
+
+
+def run(model: Path, *, overlaps: bool) -> list[ring_pb2.Frame]:
+    """The outputs of a compute thread that had all frames waiting."""
+    outputs: SimpleQueue[ring_pb2.Frame] = SimpleQueue()
+    failures: list[str] = []
+    released = threading.Semaphore(0)
+    thread = ComputeThread(
+        lambda frame, _tensors: outputs.put(frame),
+        lambda epoch: None,
+        lambda epoch, reason: failures.append(reason),
+        lambda loaded, total: None,
+        overlaps=overlaps,
+    )
+    frames = script()
+    thread.post(LoadWork(1, model, "digest", 0, 3))
+    for frame in frames:
+        thread.post(StepWork(frame, (), released.release))
+    thread.start()
+    for _ in frames:
+        assert released.acquire(timeout=WAIT_S)
+    assert thread.stop(WAIT_S)
+    assert not failures
+    return [outputs.get_nowait() for _ in frames]
+
+
+@pytest.mark.parametrize("kind", ["llama", "mamba2"])
+def test_frames_overlap_and_nothing_changes(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_checkpoint(kind, tmp_path / kind, num_layers=3)
+    engine = Engine(load_shard(model, 0, 3))
+    wanted = [output[0] for frame in script() if (output := engine.step(frame, ())) is not None]
+    log: list[tuple[str, int]] = []
+    begin, finish = Engine.begin, Step.finish
+    began: dict[int, int] = {}
+
+    def beginning(self: Engine, frame: ring_pb2.Frame, tensors: tuple[()]) -> Step:
+        log.append(("begin", frame.seq))
+        step = begin(self, frame, tensors)
+        began[id(step)] = frame.seq
+        return step
+
+    def ending(self: Step) -> object:
+        log.append(("end", began[id(self)]))
+        return finish(self)
+
+    monkeypatch.setattr(Engine, "begin", beginning)
+    monkeypatch.setattr(Step, "finish", ending)
+    assert run(model, overlaps=True) == wanted
+    is_early = [log.index(("begin", seq)) < log.index(("end", seq - 1)) for seq in range(5, 12)]
+    assert is_early == [True, True, True, True, False, False, True]
+    log.clear()
+    assert run(model, overlaps=False) == wanted
+    assert log == [(what, seq) for seq in range(1, 12) for what in ("begin", "end")]
+
+
+def test_what_fails_on_the_device_fails_its_own_frame(tmp_path: Path) -> None:
+    model = write_checkpoint("llama", tmp_path / "llama", num_layers=3)
+    engine = Engine(load_shard(model, 0, 3))
+    assert engine.step(prompt(1, 1, [72]), ()) is not None
+    step = engine.begin(row(2, (1, 1, 5)), ())
+    assert step._wanted is not None
+    step._go_on(RuntimeError("the device is gone"))
+    output = step.finish()
+    assert output is not None
+    assert output[0].slots[0].error == "layers 0:3 failed: RuntimeError: the device is gone"
+    assert not engine.sessions
