@@ -45,12 +45,15 @@ class Foretold:
         self.is_ended &= not since or bool(self.ids)
         return True
 
-    def extend(self, tokens: Sequence[int]) -> None:
-        """The answer goes on with `tokens`."""
+    def extend(self, tokens: Sequence[int]) -> tuple[int, int]:
+        """The answer goes on with `tokens`; how many of them were foretold, and how many otherwise."""
+        num_right = num_wrong = 0
         for token in tokens:
             self.position += 1
             if self.ids:
-                if self.ids.pop(0) != token:
+                is_right = self.ids.pop(0) == token
+                num_right, num_wrong = num_right + is_right, num_wrong + (not is_right)
+                if not is_right:
                     self._forget()
             elif self.asked == self.position - 1 - len(self._since):
                 self._since.append(token)
@@ -58,6 +61,7 @@ class Foretold:
                 self._forget()
         if not self.ids:
             self.is_ended = False
+        return num_right, num_wrong
 
     def _forget(self) -> None:
         self.ids.clear()

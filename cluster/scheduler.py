@@ -317,7 +317,7 @@ class Scheduler:
             self._admit(r, limits)
         self._kept.make_room(limits, self._active)
         outbox, active = self._outbox, self._active
-        sends = self._guessing.asks_first(active, limits, outbox.epoch)
+        sends = self._guessing.asks(active, limits, outbox.epoch)
         while len(outbox.in_flight) < limits.max_in_flight and (frame := self._next(limits, sends)):
             sends.append(Send(frame))
         sends += self._guessing.asks(active, limits, outbox.epoch)

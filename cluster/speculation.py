@@ -76,6 +76,12 @@ class Drafting:
     num_declined: int = 0  # times in a row that no guess seemed worth it
     foretold: Foretold | None = None  # None: there is no draft model
 
+    def extend(self, tokens: Sequence[int]) -> None:
+        """The answer goes on with `tokens`."""
+        self.text.extend(tokens)
+        if self.foretold is not None:
+            self.acceptance.add(DRAFTED, *self.foretold.extend(tokens))
+
 
 @dataclass(slots=True)
 class Speculation:
@@ -128,7 +134,7 @@ class Speculation:
         said = drafting.text.guess(wanted) if self.has_ngrams else NO_GUESS
         if said.tokens and chance(said.match) > chance(DRAFTED):
             return 0
-        number = self.best_number(chance(DRAFTED), num_known, wanted, self.draft_ms / self.trips.single_ms)
+        number = self._draft_number(drafting, num_known, wanted)
         if not number:
             foretold.num_declined += 1
             if foretold.num_declined < TRY_EVERY:
@@ -142,9 +148,14 @@ class Speculation:
         foretold = drafting.foretold
         if foretold is None or foretold.is_ended or foretold.asked >= 0 or not self.trips.is_measured:
             return 0
-        if not self.best_number(drafting.acceptance.chance(DRAFTED), 1, self.max_drafts):
+        if not self._draft_number(drafting, 1, self.max_drafts):
             return 0
         return min(num_ahead + self.max_drafts + 1, num_ahead + room) - len(foretold.ids)
+
+    def _draft_number(self, drafting: Drafting, num_known: int, most: int) -> int:
+        """`best_number` of the draft model's guesses; their time counts even where a frame is under way."""
+        each = self.draft_ms / self.trips.single_ms
+        return self.best_number(drafting.acceptance.chance(DRAFTED), num_known, most, each)
 
     def learn_draft(self, num_tokens: int, draft_ms: float) -> None:
         """The draft model took so long for so many tokens."""
@@ -200,6 +211,7 @@ class Speculation:
             self._learn(drafting, after.match, int(is_right), int(not is_right))
 
     def _learn(self, drafting: Drafting, match: int, num_right: int, num_wrong: int) -> None:
-        drafting.acceptance.add(match, num_right, num_wrong)
+        if match != DRAFTED:  # those are learned from whether they were sent or not
+            drafting.acceptance.add(match, num_right, num_wrong)
         self.num_guessed += num_right + num_wrong
         self.num_right += num_right

@@ -1,0 +1,114 @@
+"""One user's answers with a draft model, with repetitions looked up, and with neither: rings asked in turns.
+
+    python -m tests.benchmarks.draft_model [--draft-layers 0,1,2,3,7,8] [--stages 3] [--wait-ms 10] [--heat 0]
+
+The model is the demo's, its draft model the demo model without some of its layers: nothing is trained for it,
+and it guesses about half of the tokens. --wait-ms: every stage waits so long for each frame, however many
+tokens it has, as the link to another machine does. Prompts are held-out text of the demo's domain. Tokens a
+trip are those that a trip of the answer brings on the average.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from contextlib import ExitStack
+from itertools import islice, pairwise
+from pathlib import Path
+
+from deploy.bench_prompts import prompts
+from proto import head_pb2, head_pb2_grpc, ring_pb2
+from tests.pruned_model import write_pruned
+from tests.ring_processes import RingProcesses
+
+DEMO = Path(__file__).parent.parent.parent / "deploy" / "demo" / "model"
+NUM_LAYERS, VOCAB_SIZE = 9, 4096
+
+
+def main() -> None:
+    """Print a line for each round, then the medians."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--draft-layers", default="0,1,2,3,7,8", help="of the demo model's nine")
+    parser.add_argument("--stages", type=int, default=3)
+    parser.add_argument("--wait-ms", type=float, default=0.0, help="of each stage for each frame")
+    parser.add_argument("--heat", type=float, default=0.0, help="the temperature")
+    parser.add_argument("--prompt-tokens", type=int, default=300)
+    parser.add_argument("--output-tokens", type=int, default=96)
+    parser.add_argument("--max-draft-tokens", type=int, default=8)
+    parser.add_argument("--methods", default="off,ngram,draft")
+    parser.add_argument("--rounds", type=int, default=6)
+    args = parser.parse_args()
+    layers = list(pairwise(round(i * NUM_LAYERS / args.stages) for i in range(args.stages + 1)))
+    waits = {
+        rank: f"layer_delay_ms={args.wait_ms / (stop - start)}" for rank, (start, stop) in enumerate(layers)
+    }
+    with ExitStack() as stack:
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        draft = write_pruned(DEMO, place / "draft", [int(n) for n in args.draft_layers.split(",")])
+        rings = {
+            method: stack.enter_context(
+                RingProcesses(
+                    Path(stack.enter_context(tempfile.TemporaryDirectory())),
+                    DEMO,
+                    layers,
+                    concurrency=1,
+                    context=1024,
+                    faults=waits if args.wait_ms else None,
+                    env={"MLX_DISABLE_COMPILE": None},
+                    speculation={
+                        "method": method,
+                        "draft_model": str(draft),
+                        "max_draft_tokens": args.max_draft_tokens,
+                    },
+                    prefix_cache=False,
+                )
+            )
+            for method in args.methods.split(",")
+        }
+        drawn = prompts("demo", VOCAB_SIZE, args.prompt_tokens, 0)
+        for ring in rings.values():
+            ring.wait_ok()
+            ask(ring, next(drawn), 24, args.heat)
+        found: dict[str, list[tuple[float, float, int, int]]] = {method: [] for method in rings}
+        for number, prompt in enumerate(islice(drawn, args.rounds)):
+            answers = {}
+            for method in list(rings) if number % 2 else list(reversed(rings)):
+                tokens, took_s, guessed, right = ask(rings[method], prompt, args.output_tokens, args.heat)
+                answers[method] = tokens
+                per_trip = len(tokens) / (len(tokens) - right)
+                found[method].append((took_s / max(1, len(tokens) - 1) * 1e3, per_trip, guessed, right))
+            is_same = len({tuple(tokens) for tokens in answers.values()}) == 1
+            line = "; ".join(
+                f"{m} {rows[-1][0]:.1f} ms a token, {rows[-1][1]:.2f} a trip" for m, rows in found.items()
+            )
+            print(f"round {number}: {line}; {'same tokens' if is_same else 'OTHER TOKENS'}", flush=True)
+        print("| method | ms a token | tokens a trip | guesses right |\n|---|---|---|---|")
+        for method, rows in found.items():
+            guessed, right = sum(row[2] for row in rows), sum(row[3] for row in rows)
+            print(
+                f"| {method} | {statistics.median(row[0] for row in rows):.1f} | "
+                f"{statistics.median(row[1] for row in rows):.2f} | {right} of {guessed} |"
+            )
+
+
+def ask(
+    ring: RingProcesses, prompt: list[int], num_tokens: int, heat: float
+) -> tuple[list[int], float, int, int]:
+    """The answer's tokens, the seconds from first to last, how many were guessed, how many of them right."""
+    before = ring.wait_ok()
+    arrivals, tokens = [], []
+    sampling = ring_pb2.Sampling(temperature=heat, seed=1)
+    request = head_pb2.GenerateRequest(prompt=prompt, max_tokens=num_tokens, sampling=sampling)
+    with ring.channel() as channel:
+        for reply in head_pb2_grpc.HeadStub(channel).Generate(request, timeout=300.0):
+            arrivals.append(time.perf_counter())
+            tokens += [token.id for token in reply.tokens]
+    after = ring.wait_ok()
+    guessed = after.num_guessed - before.num_guessed
+    return tokens, arrivals[-1] - arrivals[0], guessed, after.num_guessed_right - before.num_guessed_right
+
+
+if __name__ == "__main__":
+    main()
