@@ -433,7 +433,7 @@ class Engine:
 def clear_cache() -> None:
     """Give back what MLX keeps of freed buffers: none that the device still uses may be among them."""
     mx.synchronize()
-    clear_cache()
+    mx.clear_cache()
 
 
 def _about(session: Session | None) -> dict[str, object]:
