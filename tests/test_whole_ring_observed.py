@@ -142,7 +142,7 @@ def test_a_requests_own_id_is_on_every_node(http: httpx.Client, is_streamed: boo
     number = re.fullmatch(r"session (\d+) opened: .*", found[1][0]["message"])
     assert number is not None
     for rank in range(3):
-        stage = [line["message"] for line in found[rank] if line["source"] == "cluster.engine"]
+        stage = [line["message"] for line in found[rank] if line["source"] == "cluster.open_sessions"]
         assert stage == [
             f"session {number[1]} opened: 12 tokens of prompt, 6 of answer at most",
             f"session {number[1]} kept at position 17",
