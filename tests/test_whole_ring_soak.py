@@ -43,7 +43,7 @@ LAYERS = list(itertools.pairwise([0, 1, 4, NUM_LAYERS]))
 
 # What the second half of a soak may grow by, of each process.
 MAX_GROWTH_MB = 8.0
-MAX_GROWTH_THREADS, MAX_GROWTH_FILES = 3.0, 10.0
+MAX_GROWTH_THREADS, MAX_GROWTH_FILES = 12.0, 10.0
 MAX_THREADS = QUEUE + MAX_SESSIONS + 4 * len(LAYERS) + SPARE_WORKERS + 40  # handlers come as they are needed
 MIN_SLOPE_S = 120.0  # a shorter soak says nothing of a slope
 

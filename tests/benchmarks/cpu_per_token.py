@@ -6,7 +6,7 @@
 Rounds alternate: mlx-lm in one process, then the ring. One BLAS thread on both sides. What the ring's
 processes burn when idle (heartbeats) is measured first and reported apart. Linux pins each process to one
 processor. `steady` is what a token costs while all answers are written: without prompts, and without the
-beginning and the end, where fewer rows share a pass.
+beginning and the end, where fewer rows share a pass. Answers must be long enough to be written all at once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -119,9 +120,14 @@ def steady_s_per_token(
     answers: Sequence[Answer],
     idle_share: float,
 ) -> float:
-    """CPU time of a token while all answers are written; what the idle ring burns is taken off."""
+    """CPU time of a token while all answers are written; what the idle ring burns is taken off.
+
+    nan where the first one was done before the last one had WARM_TOKENS: ask for more tokens.
+    """
     pause = threading.Event()
-    while min(answer.num_tokens for answer in answers) < WARM_TOKENS and not all(map(Future.done, asked)):
+    while min(answer.num_tokens for answer in answers) < WARM_TOKENS:
+        if any(map(Future.done, asked)):
+            return math.nan
         pause.wait(POLL_S)
     before, began = ring_cpu_s(ring), time.perf_counter()
     first = sum(answer.num_tokens for answer in answers)
