@@ -9,8 +9,8 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -21,80 +21,21 @@ from cluster.draft_queue import DraftEnd, DraftQueue, DraftWork, hand_over
 from cluster.engine import Engine
 from cluster.fault import Fault, injected
 from cluster.guide_process import GuideProcess
-from cluster.memory_limits import MemoryLimits, MemoryNeed, apply_limits
-from cluster.step import Step
+from cluster.memory_limits import MemoryLimits, apply_limits
 from cluster.step_times import StepTimes
-from planner.adapters import AdapterFiles
-from planner.kv_quant import KvQuantization
+from cluster.work import LoadProgress, LoadWork, Running, StepWork, TrimWork, Work
 from planner.load_options import LoadOptions
 from proto import ring_pb2
 from proto.codec import Tensor
 from shard_loader.adapters import load_adapters
 from shard_loader.shard import ShardError
-from shard_loader.shard_cache import CacheSettings
 from shard_loader.sources import FetchStoppedError, HubError
 from shard_loader.trim import trim_memory
-from shard_loader.weights import AS_IT_IS, WeightsError, load_shard
+from shard_loader.weights import WeightsError, load_shard
 
 logger = logging.getLogger(__name__)
 
 FETCH_AGAIN_S = 15.0
-
-
-@dataclass(frozen=True, slots=True)
-class StepWork:
-    """A frame to run; `release` returns its credit to the sender."""
-
-    frame: ring_pb2.Frame
-    tensors: Sequence[Tensor]
-    release: Callable[[], None]
-
-
-@dataclass(frozen=True, slots=True)
-class LoadWork:
-    """From now on this epoch: its layers, or none where start == stop."""
-
-    epoch: int
-    model_dir: Path | None
-    model_digest: str
-    start: int
-    stop: int
-    need: MemoryNeed | None = None
-    options: LoadOptions = AS_IT_IS
-    adapters: tuple[AdapterFiles, ...] = ()
-    cache: CacheSettings | None = None
-    kv: KvQuantization | None = None
-    # Gets the bytes that are missing and returns the folder; None: the folder is complete.
-    fetch: Callable[[Callable[[int, int], None], threading.Event], Path] | None = None
-    drafter: DraftLoad | None = None  # a draft model, which stands here beside the layers
-    superseded: threading.Event = field(default_factory=threading.Event, compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class TrimWork:
-    """Memory is short: give back what MLX keeps of freed buffers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A frame that the device computes while the next one is built."""
-
-    work: StepWork
-    step: Step
-    started: float  # perf_counter()
-    built: float
-    sessions: frozenset[int]
-
-
-Work = StepWork | LoadWork | TrimWork | DraftWork | DraftEnd
-
-
-@dataclass(slots=True)
-class LoadProgress:
-    """Bytes of this node's own weights. Written by the compute thread."""
-
-    loaded_bytes: int = 0
-    total_bytes: int = 0
 
 
 class ComputeThread:

@@ -13,9 +13,9 @@ import mlx.core as mx
 
 from cluster.build_ahead import BuildAhead
 from cluster.fault import Fault, injected
-from cluster.groups import Groups
 from cluster.guide import Guides
 from cluster.guide_process import GuideProcess
+from cluster.open_sessions import OpenSessions, about
 from cluster.sampler import RowDraws, draw_rows
 from cluster.session import Session
 from cluster.step import Output, Step, Steps, Wanted
@@ -64,9 +64,8 @@ class Engine:
         self.shard = shard
         self.adapters = adapters or Adapters()
         self.guides = guides  # None: answers cannot be held to a grammar
-        self.sessions: dict[int, Session] = {}
-        self._kept: set[int] = set()  # of these, those that write no more
-        self._groups = Groups(shard)
+        self._open = OpenSessions(shard, self.adapters, guides)
+        self.sessions = self._open.by_number
         self._begun: dict[int, dict[int, str]] = {}  # by seq, of frames that wait: which opens failed
         self._waiting: dict[int, tuple[int, _Compiled]] = {}  # by session: the first such frame, and for what
         self.trim_window, self.reach = shard.trim_window, shard.reach  # any thread may read
@@ -86,17 +85,13 @@ class Engine:
     @property
     def num_sessions(self) -> int:
         """Requests that run; any thread."""
-        return len(self.sessions) - len(self._kept)
+        return self._open.num_running
 
     def drop_sessions(self) -> None:
         """A new epoch: every session of the old one ends, and its memory is given back."""
         if self.sessions:
-            for session in self.sessions.values():
-                logger.info("session %d ends with its epoch", session.spec.session, extra=_about(session))
             self.ahead.forget(self.sessions)
-            self.sessions.clear()
-            self._kept.clear()
-            self._groups = Groups(self.shard)
+            self._open.clear()
             self._begun.clear()
             self._waiting.clear()
             self.memory.measure(0)
@@ -145,7 +140,7 @@ class Engine:
         failures = {slot.session for slot in out.slots if slot.error}
         for fork in frame.forks:
             if fork.from_session not in failures:
-                self._fork(fork)
+                self._open.fork(fork)
         if frame.slots:
             if self._delay_s or self._token_delay_s:
                 num_tokens = sum(len(slot.tokens) for slot in frame.slots)
@@ -178,15 +173,8 @@ class Engine:
 
     def _begin(self, frame: ring_pb2.Frame) -> dict[int, str]:
         """Opens and closes sessions; why some could not be opened."""
-        for number, num_tokens in zip(frame.keeps, frame.keep_tokens, strict=True):
-            self._keep(number, num_tokens)  # before the opens: one may begin as a copy of what it is then
-        failed = self._open_all(frame.opens)  # before the closes: it may begin as a copy of what is closed
-        for number in frame.closes:
-            self._close(number)
+        failed = self._open.begin(frame)
         if frame.closes:
-            self._groups.settle()
-            if not frame.slots:
-                mx.eval(self._groups.take_pending())
             clear_cache()
         if (frame.closes or frame.keeps) and not frame.slots:
             self._measure_kv()
@@ -241,7 +229,7 @@ class Engine:
         if taken is not None:
             state, outgoing, draws = taken.state, taken.out, taken.draws
         else:
-            state, draws = self._state(sessions), None
+            state, draws = self._open.state(sessions), None
             if slots[0].num_draws > 1 and self.reach == Reach.MARK:
                 assert isinstance(state, ShardState)
                 state.mark()
@@ -258,7 +246,7 @@ class Engine:
             yield from self._draw(slots, sessions, outgoing if draws is None else draws, state, out)
             return []
         arrays, structure = flatten(outgoing)
-        yield Wanted(arrays, [*state.arrays(), *self._groups.take_pending()])
+        yield Wanted(arrays, [*state.arrays(), *self._open.groups.take_pending()])
         for i, slot in enumerate(slots):
             added = out.slots.add(
                 session=slot.session,
@@ -282,7 +270,7 @@ class Engine:
         for session, slot in zip(sessions, slots, strict=True):
             session.history.extend(slot.tokens)
         if not slots[0].is_sampled:  # a chunk, by itself: its logits are never computed
-            yield Wanted([], [*state.arrays(), *self._groups.take_pending()])
+            yield Wanted([], [*state.arrays(), *self._open.groups.take_pending()])
             out.slots.add(session=slots[0].session, position=slots[0].position)
             return
         num_draws = max(slots[0].num_draws, 1)  # guesses come by themselves, too
@@ -293,7 +281,7 @@ class Engine:
             draws = draw_rows(rows, logits[0, -num_draws:])
         else:
             draws = draw_rows([session.row() for session in sessions], logits[:, -1])
-        yield Wanted(draws.arrays(), [*state.arrays(), *self._groups.take_pending()])
+        yield Wanted(draws.arrays(), [*state.arrays(), *self._open.groups.take_pending()])
         if num_draws > 1:
             self._add_draws(slots[0], draws.until(slots[0].tokens[1 - num_draws :]), out)
             return
@@ -321,12 +309,12 @@ class Engine:
         logger.exception(
             "session %d failed at position %d",
             *(slot.session, slot.position),
-            extra=_about(session),
+            extra=about(session),
             exc_info=failure,
         )
         if session is not None:
             self.ahead.forget([slot.session])
-            self._groups.drop(session)
+            self._open.groups.drop(session)
         start, stop = self.shard.start, self.shard.stop
         return f"layers {start}:{stop} failed: {type(failure).__name__}: {failure}"[:MAX_ERROR_CHARS]
 
@@ -334,73 +322,13 @@ class Engine:
         """Do a piece of what the next frames will need, while there is none; False: nothing was left."""
         return self.ahead.prepare() or (self.guides is not None and self.guides.prepare())
 
-    def _open_all(self, specs: Sequence[ring_pb2.SessionSpec]) -> dict[int, str]:
-        failed: dict[int, str] = {}
-        for spec in specs:
-            try:
-                self.adapters.check(spec.adapter)
-                session = Session.open(spec, self.shard, self.guides)
-                if spec.from_session:
-                    self._begin_like(session, spec.from_session, spec.from_tokens)
-                self.sessions[spec.session] = session
-                logger.info(
-                    "session %d opened: %d tokens of prompt%s, %d of answer at most",
-                    *(spec.session, spec.prompt_tokens, _known(spec), spec.max_tokens),
-                    extra=_about(session),
-                )
-            except (ValueError, LookupError) as error:
-                failed[spec.session] = str(error)
-        return failed
-
-    def _begin_like(self, session: Session, number: int, num_tokens: int) -> None:
-        source = self.sessions.get(number)
-        if source is None:
-            raise LookupError(f"session {number} is not open on this stage, and has no copy")
-        self._groups.copy(source, session, num_tokens)
-
-    def _keep(self, number: int, num_tokens: int) -> None:
-        """The session writes no more: its caches leave the group, whose padding they need not have."""
-        session = self.sessions.get(number)
-        if session is not None:
-            self._kept.add(number)
-            session.rewind(self._groups.alone(session), num_tokens)
-            mx.eval(self._groups.take_pending())
-            logger.info("session %d kept at position %d", number, session.position, extra=_about(session))
-
-    def _fork(self, fork: ring_pb2.Fork) -> None:
-        """What the session has come to is kept as another one, which shares its memory until it goes on."""
-        source = self.sessions[fork.from_session]
-        spec = ring_pb2.SessionSpec(session=fork.session, request_id=source.spec.request_id)
-        copy = Session(spec, None)
-        self._groups.copy(source, copy, source.position)
-        self.sessions[fork.session] = copy
-        self._kept.add(fork.session)
-        logger.info(
-            "session %d kept: a copy of %d at position %d",
-            *(fork.session, fork.from_session, source.position),
-            extra=_about(source),
-        )
-
-    def _close(self, number: int) -> None:
-        session = self.sessions.pop(number, None)
-        self._kept.discard(number)
-        if session is not None:
-            logger.info("session %d closed at position %d", number, session.position, extra=_about(session))
-            self._groups.drop(session)
-
-    def _state(self, sessions: Sequence[Session]) -> ShardState | BatchState:
-        """The caches of just these sessions."""
-        return (
-            self._groups.alone(sessions[0]) if len(sessions) == 1 else self._groups.together(sessions).state
-        )
-
     def _session(self, slot: ring_pb2.Slot) -> Session:
         """The session of a slot that can be computed."""
         session = self.sessions.get(slot.session)
         if session is None:
             raise LookupError(f"session {slot.session} is not open on this stage")
         if session.position > slot.position >= session.spec.prompt_tokens - 1:  # the last were wrong guesses
-            session.rewind(self._groups.alone(session), slot.position)
+            session.rewind(self._open.groups.alone(session), slot.position)
         if session.position != slot.position:
             raise LookupError(
                 f"session {slot.session} is at position {session.position}, not at {slot.position}"
@@ -427,7 +355,7 @@ class Engine:
             self._measure_kv()
 
     def _measure_kv(self) -> None:
-        self.memory.measure(Groups.nbytes(self.sessions.values()))
+        self.memory.measure(self._open.nbytes)
 
 
 def clear_cache() -> None:
@@ -436,14 +364,5 @@ def clear_cache() -> None:
     mx.clear_cache()
 
 
-def _about(session: Session | None) -> dict[str, object]:
-    """As `extra`: whose request the line is about."""
-    return {} if session is None else {"request_id": session.spec.request_id}
-
-
 def _add_failed(out: ring_pb2.Frame, slot: ring_pb2.Slot, error: str) -> None:
     out.slots.add(session=slot.session, position=slot.position, is_sampled=slot.is_sampled, error=error)
-
-
-def _known(spec: ring_pb2.SessionSpec) -> str:
-    return f" ({spec.from_tokens} of session {spec.from_session}'s)" if spec.from_session else ""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cluster.compute import ComputeThread, LoadWork, StepWork, TrimWork
+from cluster.compute import ComputeThread
 from cluster.config import ClusterConfig
 from cluster.draft_load import DraftLoad
 from cluster.draft_model import Fetch
@@ -29,6 +29,7 @@ from cluster.ring import NOT_ASSIGNED, EdgeSender, IncomingFrame
 from cluster.routes import HEAD_RANK, Edge, Route, hello, refusal, route
 from cluster.tls import Credentials
 from cluster.usage import Usage
+from cluster.work import LoadWork, StepWork, TrimWork
 from planner.plan import Plan
 from proto import control_pb2, ring_pb2
 from proto.codec import Tensor

@@ -8,11 +8,11 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from cluster.compute import LoadWork
 from cluster.config import ClusterConfig
 from cluster.fetching import ModelFetcher
 from cluster.memory_limits import MemoryNeed
 from cluster.tls import Credentials
+from cluster.work import LoadWork
 from planner.adapters import digest_with
 from planner.digests import model_digest, sample_files
 from proto import control_pb2

@@ -13,9 +13,10 @@ from queue import SimpleQueue
 import numpy as np
 import pytest
 
-from cluster.compute import ComputeThread, LoadWork, StepWork
+from cluster.compute import ComputeThread
 from cluster.grammar import choice_grammar
 from cluster.guide_process import GuideProcess, RemoteGuide
+from cluster.work import LoadWork, StepWork
 from proto import control_pb2, ring_pb2
 from proto.codec import Tensor
 from shard_loader.sources import FetchStoppedError, HubError

@@ -9,10 +9,11 @@ from queue import SimpleQueue
 
 import pytest
 
-from cluster.compute import ComputeThread, LoadWork, StepWork
+from cluster.compute import ComputeThread
 from cluster.draft_load import DraftLoad
 from cluster.draft_queue import DraftEnd, DraftWork
 from cluster.drafter import DraftCall, Guessing
+from cluster.work import LoadWork, StepWork
 from planner.draft_bytes import READ_CHUNK_TOKENS, draft_part
 from planner.model_profile import read_model_profile
 from planner.node_profile import make_node

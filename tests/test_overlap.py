@@ -8,9 +8,10 @@ from queue import SimpleQueue
 
 import pytest
 
-from cluster.compute import ComputeThread, LoadWork, StepWork
+from cluster.compute import ComputeThread
 from cluster.engine import Engine
 from cluster.step import Step
+from cluster.work import LoadWork, StepWork
 from proto import ring_pb2
 from shard_loader.weights import load_shard
 from tests.tiny_models import write_checkpoint

@@ -142,7 +142,7 @@ def test_a_requests_own_id_is_on_every_node(http: httpx.Client, is_streamed: boo
     number = re.fullmatch(r"session (\d+) opened: .*", found[1][0]["message"])
     assert number is not None
     for rank in range(3):
-        stage = [line["message"] for line in found[rank] if line["source"] == "cluster.engine"]
+        stage = [line["message"] for line in found[rank] if line["source"] == "cluster.open_sessions"]
         assert stage == [
             f"session {number[1]} opened: 12 tokens of prompt, 6 of answer at most",
             f"session {number[1]} kept at position 17",
@@ -216,7 +216,7 @@ def test_each_line_of_a_file_can_be_read(ring: RingProcesses, http: httpx.Client
     }
     assert (access[0]["path"], access[0]["status"], access[0]["node"]) == ("/v1/completions", 200, "n0")
     assert 0 < access[0]["first_token_s"] <= access[0]["duration_s"]
-    opened = [line for line in own[1] if " n1 cluster.engine written session " in line]
+    opened = [line for line in own[1] if " n1 cluster.open_sessions written session " in line]
     assert len(opened) == 2
     assert all(re.match(r"20\d\d-\d\d-\d\dT[0-9:.]{12}Z [A-Z]+ n1 |    ", line) for line in own[1][1:])
     assert ring.log(2).splitlines() == own[2]  # both are JSON, and nothing else is written
