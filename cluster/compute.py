@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 import mlx.core as mx
 
 from cluster.draft_load import DraftLoad, load_drafter
-from cluster.draft_queue import DraftEnd, DraftQueue, DraftWork
+from cluster.draft_queue import DraftEnd, DraftQueue, DraftWork, hand_over
 from cluster.engine import Engine
 from cluster.fault import Fault, injected
 from cluster.guide_process import GuideProcess
@@ -122,7 +122,7 @@ class ComputeThread:
             elif isinstance(work, TrimWork):
                 trim_memory()
             elif isinstance(work, (DraftWork, DraftEnd)):
-                self._queue_draft(work)
+                hand_over(work, self.drafts, self._epoch)
             else:
                 self.activity = "computing"
                 self._step(work)
@@ -139,16 +139,6 @@ class ComputeThread:
         if self.engine is not None and isinstance(self.engine.guides, GuideProcess):
             self.engine.guides.close()
         self.engine = None
-
-    def _queue_draft(self, work: DraftWork | DraftEnd) -> None:
-        drafts = self.drafts
-        if isinstance(work, DraftEnd):
-            if drafts is not None:
-                drafts.end(work.session)
-        elif drafts is None or work.epoch != self._epoch:
-            work.on_drafted(len(work.call.tokens), [])
-        else:
-            drafts.add(work)
 
     def _note_draft_bytes(self) -> None:
         """What the draft model's caches take is no scratch of the engine's steps."""

@@ -76,3 +76,14 @@ class DraftQueue:
             self._waiting.move_to_end(session)
         if guessing.ids is not None and not was_told:
             on_drafted(len(guessing.call.tokens), guessing.ids)
+
+
+def hand_over(work: DraftWork | DraftEnd, drafts: DraftQueue | None, epoch: int) -> None:
+    """To the queue; where there is none, or it works for another epoch, the answer is no guess."""
+    if isinstance(work, DraftEnd):
+        if drafts is not None:
+            drafts.end(work.session)
+    elif drafts is None or work.epoch != epoch:
+        work.on_drafted(len(work.call.tokens), [])
+    else:
+        drafts.add(work)

@@ -15,16 +15,17 @@ from math import inf, log
 import mlx.core as mx
 
 from cluster.draft_readings import Reading, Readings
-from cluster.sampler import Sampler
+from cluster.sampler import GREEDY_BELOW, Sampler
 from planner.draft_bytes import MAX_LOGIT_ROWS, READ_CHUNK_TOKENS
 from planner.kv_profile import KV_STEP_TOKENS
 from proto import ring_pb2
 from shard_loader.shard import Shard, ShardError
 from shard_loader.state import ShardState
 
-# A guess below this probability ends the window: what follows a wrong guess is computed in vain, by the draft
-# model and by every stage. It is the `assistant_confidence_threshold` of Hugging Face's assisted generation
-# (transformers, GenerationConfig); docs/draft_model.md has what it does here.
+# A greedy guess below this probability ends the window: what follows a wrong guess is computed in vain, by
+# the draft model and by every stage. It is the `assistant_confidence_threshold` of Hugging Face's assisted
+# generation (transformers, GenerationConfig). Where tokens are drawn, an unlikely one is no likely error, for
+# both models may draw it with the same noise. docs/draft_model.md has the figures.
 MIN_CONFIDENCE = 0.4
 
 
@@ -48,6 +49,7 @@ class Drafter:
     vocab_size: the width of the ring's logits. kv_bytes(n): of one session's caches that hold n tokens.
     max_kv_bytes: of all sessions'; beyond it those used longest ago are forgotten, and read again when asked
     for. max_context: tokens that the draft model was made for; behind them it guesses nothing.
+    min_confidence: for all guesses, instead of MIN_CONFIDENCE for greedy ones.
     Raises ShardError where the model's caches cannot be copied: guesses that were wrong could not be undone.
     """
 
@@ -60,7 +62,7 @@ class Drafter:
         max_context: int,
         kv_bytes: Callable[[int], int],
         max_kv_bytes: int,
-        min_confidence: float = MIN_CONFIDENCE,
+        min_confidence: float | None = None,
     ) -> None:
         if shard.trim_window is None:
             raise ShardError(
@@ -69,7 +71,7 @@ class Drafter:
             )
         self.shard, self.name = shard, name
         self.vocab_size, self.max_context = vocab_size, max_context
-        self.min_logprob = log(min_confidence) if min_confidence > 0 else -inf
+        self._min_confidence = min_confidence
         self.readings = Readings(shard, shard.trim_window, kv_bytes, max_kv_bytes)
 
     @property
@@ -86,6 +88,13 @@ class Drafter:
     def nbytes(self) -> int:
         """Weights and caches."""
         return self.shard.footprint.total_bytes + self.kv_bytes
+
+    def min_logprob(self, sampling: ring_pb2.Sampling) -> float:
+        """Of a guess that does not end its window."""
+        least = self._min_confidence
+        if least is None:
+            least = MIN_CONFIDENCE if sampling.temperature < GREEDY_BELOW else 0.0
+        return log(least) if least > 0 else -inf
 
     def draft(self, call: DraftCall) -> list[int]:
         """The ids. Reads one chunk at most: while more than that is missing, there are none.
@@ -120,6 +129,7 @@ class Guessing:
         self._reading: Reading | None = None
         self._ahead: ShardState | None = None  # reads guesses, where they could not be forgotten otherwise
         self._guesses: list[int] = []
+        self._min_logprob = drafter.min_logprob(call.sampling)
 
     def step(self) -> bool:
         """One piece of work: a chunk is read, or a token drawn. False: there is nothing left to do.
@@ -191,7 +201,7 @@ class Guessing:
         draw = sampler.draw(logits, position, history, self.call.num_prompt)
         mx.eval(draw.arrays(), state.arrays())
         token = draw.finish()
-        if token.logprob < self._drafter.min_logprob:
+        if token.logprob < self._min_logprob:
             return False
         self._guesses.append(token.id)
         return True

@@ -47,7 +47,7 @@ def drafter_of(
     vocab_size: int = VOCAB_SIZE,
     max_context: int = CONTEXT,
     num_contexts: float = 4,
-    min_confidence: float = 0.0,
+    min_confidence: float | None = 0.0,
 ) -> Drafter:
     profile = read_model_profile(folder)
 
@@ -227,6 +227,14 @@ def test_a_ring_longer_than_the_draft_models_context_is_not_guessed(
     drafter = drafter_of(checkpoint("llama"), max_context=len(PROMPT) + 4)
     assert len(drafter.draft(DraftCall(1, PROMPT, 4, GREEDY, len(PROMPT)))) == 4
     assert drafter.draft(DraftCall(1, [*PROMPT, 1], 4, GREEDY, len(PROMPT))) == []
+
+
+def test_the_threshold_is_for_greedy_guesses(checkpoint: Callable[[str], Path]) -> None:
+    """A random model is sure of nothing."""
+    drafter = drafter_of(checkpoint("llama"), min_confidence=None)
+    assert drafter.draft(DraftCall(1, PROMPT, 4, GREEDY, len(PROMPT))) == []
+    drawn = ring_pb2.Sampling(temperature=1.0, seed=3)
+    assert len(drafter.draft(DraftCall(2, PROMPT, 4, drawn, len(PROMPT)))) == 4
 
 
 def test_memory_is_bounded_and_those_used_longest_ago_go(checkpoint: Callable[[str], Path]) -> None:
