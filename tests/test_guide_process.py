@@ -47,6 +47,12 @@ def test_the_masks_are_those_of_a_guide_here(guides: GuideProcess) -> None:
     assert remote.allowed([EOS]) is None
 
 
+def test_without_a_process_the_request_ends_with_a_sentence(guides: GuideProcess) -> None:
+    guides._command[0] = str(MODEL / "no such program")
+    with pytest.raises(GrammarError, match="no process can be started for grammars: "):
+        guides.open(COLOUR)
+
+
 @pytest.mark.long
 def test_several_at_once_and_one_that_cannot_be_followed(guides: GuideProcess) -> None:
     bad, good, other = guides.open("start: a"), guides.open(regex_grammar("ab?")), guides.open(COLOUR)
