@@ -46,7 +46,7 @@ class GuideProcess:
         self._num_opened = 0
 
     def open(self, grammar: str) -> RemoteGuide:
-        """A guide for one answer; compiled while the caller goes on. Raises GrammarError without a process."""
+        """A guide for one answer, compiled while the caller goes on. Raises GrammarError if none can be."""
         if self._child is None or self._child.is_gone.is_set():
             try:
                 self._child = _Child(self._command)
