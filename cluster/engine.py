@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -61,7 +61,9 @@ class Engine:
         self.sessions: dict[int, Session] = {}
         self._kept: set[int] = set()  # of these, those that write no more
         self._groups = Groups(shard)
-        self._begun: dict[int, dict[int, str]] = {}  # by seq, of frames that wait: which opens failed
+        # By seq, of frames that wait: which opens failed, and the sessions, which are closed afterwards.
+        self._begun: dict[int, tuple[dict[int, str], frozenset[int]]] = {}
+        self._late_closes: list[int] = []
         self._waiting: dict[int, tuple[int, _Compiled]] = {}  # by session: the first such frame, and for what
         self.trim_window = shard.trim_window  # any thread may read
         self.stats = StepStats()
@@ -83,6 +85,7 @@ class Engine:
             self._kept.clear()
             self._groups = Groups(self.shard)
             self._begun.clear()
+            self._late_closes.clear()
             self._waiting.clear()
             self.memory.measure(0)
             mx.clear_cache()
@@ -97,9 +100,7 @@ class Engine:
         """
         started = time.perf_counter()
         shard = self.shard
-        failed = self._begun.pop(frame.seq, None)
-        if failed is None:
-            failed = self._begin(frame)
+        failed, _ = self._begun.pop(frame.seq, None) or (self._begin(frame), None)
         if self._waiting:
             self._waiting = {s: first for s, first in self._waiting.items() if first[0] != frame.seq}
         if shard.is_last:
@@ -124,6 +125,9 @@ class Engine:
         for fork in frame.forks:
             if fork.from_session not in failures:
                 self._fork(fork)
+        if self._late_closes:
+            late, self._late_closes = self._late_closes, []
+            self._close_all(late)
         if frame.slots:
             if self._delay_s:
                 time.sleep(self._delay_s)
@@ -139,7 +143,7 @@ class Engine:
         if not isinstance(self.guides, GuideProcess):
             return None
         if frame.seq not in self._begun:
-            self._begun[frame.seq] = self._begin(frame)
+            self._begun[frame.seq] = self._begin(frame), frozenset(slot.session for slot in frame.slots)
         for slot in frame.slots:
             first, compiled = self._waiting.get(slot.session, (frame.seq, None))
             session = self.sessions.get(slot.session)
@@ -155,8 +159,7 @@ class Engine:
     def _begin(self, frame: ring_pb2.Frame) -> dict[int, str]:
         """Opens and closes sessions; why some could not be opened."""
         failed = self._open_all(frame.opens)  # before the closes: it may begin as a copy of what is closed
-        for number in frame.closes:
-            self._close(number)
+        self._close_all(frame.closes)
         for number in frame.keeps:
             self._keep(number)
         if frame.closes:
@@ -321,6 +324,13 @@ class Engine:
             *(fork.session, fork.from_session, source.position),
             extra=_about(source),
         )
+
+    def _close_all(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            if any(number in sessions for _, sessions in self._begun.values()):
+                self._late_closes.append(number)  # others share the frame that waits with it
+            else:
+                self._close(number)
 
     def _close(self, number: int) -> None:
         session = self.sessions.pop(number, None)
