@@ -66,7 +66,8 @@ class Engine:
         self.guides = guides  # None: answers cannot be held to a grammar
         self._open = OpenSessions(shard, self.adapters, guides)
         self.sessions = self._open.by_number
-        self._begun: dict[int, dict[int, str]] = {}  # by seq, of frames that wait: which opens failed
+        # By seq, of frames that wait: which opens failed, and the sessions, which are closed afterwards.
+        self._begun: dict[int, tuple[dict[int, str], frozenset[int]]] = {}
         self._waiting: dict[int, tuple[int, _Compiled]] = {}  # by session: the first such frame, and for what
         self.trim_window, self.reach = shard.trim_window, shard.reach  # any thread may read
         self.stats = StepStats()
@@ -113,9 +114,7 @@ class Engine:
         started = time.perf_counter()
         shard = self.shard
         self.ahead.clear_way(frame)
-        failed = self._begun.pop(frame.seq, None)
-        if failed is None:
-            failed = self._begin(frame)
+        failed, _ = self._begun.pop(frame.seq, None) or (self._begin(frame), None)
         if self._waiting:
             self._waiting = {s: first for s, first in self._waiting.items() if first[0] != frame.seq}
         if shard.is_last:
@@ -141,6 +140,7 @@ class Engine:
         for fork in frame.forks:
             if fork.from_session not in failures:
                 self._open.fork(fork)
+        self._open.close_late(self._begun_sessions)
         if frame.slots:
             if self._delay_s or self._token_delay_s:
                 num_tokens = sum(len(slot.tokens) for slot in frame.slots)
@@ -158,7 +158,7 @@ class Engine:
             return None
         if frame.seq not in self._begun:
             self.ahead.clear_way(frame)
-            self._begun[frame.seq] = self._begin(frame)
+            self._begun[frame.seq] = self._begin(frame), frozenset(slot.session for slot in frame.slots)
         for slot in frame.slots:
             first, compiled = self._waiting.get(slot.session, (frame.seq, None))
             session = self.sessions.get(slot.session)
@@ -171,9 +171,14 @@ class Engine:
                 return compiled
         return None
 
+    @property
+    def _begun_sessions(self) -> frozenset[int]:
+        """Those of frames that wait."""
+        return frozenset().union(*(sessions for _, sessions in self._begun.values()))
+
     def _begin(self, frame: ring_pb2.Frame) -> dict[int, str]:
         """Opens and closes sessions; why some could not be opened."""
-        failed = self._open.begin(frame)
+        failed = self._open.begin(frame, self._begun_sessions)
         if frame.closes:
             clear_cache()
         if (frame.closes or frame.keeps) and not frame.slots:

@@ -46,9 +46,12 @@ class GuideProcess:
         self._num_opened = 0
 
     def open(self, grammar: str) -> RemoteGuide:
-        """A guide for one answer; compiled while the caller goes on."""
+        """A guide for one answer, compiled while the caller goes on. Raises GrammarError if none can be."""
         if self._child is None or self._child.is_gone.is_set():
-            self._child = _Child(self._command)
+            try:
+                self._child = _Child(self._command)
+            except OSError as error:
+                raise GrammarError(f"no process can be started for grammars: {error}") from error
         self._num_opened += 1
         return RemoteGuide(self._child, self._num_opened, grammar, self._vocab_size)
 

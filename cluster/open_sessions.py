@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import mlx.core as mx
 
@@ -27,6 +27,7 @@ class OpenSessions:
         self._shard, self._adapters, self._guides = shard, adapters, guides
         self.by_number: dict[int, Session] = {}
         self._kept: set[int] = set()  # of these, those that write no more
+        self._late: list[int] = []  # to be closed once their frames have run
         self.groups = Groups(shard)
 
     @property
@@ -45,20 +46,36 @@ class OpenSessions:
             logger.info("session %d ends with its epoch", session.spec.session, extra=about(session))
         self.by_number.clear()
         self._kept.clear()
+        self._late.clear()
         self.groups = Groups(self._shard)
 
-    def begin(self, frame: ring_pb2.Frame) -> dict[int, str]:
-        """What a frame ends and begins; why some could not be opened, by number."""
+    def begin(self, frame: ring_pb2.Frame, waiting: Collection[int] = ()) -> dict[int, str]:
+        """What a frame ends and begins; why some could not be opened, by number.
+
+        waiting: sessions of frames that wait for something; they are closed afterwards.
+        """
         for number, num_tokens in zip(frame.keeps, frame.keep_tokens, strict=True):
             self._keep(number, num_tokens)  # before the opens: one may begin as a copy of what it is then
         failed = self._open_all(frame.opens)  # before the closes: it may begin as a copy of what is closed
-        for number in frame.closes:
-            self._close(number)
+        self._close_all(frame.closes, waiting)
         if frame.closes:
             self.groups.settle()
             if not frame.slots:
                 mx.eval(self.groups.take_pending())
         return failed
+
+    def close_late(self, waiting: Collection[int]) -> None:
+        """A frame that waited has run."""
+        if self._late:
+            late, self._late = self._late, []
+            self._close_all(late, waiting)
+
+    def _close_all(self, numbers: Iterable[int], waiting: Collection[int]) -> None:
+        for number in numbers:
+            if number in waiting:
+                self._late.append(number)  # others share the frame that waits with it
+            else:
+                self._close(number)
 
     def _open_all(self, specs: Sequence[ring_pb2.SessionSpec]) -> dict[int, str]:
         failed: dict[int, str] = {}

@@ -35,7 +35,15 @@ LEAK_WAIT_S = 3.0
 
 
 def _children() -> set[int]:
-    return {p.pid for p in psutil.Process().children(recursive=True)}
+    return {p.pid for p in psutil.Process().children(recursive=True) if not _is_a_nodes_own(p)}
+
+
+def _is_a_nodes_own(process: psutil.Process) -> bool:
+    """A node starts its process for grammars when first asked for one, and that ends with the node."""
+    try:
+        return process.ppid() != os.getpid() and "cluster.guide_process" in process.cmdline()
+    except psutil.Error:  # it has just ended
+        return True
 
 
 def _listening() -> set[int]:

@@ -201,6 +201,7 @@ def opening(session: int, seq: int, grammar: str = "") -> ring_pb2.Frame:
     return frame
 
 
+@pytest.mark.long
 def test_the_next_mask_of_an_answer_is_made_meanwhile(compute: Watched, model: Path) -> None:
     compute.thread.post(LoadWork(1, model, "digest", 0, 3))
     assert compute.next() == ("loaded", 1)
@@ -250,6 +251,7 @@ def test_others_go_on_while_a_grammar_is_compiled(compute: Watched, model: Path)
     assert compute.next() == ("released", 4)
 
 
+@pytest.mark.long
 def test_what_waits_for_a_grammar_goes_with_its_epoch(compute: Watched, model: Path) -> None:
     compute.thread.post(LoadWork(1, model, "digest", 0, 3))
     assert compute.next() == ("loaded", 1)
@@ -289,3 +291,34 @@ def test_handing_a_result_over_counts_as_work(model: Path) -> None:
     assert thread.engine is not None
     assert thread.engine.stats.busy_ms >= before_ms + 50
     assert thread.stop(WAIT_S)
+
+
+@pytest.mark.long
+def test_one_that_leaves_while_its_frame_waits_harms_none_of_that_frame(
+    compute: Watched, model: Path
+) -> None:
+    compute.thread.post(LoadWork(1, model, "digest", 0, 3))
+    assert compute.next() == ("loaded", 1)
+    engine = compute.thread.engine
+    assert engine is not None
+    assert isinstance(engine.guides, GuideProcess)
+    process = engine.guides.open(choice_grammar(["x"]))._child.process
+    process.send_signal(signal.SIGSTOP)
+    for session, grammar in ((1, choice_grammar(["ab", "cd"])), (2, "")):
+        frame = opening(session, session, grammar)
+        frame.slots[0].is_sampled = False
+        compute.step(frame)
+        compute.next()
+        assert compute.next() == ("released", session)
+    both = ring_pb2.Frame(kind=ring_pb2.STEP, epoch=1, seq=3, is_batched=True)
+    for session in (1, 2):
+        both.slots.add(session=session, position=1, tokens=[66], is_sampled=True)
+    compute.step(both)
+    compute.step(ring_pb2.Frame(kind=ring_pb2.STEP, epoch=1, seq=4, closes=[1]))
+    assert compute.next() == ("released", 4)
+    process.send_signal(signal.SIGCONT)
+    _, out = compute.next()
+    assert isinstance(out, ring_pb2.Frame)
+    assert (out.seq, [slot.error for slot in out.slots]) == (3, ["", ""])
+    assert compute.next() == ("released", 3)
+    assert set(engine.sessions) == {2}

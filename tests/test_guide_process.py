@@ -35,16 +35,23 @@ def test_the_process_ends_with_the_last_that_uses_it() -> None:
 
 
 def test_the_masks_are_those_of_a_guide_here(guides: GuideProcess) -> None:
+    tokenizer = load_tokenizer(MODEL)
+    answer = tokenizer.encode('{"c": "grün"}')
     plain, remote = Guides(MODEL, VOCAB).open(COLOUR), guides.open(COLOUR)
-    answer = load_tokenizer(MODEL).encode('{"c": "grün"}')
     for length in [*range(len(answer) + 1), 2, 5, 3, 0, len(answer), 4]:
         if length % 2:
             remote.expect(answer[:length])
         np.testing.assert_array_equal(remote.allowed(answer[:length]), plain.allowed(answer[:length]))
     remote.expect([*answer[:3], 9, 9])  # a draft that is refused
-    assert remote.allowed([*answer[:4], *load_tokenizer(MODEL).encode("zzz")]) is None
+    assert remote.allowed([*answer[:4], *tokenizer.encode("zzz")]) is None
     np.testing.assert_array_equal(remote.allowed(answer[:6]), plain.allowed(answer[:6]))
     assert remote.allowed([EOS]) is None
+
+
+def test_without_a_process_the_request_ends_with_a_sentence(guides: GuideProcess) -> None:
+    guides._command[0] = str(MODEL / "no such program")
+    with pytest.raises(GrammarError, match="no process can be started for grammars: "):
+        guides.open(COLOUR)
 
 
 @pytest.mark.long

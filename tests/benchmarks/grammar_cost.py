@@ -11,7 +11,8 @@ draw     a whole draw, all threads: with the guide, and without
 mask     the guide's part of a draw: the mean, the 99th percentile, the worst. It is made while the token
          before goes round the ring: an answer is later by it only where its last stage never waits
 
-The first answer of all waits for the view of the vocabulary too, whose time and memory come first.
+The first answer of all waits for the view of the vocabulary too, whose time and memory come first; then those
+of the process in which a stage has it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import psutil
 
 from cluster.grammar import choice_grammar, json_object_grammar, json_schema_grammar, regex_grammar
 from cluster.guide import Guide, Guides
+from cluster.guide_process import GuideProcess
 from cluster.sampler import Sampler
 from cluster.tokenizer import load_tokenizer
 from proto import ring_pb2
@@ -85,10 +87,27 @@ def main() -> None:
     guides.open(choice_grammar(["a"])).allowed([])
     grown = (psutil.Process().memory_info().rss - before_bytes) / 1e6
     print(f"vocabulary of {vocab_size}: {time.process_time() - began_s:.2f} s, {grown:.0f} MB")
+    print(_in_a_process(args.model, vocab_size))
     print("grammar        tokens  compile  draw: with  without  mask: mean   p99  worst")
     for name, (grammar, text) in CASES.items():
         tokens = tokenizer.encode(text, add_special_tokens=False)
         print(f"{name:13}  {_measure(guides, vocab_size, grammar, tokens, args.rounds)}")
+
+
+def _in_a_process(model: Path, vocab_size: int) -> str:
+    """What it is as stages do it: the process's memory, and a mask that was not expected."""
+    guides = GuideProcess(model, vocab_size)
+    guide = guides.open(json_object_grammar())
+    guide.allowed([])
+    child = psutil.Process(guide._child.process.pid)
+    first, waits_ms = vocab_size // 2, []
+    for place in range(200):
+        began_s = time.perf_counter()
+        guide.allowed([first] if place % 2 else [])
+        waits_ms.append((time.perf_counter() - began_s) * 1e3)
+    rss = child.memory_info().rss / 1e6
+    guides.close()
+    return f"in a process beside: {rss:.0f} MB, {statistics.median(waits_ms):.2f} ms for a mask at once"
 
 
 def _measure(guides: Guides, vocab_size: int, grammar: str, tokens: list[int], rounds: int) -> str:
