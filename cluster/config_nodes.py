@@ -13,7 +13,7 @@ MIN_GBIT_S = 1e-6  # a kilobit a second
 MAX_GB = 10**6
 NODE_KEYS = (
     *("name", "host", "port", "chip", "gpu_cores", "memory_gb", "max_memory_gb"),
-    *("reserve_gb", "layers", "use"),
+    *("reserve_gb", "layers", "use", "device"),
 )
 
 
@@ -32,6 +32,7 @@ class NodeConfig:
     reserve_gb: float | None = None
     layers: tuple[int, int] | None = None  # [start, stop)
     use: bool = True
+    device: str | None = None  # "cpu" or "gpu"; None: the GPU where MLX has one
 
     @property
     def address(self) -> str:
@@ -120,7 +121,15 @@ def _read_node(rank: int, entry: Table, host: str, default_name: str) -> NodeCon
         reserve_gb=entry.take_number("reserve_gb", MAX_GB, is_zero_allowed=True),
         layers=layers,
         use=entry.take_bool("use", True),
+        device=_read_device(entry),
     )
+
+
+def _read_device(entry: Table) -> str | None:
+    device = entry.take_str("device")
+    if device not in (None, "cpu", "gpu"):
+        raise entry.error("device", f'is {show(device)}, and must be "cpu" or "gpu"')
+    return device
 
 
 def read_host(table: Table, key: str, default: str | None = None) -> str:

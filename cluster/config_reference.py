@@ -86,6 +86,9 @@ KEYS: dict[str, Key] = {
         "forces these layers onto the node", "the plan decides", '`"start:stop"`, half-open'
     ),
     "nodes[].use": Key("`false` leaves the node out and keeps everybody's rank", "true"),
+    "nodes[].device": Key(
+        "computes on this one; a ring may have both kinds", "the GPU where MLX has one", '`"cpu"` or `"gpu"`'
+    ),
     "links[].between": Key("two names of nodes", "needed", "list of two names"),
     "links[].latency_ms": Key("one way", "0.5 between machines"),
     "links[].bandwidth_gbit_s": Key("of one direction", "10 between machines"),

@@ -140,11 +140,11 @@ def _measured(config: ClusterConfig) -> dict[int, NodeProfile]:
     """This machine, for each node on it that the file does not describe, or describes as it is."""
     local = [node for node in config.nodes if node.use and is_this_machine(node.host)]
     return {
-        node.rank: this_machine()
+        node.rank: this_machine(node.device)
         for node in local
         if node.memory_gb is None
         or node.chip is None
-        or is_same_chip(node.chip, node.gpu_cores, this_machine())
+        or is_same_chip(node.chip, node.gpu_cores, this_machine(node.device))
     }
 
 

@@ -68,7 +68,8 @@ def limits_for(need: MemoryNeed, *, recommended_bytes: int, can_wire: bool) -> M
 def apply_limits(need: MemoryNeed) -> MemoryLimits:
     """Set them where memory belongs to a GPU; on a CPU MLX's defaults hold, and all are 0."""
     can_wire = mx.metal.is_available()
-    if not can_wire and not mx.cuda.is_available():
+    has_gpu = can_wire or mx.cuda.is_available()
+    if not has_gpu or mx.default_device().type == mx.cpu:
         return MemoryLimits()
     recommended_bytes = int(mx.device_info().get("max_recommended_working_set_size", 0))
     limits = limits_for(need, recommended_bytes=recommended_bytes, can_wire=can_wire)

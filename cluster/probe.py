@@ -25,11 +25,11 @@ from planner.node_profile import NodeProfile, make_node
 
 
 @cache
-def this_machine() -> NodeProfile:
+def this_machine(device: str | None = None) -> NodeProfile:
     """This machine as a node of rank 0, with the speeds that `macrame profile` measured earlier, if it did;
-    looked at once per process.
+    looked at once per process. device: "cpu" where the node is to do without the GPU.
     """
-    node = seen_machine()
+    node = seen_machine(device)
     found = read_speeds(machine_of(node.chip, node.gpu_cores, node.memory_bytes))
     if found is None:
         return node
@@ -37,9 +37,9 @@ def this_machine() -> NodeProfile:
 
 
 @cache
-def seen_machine() -> NodeProfile:
+def seen_machine(device: str | None = None) -> NodeProfile:
     """This machine as the chip table knows it."""
-    gpu = _gpu()
+    gpu = {} if device == "cpu" else _gpu()
     memory_bytes = int(gpu["memory_bytes"]) if "memory_bytes" in gpu else _memory_bytes()
     ceiling = gpu.get("ceiling_bytes")
     return make_node(

@@ -31,6 +31,9 @@ logger = logging.getLogger("cluster.run_node")
 # How long a thread that wants Python's lock waits before it asks for it: a frame that came in must not wait
 # 5 ms, Python's own choice, for a graph that is being built.
 SWITCH_S = 5e-4
+# Operations that MLX's CUDA backend gathers before the GPU gets them: with its own choice, up to 100, the GPU
+# begins late with the few that a stage's step has. Read by MLX at its first operation.
+CUDA_OPS_A_BUFFER = "20"
 
 STOP_S = 0.7  # for the compute thread and the HTTP process, each
 STOP_LIMIT_S = 1.9  # for everything
@@ -166,6 +169,13 @@ def _end(message: str, code: int) -> int:
 
 def _run(config: ClusterConfig, args: argparse.Namespace, credentials: Credentials, logs: Logs) -> NoReturn:
     sys.setswitchinterval(SWITCH_S)
+    mine = config.nodes[args.rank]
+    if sys.platform == "linux":
+        os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", CUDA_OPS_A_BUFFER)
+    if mine.device is not None:
+        from cluster.device import choose_device  # MLX is imported from here on
+
+        choose_device(mine.device, f"{args.config}: nodes[{args.rank}]")
     wake, stop = os.pipe()
     os.set_blocking(stop, False)
     # The kernel may give a signal to any thread: only this descriptor surely wakes the main one.

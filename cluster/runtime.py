@@ -102,7 +102,7 @@ class Runtime:
         """Listen, say so, and fetch the model; raises UserError for a busy port."""
         node, mine = self._node, self.config.nodes[self.rank]
         addresses = own_addresses(mine.host)
-        self._control = ControlService(node, this_machine(), addresses)
+        self._control = ControlService(node, this_machine(mine.device), addresses)
         services: list[Callable[[grpc.Server], None]] = [
             self._edges.add_to,
             ProbeService(self._control.measurer.accept, node.incarnation).add_to,
@@ -135,7 +135,7 @@ class Runtime:
         self._fetch.start()
         bound = [address.ip for address in addresses if address.is_bound]
         if self.config.announce and bound:
-            self._announcement = Announcement(mine, this_machine(), bound, self.config.digest)
+            self._announcement = Announcement(mine, this_machine(mine.device), bound, self.config.digest)
             self._announcement.start()
         if self._coordinator is not None:
             self._coordinator.start()

@@ -55,6 +55,7 @@ class RingProcesses:
         env: Mapping[str, str | None] | None = None,
         env_of: Mapping[int, Mapping[str, str | None]] | None = None,
         memory_gb: float = 16,
+        devices: Sequence[str | None] | None = None,
         **config: Any,
     ) -> None:
         *ports, api_port = free_ports(len(layers) + 1)

@@ -26,6 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from planner.plan import Plan
 from proto import head_pb2, head_pb2_grpc
 from tests.benchmarks.device import MOE, QWEN3_1_7B, random_model
 from tests.ring_processes import RingProcesses
@@ -112,7 +113,7 @@ def ring_of(
         directory,
         model,
         list(pairwise(bounds)),
-        concurrency=args.rows * (first + 1),
+        concurrency=args.rows * (first + 3),
         context=max(args.prompt, PROMPT_TOKENS) + args.tokens,
         faults=dict.fromkeys(range(first), "plain_steps=1") if plain else None,
         env=env,
@@ -160,9 +161,10 @@ def ttft_s(ring: RingProcesses, length: int) -> float:
 
 def measure_ring(ring: RingProcesses, stages: int, args: argparse.Namespace) -> dict[str, Any]:
     """One round on a ring that is up."""
-    users = args.rows * (stages + 1)
+    plan = Plan.from_json(ring.wait_ok().plan_json)
+    users = args.rows * min(plan.frames_in_flight, stages + 3)
     ring_tok_s(ring, stages, users, 16)
-    found: dict[str, Any] = {"many": ring_tok_s(ring, stages, users, args.tokens)}
+    found: dict[str, Any] = {"many": ring_tok_s(ring, stages, users, args.tokens), "users": users}
     found["one"] = max(one_user(ring, args.tokens) for _ in range(2))
     stats = [ring.node_status(rank).stats for rank in range(stages)]
     found["steps"] = [[getattr(one, name) for name in STEPS] for one in stats]
@@ -202,7 +204,7 @@ def measure(model: Path, args: argparse.Namespace, gpus: Sequence[str], director
         one = statistics.median(one["one"] for one in rounds)
         told = {
             "ring": name,
-            "users": args.rows * (stages + 1),
+            "users": rounds[-1]["users"],
             "tok_s": round(many, 1),
             "of_stages_times_mlx_lm": round(many / base["many"] / stages, 3),
             "busy": rounds[-1]["many"]["busy"],

@@ -142,7 +142,9 @@ class Reference:
         return output.strip()
 
 
-def measure(model: Path, cuts: Sequence[int], num_tokens: int, rounds: int) -> dict[str, Any]:
+def measure(
+    model: Path, cuts: Sequence[int], num_tokens: int, rounds: int, devices: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Tokens that differ, which of them at a near tie, and tokens per second of both sides."""
     num_layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
     layers = list(pairwise([0, *cuts, num_layers]))
@@ -151,7 +153,9 @@ def measure(model: Path, cuts: Sequence[int], num_tokens: int, rounds: int) -> d
     plain, ring_tok_s, answers = [], [], []
     with (
         tempfile.TemporaryDirectory() as directory,
-        RingProcesses(Path(directory), model, layers, env={"MLX_DISABLE_COMPILE": None}) as ring,
+        RingProcesses(
+            Path(directory), model, layers, env={"MLX_DISABLE_COMPILE": None}, devices=devices
+        ) as ring,
     ):
         ring.wait_ok(300.0)
         answers = [ring.tokens(prompt, num_tokens) for prompt in PROMPTS]
@@ -165,6 +169,7 @@ def measure(model: Path, cuts: Sequence[int], num_tokens: int, rounds: int) -> d
     ]
     return {
         "stages": len(layers),
+        "devices": devices,
         "answers": len(PROMPTS),
         "equal": sum(part is None for part in parted),
         "parted_at_a_near_tie": sum(part is not None and part["gap"] < part["bound"] for part in parted),
@@ -202,13 +207,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A ring on this device against plain mlx-lm.")
     parser.add_argument("--model", type=Path)
     parser.add_argument("--cuts", default="", help="layers to cut before, as 9,19; several rings: 9,19/14/")
+    parser.add_argument("--devices", default="", help="of the stages, as gpu,cpu")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         model = args.model or random_model(Path(directory) / "model")
+        devices = args.devices.split(",") if args.devices else None
         for cuts in args.cuts.split("/"):
-            found = measure(model, [int(c) for c in cuts.split(",") if c], args.tokens, args.rounds)
+            places = [int(c) for c in cuts.split(",") if c]
+            found = measure(
+                model, places, args.tokens, args.rounds, [d for d in args.devices.split(",") if d] or None
+            )
             print(json.dumps(found), flush=True)
 
 
