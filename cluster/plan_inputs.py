@@ -94,7 +94,8 @@ def plan_options(
 
 def max_rows(config: ClusterConfig) -> int:
     """How many requests may share a frame, as far as the config says."""
-    return MAX_ROWS if config.load.kv_bits is None else 1  # quantised keys and values have no batched form
+    most = config.max_batch_size or MAX_ROWS
+    return most if config.load.kv_bits is None else 1  # quantised keys and values have no batched form
 
 
 def machine(host: str) -> str:
