@@ -7,7 +7,7 @@ tiny, random and recurrent, so that its own work stays small whatever the contex
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,18 @@ def waiting_ring(
     """Layers in equal parts; the times are of one layer."""
     cuts = [i * num_layers // num_stages for i in range(num_stages + 1)]
     faults = dict.fromkeys(range(num_stages), f"layer_delay_ms={layer_ms},token_delay_us={token_us}")
+    # Beside the tiny model's own times hops would look long, and more frames would be sent than stages need.
+    names = [f"n{rank}" for rank in range(num_stages)]
+    links = [
+        {"between": list(pair), "latency_ms": 0, "bandwidth_gbit_s": 1000} for pair in combinations(names, 2)
+    ]
     return RingProcesses(
-        folder, model, list(pairwise(cuts)), faults=faults, with_api=True, prefix_cache=False, **config
+        folder,
+        model,
+        list(pairwise(cuts)),
+        faults=faults,
+        with_api=True,
+        prefix_cache=False,
+        links=links,
+        **config,
     )
