@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 RECENT_STEPS = 64
 MAX_ERROR_CHARS = 4000  # of a failure's text in a frame
-GPU_CACHE_BYTES = 512 << 20  # of freed buffers that a GPU may keep between steps
 KV_MEASURE_STEPS = 32  # decode steps between two sums over all caches
 
 
@@ -365,14 +364,11 @@ class Engine:
 
 
 def clear_cache() -> None:
-    """Give back what MLX keeps of freed buffers, where that is much; never such as the device still uses.
+    """Give back what MLX keeps of freed buffers; never such as the device still uses.
 
-    A GPU's memory is dear to ask for, and MLX's own limit holds for what is kept (cluster/memory_limits.py).
+    A GPU that kept them was slower (docs/benchmarks.md).
     """
-    if mx.default_device().type == mx.gpu:
-        if mx.get_cache_memory() < GPU_CACHE_BYTES:
-            return
-        mx.synchronize()
+    mx.synchronize()
     mx.clear_cache()
 
 

@@ -170,7 +170,7 @@ def _end(message: str, code: int) -> int:
 def _run(config: ClusterConfig, args: argparse.Namespace, credentials: Credentials, logs: Logs) -> NoReturn:
     sys.setswitchinterval(SWITCH_S)
     mine = config.nodes[args.rank]
-    if sys.platform == "linux":
+    if sys.platform == "linux" and sum(node.use for node in config.nodes) > 1:
         os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", CUDA_OPS_A_BUFFER)
     if mine.device is not None:
         from cluster.device import choose_device  # MLX is imported from here on

@@ -216,9 +216,7 @@ def main() -> None:
         devices = args.devices.split(",") if args.devices else None
         for cuts in args.cuts.split("/"):
             places = [int(c) for c in cuts.split(",") if c]
-            found = measure(
-                model, places, args.tokens, args.rounds, [d for d in args.devices.split(",") if d] or None
-            )
+            found = measure(model, places, args.tokens, args.rounds, devices)
             print(json.dumps(found), flush=True)
 
 
