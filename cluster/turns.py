@@ -43,10 +43,15 @@ def next_chunk(active: Collection[Request], num_read: int) -> Request | None:
 
 
 def rows_with(first: Request, active: Collection[Request], limits: Limits) -> list[Request]:
-    """Those whose tokens go with the first one's: their even share of the frames that answers have."""
+    """Those whose tokens go with the first one's: their even share of the frames that answers have.
+
+    One whose last chunk is still on its way goes by itself: were that to fail, it would for all of the frame.
+    """
+    if first.num_in_flight:
+        return [first]
     num_writing = sum(not request.is_chunk_due for request in active)
     share = -(-num_writing // num_row_frames(active, limits))
-    together = (r for r in active if r.is_row_due and r.adapter == first.adapter)
+    together = (r for r in active if r.is_row_due and not r.num_in_flight and r.adapter == first.adapter)
     return list(islice(together, min(share, limits.max_rows)))
 
 
