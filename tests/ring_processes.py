@@ -34,6 +34,7 @@ def free_ports(count: int) -> list[int]:
             s.close()
 
 
+NO_GUESSES = {"method": "off"}  # as `speculation`: each frame of an answer carries one token
 HUNG = 1000  # added to the exit code of a node that had to be killed
 
 

@@ -140,7 +140,7 @@ def test_one_failed_choice_ends_all(served: Served) -> None:
     [
         (COMPLETIONS, {"prompt": "x"}),
         (CHAT, chat_body()),
-        ("/v1/messages", {"max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}),
+        ("/v1/messages", {"max_tokens": 99, "messages": [{"role": "user", "content": "hi"}]}),
         ("/v1/responses", {"input": "hi"}),
     ],
 )

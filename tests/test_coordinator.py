@@ -194,10 +194,10 @@ def test_waiting_for_nodes_reads_the_model_once(
     told = Told(tmp_path, model, monkeypatch)
     num_plans = 0
 
-    def planned(*arguments: object) -> Planning:
+    def planned(*arguments: object, **more: object) -> Planning:
         nonlocal num_plans
         num_plans += 1
-        planning = plan_cluster(*arguments)  # type: ignore[arg-type]
+        planning = plan_cluster(*arguments, **more)  # type: ignore[arg-type]
         return planning if num_plans > 1 else Planning(planning.model, missing_ranks=(1, 2))
 
     monkeypatch.setattr(module, "plan_cluster", planned)

@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.benchmarks.token_times import Stream, stream_tokens
 from tests.relay import RelayProcess, Shape
-from tests.ring_processes import RingProcesses
+from tests.ring_processes import NO_GUESSES, RingProcesses
 
 NUM_NODES = 4
 USERS = {2: 3, 3: 2, 4: 2}  # at once, by stages
@@ -112,6 +112,7 @@ def measure(setting: Setting, case: Case, rng: random.Random, base_ms: float) ->
             with_api=True,
             env_of={rank: setting.environment(node) for rank, node in enumerate(case.nodes)},
             links=links,
+            speculation=NO_GUESSES,
         )
         shapes = [(ring.ports[b], case.links[frozenset((a, b))]) for a, b in edges(case)]
         relays = stack.enter_context(RelayProcess(shapes))

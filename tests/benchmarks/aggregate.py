@@ -29,7 +29,7 @@ from typing import Any
 from planner.plan import Plan
 from proto import head_pb2, head_pb2_grpc
 from tests.benchmarks.device import MOE, QWEN3_1_7B, random_model
-from tests.ring_processes import RingProcesses
+from tests.ring_processes import NO_GUESSES, RingProcesses
 
 PROMPT_TOKENS = 64
 STEPS = ("num_steps", "num_overlapped", "num_built_ahead", "num_dropped_ahead")
@@ -120,6 +120,7 @@ def ring_of(
         env_of={i: {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(first)} if gpus else None,
         memory_gb=args.memory_gb,
         prefix_cache=False,
+        speculation=NO_GUESSES,
     )
 
 

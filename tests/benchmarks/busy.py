@@ -20,7 +20,7 @@ from cluster.bench_plot import draw_bench
 from cluster.plan_plot import plot_path
 from deploy.bench_prompts import prompts
 from deploy.bench_text import render
-from tests.ring_processes import RingProcesses
+from tests.ring_processes import NO_GUESSES, RingProcesses
 
 DEMO = Path(__file__).parent.parent.parent / "deploy" / "demo" / "model"
 NUM_LAYERS, VOCAB_SIZE = 9, 4096
@@ -52,6 +52,7 @@ def main() -> None:
             faults=waits,
             with_api=True,
             env={"MLX_DISABLE_COMPILE": None},
+            speculation=NO_GUESSES,
         ) as ring,
     ):
         load = Load(users, args.prompt_tokens, args.output_tokens, args.requests)

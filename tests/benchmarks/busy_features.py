@@ -24,7 +24,7 @@ from typing import Any
 from cluster.plan_plot import plot_path
 from planner.render import table
 from proto import control_pb2, head_pb2, head_pb2_grpc, ring_pb2
-from tests.ring_processes import RingProcesses
+from tests.ring_processes import NO_GUESSES, RingProcesses
 from tests.tiny_models import write_checkpoint
 
 WARM_TOKENS = 8
@@ -107,6 +107,7 @@ def measure(case: Case, model: Path, num_stages: int, wait_ms: float, num_tokens
             context=1024,
             faults=faults,
             env={"MLX_DISABLE_COMPILE": None},
+            speculation=NO_GUESSES,
             **case.config,
         ) as ring,
     ):

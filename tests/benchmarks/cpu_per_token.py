@@ -31,7 +31,7 @@ from typing import Any
 import psutil
 
 from cluster.bench_client import Answer, Endpoint
-from tests.ring_processes import RingProcesses
+from tests.ring_processes import NO_GUESSES, RingProcesses
 
 DEMO = Path(__file__).parent.parent.parent / "deploy" / "demo" / "model"
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -211,6 +211,7 @@ def measure(
             env=ONE_THREAD | {"MLX_DISABLE_COMPILE": None},
             context=len(prompt) + num_tokens,
             concurrency=max(4, num_users),
+            speculation=NO_GUESSES,
         ) as ring,
         closing(Baselines(model, prompt, 1 if num_users == 1 else os.cpu_count() or 1, batch)) as baselines,
         ThreadPoolExecutor(num_users) as users,

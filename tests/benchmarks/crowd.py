@@ -21,7 +21,7 @@ from pathlib import Path
 from cluster.engine import Engine
 from proto import ring_pb2
 from shard_loader.weights import load_shard
-from tests.ring_processes import RingProcesses
+from tests.ring_processes import NO_GUESSES, RingProcesses
 from tests.tiny_models import write_checkpoint
 
 PROMPT_TOKENS = 8
@@ -88,6 +88,7 @@ def main() -> None:
             context=PROMPT_TOKENS + args.tokens,
             faults={0: f"step_delay_ms={args.wait_ms}"},
             prefix_cache=False,
+            speculation=NO_GUESSES,
         ) as ring:
             ring.wait_ok()
             for is_shared in [False, True] * args.rounds:

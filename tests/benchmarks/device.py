@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from proto import head_pb2, head_pb2_grpc, ring_pb2
-from tests.ring_processes import RingProcesses
+from tests.ring_processes import NO_GUESSES, RingProcesses
 
 DEMO = Path(__file__).parent.parent.parent / "deploy" / "demo" / "model"
 QWEN3_1_7B = {
@@ -154,7 +154,12 @@ def measure(
     with (
         tempfile.TemporaryDirectory() as directory,
         RingProcesses(
-            Path(directory), model, layers, env={"MLX_DISABLE_COMPILE": None}, devices=devices
+            Path(directory),
+            model,
+            layers,
+            env={"MLX_DISABLE_COMPILE": None},
+            devices=devices,
+            speculation=NO_GUESSES,
         ) as ring,
     ):
         ring.wait_ok(300.0)

@@ -11,7 +11,7 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
-from tests.ring_processes import RingProcesses
+from tests.ring_processes import NO_GUESSES, RingProcesses
 from tests.tiny_models import write_checkpoint
 
 TINY = {"num_heads": 1, "head_dim": 64, "hidden_size": 32, "n_groups": 1, "state_size": 4}
@@ -48,5 +48,6 @@ def waiting_ring(
         with_api=True,
         prefix_cache=False,
         links=links,
+        speculation=NO_GUESSES,
         **config,
     )
