@@ -21,7 +21,7 @@ from planner.node_profile import GB
 from planner.workload import Workload
 from proto import head_pb2, head_pb2_grpc, ring_pb2
 from tests.fake_models import node
-from tests.ring_processes import RingProcesses
+from tests.ring_processes import NO_GUESSES, RingProcesses
 from tests.tiny_models import write_checkpoint
 from tests.waiting import wait_for
 
@@ -109,7 +109,7 @@ def test_a_ring_says_what_it_measured(tmp_path: Path) -> None:
     model = write_checkpoint("llama", tmp_path / "model", num_layers=NUM_LAYERS)
     slow = {0: LAYER_DELAY}
     steps = {"method": "off"}  # one token each
-    with MeasuredRing(tmp_path, model, [(0, 6), (6, 9)], most=8, faults=slow, speculation=steps) as ring:
+    with MeasuredRing(tmp_path, model, [(0, 6), (6, 9)], most=8, faults=slow, speculation=NO_GUESSES) as ring:
         ring.wait_api()
         code, _, said = ring.advice()
         assert code == 1
