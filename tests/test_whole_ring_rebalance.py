@@ -108,7 +108,6 @@ def test_a_ring_says_what_it_measured(tmp_path: Path) -> None:
     """Two stages, one with a delay that the plan does not know; nothing before there are steps enough."""
     model = write_checkpoint("llama", tmp_path / "model", num_layers=NUM_LAYERS)
     slow = {0: LAYER_DELAY}
-    steps = {"method": "off"}  # one token each
     with MeasuredRing(tmp_path, model, [(0, 6), (6, 9)], most=8, faults=slow, speculation=NO_GUESSES) as ring:
         ring.wait_api()
         code, _, said = ring.advice()
