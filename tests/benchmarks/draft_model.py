@@ -13,13 +13,12 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
 from contextlib import ExitStack
 from itertools import islice, pairwise
 from pathlib import Path
 
 from deploy.bench_prompts import prompts
-from proto import head_pb2, head_pb2_grpc, ring_pb2
+from tests.benchmarks.guessed_answer import ask
 from tests.pruned_model import write_pruned
 from tests.ring_processes import RingProcesses
 
@@ -73,13 +72,14 @@ def main() -> None:
             ask(ring, next(drawn), 24, args.heat)
         found: dict[str, list[tuple[float, float, int, int]]] = {method: [] for method in rings}
         for number, prompt in enumerate(islice(drawn, args.rounds)):
-            answers = {}
+            answers: list[list[int]] = []
             for method in list(rings) if number % 2 else list(reversed(rings)):
-                tokens, took_s, guessed, right = ask(rings[method], prompt, args.output_tokens, args.heat)
-                answers[method] = tokens
-                per_trip = len(tokens) / (len(tokens) - right)
-                found[method].append((took_s / max(1, len(tokens) - 1) * 1e3, per_trip, guessed, right))
-            is_same = len({tuple(tokens) for tokens in answers.values()}) == 1
+                one = ask(rings[method], prompt, args.output_tokens, args.heat)
+                answers.append(one.tokens)
+                num = len(one.tokens)
+                ms = one.took_s / max(1, num - 1) * 1e3
+                found[method].append((ms, num / one.num_trips, one.num_guessed, one.num_right))
+            is_same = all(tokens == answers[0] for tokens in answers)
             line = "; ".join(
                 f"{m} {rows[-1][0]:.1f} ms a token, {rows[-1][1]:.2f} a trip" for m, rows in found.items()
             )
@@ -91,23 +91,6 @@ def main() -> None:
                 f"| {method} | {statistics.median(row[0] for row in rows):.1f} | "
                 f"{statistics.median(row[1] for row in rows):.2f} | {right} of {guessed} |"
             )
-
-
-def ask(
-    ring: RingProcesses, prompt: list[int], num_tokens: int, heat: float
-) -> tuple[list[int], float, int, int]:
-    """The answer's tokens, the seconds from first to last, how many were guessed, how many of them right."""
-    before = ring.wait_ok()
-    arrivals, tokens = [], []
-    sampling = ring_pb2.Sampling(temperature=heat, seed=1)
-    request = head_pb2.GenerateRequest(prompt=prompt, max_tokens=num_tokens, sampling=sampling)
-    with ring.channel() as channel:
-        for reply in head_pb2_grpc.HeadStub(channel).Generate(request, timeout=300.0):
-            arrivals.append(time.perf_counter())
-            tokens += [token.id for token in reply.tokens]
-    after = ring.wait_ok()
-    guessed = after.num_guessed - before.num_guessed
-    return tokens, arrivals[-1] - arrivals[0], guessed, after.num_guessed_right - before.num_guessed_right
 
 
 if __name__ == "__main__":

@@ -14,13 +14,12 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
 from contextlib import ExitStack
 from itertools import islice, pairwise
 from pathlib import Path
 
 from deploy.bench_prompts import prompts
-from proto import head_pb2, head_pb2_grpc, ring_pb2
+from tests.benchmarks.guessed_answer import ask
 from tests.ring_processes import RingProcesses
 
 DEMO = Path(__file__).parent.parent.parent / "deploy" / "demo" / "model"
@@ -67,21 +66,18 @@ def main() -> None:
             prompt = [*text, *text[: len(text) // 2]] if args.prompts == "repeats" else text
             heat = 1.0 if args.prompts == "random" else 0.0
             took = {}
-            order = list(rings) if number % 2 else list(reversed(rings))
-            for method in order:
+            for method in list(rings) if number % 2 else list(reversed(rings)):
                 took[method] = ask(rings[method], prompt, args.output_tokens, heat)
-            (off, off_s, off_trips, _), (on, on_s, on_trips, (num_guessed, num_right)) = (
-                took["off"],
-                took["ngram"],
-            )
-            ratios.append(off_s / on_s)
-            trips.append(off_trips / on_trips)
-            guessed[0] += num_guessed
-            guessed[1] += num_right
+            off, on = took["off"], took["ngram"]
+            ratios.append(off.took_s / on.took_s)
+            trips.append(off.num_trips / on.num_trips)
+            guessed[0] += on.num_guessed
+            guessed[1] += on.num_right
             print(
                 f"round {number}: speed {ratios[-1]:.2f} x, tokens a trip {trips[-1]:.2f} x, "
-                f"guesses right {num_right} of {num_guessed}, "
-                f"{'same tokens' if off == on else 'OTHER TOKENS'}, {off_s / len(off) * 1e3:.1f} ms a token",
+                f"guesses right {on.num_right} of {on.num_guessed}, "
+                f"{'same tokens' if off.tokens == on.tokens else 'OTHER TOKENS'}, "
+                f"{off.took_s / len(off.tokens) * 1e3:.1f} ms a token",
                 flush=True,
             )
     share = guessed[1] / guessed[0] if guessed[0] else 0.0
@@ -89,26 +85,6 @@ def main() -> None:
         f"median: speed {statistics.median(ratios):.2f} x, tokens a trip {statistics.median(trips):.2f} x; "
         f"right: {share:.0%} of {guessed[0]}"
     )
-
-
-def ask(
-    ring: RingProcesses, prompt: list[int], num_tokens: int, temperature: float
-) -> tuple[list[int], float, int, tuple[int, int]]:
-    """The answer's tokens, the seconds from first to last, its trips, its guesses and the right ones."""
-    before = ring.wait_ok()
-    arrivals, tokens = [], []
-    sampling = ring_pb2.Sampling(temperature=temperature, seed=1)
-    request = head_pb2.GenerateRequest(prompt=prompt, max_tokens=num_tokens, sampling=sampling)
-    with ring.channel() as channel:
-        for reply in head_pb2_grpc.HeadStub(channel).Generate(request, timeout=300.0):
-            arrivals.append(time.perf_counter())
-            tokens += [token.id for token in reply.tokens]
-    after = ring.wait_ok()
-    guesses = (
-        after.num_guessed - before.num_guessed,
-        after.num_guessed_right - before.num_guessed_right,
-    )
-    return tokens, arrivals[-1] - arrivals[0], len(tokens) - guesses[1], guesses
 
 
 if __name__ == "__main__":
