@@ -324,9 +324,7 @@ def test_one_that_leaves_while_its_frame_waits_harms_none_of_that_frame(
     assert set(engine.sessions) == {2}
 
 
-def test_one_kept_while_its_guesses_wait_is_what_it_was_before_them(
-    compute: Watched, tmp_path: Path
-) -> None:
+def test_one_kept_while_its_guesses_wait_is_what_it_was_before_them(compute: Watched, tmp_path: Path) -> None:
     model = write_checkpoint("mamba2", tmp_path / "recurrent", num_layers=2)
     compute.thread.post(LoadWork(1, model, "digest", 0, 2))
     assert compute.next() == ("loaded", 1)
