@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import mlx.core as mx
 
@@ -27,7 +27,9 @@ class OpenSessions:
         self._shard, self._adapters, self._guides = shard, adapters, guides
         self.by_number: dict[int, Session] = {}
         self._kept: set[int] = set()  # of these, those that write no more
-        self._late: list[int] = []  # to be closed once their frames have run
+        # Once their frames, which wait, have run:
+        self._late: list[int] = []  # to be closed
+        self._late_keeps: dict[int, int] = {}  # to be kept, with so many tokens
         self.groups = Groups(shard)
 
     @property
@@ -47,15 +49,16 @@ class OpenSessions:
         self.by_number.clear()
         self._kept.clear()
         self._late.clear()
+        self._late_keeps.clear()
         self.groups = Groups(self._shard)
 
     def begin(self, frame: ring_pb2.Frame, waiting: Collection[int] = ()) -> dict[int, str]:
         """What a frame ends and begins; why some could not be opened, by number.
 
-        waiting: sessions of frames that wait for something; they are closed afterwards.
+        waiting: sessions of frames that wait for something; they are kept or closed afterwards.
         """
-        for number, num_tokens in zip(frame.keeps, frame.keep_tokens, strict=True):
-            self._keep(number, num_tokens)  # before the opens: one may begin as a copy of what it is then
+        # Before the opens: one may begin as a copy of what it is then.
+        self._keep_all(dict(zip(frame.keeps, frame.keep_tokens, strict=True)), waiting)
         failed = self._open_all(frame.opens)  # before the closes: it may begin as a copy of what is closed
         self._close_all(frame.closes, waiting)
         if frame.closes:
@@ -66,9 +69,19 @@ class OpenSessions:
 
     def close_late(self, waiting: Collection[int]) -> None:
         """A frame that waited has run."""
+        if self._late_keeps:
+            keeps, self._late_keeps = self._late_keeps, {}
+            self._keep_all(keeps, waiting)
         if self._late:
             late, self._late = self._late, []
             self._close_all(late, waiting)
+
+    def _keep_all(self, keeps: Mapping[int, int], waiting: Collection[int]) -> None:
+        for number, num_tokens in keeps.items():
+            if number in waiting:
+                self._late_keeps[number] = num_tokens  # it has yet to read what it is to forget
+            else:
+                self._keep(number, num_tokens)
 
     def _close_all(self, numbers: Iterable[int], waiting: Collection[int]) -> None:
         for number in numbers:

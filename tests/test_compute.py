@@ -322,3 +322,35 @@ def test_one_that_leaves_while_its_frame_waits_harms_none_of_that_frame(
     assert (out.seq, [slot.error for slot in out.slots]) == (3, ["", ""])
     assert compute.next() == ("released", 3)
     assert set(engine.sessions) == {2}
+
+
+def test_one_kept_while_its_guesses_wait_is_what_it_was_before_them(compute: Watched, tmp_path: Path) -> None:
+    model = write_checkpoint("mamba2", tmp_path / "recurrent", num_layers=2)
+    compute.thread.post(LoadWork(1, model, "digest", 0, 2))
+    assert compute.next() == ("loaded", 1)
+    engine = compute.thread.engine
+    assert engine is not None
+    assert isinstance(engine.guides, GuideProcess)
+    process = engine.guides.open(choice_grammar(["x"]))._child.process
+    process.send_signal(signal.SIGSTOP)
+    frame = opening(1, 1, choice_grammar(["ab", "cd"]))
+    frame.slots[0].is_sampled = False
+    compute.step(frame)
+    compute.next()
+    assert compute.next() == ("released", 1)
+    guesses = ring_pb2.Frame(kind=ring_pb2.STEP, epoch=1, seq=2)
+    guesses.slots.add(session=1, position=1, tokens=[66, 67, 68], is_sampled=True, num_draws=3)
+    compute.step(guesses)
+    compute.step(ring_pb2.Frame(kind=ring_pb2.STEP, epoch=1, seq=3, keeps=[1], keep_tokens=[1]))
+    assert compute.next() == ("released", 3)
+    process.send_signal(signal.SIGCONT)
+    compute.next()
+    assert compute.next() == ("released", 2)
+    assert engine.sessions[1].position == 1
+    like = opening(2, 4)
+    like.opens[0].from_session, like.opens[0].from_tokens, like.slots[0].position = 1, 1, 1
+    compute.step(like)
+    _, out = compute.next()
+    assert isinstance(out, ring_pb2.Frame)
+    assert out.slots[0].error == ""
+    assert compute.next() == ("released", 4)

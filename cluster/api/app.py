@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -45,20 +45,27 @@ def make_app(service: Service, keys: Sequence[str]) -> Starlette:
             raise HTTPException(404)
         return asset.response(request)
 
+    async def while_there(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
+        try:
+            return await _while_there(request, work)
+        except ClientDisconnect:
+            service.metrics.disconnects.inc()
+            raise
+
     async def completions(request: Request) -> Answer:
-        return await service.complete(await _read_json(request))
+        return await while_there(request, service.complete(await _read_json(request)))
 
     async def chat_completions(request: Request) -> Answer:
-        return await service.chat(await _read_json(request))
+        return await while_there(request, service.chat(await _read_json(request)))
 
     async def messages(request: Request) -> Answer:
-        return await dialects.messages(await _read_json(request))
+        return await while_there(request, dialects.messages(await _read_json(request)))
 
     async def count_messages(request: Request) -> Response:
         return JSONResponse(await dialects.count_messages(await _read_json(request)))
 
     async def responses(request: Request) -> Answer:
-        return await dialects.responses(await _read_json(request))
+        return await while_there(request, dialects.responses(await _read_json(request)))
 
     async def count_responses(request: Request) -> Response:
         return JSONResponse(await dialects.count_responses(await _read_json(request)))
@@ -173,6 +180,28 @@ def _model(service: Service, name: str, request: Request) -> dict[str, Any]:
         "max_model_len": context,
         **parent,
     }
+
+
+async def _while_there(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
+    """What `work` comes to, which ends when the client leaves: its grammar is not tried for nobody.
+
+    The body has been read. Raises ClientDisconnect.
+    """
+    task, gone = asyncio.create_task(work), asyncio.create_task(_wait_for_disconnect(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        for each in (task, gone):
+            each.cancel()
+        await asyncio.wait({task, gone})
+
+
+async def _wait_for_disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _read_json(request: Request) -> bytes:
