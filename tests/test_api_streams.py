@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import socket
 import threading
 import time
 from typing import Any
@@ -79,22 +77,6 @@ def test_a_client_that_leaves_while_it_waits_frees_the_ring(served: Served, fiel
         served.http.post(CHAT, json=chat_body(ignore_eos=True, **fields), timeout=0.3)
     served.ring.wait_closed(len(served.ring.opened))
     assert len(served.ring.opened) == fields.get("n", 1)
-
-
-def test_for_clients_that_have_left_no_grammar_is_tried(served: Served) -> None:
-    def seconds(number: int) -> float:
-        began = time.monotonic()
-        served.chat(guided_regex=f"stays{number}[a-z]{{3}}")
-        return time.monotonic() - began
-
-    alone_s = max(seconds(number) for number in range(3))
-    for number in range(60):
-        body = json.dumps(chat_body(guided_regex=f"left{number}[a-z]{{3}}")).encode()
-        with socket.create_connection(("127.0.0.1", served.api.port)) as client:
-            head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-            time.sleep(0.005)  # it is read before its client leaves
-    assert seconds(3) < 10 * alone_s  # with those of the others before it: 30
 
 
 def test_a_long_prompt_does_not_stop_other_streams(served: Served) -> None:
