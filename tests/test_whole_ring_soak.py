@@ -11,18 +11,14 @@ import asyncio
 import itertools
 import os
 import random
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import grpc
 import pytest
 
 from cluster.room import MAX_SESSIONS
 from cluster.runtime import SPARE_WORKERS
 from planner.plan import Plan
-from proto import head_pb2, head_pb2_grpc
 from tests.ring_processes import RingProcesses
 from tests.soak_clients import Crowd
 from tests.soak_requests import Alone, draw_asks
@@ -70,6 +66,8 @@ def soak(architecture: str, tmp_path: Path, duration_s: float, num_asks: int) ->
     alone = Alone(model)
     asks = draw_asks(random.Random(7), num_asks, alone)
     lone = {number: alone.answer(ask) for number, ask in enumerate(asks)}
+    share = tmp_path / "share"
+    share.write_text("0.9")
     with RingProcesses(
         tmp_path,
         model,
@@ -78,6 +76,7 @@ def soak(architecture: str, tmp_path: Path, duration_s: float, num_asks: int) ->
         concurrency=CONCURRENCY,
         with_api=True,
         queue=QUEUE,
+        faults={1: f"available_share={share}"},
     ) as ring:
         ring.wait_api()
         first = ring.wait_ok()
@@ -105,7 +104,7 @@ def soak(architecture: str, tmp_path: Path, duration_s: float, num_asks: int) ->
             assert tally.counts[kind], f"none {kind}: {tally.counts}"
         assert not watch.over_plan, watch.over_plan[:3]
         quiet(ring)
-        empty(ring)
+        empty(ring, share)
         after = held(ring)
         print(f"threads and files of each process: before {before}, after {after}")
         for name, (threads, files) in after.items():
@@ -123,25 +122,11 @@ def quiet(ring: RingProcesses) -> None:
     wait_for(lambda: not any(ring.node_status(rank).num_sessions for rank in range(len(LAYERS))), 10.0)
 
 
-def empty(ring: RingProcesses) -> None:
-    """Requests that reserve all of the plan's room leave nothing kept; then no stage holds any KV."""
-    barrier = threading.Barrier(CONCURRENCY)
-
-    def reserve(number: int) -> None:
-        with ring.channel() as channel:
-            request = head_pb2.GenerateRequest(prompt=[number], max_tokens=CONTEXT - 1)
-            call = head_pb2_grpc.HeadStub(channel).Generate(request, timeout=60.0)
-            next(call)
-            barrier.wait(60.0)
-            call.cancel()
-            with pytest.raises(grpc.RpcError):
-                list(call)
-
-    def is_empty() -> bool:
-        with ThreadPoolExecutor(CONCURRENCY) as pool:
-            list(pool.map(reserve, range(CONCURRENCY)))
-        quiet(ring)
-        return not any(ring.node_status(rank).kv_bytes for rank in range(len(LAYERS)))
-
-    wait_for(is_empty, 60.0, "no KV on any stage")
+def empty(ring: RingProcesses, share: Path) -> None:
+    """A node that is short of memory has nothing kept; then no stage holds any KV."""
+    share.write_text("0.001")
+    wait_for(
+        lambda: not any(ring.node_status(rank).kv_bytes for rank in range(len(LAYERS))), 60.0, "no KV is held"
+    )
     assert ring.wait_ok().num_kept == 0
+    share.write_text("0.9")
