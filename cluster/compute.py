@@ -55,6 +55,7 @@ class ComputeThread:
         overlaps: bool | None = None,
     ) -> None:
         self._overlaps = overlaps  # None: where the device is not the processor that builds
+        self._delay_s = injected(Fault.STEP_DELAY_MS) / 1e3
         self._running: Running | None = None
         self._ended = 0.0  # perf_counter() when the last frame was done
         self._on_output, self._on_loaded, self._on_failed = on_output, on_loaded, on_failed
@@ -112,7 +113,6 @@ class ComputeThread:
     def _run(self) -> None:
         if self._overlaps is None:
             self._overlaps = mx.default_device().type == mx.gpu and not injected(Fault.PLAIN_STEPS)
-        self._delay_s = injected(Fault.STEP_DELAY_MS) / 1e3
         while (work := self._next()) is not None:
             self._busy_since = time.monotonic()
             if isinstance(work, LoadWork):

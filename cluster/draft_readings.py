@@ -6,13 +6,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import mlx.core as mx
 from mlx_lm.models.cache import trim_prompt_cache
 
 from cluster.kept import MIN_COMMON, common
 from cluster.sampler import Sampler
 from shard_loader.shard import Shard
 from shard_loader.state import ShardState
+from shard_loader.trim import clear_cache
 
 
 @dataclass(slots=True, eq=False)
@@ -87,7 +87,7 @@ class Readings:
         """Forget them all."""
         if self._readings:
             self._readings.clear()
-            mx.clear_cache()
+            clear_cache()
 
     def _make_room(self, session: int, num_tokens: int) -> None:
         others = {s: self._kv_bytes(len(r.tokens)) for s, r in self._readings.items() if s != session}

@@ -21,6 +21,7 @@ from planner.kv_profile import KV_STEP_TOKENS
 from proto import ring_pb2
 from shard_loader.shard import Shard, ShardError
 from shard_loader.state import ShardState
+from shard_loader.trim import clear_cache
 
 # A greedy guess below this probability ends the window: what follows a wrong guess is computed in vain, by
 # the draft model and by every stage. It is the `assistant_confidence_threshold` of Hugging Face's assisted
@@ -181,7 +182,7 @@ class Guessing:
     def _read(self, reading: Reading, tokens: list[int]) -> None:
         self._drafter.shard.forward(mx.array([tokens]), None, reading.state)
         mx.eval(reading.state.arrays())
-        mx.clear_cache()  # a chunk's temporaries are larger than any draw's
+        clear_cache()  # a chunk's temporaries are larger than any draw's
         reading.tokens.extend(tokens)
 
     def _state_ahead(self, reading: Reading) -> ShardState:

@@ -29,6 +29,7 @@ from shard_loader.host_arrays import HostArrays
 from shard_loader.reach import Reach
 from shard_loader.shard import Shard
 from shard_loader.state import ShardState
+from shard_loader.trim import clear_cache
 
 logger = logging.getLogger(__name__)
 
@@ -361,15 +362,6 @@ class Engine:
 
     def _measure_kv(self) -> None:
         self.memory.measure(self._open.nbytes)
-
-
-def clear_cache() -> None:
-    """Give back what MLX keeps of freed buffers; never such as the device still uses.
-
-    A GPU that kept them was slower (docs/benchmarks.md).
-    """
-    mx.synchronize()
-    mx.clear_cache()
 
 
 def _add_failed(out: ring_pb2.Frame, slot: ring_pb2.Slot, error: str) -> None:

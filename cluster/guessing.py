@@ -9,7 +9,7 @@ from cluster.draft_asks import DraftAsks
 from cluster.instructions import Instruction
 from cluster.ngrams import NO_GUESS, Guess, NGrams
 from cluster.request import Request
-from cluster.rewind import may_go_ahead, position_after
+from cluster.rewind import can_forget, may_go_ahead, position_after
 from cluster.room import Limits
 from cluster.speculation import Drafting, Speculation, Window
 from shard_loader.reach import Reach
@@ -52,6 +52,15 @@ class Guessing:
         """What the draft model is told now."""
         return self._drafts.due(epoch, limits, active, self.speculation)
 
+    def learn(
+        self, request: Request, window: Window, ids: Sequence[int], after: Window | None, trip_ms: float
+    ) -> None:
+        """From `ids`, drawn after a window's tokens `trip_ms` after it was sent; 0: not measured."""
+        if window.is_alone and trip_ms:
+            self.speculation.trips.add(len(window.tokens), trip_ms)
+        if request.drafting is not None:
+            self.speculation.judge(request.drafting, window, ids, after)
+
     def judged(
         self, request: Request, window: Window, ids: Sequence[int], after: Window | None, limits: Limits
     ) -> None:
@@ -81,8 +90,7 @@ class Guessing:
             if request.drafting is None or not may_go_ahead(request, limits):
                 continue
             guess = self.speculation.guess_ahead(request.drafting, request.live, request.ahead, request.room)
-            num_after = request.num_sent + len(guess.tokens)
-            if guess.tokens and (limits.reach == Reach.ANY or num_after < limits.trim_window):
+            if guess.tokens and can_forget(limits, request.num_sent + len(guess.tokens)):
                 return request, guess
         return None
 

@@ -13,11 +13,14 @@ def position_after(request: Request, window: Window, reach: Reach) -> int:
     return window.position if reach == Reach.MARK else request.num_known - 1
 
 
+def can_forget(limits: Limits, num_tokens: int) -> bool:
+    """Whether all stages can forget any of the last tokens while they hold so many."""
+    return limits.reach == Reach.ANY or (limits.reach == Reach.PASS and num_tokens < limits.trim_window)
+
+
 def may_go_ahead(request: Request, limits: Limits) -> bool:
     """Whether guesses may follow others whose verdict is not back: the stages can forget all of them."""
-    if not request.live or request.is_due:
-        return False
-    return limits.reach == Reach.ANY or (limits.reach == Reach.PASS and request.num_sent < limits.trim_window)
+    return bool(request.live) and not request.is_due and can_forget(limits, request.num_sent)
 
 
 def kept_length(request: Request, limits: Limits) -> int:
@@ -25,11 +28,7 @@ def kept_length(request: Request, limits: Limits) -> int:
     length = min(request.num_sent, request.num_known)
     void = request.num_read - length
     window = request.last_window
-    if (
-        not void
-        or limits.reach == Reach.ANY
-        or (limits.reach == Reach.PASS and request.num_read < limits.trim_window)
-    ):
+    if not void or can_forget(limits, request.num_read):
         return length
     if window is None or window.position + len(window.tokens) != request.num_read or len(window.tokens) == 1:
         return 0

@@ -249,11 +249,8 @@ class Scheduler:
         ids = [token.id for token in drawn]
         if ids[:-1] != list(window.guesses[: len(ids) - 1]):
             return [self._fail(request, "the last stage drew tokens behind a wrong guess")]
-        if window.is_alone and trip_ms:
-            self.speculation.trips.add(len(window.tokens), trip_ms)
         after = request.windows[0] if request.windows else None
-        if request.drafting is not None:
-            self.speculation.judge(request.drafting, window, ids, after)
+        self._guessing.learn(request, window, ids, after, trip_ms)
         emits: list[Instruction] = []
         for token in drawn:
             emits.append(emit := self._take(request, token))

@@ -99,12 +99,12 @@ class Speculation:
     num_guessed: int = 0
     num_right: int = 0
 
-    def guess(self, drafting: Drafting, num_known: int, room: int, ahead: Sequence[int] = ()) -> Guess:
-        """The guesses to send behind `num_known` known tokens, at most `room`; ahead: those on their way."""
+    def guess(self, drafting: Drafting, num_known: int, room: int) -> Guess:
+        """The guesses to send behind `num_known` known tokens, at most `room`."""
         wanted = min(self.max_drafts, room)
         if wanted < 1 or not self.trips.is_measured:
             return NO_GUESS
-        guess = self._likelier(drafting, wanted, ahead)
+        guess = self._likelier(drafting, wanted, ())
         if not guess.tokens:
             return NO_GUESS
         number = self.best_number(drafting.acceptance.chance(guess.match), num_known, wanted)

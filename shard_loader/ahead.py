@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import mlx.core as mx
@@ -85,13 +86,12 @@ class Ahead:
         self._arrays = [host.blank(kind) for kind in carry]
         tokens, *arrays = given = [mx.stop_gradient(array) for array in (self._tokens, *self._arrays)]
         incoming = None if shard.is_first else unflatten(arrays, structure)
-        try:
+        with ExitStack() as failed:
+            failed.callback(self.undo)
             self.out: Any = shard.forward(tokens, incoming, state)
             if not all(map(_is_lazy, given)):
                 raise ReadsNumbersError("this model's code reads numbers while it builds a step")
-        except Exception:
-            self.undo()
-            raise
+            failed.pop_all()
 
     def undo(self) -> None:
         """The state is as before; what was built is worth nothing any more."""

@@ -32,8 +32,19 @@ _IRRELEVANT_STARTS = ("vision_", "audio_", "quantiz", "compression")
 _IRRELEVANT_ENDS = ("_token_id", "_token_index", "_token_ids", "_dropout")
 _ROW_NAMES = tuple(field.name for field in fields(RowProof))
 _SOURCES = (
-    *("batch_proof", "batch_state", "carry", "crossing", "cuts", "layout", "merging", "ownership"),
-    *("rehearsal", "rewind_proof", "rewinding", "shard", "sharing", "shrink", "state"),
+    *("batch_proof", "batch_state", "carry", "crossing", "cuts", "growing", "layout", "merging"),
+    *(
+        "ownership",
+        "reach",
+        "rehearsal",
+        "rewind_proof",
+        "rewinding",
+        "shard",
+        "sharing",
+        "shrink",
+        "state",
+        "trial",
+    ),
 )
 
 

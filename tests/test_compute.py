@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from cluster.compute import ComputeThread
+from cluster.engine import Engine
 from cluster.grammar import choice_grammar
 from cluster.guide_process import GuideProcess, RemoteGuide
 from cluster.work import LoadWork, StepWork
@@ -222,14 +224,20 @@ def test_the_next_mask_of_an_answer_is_made_meanwhile(compute: Watched, model: P
     assert bytes(np.flatnonzero(mask).tolist()) == (b"b" if out.slots[0].result.id == ord("a") else b"d")
 
 
-def test_others_go_on_while_a_grammar_is_compiled(compute: Watched, model: Path) -> None:
-    compute.thread.post(LoadWork(1, model, "digest", 0, 3))
+def stopped_grammars(compute: Watched, model: Path, stop: int = 3) -> tuple[Engine, subprocess.Popen[bytes]]:
+    """A loaded engine whose process for grammars stands still."""
+    compute.thread.post(LoadWork(1, model, "digest", 0, stop))
     assert compute.next() == ("loaded", 1)
     engine = compute.thread.engine
     assert engine is not None
     assert isinstance(engine.guides, GuideProcess)
     process = engine.guides.open(choice_grammar(["x"]))._child.process
     process.send_signal(signal.SIGSTOP)
+    return engine, process
+
+
+def test_others_go_on_while_a_grammar_is_compiled(compute: Watched, model: Path) -> None:
+    _, process = stopped_grammars(compute, model)
     compute.step(opening(1, 1, choice_grammar(["ab", "cd"])))
     again = ring_pb2.Frame(kind=ring_pb2.STEP, epoch=1, seq=4)  # a draft of the one that waits
     again.slots.add(session=1, position=1, tokens=[66], is_sampled=True)
@@ -253,13 +261,7 @@ def test_others_go_on_while_a_grammar_is_compiled(compute: Watched, model: Path)
 
 @pytest.mark.long
 def test_what_waits_for_a_grammar_goes_with_its_epoch(compute: Watched, model: Path) -> None:
-    compute.thread.post(LoadWork(1, model, "digest", 0, 3))
-    assert compute.next() == ("loaded", 1)
-    engine = compute.thread.engine
-    assert engine is not None
-    assert isinstance(engine.guides, GuideProcess)
-    process = engine.guides.open(choice_grammar(["x"]))._child.process
-    process.send_signal(signal.SIGSTOP)
+    _, process = stopped_grammars(compute, model)
     compute.step(opening(1, 1, choice_grammar(["ab", "cd"])))
     compute.thread.post(LoadWork(2, model, "digest", 0, 3))
     assert compute.next() == ("loaded", 2)
@@ -297,13 +299,7 @@ def test_handing_a_result_over_counts_as_work(model: Path) -> None:
 def test_one_that_leaves_while_its_frame_waits_harms_none_of_that_frame(
     compute: Watched, model: Path
 ) -> None:
-    compute.thread.post(LoadWork(1, model, "digest", 0, 3))
-    assert compute.next() == ("loaded", 1)
-    engine = compute.thread.engine
-    assert engine is not None
-    assert isinstance(engine.guides, GuideProcess)
-    process = engine.guides.open(choice_grammar(["x"]))._child.process
-    process.send_signal(signal.SIGSTOP)
+    engine, process = stopped_grammars(compute, model)
     for session, grammar in ((1, choice_grammar(["ab", "cd"])), (2, "")):
         frame = opening(session, session, grammar)
         frame.slots[0].is_sampled = False
@@ -326,13 +322,7 @@ def test_one_that_leaves_while_its_frame_waits_harms_none_of_that_frame(
 
 def test_one_kept_while_its_guesses_wait_is_what_it_was_before_them(compute: Watched, tmp_path: Path) -> None:
     model = write_checkpoint("mamba2", tmp_path / "recurrent", num_layers=2)
-    compute.thread.post(LoadWork(1, model, "digest", 0, 2))
-    assert compute.next() == ("loaded", 1)
-    engine = compute.thread.engine
-    assert engine is not None
-    assert isinstance(engine.guides, GuideProcess)
-    process = engine.guides.open(choice_grammar(["x"]))._child.process
-    process.send_signal(signal.SIGSTOP)
+    engine, process = stopped_grammars(compute, model, 2)
     frame = opening(1, 1, choice_grammar(["ab", "cd"]))
     frame.slots[0].is_sampled = False
     compute.step(frame)
