@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,24 @@ Triple = tuple[int, int, int]
 def file_text(name: str) -> str:
     """A file of kernels/metal/."""
     return (FOLDER / name).read_text(encoding="utf-8")
+
+
+_wrong: set[str] = set()
+
+
+def make_wrong(name: str) -> None:
+    """From now on a kernel's text stores other numbers: a test of those who must find out."""
+    _wrong.add(name)
+
+
+def _text(name: str) -> str:
+    text = file_text(f"{name}.metal")
+    if name not in _wrong:
+        return text
+    changed = re.sub(r"= T\((?=\w)(.+)\);", r"= T(1.25f * (\1));", text)
+    if changed == text:
+        raise ValueError(f"the kernel {name} cannot be made wrong: it stores nothing as T(...)")
+    return changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +113,7 @@ class Kernel:
 
     @property
     def body(self) -> str:
-        return file_text(f"{self.name}.metal") if self.text is None else self.text
+        return _text(self.name) if self.text is None else self.text
 
     @property
     def header(self) -> str:

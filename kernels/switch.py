@@ -18,7 +18,8 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchGLU, Switch
 
 from kernels import backend, moe
 from kernels.expert_outputs import Block, Use, outputs, watched
-from kernels.moe_spec import GEGLU, PLAIN, SWIGLU, Activation, BlockSpec, Experts, Format
+from kernels.measure import experts_of
+from kernels.moe_spec import GEGLU, PLAIN, SWIGLU, Activation, BlockSpec, Format
 
 logger = logging.getLogger(__name__)
 
@@ -239,17 +240,6 @@ def spec_of(layer: Any, top_k: int, dtype: mx.Dtype) -> BlockSpec | str:
 def _qualified(activation: Any) -> str:
     kind = type(activation)
     return f"{kind.__module__}.{kind.__qualname__}".removeprefix("mlx_lm.models.")
-
-
-def experts_of(layer: Any) -> tuple[Experts, Experts, Experts]:
-    """Gate, up and down as the kernels take them."""
-    return _experts(layer.gate_proj), _experts(layer.up_proj), _experts(layer.down_proj)
-
-
-def _experts(projection: Any) -> Experts:
-    return Experts(
-        projection["weight"], projection.get("scales"), projection.get("biases"), projection.get("bias")
-    )
 
 
 def _format(projection: Any) -> Format:
