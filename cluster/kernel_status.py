@@ -12,7 +12,8 @@ def fill_kernels(status: control_pb2.NodeStatus, report: Report | None) -> None:
         return
     told = status.kernels
     told.backend, told.num_layers, told.took_s = report.backend, report.num_layers, report.took_s
-    told.reason, told.num_tested = "; ".join(report.reasons), report.num_tested
+    told.reason, told.num_tested = "; ".join([*report.reasons, *report.failures]), report.num_tested
+    told.num_calls = report.num_calls
     for block, verdicts in report.blocks.items():
         for one in verdicts:
             told.verdicts.add(

@@ -17,8 +17,9 @@ from typing import Any
 from mlx import nn
 
 from kernels import backend, measure
+from kernels.measure import Times
 from kernels.moe_spec import BlockSpec, Format
-from kernels.switch import taken_of
+from kernels.switch import Taken, taken_of
 from kernels.verdicts import Verdict, Verdicts, this_machine
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ CLASSES = ((1, 1), (2, 4), (5, 8), (9, 16), (17, 32), (33, 63), (64, 0))
 ENDLESS = 256  # tokens that stand for the end of a class without one
 MIN_GAIN = 1.02  # less is noise, and MLX's operations are kept
 BUDGET_S = 20.0  # no further class is begun after so long
+MAX_ERROR = 1e30  # JSON has no infinity
 NO_TIME = "there was no time to test it"
 
 
@@ -52,6 +54,17 @@ class Report:
     reasons: list[str] = field(default_factory=list)
     num_tested: int = 0  # forms; of the others the verdicts were kept
     took_s: float = 0.0
+    taken: list[Taken] = field(default_factory=list)  # what the layers do from then on
+
+    @property
+    def num_calls(self) -> int:
+        """Blocks that the kernels computed; any thread."""
+        return sum(one.num_fused + one.num_plain for one in self.taken)
+
+    @property
+    def failures(self) -> list[str]:
+        """Why layers gave the kernels up meanwhile; any thread."""
+        return sorted({one.failure for one in self.taken if one.failure})
 
     @property
     def is_used(self) -> bool:
@@ -91,6 +104,7 @@ def self_test(
             taken = taken_of(layer)
             assert taken is not None
             taken.choose(Tested(spec, found))
+            report.taken.append(taken)
     report.took_s = time.monotonic() - started
     return report
 
@@ -108,6 +122,71 @@ def _by_form(layers: Iterable[nn.Module], report: Report) -> dict[tuple[BlockSpe
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What one number of tokens gave. times: None where nothing is timed; failure: empty where it ran."""
+
+    num_tokens: int
+    error: float = 0.0
+    num_launches: int = 0
+    times: Times | None = None
+    failure: str = ""
+
+    @property
+    def ratio(self) -> float:
+        return 0.0 if self.times is None else self.times.ratio
+
+
+def try_size(
+    spec: BlockSpec,
+    layers: Sequence[Any],
+    num_tokens: int,
+    *,
+    is_timed: bool,
+    on_step: Callable[[], None] = lambda: None,
+) -> Trial:
+    """Compare with the reference, and time what is right. Raises nothing of what a kernel may raise."""
+    try:
+        error, num_launches = measure.error_of(spec, layers[0], num_tokens)
+        on_step()
+        if error > (limit := measure.TOLERANCE[spec.dtype]):
+            failure = f"wrong by {error:.1e} of the largest value; {limit:.0e} is allowed"
+            return Trial(num_tokens, min(error, MAX_ERROR), num_launches, failure=failure)
+        times = measure.times_of(spec, layers, num_tokens, on_step) if is_timed else None
+        return Trial(num_tokens, error, num_launches, times)
+    except Exception as error:  # border: a kernel that cannot be compiled or run is one that is not used
+        logger.info("a kernel failed for %d tokens", num_tokens, exc_info=True)
+        return Trial(num_tokens, failure=f"{type(error).__name__}: {' '.join(str(error).split())}"[:400])
+
+
+def decide(first: int, last: int, trials: Sequence[Trial]) -> Verdict:
+    """Of the trials at a class' sizes: all must be right, and the least gain counts."""
+    worst = max(trials, key=lambda trial: trial.error)
+    failure = next((trial.failure for trial in trials if trial.failure), "")
+    if failure:
+        return Verdict(first, last, False, failure, worst.error, num_launches=worst.num_launches)
+    slowest = min(trials, key=lambda trial: trial.ratio)
+    if slowest.times is None:
+        return Verdict(first, last, True, error=worst.error, num_launches=worst.num_launches)
+    is_faster = slowest.ratio >= MIN_GAIN
+    return Verdict(
+        first,
+        last,
+        is_faster,
+        "" if is_faster else f"{slowest.ratio:.2f} times as fast as MLX's operations",
+        error=worst.error,
+        ours_us=slowest.times.ours_us,
+        mlx_us=slowest.times.mlx_us,
+        gb_s=slowest.times.gb_s,
+        num_launches=slowest.num_launches,
+    )
+
+
+def sizes_of(first: int, last: int, *, is_timed: bool) -> list[int]:
+    """The numbers of tokens at which a class is tried."""
+    return sorted({first, last or (ENDLESS if is_timed else first)})
+
+
 def judge(
     spec: BlockSpec,
     layers: Sequence[Any],
@@ -123,54 +202,10 @@ def judge(
         if time.monotonic() > deadline:
             found.append(Verdict(first, last, False, NO_TIME))
             continue
-        try:
-            found.append(_judge_class(spec, layers, (first, last), is_timed, on_step))
-        except Exception as error:  # border: a kernel that cannot be compiled or run is one that is not used
-            logger.info("a kernel failed for %d to %d tokens", first, last, exc_info=True)
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
-            found.append(Verdict(first, last, False, reason))
+        sizes = sizes_of(first, last, is_timed=is_timed)
+        trials = [try_size(spec, layers, size, is_timed=is_timed, on_step=on_step) for size in sizes]
+        found.append(decide(first, last, trials))
     return tuple(found)
-
-
-def _judge_class(
-    spec: BlockSpec,
-    layers: Sequence[Any],
-    ends: tuple[int, int],
-    is_timed: bool,
-    on_step: Callable[[], None],
-) -> Verdict:
-    first, last = ends
-    sizes = sorted({first, last or (ENDLESS if is_timed else first)})
-    worst, num_launches = 0.0, 0
-    for num_tokens in sizes:
-        error, num_launches = measure.error_of(spec, layers[0], num_tokens)
-        worst = max(worst, error)
-        on_step()
-    limit = measure.TOLERANCE[spec.dtype]
-    if worst > limit:
-        reason = f"wrong by {worst:.1e} of the largest value; {limit:.0e} is allowed"
-        return Verdict(first, last, False, reason, _finite(worst), num_launches=num_launches)
-    if not is_timed:
-        return Verdict(first, last, True, error=worst, num_launches=num_launches)
-    times = min(
-        (measure.times_of(spec, layers, size, on_step) for size in sizes), key=lambda times: times.ratio
-    )
-    is_faster = times.ratio >= MIN_GAIN
-    return Verdict(
-        first,
-        last,
-        is_faster,
-        "" if is_faster else f"{times.ratio:.2f} times as fast as MLX's operations",
-        error=worst,
-        ours_us=times.ours_us,
-        mlx_us=times.mlx_us,
-        gb_s=times.gb_s,
-        num_launches=num_launches,
-    )
-
-
-def _finite(error: float) -> float:
-    return min(error, 1e30)  # JSON has no infinity
 
 
 def describe(spec: BlockSpec, layer: Any) -> str:

@@ -332,20 +332,22 @@ class NodeStatus(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., state: _Optional[_Union[NodeState, str]] = ..., reason: _Optional[str] = ..., progress: _Optional[int] = ..., busy_s: _Optional[float] = ..., activity: _Optional[str] = ..., loaded_bytes: _Optional[int] = ..., load_total_bytes: _Optional[int] = ..., footprint: _Optional[_Union[Footprint, _Mapping]] = ..., num_sessions: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., active_bytes: _Optional[int] = ..., peak_bytes: _Optional[int] = ..., peak_rss_bytes: _Optional[int] = ..., import_base_rss_bytes: _Optional[int] = ..., stats: _Optional[_Union[StageStats, _Mapping]] = ..., cpu_s: _Optional[float] = ..., pid: _Optional[int] = ..., lost_edge: _Optional[str] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., num_threads: _Optional[int] = ..., memory: _Optional[_Union[MemoryStatus, _Mapping]] = ..., memory_pressure: _Optional[str] = ..., fetched_bytes: _Optional[int] = ..., copied_bytes: _Optional[int] = ..., edges: _Optional[_Iterable[_Union[EdgeStatus, _Mapping]]] = ..., certificate_ends_s: _Optional[float] = ..., certificate_warning: _Optional[str] = ..., kernels: _Optional[_Union[KernelStatus, _Mapping]] = ..., logs: _Optional[_Iterable[_Union[LogLine, _Mapping]]] = ...) -> None: ...
 
 class KernelStatus(_message.Message):
-    __slots__ = ("backend", "num_layers", "reason", "num_tested", "took_s", "verdicts")
+    __slots__ = ("backend", "num_layers", "reason", "num_tested", "took_s", "verdicts", "num_calls")
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     NUM_LAYERS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     NUM_TESTED_FIELD_NUMBER: _ClassVar[int]
     TOOK_S_FIELD_NUMBER: _ClassVar[int]
     VERDICTS_FIELD_NUMBER: _ClassVar[int]
+    NUM_CALLS_FIELD_NUMBER: _ClassVar[int]
     backend: str
     num_layers: int
     reason: str
     num_tested: int
     took_s: float
     verdicts: _containers.RepeatedCompositeFieldContainer[KernelVerdict]
-    def __init__(self, backend: _Optional[str] = ..., num_layers: _Optional[int] = ..., reason: _Optional[str] = ..., num_tested: _Optional[int] = ..., took_s: _Optional[float] = ..., verdicts: _Optional[_Iterable[_Union[KernelVerdict, _Mapping]]] = ...) -> None: ...
+    num_calls: int
+    def __init__(self, backend: _Optional[str] = ..., num_layers: _Optional[int] = ..., reason: _Optional[str] = ..., num_tested: _Optional[int] = ..., took_s: _Optional[float] = ..., verdicts: _Optional[_Iterable[_Union[KernelVerdict, _Mapping]]] = ..., num_calls: _Optional[int] = ...) -> None: ...
 
 class KernelVerdict(_message.Message):
     __slots__ = ("block", "first_tokens", "last_tokens", "is_taken", "reason", "error", "ours_us", "mlx_us", "gb_s", "num_launches")
