@@ -140,7 +140,7 @@ def _forms(args: argparse.Namespace, where: str) -> list[Form]:
 
 
 def _try(form: Form, where: str, asked: list[int] | None, progress: Callable[[str], None]) -> Result:
-    from kernels import measure
+    from kernels import measure, moe
     from kernels.random_block import random_layer
     from kernels.self_test import CLASSES, decide, describe, sizes_of, try_size
 
@@ -151,7 +151,8 @@ def _try(form: Form, where: str, asked: list[int] | None, progress: Callable[[st
     layer_bytes = measure.expert_nbytes(spec, layers[0]) * spec.num_experts
     while is_timed and len(layers) < MAX_LAYERS and len(layers) * layer_bytes < measure.CACHE_BYTES:
         layers.append(random_layer(spec, has_bias=form.has_bias, seed=len(layers)))
-    every = sorted({size for ends in CLASSES for size in sizes_of(*ends, is_timed=is_timed)})
+    classes = [ends for ends in CLASSES if moe.num_launches(ends[0]) is not None]
+    every = sorted({size for ends in classes for size in sizes_of(*ends, is_timed=is_timed)})
     trials = []
     for size in asked or (every if is_timed else EMULATED_TOKENS):
         progress(f"{form.name}: {size} tokens")
@@ -159,7 +160,7 @@ def _try(form: Form, where: str, asked: list[int] | None, progress: Callable[[st
     by_size = {trial.num_tokens: trial for trial in trials}
     verdicts = [
         decide(*ends, [by_size[size] for size in sizes])
-        for ends in CLASSES
+        for ends in classes
         if by_size.keys() >= {*(sizes := sizes_of(*ends, is_timed=is_timed))}
     ]
     return Result(form, describe(spec, layers[0]), layer_bytes, len(layers), trials, verdicts)

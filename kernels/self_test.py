@@ -16,7 +16,7 @@ from typing import Any
 
 from mlx import nn
 
-from kernels import backend, measure
+from kernels import backend, measure, moe
 from kernels.measure import Times
 from kernels.moe_spec import BlockSpec, Format
 from kernels.switch import Taken, taken_of
@@ -30,6 +30,7 @@ ENDLESS = 256  # tokens that stand for the end of a class without one
 MIN_GAIN = 1.02  # less is noise, and MLX's operations are kept
 BUDGET_S = 20.0  # no further class is begun after so long
 MAX_ERROR = 1e30  # JSON has no infinity
+NO_KERNEL = "there are no kernels for so many"
 NO_TIME = "there was no time to test it"
 
 
@@ -199,6 +200,9 @@ def judge(
     deadline = time.monotonic() + budget_s
     found = []
     for first, last in CLASSES:
+        if moe.num_launches(first) is None:
+            found.append(Verdict(first, last, False, NO_KERNEL))
+            continue
         if time.monotonic() > deadline:
             found.append(Verdict(first, last, False, NO_TIME))
             continue

@@ -6,17 +6,9 @@ import mlx.core as mx
 import pytest
 
 from kernels import backend, row_sums
-from kernels.emulator import build, launch
+from kernels.emulator import launch
 from kernels.source import Kernel, recorded
-
-needs_compiler = pytest.mark.skipif(
-    build.compiler() is None, reason="no C++ compiler (g++ or clang++) is here"
-)
-
-
-@pytest.fixture
-def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MACRAME_KERNELS", "emulate")
+from tests.emulated import needs_compiler
 
 
 def test_the_environment_picks_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,4 +106,4 @@ def test_what_cannot_be_is_refused_by_name() -> None:
 def test_a_block_that_no_kernel_can_run_says_why() -> None:
     assert supports(SPEC) is None
     plain = replace(SPEC, gate=PLAIN, hidden_size=60)
-    assert supports(plain) == "the gate matrix has rows of 60 weights, which is no multiple of 8"
+    assert supports(plain) == "the gate and up matrices have rows of 60 weights, which is no multiple of 32"

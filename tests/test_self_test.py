@@ -18,7 +18,7 @@ from kernels.moe_spec import BlockSpec
 from kernels.verdicts import Verdict
 
 HIDDEN, EXPERT, NUM_EXPERTS, TOP_K = 64, 32, 6, 2
-CLASSES = ((1, 1), (2, 4), (64, 0))
+CLASSES = ((1, 1), (2, 4), (5, 8))
 ALL = [True] * len(CLASSES)
 
 
@@ -117,7 +117,7 @@ def test_a_size_of_which_one_end_is_wrong_is_not_used(monkeypatch: pytest.Monkey
 
 def test_the_faster_one_is_kept_for_each_size(monkeypatch: pytest.MonkeyPatch) -> None:
     gains = {1: 1.9, 2: 1.5, 4: 1.1, 5: 1.4, 8: 0.9, 9: 1.01}
-    monkeypatch.setattr(self_test, "CLASSES", ((1, 1), (2, 4), (5, 8), (9, 9), (10, 0)))
+    monkeypatch.setattr(self_test, "CLASSES", ((1, 1), (2, 4), (5, 8), (9, 9), (10, 63), (64, 0)))
     monkeypatch.setattr(measure, "error_of", lambda *_: (1e-5, 2))
 
     def times(spec: BlockSpec, layers: Sequence[Any], num_tokens: int, on_step: Any) -> Times:
@@ -128,8 +128,9 @@ def test_the_faster_one_is_kept_for_each_size(monkeypatch: pytest.MonkeyPatch) -
     known = switch.taken_of(layers[0])
     assert known is not None
     verdicts = self_test.judge(known.forms[0], layers, is_timed=True)
-    assert taken(verdicts) == [True, True, False, False, True]
-    assert [round(one.ratio, 2) for one in verdicts] == [1.9, 1.1, 0.9, 1.01, 1.3]
+    assert taken(verdicts) == [True, True, False, False, True, False]
+    assert [round(one.ratio, 2) for one in verdicts] == [1.9, 1.1, 0.9, 1.01, 1.3, 0.0]
+    assert verdicts[-1].reason == self_test.NO_KERNEL
     assert verdicts[2].reason == "0.90 times as fast as MLX's operations"
     assert verdicts[0].gb_s == 100.0
 

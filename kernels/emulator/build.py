@@ -10,11 +10,40 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 HERE = Path(__file__).resolve().parent
-HEADERS = ("numbers.h", "vectors.h", "fibers.h", "dispatch.h", "library.h", "matrix.h", "msl.h")
-_FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-w", "-ffp-contract=off", "-fvisibility=hidden")
+SOURCES = (
+    "numbers.h",
+    "vectors.h",
+    "fibers.h",
+    "dispatch.h",
+    "library.h",
+    "matrix.h",
+    "msl.h",
+    "watch.h",
+    "watch.cpp",
+)
+Mode = Literal["plain", "watched", "address", "thread"]
+_FLAGS = (
+    "-std=c++17",
+    "-O2",
+    "-fPIC",
+    "-fno-threadsafe-statics",
+    "-Wno-attributes",
+    "-Wno-unknown-attributes",
+    "-Wframe-larger-than=65536",
+    "-ffp-contract=off",
+    "-fvisibility=hidden",
+)
+_MODE_FLAGS: dict[Mode, tuple[str, ...]] = {
+    "plain": (),
+    "watched": ("-fsanitize=thread", "-g1"),  # its calls, answered by watch.cpp
+    "address": ("-fsanitize=address", "-g1"),
+    "thread": ("-fsanitize=thread", "-g1", "-DMSL_TSAN"),
+}
 _NEW_ENOUGH = {"avx2", "f16c", "fma", "bmi2"}  # x86-64-v3: half and fma as instructions, not as calls
 
 
@@ -52,8 +81,8 @@ def flags(path: str) -> tuple[str, ...]:
 
 
 @functools.cache
-def _headers() -> str:
-    return "".join((HERE / name).read_text(encoding="utf-8") for name in HEADERS)
+def _sources() -> str:
+    return "".join((HERE / name).read_text(encoding="utf-8") for name in SOURCES)
 
 
 def cache_folder() -> Path:
@@ -65,32 +94,52 @@ def cache_folder() -> Path:
     return base / "macrame" / "emulated"
 
 
-def library(text: str) -> Path:
+def library(text: str, mode: Mode = "plain") -> Path:
     """The shared library of a C++ text. Raises EmulatorError without a compiler, and with its words where the
     text does not compile."""
     path = compiler()
     if path is None:
         raise EmulatorError("The emulator needs a C++ compiler: install g++ or clang++, or set CXX.")
     options = flags(path)
-    key = hashlib.sha256("\0".join((text, _headers(), _version(path), *options)).encode()).hexdigest()[:24]
-    folder = cache_folder()
-    made = folder / f"{key}.so"
-    if made.exists():
-        return made
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{key}.lock").open("w") as lock:  # the nodes of a ring on one machine start together
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not made.exists():
-            _compile(path, options, text, made)
+    key = _key(text, _sources(), _version(path), mode, *options)
+    made = cache_folder() / f"{key}.so"
+    return _once(made, lambda unfinished: _compile([path, *options], text, mode, unfinished))
+
+
+def _key(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+def _once(made: Path, make: Callable[[Path], None]) -> Path:
+    """The file, made now if it is not there; the nodes of a ring on one machine may want it at once."""
+    if not made.exists():
+        made.parent.mkdir(parents=True, exist_ok=True)
+        with made.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                unfinished = made.with_suffix(".unfinished")
+                make(unfinished)
+                unfinished.replace(made)
     return made
 
 
-def _compile(path: str, options: tuple[str, ...], text: str, made: Path) -> None:
-    source = made.with_suffix(".cpp")
+def _compile(start: list[str], text: str, mode: Mode, made: Path) -> None:
+    source, kernel = made.with_suffix(".cpp"), made.with_suffix(".o")
     source.write_text(text, encoding="utf-8")
-    unfinished = made.with_suffix(".unfinished")
-    command = [path, *options, "-I", str(HERE), str(source), "-o", str(unfinished)]
+    compile_ = [*start, "-I", str(HERE), "-c"]
+    _run([*compile_, *_MODE_FLAGS[mode], str(source), "-o", str(kernel)])
+    objects, link = [str(kernel)], _MODE_FLAGS[mode]
+    if mode == "watched":
+        watch = cache_folder() / f"watch-{_key(_sources(), *start, _version(start[0]))}.o"
+        _once(watch, lambda unfinished: _run([*compile_, str(HERE / "watch.cpp"), "-o", str(unfinished)]))
+        objects, link = [*objects, str(watch)], ()
+    _run([*start, "-shared", *link, *objects, "-o", str(made)])
+    kernel.unlink()
+
+
+def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise EmulatorError(f"The kernel does not compile:\n{done.stderr.strip()}")
-    unfinished.replace(made)
+    if "frame-larger-than" in done.stderr:
+        raise EmulatorError("A thread's own arrays take more than 64 KiB, which no GPU holds in registers.")

@@ -17,6 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from kernels.emulator import build, translate
+from kernels.emulator.watching import Arena, Buffer, Traffic, line_of
 from kernels.msl_text import Generated
 
 Order = Literal["forward", "reverse", "random"]
@@ -32,6 +33,7 @@ class Launch:
     kernel: str
     num_switches: int
     num_barriers: int  # times that a thread came to a barrier of its threadgroup
+    traffic: Mapping[str, Traffic]  # by buffer, of a watched launch
 
 
 @dataclass(slots=True)
@@ -40,6 +42,7 @@ class Options:
 
     order: Order = "forward"
     seed: int = 1
+    mode: build.Mode = "plain"
     launches: list[Launch] = field(default_factory=list)
 
 
@@ -47,10 +50,13 @@ _options = Options()
 
 
 @contextlib.contextmanager
-def options(order: Order = "forward", seed: int = 1) -> Iterator[Options]:
-    """Inside, threads and threadgroups run in this order. The launches are listed in what is yielded."""
+def options(order: Order = "forward", seed: int = 1, mode: build.Mode = "plain") -> Iterator[Options]:
+    """Inside, threads and threadgroups run in this order. The launches are listed in what is yielded.
+
+    A watched launch counts what it reads, and fails where it reads or writes outside its buffers or where
+    threads race; "address" and "thread" are for a process with that sanitizer loaded before all else."""
     global _options
-    before, _options = _options, Options(order, seed)
+    before, _options = _options, Options(order, seed, mode)
     try:
         yield _options
     finally:
@@ -70,20 +76,25 @@ def run(
 
     Raises build.EmulatorError for what a GPU would not have survived: threads that wait for ever, collectives
     that only some reach, too much threadgroup memory."""
-    library = _loaded(generated, f"{name}.metal")
+    mode = _options.mode
+    path, library = _loaded(generated, f"{name}.metal", mode)
     given = {key: _host(array) for key, array in inputs.items()}
     made = {key: _poisoned(shape, dtype) for key, (shape, dtype) in outputs.items()}
-    buffers: list[np.ndarray[Any, Any]] = []
+    buffers = []
     for p in generated.parameters:
         if p.kind == "input":
-            buffers.append(given[p.operand])
+            array = given[p.operand]
+            buffers.append(Buffer(p.operand, array.copy() if mode == "address" else array, is_output=False))
         elif p.kind == "output":
-            buffers.append(made[p.operand])
+            buffers.append(Buffer(p.operand, made[p.operand], is_output=True))
         elif p.kind != "attribute":
-            buffers.append(_metadata(p.kind, given[p.operand]))
+            metadata = _metadata(p.kind, given[p.operand])
+            buffers.append(Buffer(f"{p.operand}_{p.kind}", metadata, is_output=False))
+    arena = Arena(library, buffers) if mode == "watched" else None
+    addresses = arena.addresses if arena else [buffer.array.ctypes.data for buffer in buffers]
     statistics = (ctypes.c_long * 2)()
     status = library.launch(
-        (ctypes.c_void_p * len(buffers))(*(b.ctypes.data for b in buffers)),
+        (ctypes.c_void_p * len(buffers))(*addresses),
         (ctypes.c_int * 3)(*grid),
         (ctypes.c_int * 3)(*threadgroup),
         ORDERS.index(_options.order),
@@ -91,9 +102,10 @@ def run(
         _stacks(),
         statistics,
     )
+    traffic, place = arena.finish() if arena else ({}, None)
     if status:
-        raise build.EmulatorError(f"{name}: {library.last_error().decode()}")
-    _options.launches.append(Launch(name, statistics[0], statistics[1]))
+        raise build.EmulatorError(f"{name}: {library.last_error().decode()}{line_of(path, place)}")
+    _options.launches.append(Launch(name, statistics[0], statistics[1], traffic))
     return [_device(made[key], dtype) for key, (_, dtype) in outputs.items()]
 
 
@@ -104,10 +116,11 @@ def _stacks() -> ctypes.Array[ctypes.c_char]:
 
 
 @functools.cache
-def _loaded(generated: Generated, file_name: str) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(build.library(translate.cpp(generated, file_name))))
+def _loaded(generated: Generated, file_name: str, mode: build.Mode) -> tuple[str, ctypes.CDLL]:
+    path = str(build.library(translate.cpp(generated, file_name), mode))
+    library = ctypes.CDLL(path)
     library.last_error.restype = ctypes.c_char_p
-    return library
+    return path, library
 
 
 def _host(array: mx.array) -> np.ndarray[Any, Any]:

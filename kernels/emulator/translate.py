@@ -41,6 +41,7 @@ def cpp(generated: Generated, file_name: str) -> str:
     entry = generated.text.index("[[kernel]] void ")
     start = generated.text.index(") {\n", entry) + len(") {\n")
     head, body = generated.text[:start], generated.text[start:]
+    body = body.partition("\ntemplate [[host_name(")[0]  # launch() instantiates it
     arguments: list[str] = []
     num_buffers = 0
     for p in generated.parameters:
