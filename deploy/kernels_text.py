@@ -50,7 +50,9 @@ def _conclusion(result: Result) -> str:
             f"nothing was timed; {result.form.spec.num_experts} experts of random weights, "
             f"{size(result.layer_bytes)}"
         )
-    used = [f"{v.first} to {v.last or '...'}" for v in result.verdicts if v.is_taken]
+    used = [
+        str(v.first) if v.first == v.last else f"{v.first} to {v.last}" for v in result.verdicts if v.is_taken
+    ]
     what = (
         f"a node would use them for {', '.join(used)} tokens" if used else "a node would use MLX's operations"
     )

@@ -56,9 +56,9 @@ def test_three_stages_with_kernels_are_the_reference(model: Path, tmp_path: Path
             assert told.num_calls > 4 * NUM_TOKENS * (stop - start)
 
 
-@pytest.mark.parametrize("kernel", ["moe_gate_up", "moe_down_sum"])
+@pytest.mark.parametrize("kernel", ["moe", "moe_down_sum"])
 def test_a_kernel_that_is_wrong_is_found_out_and_not_used(model: Path, tmp_path: Path, kernel: str) -> None:
-    """On one node alone: the others use theirs."""
+    """On one node alone: the others use theirs. moe.h has what stores gate and up."""
     ring = RingProcesses(
         tmp_path,
         model,
