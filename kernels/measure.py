@@ -109,7 +109,7 @@ def error_of(spec: BlockSpec, layer: Any, num_tokens: int) -> tuple[float, int]:
     """
     found = tokens(spec, num_tokens, num_tokens, num_experts=FEW_EXPERTS)
     experts, errors, num_launches = experts_of(layer), [], 0
-    for scores in (found.scores, None):
+    for scores in (found.scores, found.scores.astype(mx.float32), None):  # as models have them
         with recorded() as calls:
             ours = moe.switch_glu(spec, found.x, found.indices, scores, *experts)
             mx.eval(ours)

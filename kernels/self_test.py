@@ -92,13 +92,13 @@ def self_test(
     verdicts = Verdicts(folder, this_machine(where))
     report = Report(where, len(layers))
     for (spec, name), members in _by_form(layers, report).items():
-        found = verdicts.find(name)
-        if found is None:
+        found = verdicts.find(name) or ()
+        if len(found) < len(CLASSES):
             left_s = budget_s - (time.monotonic() - started)
-            found = judge(spec, members, is_timed=where != "emulated", budget_s=left_s, on_step=on_step)
+            is_timed = where != "emulated"
+            found = judge(spec, members, kept=found, is_timed=is_timed, budget_s=left_s, on_step=on_step)
             report.num_tested += 1
-            if all(one.reason != NO_TIME for one in found):
-                verdicts.keep(name, found)
+            verdicts.keep(name, [one for one in found if one.is_final])
         report.blocks[name] = found
         _log(name, found)
         for layer in members:
@@ -132,6 +132,7 @@ class Trial:
     num_launches: int = 0
     times: Times | None = None
     failure: str = ""
+    is_final: bool = True  # False: an exception, which may not come again
 
     @property
     def ratio(self) -> float:
@@ -157,7 +158,8 @@ def try_size(
         return Trial(num_tokens, error, num_launches, times)
     except Exception as error:  # border: a kernel that cannot be compiled or run is one that is not used
         logger.info("a kernel failed for %d tokens", num_tokens, exc_info=True)
-        return Trial(num_tokens, failure=f"{type(error).__name__}: {' '.join(str(error).split())}"[:400])
+        failure = f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
+        return Trial(num_tokens, failure=failure, is_final=False)
 
 
 def decide(first: int, last: int, trials: Sequence[Trial]) -> Verdict:
@@ -165,7 +167,10 @@ def decide(first: int, last: int, trials: Sequence[Trial]) -> Verdict:
     worst = max(trials, key=lambda trial: trial.error)
     failure = next((trial.failure for trial in trials if trial.failure), "")
     if failure:
-        return Verdict(first, last, False, failure, worst.error, num_launches=worst.num_launches)
+        is_final = all(trial.is_final for trial in trials)
+        return Verdict(
+            first, last, False, failure, worst.error, num_launches=worst.num_launches, is_final=is_final
+        )
     slowest = min(trials, key=lambda trial: trial.ratio)
     if slowest.times is None:
         return Verdict(first, last, True, error=worst.error, num_launches=worst.num_launches)
@@ -193,18 +198,23 @@ def judge(
     layers: Sequence[Any],
     *,
     is_timed: bool,
+    kept: Sequence[Verdict] = (),
     budget_s: float = BUDGET_S,
     on_step: Callable[[], None] = lambda: None,
 ) -> tuple[Verdict, ...]:
-    """A verdict for each class. Without timing, what is right is taken."""
+    """A verdict for each class; those in `kept` stand. Without timing, what is right is taken."""
     deadline = time.monotonic() + budget_s
+    known = {one.first: one for one in kept}
     found = []
     for first, last in CLASSES:
+        if first in known:
+            found.append(known[first])
+            continue
         if moe.num_launches(first) is None:
             found.append(Verdict(first, last, False, NO_KERNEL))
             continue
         if time.monotonic() > deadline:
-            found.append(Verdict(first, last, False, NO_TIME))
+            found.append(Verdict(first, last, False, NO_TIME, is_final=False))
             continue
         sizes = sizes_of(first, last, is_timed=is_timed)
         trials = [try_size(spec, layers, size, is_timed=is_timed, on_step=on_step) for size in sizes]

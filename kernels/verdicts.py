@@ -42,6 +42,7 @@ class Verdict:
     mlx_us: float = 0.0
     gb_s: float = 0.0  # bytes of the experts that were needed, each once, over our time
     num_launches: int = 0  # of ours
+    is_final: bool = True  # False: there was no time, or an exception came; next time it is tried again
 
     @property
     def ratio(self) -> float:

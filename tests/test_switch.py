@@ -18,17 +18,19 @@ from mlx_lm.models.step3p5 import ClampedSwiGLU
 from mlx_lm.models.switch_layers import SwitchGLU, SwitchMLP
 
 from kernels import measure, moe, moe_ops, switch
+from kernels.emulator import build
 from kernels.moe_spec import GEGLU, PLAIN, SWIGLU, Activation, Format
 from shard_loader.rehearsal import Rehearsal
 from tests.zoo.configs import zoo_config
 
+KERNELS = moe.switch_glu
 HIDDEN, EXPERT, NUM_EXPERTS, TOP_K = 64, 32, 4, 2
 
 
 @pytest.fixture(autouse=True)
 def _has_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MACRAME_KERNELS", "emulate")
-    monkeypatch.setattr(moe, "switch_glu", moe_ops.switch_glu)  # which kernel runs is not the matter here
+    monkeypatch.setattr(moe, "switch_glu", moe_ops.switch_glu)  # but in the long tests
     mx.random.seed(7)
 
 
@@ -246,8 +248,10 @@ def test_models(name: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", sorted({*WITH_EXPERTS} - {"qwen3_moe", "gemma4_text"}))
-def test_every_architecture(name: str) -> None:
+@pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler (g++ or clang++) is here")
+@pytest.mark.parametrize("name", WITH_EXPERTS)
+def test_every_architecture_with_the_kernels_themselves(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moe, "switch_glu", KERNELS)
     check(name)
 
 
