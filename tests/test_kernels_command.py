@@ -20,6 +20,7 @@ from kernels.moe_spec import ACTIVATIONS, GEGLU, PLAIN, Activation, BlockSpec, F
 from kernels.random_block import random_layer
 from kernels.self_test import decide, describe
 from kernels.verdicts import Machine
+from tests.big_shapes import write_shape
 from tests.tiny_models import write_checkpoint
 
 MACHINE = Machine("Apple M4 Max", "Darwin 26.1", "0.32.4", "0123456789abcdef", "metal")
@@ -39,6 +40,7 @@ def test_known_blocks() -> None:
         known_form("glm-4.7-flash", PLAIN, "float16").with_few_experts(2).spec.num_experts == 4
     )  # its top k
     assert (format_of("plain", 64), format_of("mxfp4", 64)) == (PLAIN, Format(4, 32, "mxfp4"))
+    assert form.expert_bytes == 3 * 2048 * 768 // 2
     assert set(kernels.MODELS) == kernel_forms.SHAPES.keys()
     assert set(kernels.FORMATS) == set(kernel_forms.FORMATS)
 
@@ -73,6 +75,12 @@ def test_the_blocks_of_a_model(tmp_path: Path) -> None:
     assert (form.name, form.has_bias) == ("model", True)
     assert form.spec.activation == Activation("swiglu_oai")
     assert (form.spec.num_experts, form.spec.top_k, form.spec.gate) == (4, 2, Format(4, 32))
+
+
+@pytest.mark.long
+def test_the_blocks_of_a_model_of_which_only_headers_are_here(tmp_path: Path) -> None:
+    (form,) = forms_of_model(str(write_shape("GLM-4.7-Flash-4bit", tmp_path / "GLM-4.7-Flash-4bit")))
+    assert form == Form("GLM-4.7-Flash-4bit", known_form("glm-4.7-flash", Format(4, 64), "bfloat16").spec)
 
 
 def test_a_model_without_experts_is_refused(
