@@ -79,28 +79,37 @@ def limits(activation: Activation) -> mx.array:
     return mx.array([activation.alpha, activation.limit], dtype=mx.float32)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Block:
-    """A spec with its weights."""
+    """A spec with its weights. What follows from them is made once: whoever calls often keeps the block."""
 
     spec: BlockSpec
     gate: Experts
     up: Experts
     down: Experts
 
-    @property
+    @functools.cached_property
     def gate_up_arrays(self) -> list[mx.array]:
         return [*matrix_arrays(self.gate), *matrix_arrays(self.up), limits(self.spec.activation)]
 
-    @property
+    @functools.cached_property
     def down_arrays(self) -> list[mx.array]:
         return matrix_arrays(self.down)
 
+    @functools.cached_property
     def sizes(self) -> Constants:
         spec = self.spec
         return {"T": spec.dtype, "H": spec.hidden_size, "I": spec.expert_size, "TOPK": spec.top_k}
 
-    def gate_up(self, prefix: str = "") -> Constants:
+    @functools.cached_property
+    def gate_up(self) -> Constants:
+        return self.gate_up_as("")
+
+    @functools.cached_property
+    def down_sum(self) -> Constants:
+        return self.down_sum_as("")
+
+    def gate_up_as(self, prefix: str) -> Constants:
         """The constants of the matrices; `prefix` tells a shared expert's from the others'."""
         spec = self.spec
         weights = chunk(spec.hidden_size, (spec.gate, spec.up), spec.dtype)
@@ -112,7 +121,7 @@ class Block:
             **_matrix(f"{prefix}UP", spec.up, self.up, spec.dtype),
         }
 
-    def down_sum(self, prefix: str = "") -> Constants:
+    def down_sum_as(self, prefix: str) -> Constants:
         spec = self.spec
         weights = chunk(spec.expert_size, (spec.down,), spec.dtype)
         assert weights is not None

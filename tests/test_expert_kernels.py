@@ -8,11 +8,12 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from kernels import moe, moe_ops, self_test, switch
+from kernels import moe, self_test, switch
 from shard_loader import expert_kernels
 from shard_loader.expert_kernels import choose_kernels
 from shard_loader.shard import Shard
 from shard_loader.weights import load_shard
+from tests.mlx_kernels import run_by_mlx
 from tests.tiny_models import write_checkpoint
 
 CARRY = {"start": 1, "stop": 4}
@@ -27,7 +28,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("MACRAME_KERNELS", "emulate")
-    monkeypatch.setattr(moe, "switch_glu", moe_ops.switch_glu)
+    monkeypatch.setattr(moe, "run", run_by_mlx)
     monkeypatch.setattr(self_test, "CLASSES", ((1, 1), (2, 4)))
 
 

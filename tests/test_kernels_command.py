@@ -13,7 +13,7 @@ import pytest
 from deploy import kernel_forms, kernels
 from deploy.kernel_forms import Form, format_of, forms_of_model, known_form
 from deploy.kernels_text import results_text
-from kernels import measure, moe, moe_ops, self_test
+from kernels import measure, moe, self_test
 from kernels.emulator import build
 from kernels.measure import Times
 from kernels.moe_spec import ACTIVATIONS, GEGLU, PLAIN, Activation, BlockSpec, Format
@@ -21,6 +21,7 @@ from kernels.random_block import random_layer
 from kernels.self_test import decide, describe
 from kernels.verdicts import Machine
 from tests.big_shapes import write_shape
+from tests.mlx_kernels import run_by_mlx
 from tests.tiny_models import write_checkpoint
 
 MACHINE = Machine("Apple M4 Max", "Darwin 26.1", "0.32.4", "0123456789abcdef", "metal")
@@ -63,7 +64,7 @@ def test_random_layers_of_each_activation(kind: str) -> None:
     spec = BlockSpec(4, 64, 32, 2, PLAIN, PLAIN, PLAIN, activation=Activation(kind), dtype=mx.float32)
     layer: Any = random_layer(spec)
     made = measure.tokens(spec, 2, 1)
-    mine = moe_ops.switch_glu(spec, made.x, made.indices, made.scores, *measure.experts_of(layer))
+    mine = run_by_mlx(moe.Block(spec, *measure.experts_of(layer)), made.x, made.indices, made.scores)
     theirs = measure.by_mlx(layer, made.x, made.indices, made.scores)
     assert mx.allclose(mine, theirs, rtol=1e-4, atol=1e-5)
 
@@ -127,13 +128,13 @@ def test_sizes_are_numbers(tokens: str, capsys: pytest.CaptureFixture[str]) -> N
 def run(monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], kernel: Any) -> int:
     """The command on a tiny block, with `kernel` in the place of the kernels."""
     monkeypatch.setattr(build, "compiler", lambda: "c++")
-    monkeypatch.setattr(moe, "switch_glu", kernel)
+    monkeypatch.setattr(moe, "run", kernel)
     monkeypatch.setattr(kernel_forms, "known_form", lambda name, *_: Form(name, TINY))
     return kernels.main(["--emulate", "--block", "glm-4.7-flash", *arguments])
 
 
 def test_json_without_times(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(monkeypatch, ["--json"], moe_ops.switch_glu) == 0
+    assert run(monkeypatch, ["--json"], run_by_mlx) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["is_timed"], found["machine"]["backend"]) == (False, "emulated")
     (block,) = found["blocks"]
@@ -147,7 +148,7 @@ def test_json_without_times(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 def test_a_wrong_kernel_is_exit_code_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, ["--tokens", "2"], lambda *args: moe_ops.switch_glu(*args) + 1) == 1
+    assert run(monkeypatch, ["--tokens", "2"], lambda *args: run_by_mlx(*args) + 1) == 1
     out = capsys.readouterr().out
     assert "2 tokens: wrong by " in out
     assert "nothing was timed; 4 experts of random weights" in out

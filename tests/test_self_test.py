@@ -14,10 +14,11 @@ import pytest
 from mlx import nn
 from mlx_lm.models.switch_layers import SwitchGLU
 
-from kernels import measure, moe, moe_ops, self_test, switch
+from kernels import measure, moe, self_test, switch
 from kernels.measure import Times
 from kernels.moe_spec import BlockSpec
 from kernels.verdicts import Verdict
+from tests.mlx_kernels import run_by_mlx
 
 HIDDEN, EXPERT, NUM_EXPERTS, TOP_K = 64, 32, 6, 2
 CLASSES = ((1, 1), (2, 4), (5, 8))
@@ -28,7 +29,7 @@ ALL = [True] * len(CLASSES)
 def _right(monkeypatch: pytest.MonkeyPatch) -> None:
     """MLX's operations in the place of the kernels: right by construction."""
     monkeypatch.setenv("MACRAME_KERNELS", "emulate")
-    monkeypatch.setattr(moe, "switch_glu", moe_ops.switch_glu)
+    monkeypatch.setattr(moe, "run", run_by_mlx)
     monkeypatch.setattr(self_test, "CLASSES", CLASSES)
 
 
@@ -75,11 +76,11 @@ def test_what_is_right_is_taken_where_nothing_is_timed() -> None:
 
 
 def wrong(*args: Any) -> mx.array:
-    return moe_ops.switch_glu(*args) * 1.25
+    return run_by_mlx(*args) * 1.25
 
 
 def not_a_number(*args: Any) -> mx.array:
-    return moe_ops.switch_glu(*args) * mx.nan
+    return run_by_mlx(*args) * mx.nan
 
 
 def raises(*_: Any) -> mx.array:
@@ -97,7 +98,7 @@ def raises(*_: Any) -> mx.array:
 def test_what_is_wrong_is_not_used(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kernel: Callable[..., mx.array], reason: str
 ) -> None:
-    monkeypatch.setattr(moe, "switch_glu", kernel)
+    monkeypatch.setattr(moe, "run", kernel)
     layers = taken_layers()
     report = self_test.self_test(layers, tmp_path)
     assert not report.is_used
@@ -111,10 +112,10 @@ def test_what_is_wrong_is_not_used(
 
 
 def test_a_size_of_which_one_end_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    def kernel(spec: BlockSpec, x: mx.array, *others: Any) -> mx.array:
-        return (wrong if x.shape[0] == 4 else moe_ops.switch_glu)(spec, x, *others)
+    def kernel(block: moe.Block, x: mx.array, *others: Any) -> mx.array:
+        return (wrong if x.shape[0] == 4 else run_by_mlx)(block, x, *others)
 
-    monkeypatch.setattr(moe, "switch_glu", kernel)
+    monkeypatch.setattr(moe, "run", kernel)
     verdicts = only(self_test.self_test(taken_layers(), None))
     assert [v.last for v in verdicts if not v.is_taken] == [4]
 
