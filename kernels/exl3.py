@@ -1,5 +1,5 @@
-"""EXL3 (trellis) layers as modules of MLX: in the place of a Linear, a SwitchLinear, or of several Linears whose
-outputs lie side by side.
+"""EXL3 (trellis) layers as modules of MLX: in the place of a Linear, of a SwitchLinear, or of a Linear whose
+outputs the checkpoint keeps in several tensors.
 
 Parameters are the tensors of the checkpoint as they are (kernels.exl3_reference says what they mean). For the
 thread that owns MLX.
@@ -27,7 +27,7 @@ def _empty(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
     return mx.zeros(shape, dtype)
 
 
-class Exl3Linear(nn.Module):
+class Exl3Linear(nn.Module):  # type: ignore[misc]
     """y = x W + bias from (..., input_dims) to (..., output_dims); results have the dtype of x."""
 
     def __init__(
@@ -46,13 +46,12 @@ class Exl3Linear(nn.Module):
         return f"{self.input_dims} -> {self.output_dims}, {self.bits} bits, {self.codebook}"
 
     def __call__(self, x: mx.array) -> mx.array:
-        y = exl3_ops.linear(x, self.trellis, self.suh, self.svh, self.codebook)[..., : self.output_dims]
-        if "bias" in self:
-            y = y + self.bias.astype(mx.float32)
-        return y.astype(x.dtype)
+        bias = self.get("bias")
+        y = exl3_ops.linear(x, self.trellis, self.suh, self.svh, self.codebook, bias=bias)
+        return y[..., : self.output_dims]
 
 
-class Exl3Parts(nn.Module):
+class Exl3Parts(nn.Module):  # type: ignore[misc]
     """One layer of a model whose checkpoint keeps its outputs in several tensors, side by side."""
 
     def __init__(self, parts: Sequence[Exl3Linear]) -> None:
@@ -63,7 +62,7 @@ class Exl3Parts(nn.Module):
         return mx.concatenate([part(x) for part in self.parts], axis=-1)
 
 
-class Exl3SwitchLinear(nn.Module):
+class Exl3SwitchLinear(nn.Module):  # type: ignore[misc]
     """Experts, called as mlx-lm's SwitchLinear is: x (..., M, input_dims) and indices that are broadcast with
     the axes before M, to (..., M, output_dims) in the dtype of x.
 
@@ -105,8 +104,13 @@ class Exl3SwitchLinear(nn.Module):
     def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
         parts = [(array, book) for array, (_, book) in zip(self.trellis, self.kinds, strict=True)]
         y = exl3_ops.switch(
-            x, indices, parts, self._places, self.suh, self.svh, is_sorted=sorted_indices
-        )[..., : self.output_dims]
-        if "bias" in self:
-            y = y + self.bias.astype(mx.float32)[indices][..., None, :]
-        return y.astype(x.dtype)
+            x,
+            indices,
+            parts,
+            places=self._places,
+            suh=self.suh,
+            svh=self.svh,
+            bias=self.get("bias"),
+            is_sorted=sorted_indices,
+        )
+        return y[..., : self.output_dims]

@@ -1,14 +1,15 @@
 """EXL3 (trellis) products in MLX's own operations: what runs where no kernel does, on any device.
 
 A state is looked up in a table of all 65536 values of its codebook, so a decoded weight has the bits of
-`kernels.exl3_reference`. Nothing decoded is kept: each call decodes a block of columns, multiplies with it and
+`kernels.exl3_reference`. Nothing decoded is kept: each call decodes a block of tiles, multiplies with it and
 lets it go before the next, so that beside the tensors no more than BLOCK_WEIGHTS decoded weights are in
 memory. For the thread that owns MLX; evaluates nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import mlx.core as mx
@@ -17,8 +18,8 @@ import numpy as np
 from kernels import exl3_reference as reference
 from kernels.exl3_reference import BLOCK, TILE, TILE_WEIGHTS, Codebook, bits_of
 
-BLOCK_WEIGHTS = 1 << 21  # that are decoded at once
-WEIGHT_BYTES = 16  # that each of them takes on its way: index, word, state, and the number twice
+BLOCK_WEIGHTS = 1 << 20  # that are decoded at once
+BLOCK_TILES = BLOCK // TILE
 
 
 @lru_cache
@@ -83,80 +84,117 @@ def dense(trellis: mx.array, suh: mx.array, svh: mx.array, codebook: Codebook) -
 
 
 def linear(
-    x: mx.array, trellis: mx.array, suh: mx.array, svh: mx.array, codebook: Codebook
+    x: mx.array,
+    trellis: mx.array,
+    suh: mx.array,
+    svh: mx.array,
+    codebook: Codebook,
+    *,
+    bias: mx.array | None,
 ) -> mx.array:
-    """(..., n) with n at most in, to (..., out) float32."""
+    """(..., n) with n at most in, to (..., out) in the dtype of x. bias: (out,) or less."""
     height, width, _ = trellis.shape
     entry = rotate(padded(x.astype(mx.float32), height * TILE) * suh)
-
-    def product(tiles: slice, after: list[mx.array]) -> mx.array:
-        (part,) = mx.depends([trellis[:, tiles]], after)
-        return entry @ decode(part, codebook).astype(mx.float32)
-
-    return rotate(_by_columns(width, height * TILE_WEIGHTS, product)) * svh
+    done: list[mx.array] = []
+    for columns in _columns(1, height, width):
+        total: mx.array | None = None
+        for rows in _rows(1, height, columns):
+            (tiles,) = mx.depends([trellis[rows, columns]], _last(total, done))
+            part = entry[..., _channels(rows)] @ decode(tiles, codebook).astype(mx.float32)
+            total = part if total is None else total + part
+        assert total is not None
+        own = _channels(columns)
+        total = rotate(total) * svh[own]
+        done.append((total if bias is None else total + padded(bias[own], total.shape[-1])).astype(x.dtype))
+    return done[0] if len(done) == 1 else mx.concatenate(done, axis=-1)
 
 
 def switch(
     x: mx.array,
     indices: mx.array,
     parts: Sequence[tuple[mx.array, Codebook]],
+    *,
     places: tuple[mx.array, mx.array] | None,
     suh: mx.array,
     svh: mx.array,
-    *,
+    bias: mx.array | None,
     is_sorted: bool = False,
 ) -> mx.array:
     """Rows with the expert that each is meant for, as `mx.gather_mm`: x (..., M, n), indices (...) broadcast
-    with the leading axes of x, to (..., M, out) float32.
+    with the leading axes of x, to (..., M, out) in the dtype of x.
 
     parts: (E', in / 16, out / 16, 16 K) experts of equal K and codebook. places: (E,) each expert's part and
-    its place there; None where all are in one, in order. suh, svh: (E, in), (E, out). Where there are as many
-    rows as experts or more each expert is decoded once, else one for each row.
+    its place there; None where all are in one, in order. suh, svh, bias: (E, in), (E, out), (E, out or less).
+    Where there are as many rows as experts or more each expert is decoded once, else one for each row.
     """
     shape = mx.broadcast_shapes(x.shape[:-2], indices.shape)
     chosen = mx.broadcast_to(indices, shape).reshape(-1)
     x = mx.broadcast_to(x, (*shape, *x.shape[-2:])).reshape(-1, *x.shape[-2:])  # (P, M, n)
     entry = rotate(padded(x.astype(mx.float32), suh.shape[-1]) * suh[chosen][:, None])
-    out: mx.array | None = None
-    for number, (trellis, codebook) in enumerate(parts):
-        if places is None:
-            out = _switch_part(entry, chosen, trellis, codebook, is_sorted)
-            continue
-        is_here = places[0][chosen] == number
-        product = _switch_part(entry, mx.where(is_here, places[1][chosen], 0), trellis, codebook, False)
-        out = product if out is None else mx.where(is_here[:, None, None], product, out)
-    assert out is not None
-    return (rotate(out) * svh[chosen][:, None]).reshape(*shape, x.shape[-2], -1)
-
-
-def _switch_part(
-    entry: mx.array, chosen: mx.array, trellis: mx.array, codebook: Codebook, is_sorted: bool
-) -> mx.array:
-    """(P, M, in) and (P,) places in one part to (P, M, out)."""
-    num_experts, height, width, _ = trellis.shape
-    num_rows = entry.shape[0]
-    if num_rows < num_experts:
-        trellis = trellis[chosen]
-
-    def product(tiles: slice, after: list[mx.array]) -> mx.array:
-        (part,) = mx.depends([trellis[:, :, tiles]], after)
-        weights = decode(part, codebook).astype(mx.float32)
-        if num_rows < num_experts:
-            return entry @ weights
-        return mx.gather_mm(entry, weights, rhs_indices=chosen, sorted_indices=is_sorted)
-
-    return _by_columns(width, trellis.shape[0] * height * TILE_WEIGHTS, product)
-
-
-def _by_columns(
-    width: int, tile_column_weights: int, product: Callable[[slice, list[mx.array]], mx.array]
-) -> mx.array:
-    """The products with blocks of columns side by side, each begun after the one before is done."""
+    kinds = [_Kind(entry, trellis, codebook, is_sorted and places is None) for trellis, codebook in parts]
+    is_here = [mx.array(True)] if places is None else [places[0][chosen] == i for i in range(len(parts))]
+    own = [chosen] if places is None else [mx.where(here, places[1][chosen], 0) for here in is_here]
     done: list[mx.array] = []
-    for tiles in _blocks(width, max(1, BLOCK_WEIGHTS // tile_column_weights)):
-        done.append(product(tiles, done[-1:]))
-    return done[0] if len(done) == 1 else mx.concatenate(done, axis=-1)
+    height, width = parts[0][0].shape[1:3]
+    most = max(trellis.shape[0] for trellis, _ in parts)
+    for columns in _columns(most, height, width):
+        total: mx.array | None = None
+        for rows in _rows(most, height, columns):
+            part: mx.array | None = None
+            for kind, here, at in zip(kinds, is_here, own, strict=True):
+                found = kind.product(at, rows, columns, _last(part if part is not None else total, done))
+                part = found if part is None else mx.where(here[:, None, None], found, part)
+            assert part is not None
+            total = part if total is None else total + part
+        assert total is not None
+        channels = _channels(columns)
+        total = rotate(total) * svh[chosen, None, channels]
+        if bias is not None:
+            total = total + padded(bias[chosen, None, channels], total.shape[-1])
+        done.append(total.astype(x.dtype))
+    out = done[0] if len(done) == 1 else mx.concatenate(done, axis=-1)
+    return out.reshape(*shape, *out.shape[-2:])
 
 
-def _blocks(width: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, width)) for start in range(0, width, size))
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """Rows (P, M, in) to multiply with experts of one kind."""
+
+    entry: mx.array
+    trellis: mx.array  # (E, in / 16, out / 16, 16 K)
+    codebook: Codebook
+    is_sorted: bool
+
+    def product(self, at: mx.array, rows: slice, columns: slice, after: list[mx.array]) -> mx.array:
+        """(P, M, 16 columns) of some rows of tiles; at: (P,) the expert of each row."""
+        entry, tiles = self.entry[..., _channels(rows)], self.trellis[:, rows, columns]
+        is_single = entry.shape[0] < tiles.shape[0]
+        (tiles,) = mx.depends([tiles[at] if is_single else tiles], after)
+        weights = decode(tiles, self.codebook).astype(mx.float32)
+        if is_single:
+            return entry @ weights
+        return mx.gather_mm(entry, weights, rhs_indices=at, sorted_indices=self.is_sorted)
+
+
+def _columns(count: int, height: int, width: int) -> list[slice]:
+    """Blocks of columns of tiles, each of whole blocks of channels, of `count` experts together."""
+    size = BLOCK_WEIGHTS // (count * height * TILE_WEIGHTS) // BLOCK_TILES * BLOCK_TILES
+    return _slices(width, max(BLOCK_TILES, size))
+
+
+def _rows(count: int, height: int, columns: slice) -> list[slice]:
+    """Blocks of rows of tiles, where some columns of all of them are too much."""
+    return _slices(height, max(1, BLOCK_WEIGHTS // (count * (columns.stop - columns.start) * TILE_WEIGHTS)))
+
+
+def _slices(length: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _channels(tiles: slice) -> slice:
+    return slice(tiles.start * TILE, tiles.stop * TILE)
+
+
+def _last(total: mx.array | None, done: list[mx.array]) -> list[mx.array]:
+    """What must be computed before the next block is decoded."""
+    return [total] if total is not None else done[-1:]

@@ -117,7 +117,7 @@ def hadamard() -> NDArray[np.float64]:
     matrix = np.ones((1, 1))
     while len(matrix) < BLOCK:
         matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    return cast("NDArray[np.float64]", matrix / np.sqrt(BLOCK))
+    return np.asarray(matrix / np.sqrt(BLOCK))
 
 
 def rotate(x: NDArray[Any]) -> NDArray[np.float64]:
@@ -126,9 +126,7 @@ def rotate(x: NDArray[Any]) -> NDArray[np.float64]:
     return cast("NDArray[np.float64]", blocks.reshape(x.shape))
 
 
-def dense(
-    trellis: NDArray[np.int16], suh: Halves, svh: Halves, codebook: Codebook
-) -> NDArray[np.float64]:
+def dense(trellis: NDArray[np.int16], suh: Halves, svh: Halves, codebook: Codebook) -> NDArray[np.float64]:
     """(out, in) the weight that the tensors stand for, as a Linear has it, still padded."""
     rotated = rotate(decode(trellis, codebook).T).T * suh.astype(np.float64)[:, None]
-    return cast("NDArray[np.float64]", (rotate(rotated) * svh.astype(np.float64)).T)
+    return (rotate(rotated) * svh.astype(np.float64)).T
