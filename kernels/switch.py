@@ -17,6 +17,7 @@ from mlx import nn
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchGLU, SwitchLinear
 
 from kernels import backend, moe
+from kernels.exl3 import Exl3SwitchLinear
 from kernels.expert_outputs import Use, outputs, watched
 from kernels.measure import experts_of
 from kernels.moe_spec import GEGLU, PLAIN, SWIGLU, Activation, BlockSpec, Format
@@ -102,9 +103,15 @@ def take_over(modules: Iterable[nn.Module], chooser: Chooser) -> list[nn.Module]
     """
     if backend.current() is None:
         return []
-    found = {id(layer): layer for root in modules for _, layer in root.named_modules() if _is_known(layer)}
-    for layer in found.values():
+    layers = [layer for layer in expert_layers(modules) if taken_of(layer) is None]
+    for layer in layers:
         _swap(layer, Taken(chooser))
+    return layers
+
+
+def expert_layers(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Every SwitchGLU among `modules` and what they contain, but those of EXL3, which have their own kernels."""
+    found = {id(layer): layer for root in modules for layer in root.modules() if _is_known(layer)}
     return list(found.values())
 
 
@@ -121,7 +128,9 @@ def taken_of(layer: nn.Module) -> Taken | None:
 
 
 def _is_known(module: nn.Module) -> bool:
-    return isinstance(module, SwitchGLU) and type(module).__call__ is SwitchGLU.__call__
+    if not isinstance(module, SwitchGLU) or isinstance(module.gate_proj, Exl3SwitchLinear):
+        return False
+    return taken_of(module) is not None or type(module).__call__ is SwitchGLU.__call__
 
 
 def _swap(layer: nn.Module, taken: Taken) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mlx import nn
-from mlx_lm.models.switch_layers import SwitchGLU
 
 from kernels import backend, switch
 from kernels.self_test import Report, self_test
@@ -32,7 +31,7 @@ def choose_kernels(shard: Shard, on_step: Callable[[], None] = lambda: None) -> 
     None where it has none. Whatever fails, the shard computes as before, and the report says why. on_step is
     called after each piece of work; all of it ends within some 20 s.
     """
-    layers = [m for layer in shard.own_layers for m in layer.modules() if isinstance(m, SwitchGLU)]
+    layers = switch.expert_layers(shard.own_modules)
     if not layers:
         return None
     taken: list[nn.Module] = []

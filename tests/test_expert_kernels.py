@@ -50,8 +50,7 @@ def test_own_layers_are_tested_and_used(checkpoint: Path) -> None:
     assert steps
     for found, one in zip(outputs_of(shard), wanted, strict=True):
         assert mx.allclose(found, one, rtol=1e-4, atol=1e-4)
-    layers = [m for layer in shard.own_layers for m in layer.modules() if switch.taken_of(m) is not None]
-    known = [switch.taken_of(layer) for layer in layers]
+    known = [switch.taken_of(layer) for layer in switch.expert_layers(shard.own_modules)]
     assert [one.num_fused for one in known if one is not None] == [3, 3, 3]
     kept = list(expert_kernels.verdict_folder().iterdir())
     assert len(kept) == 1
