@@ -93,6 +93,11 @@ class Block:
         return [*matrix_arrays(self.gate), *matrix_arrays(self.up), limits(self.spec.activation)]
 
     @functools.cached_property
+    def reasons(self) -> dict[BlockSpec | None, str | None]:
+        """Why kernels cannot run it beside such a shared expert, once that was asked; None: they can."""
+        return {}
+
+    @functools.cached_property
     def down_arrays(self) -> list[mx.array]:
         return matrix_arrays(self.down)
 

@@ -110,7 +110,7 @@ def take_over(modules: Iterable[nn.Module], chooser: Chooser) -> list[nn.Module]
 
 
 def expert_layers(modules: Iterable[nn.Module]) -> list[nn.Module]:
-    """Every SwitchGLU among `modules` and what they contain, but those of EXL3, which have their own kernels."""
+    """Every SwitchGLU among `modules` and what they contain, but those of EXL3, which has its own kernels."""
     found = {id(layer): layer for root in modules for layer in root.modules() if _is_known(layer)}
     return list(found.values())
 
