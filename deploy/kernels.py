@@ -201,6 +201,8 @@ def _trial(trial: Trial) -> dict[str, Any]:
         "kernels_us": None if times is None else times.ours_us,
         "mlx_us": None if times is None else times.mlx_us,
         "ratio": None if times is None else times.ratio,
+        "kernels_eval_us": None if times is None else times.ours_eval_us,
+        "mlx_eval_us": None if times is None else times.mlx_eval_us,
         "needed_bytes": None if times is None else times.needed_bytes,
         "gb_s": None if times is None else times.gb_s,
     }
