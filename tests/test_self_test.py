@@ -142,7 +142,7 @@ def test_the_faster_one_is_kept_for_each_size(monkeypatch: pytest.MonkeyPatch) -
 
 def test_it_ends_in_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What there was no time for is tested when the node starts again; the rest is kept."""
-    clock = iter([0.0, 0.0, 0.0, 0.0, 99.0, *[0.0] * 20])
+    clock = iter([0.0, 0.0, 0.0, 0.0, 999.0, *[0.0] * 20])
     monkeypatch.setattr(self_test, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     report = self_test.self_test(taken_layers(), tmp_path)
     assert [one.reason for one in only(report)] == ["", self_test.NO_TIME, ""]
