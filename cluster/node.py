@@ -243,10 +243,10 @@ class Node:
             status.stats.num_tokens = stats.num_tokens
             status.stats.busy_ms = stats.busy_ms
             status.stats.num_overlapped = compute.num_overlapped
-            status.stats.num_built_ahead = engine.ahead.num_taken
-            status.stats.num_dropped_ahead = engine.ahead.num_dropped
-            window = engine.trim_window
-            status.stats.trim_window = -1 if window is None else window
+            status.exl3_kernels.extend(compute.exl3_kernels)
+            ahead = engine.ahead
+            status.stats.num_built_ahead, status.stats.num_dropped_ahead = ahead.num_taken, ahead.num_dropped
+            status.stats.trim_window = -1 if (window := engine.trim_window) is None else window
             status.stats.reach = engine.reach
             status.stats.uptime_ms = (time.monotonic() - self._ready_at) * 1e3
             status.stats.recent_step_ms.extend(list(stats.recent_step_ms))
