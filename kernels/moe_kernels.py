@@ -97,7 +97,7 @@ def one_token(
     if shared is None:
         inner = GATE_UP(
             [x, indices, *block.gate_up_arrays],
-            template={**block.sizes(), **block.gate_up()},
+            template={**block.sizes, **block.gate_up},
             grid=_gate_up_grid(spec.expert_size, spec.top_k),
             threadgroup=threadgroup,
             shapes=[(spec.top_k, spec.expert_size)],
@@ -105,7 +105,7 @@ def one_token(
         )[0]
         return DOWN_SUM(
             [inner, indices, indices if scores is None else scores, *block.down_arrays],
-            template={**block.sizes(), **block.down_sum(), "WEIGHTED": scores is not None},
+            template={**block.sizes, **block.down_sum, "WEIGHTED": scores is not None},
             grid=down_grid,
             threadgroup=(threads, 1, 1),
             shapes=[_answers(spec, 1, scores)],
@@ -113,10 +113,10 @@ def one_token(
         )[0]
     assert scores is not None
     other = shared.block
-    sizes = {**block.sizes(), "SHARED_I": other.spec.expert_size}
+    sizes = {**block.sizes, "SHARED_I": other.spec.expert_size}
     inner, shared_inner = GATE_UP_SHARED(
         [x, indices, *block.gate_up_arrays, *other.gate_up_arrays],
-        template={**sizes, **block.gate_up(), **other.gate_up("SHARED_")},
+        template={**sizes, **block.gate_up, **other.gate_up_as("SHARED_")},
         grid=_gate_up_grid(max(spec.expert_size, other.spec.expert_size), spec.top_k + 1),
         threadgroup=threadgroup,
         shapes=[(spec.top_k, spec.expert_size), (1, other.spec.expert_size)],
@@ -127,8 +127,8 @@ def one_token(
         [inner, indices, scores, *block.down_arrays, shared_inner, shared_scores, *other.down_arrays],
         template={
             **sizes,
-            **block.down_sum(),
-            **other.down_sum("SHARED_"),
+            **block.down_sum,
+            **other.down_sum_as("SHARED_"),
             "SHARED_SCORED": shared.scores is not None,
         },
         grid=down_grid,
@@ -168,7 +168,7 @@ def _gate_up_batch(block: Block, x: mx.array, made: Plan, tile: int) -> mx.array
     spec = block.spec
     return GATE_UP_BATCH(
         [x, made.order, made.tiles, *block.gate_up_arrays],
-        template={**block.sizes(), **block.gate_up(), "TILE": tile},
+        template={**block.sizes, **block.gate_up, "TILE": tile},
         grid=_gate_up_grid(spec.expert_size, made.room),
         threadgroup=(GATE_UP_SIMDGROUPS * SIMD, 1, 1),
         shapes=[(x.shape[0] * spec.top_k, spec.expert_size)],
@@ -184,7 +184,7 @@ def few_tokens(
     assert tokens <= MAX_BATCH_TOKENS
     made = plan(block, indices)
     inner = _gate_up_batch(block, x, made, block.tile)
-    constants = {**block.sizes(), **block.down_sum(), "MAX_TOKENS": MAX_BATCH_TOKENS, "TILE": block.tile}
+    constants = {**block.sizes, **block.down_sum, "MAX_TOKENS": MAX_BATCH_TOKENS, "TILE": block.tile}
     grid = (-(-spec.hidden_size // ROWS) * DOWN_SIMDGROUPS * SIMD, 1, 1)
     threadgroup = (DOWN_SIMDGROUPS * SIMD, 1, 1)
     arrays = [
@@ -213,7 +213,7 @@ def few_tokens(
         template={
             **constants,
             "SHARED_I": other.spec.expert_size,
-            **other.down_sum("SHARED_"),
+            **other.down_sum_as("SHARED_"),
             "SHARED_SCORED": shared.scores is not None,
         },
         grid=grid,
