@@ -14,7 +14,7 @@ from kernels.moe_spec import ACTIVATIONS, Activation, BlockSpec, Experts, Format
 
 SIMD = 32
 ROWS = 4  # of a simdgroup: MOE_ROWS of moe_weights.h
-TILE = 32  # pairs of one expert that meet a weight at a time at most: MOE_TILE
+TILE = 32  # the most pairs of one expert that meet a weight at a time
 MODES = {"affine": 0, "mxfp4": 1, "plain": 2}
 BUSY = 0.9
 PREFERRED = {2: (32, 16), 4: (16, 8), 8: (16, 8), 16: (8,), 32: (8,), 3: (32,), 5: (32,), 6: (32, 16)}
@@ -93,13 +93,22 @@ class Block:
         return [*matrix_arrays(self.gate), *matrix_arrays(self.up), limits(self.spec.activation)]
 
     @functools.cached_property
+    def down_arrays(self) -> list[mx.array]:
+        return matrix_arrays(self.down)
+
+    @functools.cached_property
     def reasons(self) -> dict[BlockSpec | None, str | None]:
         """Why kernels cannot run it beside such a shared expert, once that was asked; None: they can."""
         return {}
 
     @functools.cached_property
-    def down_arrays(self) -> list[mx.array]:
-        return matrix_arrays(self.down)
+    def tile(self) -> int:
+        """Pairs of an expert that meet a weight at a time at most.
+
+        Of 63 tokens an expert meets 63 * top_k / num_experts on average. Where that is above 8, more than 16
+        are so frequent that weights would be read twice; elsewhere 32 would take registers for nothing.
+        """
+        return TILE // 2 if self.spec.num_experts >= 8 * self.spec.top_k else TILE
 
     @functools.cached_property
     def sizes(self) -> Constants:

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from kernels import moe_kernels, moe_reference
+from kernels import moe_constants, moe_kernels, moe_reference
 from kernels.emulator import launch
 from kernels.moe import (
     GEGLU,
@@ -22,7 +22,7 @@ from kernels.moe import (
     supports,
     switch_glu,
 )
-from kernels.moe_constants import TILE, chunk
+from kernels.moe_constants import chunk
 from kernels.source import recorded
 from tests.emulated import needs_compiler
 from tests.moe_blocks import Block, block, error, routed, with_scores
@@ -80,8 +80,9 @@ def test_one_token_and_a_few_in_mixed_formats() -> None:
     assert mx.array_equal(found[0], found[2])
 
 
-def planned(spec: BlockSpec, indices: mx.array) -> tuple[list[int], list[list[int]]]:
-    made = moe_kernels.plan(spec, indices)
+def planned(made_of: Block, indices: mx.array) -> tuple[list[int], list[list[int]]]:
+    here = moe_constants.Block(made_of.spec, made_of.gate, made_of.up, made_of.down)
+    made = moe_kernels.plan(here, indices)
     tiles = np.array(made.tiles)
     assert tiles[0, 0] <= made.room
     return np.array(made.order)[: indices.size].tolist(), tiles[1 : 1 + tiles[0, 0]].tolist()
@@ -93,13 +94,14 @@ def test_the_plan_sorts_pairs_and_cuts_them_into_tiles() -> None:
         (MIXED, mx.full((63, 3), 4, dtype=mx.uint32)),
     ):
         flat = np.array(indices).reshape(-1)
-        order, tiles = planned(spec, indices)
+        order, tiles = planned(block(spec), indices)
+        tile = 32  # 5 experts, 3 choices
         assert order == np.argsort(flat, kind="stable").tolist()
         wanted = []
         for expert in np.unique(flat):
             first, count = int((flat < expert).sum()), int((flat == expert).sum())
-            cuts = range(0, count, TILE)
-            wanted += [[int(expert), first + cut, min(TILE, count - cut), 0] for cut in cuts]
+            cuts = range(0, count, tile)
+            wanted += [[int(expert), first + cut, min(tile, count - cut), 0] for cut in cuts]
         assert tiles == wanted
 
 
