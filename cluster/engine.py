@@ -26,6 +26,7 @@ from proto.codec import Tensor
 from shard_loader.adapters import Adapters
 from shard_loader.batch_state import BatchState
 from shard_loader.carry import flatten, to_wire, unflatten
+from shard_loader.expert_kernels import distrust_kernels
 from shard_loader.host_arrays import HostArrays
 from shard_loader.reach import Reach
 from shard_loader.shard import Shard
@@ -313,6 +314,7 @@ class Engine:
 
     def _failed(self, slot: ring_pb2.Slot, failure: Exception) -> str:
         """The session of `slot` ends here; why, for its client."""
+        distrust_kernels(self.shard, failure)
         session = self.sessions.pop(slot.session, None)
         logger.exception(
             "session %d failed at position %d",

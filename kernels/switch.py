@@ -122,6 +122,13 @@ def release(layers: Iterable[nn.Module]) -> None:
             layer.__class__ = type(layer).__bases__[0]
 
 
+def give_up(layers: Iterable[nn.Module], error: Exception) -> None:
+    """From now on these layers stay with MLX's operations."""
+    for layer in layers:
+        if (taken := taken_of(layer)) is not None and not taken.failure:
+            _give_up(taken, error)
+
+
 def taken_of(layer: nn.Module) -> Taken | None:
     """What is known of a layer; None for one that is not taken over."""
     return getattr(type(layer), "macrame_taken", None)

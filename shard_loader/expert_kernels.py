@@ -11,6 +11,7 @@ from mlx import nn
 
 from kernels import backend, switch
 from kernels.self_test import Report, self_test
+from kernels.source import FOLDER
 from shard_loader.cache_home import user_cache_dir
 from shard_loader.shard import Shard
 from shard_loader.trim import clear_cache
@@ -53,3 +54,11 @@ def choose_kernels(shard: Shard, on_step: Callable[[], None] = lambda: None) -> 
         report = Report("", len(layers), reasons=[reason])
     clear_cache()
     return report
+
+
+def distrust_kernels(shard: Shard, failure: Exception) -> None:
+    """After a step failed: where the device says that it was a kernel, the next steps do without."""
+    text = str(failure)
+    names = (path.stem for path in FOLDER.glob("*.metal"))
+    if isinstance(failure, RuntimeError) and any(name in text for name in names):
+        switch.give_up(switch.expert_layers(shard.own_modules), failure)

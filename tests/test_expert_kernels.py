@@ -10,7 +10,7 @@ import pytest
 
 from kernels import moe, self_test, switch
 from shard_loader import expert_kernels
-from shard_loader.expert_kernels import choose_kernels
+from shard_loader.expert_kernels import choose_kernels, distrust_kernels
 from shard_loader.shard import Shard
 from shard_loader.weights import load_shard
 from tests.mlx_kernels import run_by_mlx
@@ -54,6 +54,22 @@ def test_own_layers_are_tested_and_used(checkpoint: Path) -> None:
     assert [one.num_fused for one in known if one is not None] == [3, 3, 3]
     kept = list(expert_kernels.verdict_folder().iterdir())
     assert len(kept) == 1
+
+
+def test_a_kernel_that_fails_on_the_device_is_distrusted(checkpoint: Path) -> None:
+    """It shows when a step is evaluated and nothing can be built anew: that request fails, no other."""
+    shard = load_shard(checkpoint, **CARRY)
+    wanted = outputs_of(shard)
+    report = choose_kernels(shard)
+    assert report is not None
+    distrust_kernels(shard, RuntimeError("[malloc] Unable to allocate"))
+    distrust_kernels(shard, ValueError("moe_down_sum"))
+    assert report.failures == []
+    distrust_kernels(shard, RuntimeError("Unable to build metal library: custom_kernel_moe_down_sum_4"))
+    assert report.failures == ["RuntimeError: Unable to build metal library: custom_kernel_moe_down_sum_4"]
+    before = report.num_calls
+    assert all(mx.array_equal(*pair) for pair in zip(outputs_of(shard), wanted, strict=True))
+    assert report.num_calls == before
 
 
 def test_without_experts_there_is_nothing_to_say(tmp_path: Path) -> None:
