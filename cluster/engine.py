@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 
 import mlx.core as mx
 
@@ -20,6 +18,7 @@ from cluster.sampler import RowDraws, draw_rows
 from cluster.session import Session
 from cluster.step import Output, Step, Steps, Wanted
 from cluster.step_memory import StepMemory
+from cluster.step_stats import StepStats
 from kernels import backend
 from proto import ring_pb2
 from proto.codec import Tensor
@@ -35,22 +34,11 @@ from shard_loader.trim import clear_cache
 
 logger = logging.getLogger(__name__)
 
-RECENT_STEPS = 64
 MAX_ERROR_CHARS = 4000  # of a failure's text in a frame
 KV_MEASURE_STEPS = 32  # decode steps between two sums over all caches
 
 
 _Compiled = Future[tuple[bytes, bytes]]  # a grammar's first mask
-
-
-@dataclass(slots=True)
-class StepStats:
-    """What the stage did since it became ready. Times in ms."""
-
-    num_steps: int = 0
-    num_tokens: int = 0
-    busy_ms: float = 0.0
-    recent_step_ms: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
 
 
 class Engine:
