@@ -43,8 +43,8 @@ def test_what_is_used_and_what_it_gains() -> None:
     )
     assert lines_of(report) == [
         "rank 1 (mini): kernels (metal) for 1 to 4, 9 to 16, 64 and more tokens, 1.1 to 1.9 times as fast as "
-        "MLX's; 17 to 32: wrong by 1.0e-01 of the largest value; 8e-03 is allowed; 33 to 63: RuntimeError: no "
-        "such function (8 of 128 experts, 2048 x 768)"
+        "MLX's; 17 to 32: wrong by 1.0e-01 of the largest value; 8e-03 is allowed; 33 to 63: RuntimeError: "
+        "no such function (8 of 128 experts, 2048 x 768)"
     ]
 
 
