@@ -16,6 +16,7 @@ from cluster.fault import Fault, injected
 from cluster.guide import Guides
 from cluster.guide_process import GuideProcess
 from cluster.open_sessions import OpenSessions, about
+from cluster.prompt_scores import prompt_scores
 from cluster.sampler import RowDraws, draw_rows
 from cluster.session import Session
 from cluster.step import Output, Step, Steps, Wanted
@@ -275,9 +276,18 @@ class Engine:
     ) -> Steps[None]:
         for session, slot in zip(sessions, slots, strict=True):
             session.history.extend(slot.tokens)
-        if not slots[0].is_sampled:  # a chunk, by itself: its logits are never computed
-            yield Wanted([], [*state.arrays(), *self._open.groups.take_pending()])
-            out.slots.add(session=slots[0].session, position=slots[0].position)
+        scores = [
+            prompt_scores(session, slot, logits[i] if isinstance(logits, mx.array) else None)
+            for i, (session, slot) in enumerate(zip(sessions, slots, strict=True))
+        ]
+        scored = [array for score in scores if score is not None for array in score.arrays()]
+        if not slots[0].is_sampled:  # a chunk, by itself: its logits are computed only to score its tokens
+            last = sessions[0].last_logits
+            kept = [] if last is None else [last]
+            yield Wanted(scored, [*kept, *state.arrays(), *self._open.groups.take_pending()])
+            added = out.slots.add(session=slots[0].session, position=slots[0].position)
+            if scores[0] is not None:
+                added.prompt.extend(scores[0].finish())
             return
         num_draws = max(slots[0].num_draws, 1)  # guesses come by themselves, too
         if isinstance(logits, RowDraws):
@@ -287,12 +297,14 @@ class Engine:
             draws = draw_rows(rows, logits[0, -num_draws:])
         else:
             draws = draw_rows([session.row() for session in sessions], logits[:, -1])
-        yield Wanted(draws.arrays(), [*state.arrays(), *self._open.groups.take_pending()])
+        yield Wanted([*draws.arrays(), *scored], [*state.arrays(), *self._open.groups.take_pending()])
         if num_draws > 1:
             self._add_draws(slots[0], draws.until(slots[0].tokens[1 - num_draws :]), out)
             return
-        for slot, token in zip(slots, draws.finish(), strict=True):
+        for slot, token, score in zip(slots, draws.finish(), scores, strict=True):
             self._add_draws(slot, [token], out)
+            if score is not None:
+                out.slots[-1].prompt.extend(score.finish())
 
     def _add_draws(
         self,
