@@ -18,9 +18,11 @@ from cluster.arguments import Parser
 from cluster.config import ClusterConfig, load_config
 from cluster.console import say
 from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, UserError
+from cluster.plan_plot import plot_path
 from cluster.routes import HEAD_RANK
 from cluster.tls import own_credentials
 from cluster.trace_client import Choices
+from cluster.trace_plot import draw_trace
 from cluster.trace_run import Ask, as_json, trace_ring, vocab_size
 from deploy.bring_up import running
 from deploy.command import run_command
@@ -84,6 +86,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--out", type=Path, default=FILE, metavar="FILE", help=f"where the timeline goes (default {FILE})"
     )
+    parser.add_argument("--plot", type=plot_path, metavar="FILE.svg", help="draw two tokens, as .svg or .png")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
     return parser
@@ -139,6 +142,8 @@ def _tell(args: argparse.Namespace, summary: dict[str, Any], file: dict[str, Any
         raise UserError(
             f"{args.out} cannot be written: {error.strerror or error}; give another --out", EXIT_ERROR
         ) from error
+    if args.plot is not None and summary["parts"]:
+        draw_trace(file, args.plot)
     found = summary | {"file": str(args.out)}
     print(json.dumps(found, indent=2) if args.json else render(found, width_of(sys.stdout)), flush=True)
     return EXIT_ERROR if summary["trouble"] else EXIT_OK

@@ -6,7 +6,7 @@ from typing import Any
 
 from deploy.narrow import fitted
 
-PART = "stage"
+PART = "where"
 
 
 def render(found: dict[str, Any], width: int | None = None) -> str:
