@@ -119,7 +119,10 @@ class ComputeThread:
             if isinstance(work, LoadWork):
                 self._end_running()
                 self.activity = "loading"
+                began = time.perf_counter()
                 self._load(work)
+                if recorder.on:
+                    recorder.add(Kind.LOADED, 0, began, time.perf_counter())
             elif isinstance(work, TrimWork):
                 trim_memory()
             elif isinstance(work, (DraftWork, DraftEnd)):

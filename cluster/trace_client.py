@@ -26,6 +26,7 @@ LEASE_S = 8.0
 RENEW_S = 2.0
 ANSWER_S = 2.0
 PULL_S = 30.0
+WAIT_S = 0.05  # between two tries
 NUM_EXCHANGES = 24  # in a row, at the beginning and at the end
 
 
@@ -80,6 +81,11 @@ class Tracing:
             raise UserError(f"{failed.node.name} cannot be traced: {failed.trouble}", code)
         self._renewing.start()
 
+    def abandon(self) -> None:
+        """Whoever still waits for a node in `start`, on another thread, waits no more. Any thread."""
+        for peer in self._peers:
+            peer.is_abandoned.set()
+
     def stop(self) -> list[NodeTrace]:
         """No node records any more; what each had recorded, as far as it still answers."""
         self._stopping.set()
@@ -116,8 +122,7 @@ class _Peer:
     ) -> None:
         self.node = node
         self._credentials = credentials
-        self._channel = connect(node.address, credentials, node.name)
-        self._stub = control_pb2_grpc.ControlStub(self._channel)
+        self._connect()
         self._on = trace_pb2.TraceRequest(
             id=trace_id,
             lease_s=LEASE_S,
@@ -131,16 +136,19 @@ class _Peer:
         self._num_dropped = 0
         self.trouble = ""
         self.is_there = False  # it has answered
+        self.is_abandoned = threading.Event()
 
     def begin(self, deadline: float) -> None:
         """Switch it on. Until `deadline` it may not be there yet."""
-        pause = threading.Event()
         while True:
             self.trouble = ""
             self._exchange(self._on, 1)
             if not self.trouble or self.is_there or time.monotonic() > deadline:
                 return
-            pause.wait(0.1)
+            if self.is_abandoned.wait(WAIT_S):
+                return
+            self.close()
+            self._connect()  # a channel that failed would wait longer each time
 
     def compare(self) -> None:
         """Read its clock, many times in a row."""
@@ -178,6 +186,10 @@ class _Peer:
     def close(self) -> None:
         """The connection ends."""
         self._channel.close()
+
+    def _connect(self) -> None:
+        self._channel = connect(self.node.address, self._credentials, self.node.name)
+        self._stub = control_pb2_grpc.ControlStub(self._channel)
 
     def _exchange(self, request: trace_pb2.TraceRequest, count: int) -> list[Exchange]:
         exchanges: list[Exchange] = []

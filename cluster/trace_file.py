@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from cluster.trace_memory import FIELDS
 from cluster.trace_parts import Answer, Trip
+from cluster.trace_recorder import MEMORY_FIELDS
 from cluster.trace_spans import Frame, Part, Span, Timeline
 
 REQUESTS_PID = 0
@@ -26,6 +26,7 @@ ROWS = (
     Part.OUT,
     Part.CREDIT,
     Part.DRAFT,
+    Part.LOAD,
 )
 MAX_LANES = 1000
 
@@ -202,7 +203,7 @@ def _arrows(timeline: Timeline, zero: float) -> Iterator[Event]:
 def _counters(pid: int, moments: Iterable[tuple[float, tuple[int, ...]]], zero: float) -> Iterator[Event]:
     """Bytes, where they were traced."""
     for at, numbers in moments:
-        told = dict(zip(FIELDS, numbers, strict=False))
+        told = dict(zip(MEMORY_FIELDS, numbers, strict=False))
         base = {"ph": "C", "pid": pid, "ts": _us(at, zero)}
         other = max(0, told["active"] - told["weights"] - told["kv"])
         shown = {"weights": told["weights"], "kv": told["kv"], "other active": other, "cache": told["cache"]}

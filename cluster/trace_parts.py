@@ -13,7 +13,7 @@ from statistics import mean, median
 
 from cluster.trace_spans import Frame, Part, Span, Timeline
 
-SHOWN: tuple[Part, ...] = tuple(part for part in Part if part is not Part.DRAFT)
+SHOWN: tuple[Part, ...] = tuple(part for part in Part if part not in (Part.DRAFT, Part.LOAD))
 
 
 @dataclass(frozen=True, slots=True)

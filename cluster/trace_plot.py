@@ -31,6 +31,7 @@ COLORS = {
     Part.IN: GREEN,
     Part.HEAD: YELLOW,
     Part.DRAFT: PINK,
+    Part.LOAD: BLUE,
     Part.OTHER: "#dddddd",
 }
 

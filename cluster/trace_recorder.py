@@ -21,6 +21,7 @@ CAPACITY = (
 MAX_LEASE_S = 30.0
 KEPT_S = 60.0  # after the end, for whoever pulls
 NO_PEER = -1
+MEMORY_FIELDS = ("weights", "kv", "active", "cache", "peak", "rss", "activations")
 
 
 class Kind(IntEnum):
@@ -41,8 +42,8 @@ class Kind(IntEnum):
     LAYERS = 11  # these layers, built and evaluated by themselves [start, stop]
     AHEAD = 12  # a step is built while the stage waits
     DRAFTED = 13  # the draft model does a piece of its work
-    MEMORY = 14  # bytes, a moment [cluster.trace_memory.FIELDS]
-    LOADED = 15  # weights, from the first byte on; text: which
+    MEMORY = 14  # bytes, a moment [as MEMORY_FIELDS]
+    LOADED = 15  # a new epoch's layers: fetched, loaded, or found to be here already
 
 
 class Record(NamedTuple):

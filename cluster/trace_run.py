@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
+import secrets
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +31,7 @@ from proto import head_pb2, head_pb2_grpc
 ANSWER_S = 5.0
 SILENT_S = 150.0  # longer than a ring waits for a stalled stage
 WARM_TOKENS = 4
+MAX_TOKENS = 4096  # of one trace: nodes keep so many frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ class Ask:
     num_tokens: int
     is_warmed: bool = True
     is_forced: bool = False  # one by one evaluation of layers although others are served
+    is_over: threading.Event = field(default_factory=threading.Event)  # set: nobody wants it any more
 
 
 @dataclass(slots=True)
@@ -136,7 +141,7 @@ def trace_ring(
             status = stub.GetCluster(head_pb2.ClusterRequest(), timeout=ANSWER_S)
         except grpc.RpcError as error:
             raise UserError(call_trouble(error, head_node, credentials), EXIT_UNREACHABLE) from error
-        plan = _served(status)
+        plan = served(status)
         if choices.layers_per_span and status.num_active and not ask.is_forced:
             raise UserError(
                 f"{status.num_active} requests are running, and evaluating layers one by one would slow "
@@ -145,7 +150,7 @@ def trace_ring(
             )
         if ask.is_warmed:
             say("warming up")
-            _generate(stub, next(ask.prompts), min(WARM_TOKENS, ask.num_tokens), uuid.uuid4().hex, [])
+            generate(stub, ask, min(WARM_TOKENS, ask.num_tokens), uuid.uuid4().hex, [])
         ranks = {HEAD_RANK, *(part.rank for part in plan.assignments)}
         request_id = f"trace-{uuid.uuid4().hex}"
         tracing = Tracing([config.nodes[r] for r in sorted(ranks)], credentials, request_id, choices)
@@ -154,11 +159,11 @@ def trace_ring(
         replies: list[head_pb2.GenerateReply] = []
         trouble = []
         try:
-            failure = _generate(stub, next(ask.prompts), ask.num_tokens, request_id, replies)
+            failure = generate(stub, ask, ask.num_tokens, request_id, replies)
             if failure:
-                trouble.append(f"the answer broke off after {_count(replies)} tokens: {failure}")
+                trouble.append(f"the answer broke off after {count_tokens(replies)} tokens: {failure}")
         except KeyboardInterrupt:
-            trouble.append(f"it was interrupted after {_count(replies)} tokens")
+            trouble.append(f"it was interrupted after {count_tokens(replies)} tokens")
         finally:
             nodes = tracing.stop()
     trouble += [f"{node.name}: {node.trouble}" for node in nodes if node.trouble]
@@ -177,14 +182,21 @@ def trace_ring(
         choices,
         line,
         answer_of(line, request_id),
-        _count(replies),
+        count_tokens(replies),
         queue_ms,
         status.num_active,
         trouble,
     )
 
 
-def _served(status: head_pb2.ClusterStatus) -> Plan:
+def random_prompts(vocab_size: int, length: int) -> Iterator[list[int]]:
+    """Others each time: a ring may know those of the last time."""
+    draw = random.Random(secrets.randbits(63))
+    return ([draw.randrange(1, max(2, vocab_size)) for _ in range(length)] for _ in iter(int, 1))
+
+
+def served(status: head_pb2.ClusterStatus) -> Plan:
+    """The plan of a ring that serves. Raises UserError for one that does not."""
     if status.status != "ok":
         raise UserError(f"the ring does not serve: {status.reason or status.status}", EXIT_UNREACHABLE)
     return Plan.from_json(status.plan_json)
@@ -198,25 +210,27 @@ def vocab_size(config: ClusterConfig, credentials: Credentials | str | None) -> 
             status = head_pb2_grpc.HeadStub(channel).GetCluster(head_pb2.ClusterRequest(), timeout=ANSWER_S)
         except grpc.RpcError as error:
             raise UserError(call_trouble(error, head_node, credentials), EXIT_UNREACHABLE) from error
-    _served(status)
+    served(status)
     return int(status.vocab_size)
 
 
-def _generate(
+def generate(
     stub: head_pb2_grpc.HeadStub,
-    prompt: Sequence[int],
+    ask: Ask,
     num_tokens: int,
     request_id: str,
     replies: list[head_pb2.GenerateReply],
 ) -> str:
     """Greedy, of just so many tokens; why it failed, or an empty string."""
     request = head_pb2.GenerateRequest(
-        request_id=request_id, trace_id=request_id, prompt=prompt, max_tokens=num_tokens
+        request_id=request_id, trace_id=request_id, prompt=next(ask.prompts), max_tokens=num_tokens
     )
     call = stub.Generate(request, timeout=SILENT_S + num_tokens * SILENT_S)
     try:
         for reply in call:
-            replies.append(reply)  # noqa: PERF402  (what came stays, whatever comes next)
+            replies.append(reply)
+            if ask.is_over.is_set():
+                return "nobody waits for it any more"
     except grpc.RpcError as error:
         call_error = cast(grpc.Call, error)
         return call_error.details() or call_error.code().name.lower()
@@ -225,7 +239,8 @@ def _generate(
     return ""
 
 
-def _count(replies: Sequence[head_pb2.GenerateReply]) -> int:
+def count_tokens(replies: Sequence[head_pb2.GenerateReply]) -> int:
+    """Of all of them."""
     return sum(len(reply.tokens) for reply in replies)
 
 

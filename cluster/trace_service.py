@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import grpc
 
 from cluster.node import Node
-from cluster.trace_memory import sample_memory
+from cluster.trace_memory import MemorySampler
 from cluster.trace_recorder import Recorder, recorder, to_message
 from proto import trace_pb2
 
@@ -22,6 +22,7 @@ class TraceService:
 
     def __init__(self, node: Node, records: Recorder = recorder) -> None:
         self._node, self._records = node, records
+        self._sampler = MemorySampler(node, records)
 
     def switch(self, request: trace_pb2.TraceRequest) -> trace_pb2.TraceReply:
         """On, renewed or off; with this clock, before and after."""
@@ -31,12 +32,11 @@ class TraceService:
         elif request.layers_per_span > MAX_LAYERS_PER_SPAN:
             reason = f"layers_per_span is {request.layers_per_span}, more than {MAX_LAYERS_PER_SPAN}"
         else:
-            was_on = self._records.on
             reason = self._records.switch(
                 request.id, request.lease_s, request.layers_per_span, memory=request.has_memory
             )
-            if not was_on and self._records.on and request.has_memory:
-                sample_memory(self._node, self._records)
+            if self._records.has_memory:
+                self._sampler.start()
         return trace_pb2.TraceReply(
             reason=reason,
             received_ns=received,

@@ -26,7 +26,8 @@ class Part(StrEnum):
     IN = "copy in"
     RETURN = "return to the head"
     HEAD = "head"
-    DRAFT = "drafting"  # beside the trips
+    DRAFT = "drafting"  # beside the trips, as the next
+    LOAD = "loading"
     OTHER = "other"
 
 
@@ -40,6 +41,7 @@ _PARTS = {
     Kind.SAMPLED: (Part.SAMPLE, "sample"),
     Kind.AHEAD: (Part.BUILD, "build ahead"),
     Kind.DRAFTED: (Part.DRAFT, "draft"),
+    Kind.LOADED: (Part.LOAD, "load"),
 }
 
 

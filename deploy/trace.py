@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
-import secrets
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from cluster.routes import HEAD_RANK
 from cluster.tls import own_credentials
 from cluster.trace_client import Choices
 from cluster.trace_plot import draw_trace
-from cluster.trace_run import Ask, as_json, trace_ring, vocab_size
+from cluster.trace_run import MAX_TOKENS, Ask, as_json, random_prompts, trace_ring, vocab_size
 from deploy.bring_up import running
 from deploy.command import run_command
 from deploy.demo.run import CONFIG as DEMO_CONFIG
@@ -33,7 +31,6 @@ from deploy.target import DEFAULT_URL, client_of
 from deploy.trace_text import render
 
 FILE = Path("macrame-trace.json")
-MAX_TOKENS = 4096  # of one trace: nodes keep so many frames
 HTTP_S = 600.0
 
 
@@ -151,12 +148,6 @@ def _tell(args: argparse.Namespace, summary: dict[str, Any], file: dict[str, Any
 
 def _progress(line: str) -> None:
     say(f"macrame trace: {line}")
-
-
-def random_prompts(vocab_size: int, length: int) -> Iterator[list[int]]:
-    """Others each time: a ring may know those of the last time."""
-    draw = random.Random(secrets.randbits(63))
-    return ([draw.randrange(1, max(2, vocab_size)) for _ in range(length)] for _ in iter(int, 1))
 
 
 def _count(text: str) -> int:
