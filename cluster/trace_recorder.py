@@ -93,7 +93,8 @@ class Recorder:
         """On, for so long from now, or off where that is 0; why not, or an empty string."""
         with self._lock:
             if self.on and trace_id != self._id:
-                return f"it is being traced already, for {self._left_s:.0f} s more at least; try again then"
+                left_s = max(1, round(self._left_s))
+                return f"it is being traced already, for {left_s} s more at least; try again then"
             if lease_s <= 0:
                 if self.on:
                     self._off()

@@ -150,7 +150,9 @@ def trace_ring(
             )
         if ask.is_warmed:
             say("warming up")
-            generate(stub, ask, min(WARM_TOKENS, ask.num_tokens), uuid.uuid4().hex, [])
+            failure = generate(stub, ask, min(WARM_TOKENS, ask.num_tokens), uuid.uuid4().hex, [])
+            if failure:
+                raise UserError(f"the ring did not answer: {failure}", EXIT_ERROR)
         ranks = {HEAD_RANK, *(part.rank for part in plan.assignments)}
         request_id = f"trace-{uuid.uuid4().hex}"
         tracing = Tracing([config.nodes[r] for r in sorted(ranks)], credentials, request_id, choices)
