@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ import grpc
 from cluster.edge_sender import CREDIT_BATCH_BYTES, EDGE_METHOD, NOT_ASSIGNED, PROTOCOL
 from cluster.heartbeat import SILENCE_LIMIT_S, heartbeat
 from cluster.raw_handler import RawHandler
+from cluster.trace_recorder import Kind, recorder
 from proto import ring_pb2
 from proto.codec import MAX_FRAME_BYTES, FrameAssembler, Tensor, WireError
 
@@ -216,6 +218,7 @@ class _Stream:
         return b""
 
     def _take(self, message: bytes) -> None:
+        began = time.perf_counter() if recorder.on else 0.0
         whole = self._assembler.feed(message)
         if whole is not None and whole[0].kind == ring_pb2.BEAT:
             self._replies.put(ring_pb2.EdgeReply(beat=self._service.beat()).SerializeToString())
@@ -236,6 +239,9 @@ class _Stream:
         nbytes, self._frame_bytes = self._frame_bytes, 0
         with self._lock:
             self._uncredited_bytes += nbytes
+        if began:
+            numbers, peer = (nbytes, frame.kind), self.hello.from_rank
+            recorder.add(Kind.ARRIVED, frame.seq, began, time.perf_counter(), peer=peer, numbers=numbers)
         if frame.epoch != self.hello.epoch:
             self._consumed(nbytes)
             return

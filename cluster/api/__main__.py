@@ -24,6 +24,7 @@ from cluster.api.connection import Connection
 from cluster.api.head_client import HeadClient
 from cluster.api.sampling import SamplingDefaults
 from cluster.api.service import Service
+from cluster.api.tracing import Tracer
 from cluster.api_process import FAILED, READY
 from cluster.arguments import Parser
 from cluster.config import ClusterConfig, is_loopback, load_config
@@ -138,6 +139,7 @@ def _serve(config: ClusterConfig, args: argparse.Namespace) -> int:
     service = Service(
         config.model, config.model_dir_base, head, config.api.queue, adapters, keep_alive_s=args.keep_alive_s
     )
+    service.tracer = Tracer(config, credentials)
     has_uvloop = importlib.util.find_spec("uvloop") is not None
     server = _Server(
         uvicorn.Config(

@@ -24,6 +24,7 @@ from cluster.api.schema import ChatBody, CompletionBody, GenerateBody, parse_bod
 from cluster.api.shape import AnswerOptions, Shape
 from cluster.api.structure import read_structure, refused
 from cluster.api.syntax import ModelSyntax
+from cluster.api.tracing import Tracer
 from cluster.grammar import GrammarError
 from cluster.logs import current_request
 from cluster.tokenizer import Tokenizer
@@ -50,6 +51,7 @@ class Service:
     ) -> None:
         self.adapters = tuple(adapters)
         self.head = head
+        self.tracer: Tracer | None = None  # None: this process does not know the nodes
         self.metrics = Metrics()
         self.started_at_s = int(time.time())
         self.model_names = served_names(model, base)
