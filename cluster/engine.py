@@ -23,6 +23,7 @@ from cluster.step import Output, Step, Steps, Wanted
 from cluster.step_memory import StepMemory
 from cluster.trace_layers import forward
 from cluster.trace_recorder import Kind, recorder
+from kernels import backend
 from proto import ring_pb2
 from proto.codec import Tensor
 from shard_loader.adapters import Adapters
@@ -77,7 +78,8 @@ class Engine:
         self.stats = StepStats()
         is_gpu = mx.default_device().type == mx.gpu
         if builds_ahead is None:
-            builds_ahead = is_gpu and not injected(Fault.PLAIN_STEPS)
+            is_lazy = backend.current() != "emulated"  # what is built computes nothing
+            builds_ahead = is_gpu and is_lazy and not injected(Fault.PLAIN_STEPS)
         self._host = HostArrays(is_kept=is_gpu)
         self.ahead = BuildAhead(shard, self.adapters.use, self._host, is_on=builds_ahead)
         self._error_at = int(injected(Fault.STEP_ERROR_AT))
