@@ -175,18 +175,13 @@ def _is_return(span: Span, frame: Frame) -> bool:
 # -- what goes across rows ----------------------------------------------------------------------------------
 def _arrows(timeline: Timeline, zero: float) -> Iterator[Event]:
     """From the sender's copy out to the receiver's copy in."""
-    decoded = {
-        (span.rank, span.seq, span.args.get("bytes")): span for span in timeline.spans if span.part is Part.IN
-    }
-    encoded = {
-        (span.rank, span.seq): span
-        for span in timeline.spans
-        if span.part is Part.OUT and span.name == "to messages"
-    }
+    spans = timeline.spans
+    decoded = {(s.rank, s.seq, s.args["from"]): s for s in spans if s.part is Part.IN}
+    encoded = {(s.rank, s.seq, s.args["to"]): s for s in spans if s.name == "to messages"}
     out_tid, in_tid = ROWS.index(Part.OUT) * MAX_LANES, ROWS.index(Part.IN) * MAX_LANES
     for number, hop in enumerate(timeline.hops, 1):
-        there = encoded.get((hop.from_rank, hop.seq))
-        here = decoded.get((hop.to_rank, hop.seq, hop.nbytes))
+        there = encoded.get((hop.from_rank, hop.seq, hop.to_rank))
+        here = decoded.get((hop.to_rank, hop.seq, hop.from_rank))
         if there is None or here is None:
             continue
         flow = {"cat": "way", "name": "frame", "id": number}

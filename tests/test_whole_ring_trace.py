@@ -62,6 +62,17 @@ def test_a_trace_fits_together(config: ClusterConfig) -> None:
         assert abs(clock.ours(at) - at) <= clock.uncertainty + 1e-6
 
 
+@pytest.mark.parametrize("layers", [[(3, 8), (0, 3), (8, 9)], [None, (0, 5), (5, 9)], [(5, 9), (0, 5)]])
+def test_a_head_in_any_place(tmp_path: Path, layers: list[tuple[int, int] | None]) -> None:
+    with RingProcesses(tmp_path, DEMO, layers, speculation=NO_GUESSES) as ring:
+        ring.wait_ok()
+        traced = trace_ring(load_config(ring.config_path), None, ask(8), Choices())
+    assert traced.trouble == []
+    check_rows(traced.file())
+    assert check_ways(traced) >= 8 * (len(layers) - (layers[-1] == (0, 5)))
+    check_table(traced)
+
+
 def test_every_row_of_every_node_is_there(config: ClusterConfig) -> None:
     traced = trace_ring(config, None, ask(8), Choices())
     have = {(span.rank, span.part) for span in traced.timeline.spans}
