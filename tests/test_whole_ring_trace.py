@@ -144,6 +144,28 @@ def test_a_client_that_dies_leaves_nothing_on(ring: RingProcesses, config: Clust
         assert control_pb2_grpc.ControlStub(channel).Trace(asked).reason == ""
 
 
+def test_a_frozen_node_is_a_sentence_in_bounded_time(tmp_path: Path) -> None:
+    with RingProcesses(tmp_path, DEMO, [(0, 5), (5, 9)], speculation=NO_GUESSES) as ring:
+        ring.wait_ok()
+        config = load_config(ring.config_path)
+        found: list[Traced] = []
+        tracer = threading.Thread(
+            target=lambda: found.append(trace_ring(config, None, ask(400, is_warmed=False), Choices()))
+        )
+        tracer.start()
+        ring.wait_status(lambda status: status.num_completion_tokens > 8)
+        ring.pause(1)
+        began = time.monotonic()
+        tracer.join(30)
+        took_s = time.monotonic() - began
+        ring.resume(1)
+    (traced,) = found
+    assert took_s < 12
+    assert any("n1:" in trouble and "is it frozen?" in trouble for trouble in traced.trouble)
+    assert traced.answer.trips
+    check_rows(traced.file())
+
+
 def test_a_node_that_dies_leaves_a_partial_trace(ring: RingProcesses, config: ClusterConfig) -> None:
     ring.wait_ok()
     threading.Event().wait(0.6)  # the leases of the test before
