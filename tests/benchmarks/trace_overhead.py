@@ -33,6 +33,7 @@ from tests.ring_processes import NO_GUESSES, RingProcesses
 
 CUTS = {"demo": [(0, 3), (3, 6), (6, 9)], "random": [(0, 4), (4, 8), (8, 13)]}
 PROMPT = [40 + i for i in range(16)]
+NUM_STARTS = 3  # of rings that are compared with another checkout
 NUM_RECORDS: list[int] = []  # of each traced answer
 
 
@@ -114,11 +115,13 @@ def measure(
         found["records_per_token"] = statistics.median(NUM_RECORDS) / num_tokens
         rounds = [both((first, second), num_tokens) for _ in range(num_rounds)]
         found["off_to_off"] = told(rounds)  # what two rings alike differ by
-    if before is not None:
-        with contextlib.ExitStack() as stack:
-            here, there = started(stack, None), started(stack, before)
-            rounds = [both((here, there), num_tokens) for _ in range(num_rounds)]
-            found["off_to_before"] = told(rounds)
+    for name, checkout in (("off_to_before", before), ("off_to_itself", before and Path.cwd())):
+        for number in range(NUM_STARTS if checkout is not None else 0):  # two starts alike differ, too
+            with contextlib.ExitStack() as stack:
+                places = (None, checkout) if number % 2 else (checkout, None)
+                rings = {place: started(stack, place) for place in places}
+                rounds = [both((rings[None], rings[checkout]), num_tokens) for _ in range(num_rounds)]
+                found.setdefault(name, []).append(told(rounds))
     return found
 
 
