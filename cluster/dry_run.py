@@ -23,7 +23,7 @@ from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_ERROR, EXIT_OK, UserError
 from cluster.plan_arguments import plan_parser, with_arguments
 from cluster.plan_asker import PlanAsker
 from cluster.plan_choices import choices_of
-from cluster.plan_inputs import is_same_chip, kv_note, read_model
+from cluster.plan_inputs import is_same_chip, kv_note, precision_note, read_model
 from cluster.plan_output import plan_text
 from cluster.plan_plot import draw_plan
 from cluster.plan_why import account_of
@@ -91,7 +91,7 @@ def _run(args: argparse.Namespace) -> int:
         why = {"why": account_of(asked, config, model_dir, is_quick=False).as_dict()} if args.why else {}
         print(json.dumps(asked.as_dict(compared) | why, indent=2))
     else:
-        lines, look = [*notes, *kv_note(config)], look_of(sys.stdout)
+        lines, look = [*notes, *kv_note(config), *precision_note(model)], look_of(sys.stdout)
         text = plan_text(plan, model, asked.nodes, lines, look, compared=compared)
         account = account_of(asked, config, model_dir, is_quick=not args.why)
         print("\n".join([text, *account.lines(is_full=args.why)]))

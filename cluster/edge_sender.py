@@ -82,7 +82,9 @@ class EdgeSender:
         beat: Callable[[], ring_pb2.Beat],
         on_beat: Callable[[ring_pb2.Beat], None] | None = None,
         places: Callable[[], Sequence[Place]] | None = None,
+        silence_limit_s: float = SILENCE_LIMIT_S,
     ) -> None:
+        self._silence_limit_s = silence_limit_s
         self._places = places or (lambda: (Place(address),))
         self._configured, self.place = address, Place(address)
         self._name, self._credentials = peer, Credentials.of(credentials)
@@ -171,7 +173,7 @@ class EdgeSender:
             self._silent_s += elapsed_s
             self._since_beat_s += elapsed_s
             outbox = self._outbox
-            limit_s = CONNECT_LIMIT_S if outbox is None else SILENCE_LIMIT_S
+            limit_s = CONNECT_LIMIT_S if outbox is None else self._silence_limit_s
             if self._silent_s >= limit_s:
                 self._give_up(f"{self._peer} has been silent for {limit_s:.1f} s")
             if self._broken or outbox is None or self._since_beat_s < BEAT_INTERVAL_S - TICK_S / 2:
@@ -215,7 +217,7 @@ class EdgeSender:
         A channel whose connecting failed is not used again: gRPC would go on connecting while no stream waits
         for it, and then notices a connection only every 5 s.
         """
-        channel = open_channel(self.place.address, self._credentials, self._name)
+        channel = open_channel(self.place.address, self._credentials, self._name, self._silence_limit_s)
         pause_s = RETRY_S
         try:
             while not self._closing.is_set():

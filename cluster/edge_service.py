@@ -62,10 +62,12 @@ class EdgeService:
         on_beat: Callable[[ring_pb2.Hello, ring_pb2.Beat], None] | None = None,
         window_bytes: int = WINDOW_BYTES,
         max_frame_bytes: int = MAX_FRAME_BYTES,
+        silence_limit_s: float = SILENCE_LIMIT_S,
     ) -> None:
         self.accept, self.on_frame, self.on_edge_down = accept, on_frame, on_edge_down
         self.beat, self.on_beat = beat, on_beat
         self.incarnation, self.window_bytes, self.max_frame_bytes = incarnation, window_bytes, max_frame_bytes
+        self.silence_limit_s = silence_limit_s
         self._lock = threading.Lock()
         self._streams: set[_Stream] = set()
         self.is_closing = False
@@ -274,8 +276,9 @@ class _Stream:
     def tick(self, elapsed_s: float) -> None:
         """Timer thread: cut off a peer that is silent."""
         self._silent_s += elapsed_s
-        if self._silent_s >= SILENCE_LIMIT_S:
-            self._finish(None, f"rank {self.hello.from_rank} has been silent for {SILENCE_LIMIT_S:.1f} s")
+        limit_s = self._service.silence_limit_s
+        if self._silent_s >= limit_s:
+            self._finish(None, f"rank {self.hello.from_rank} has been silent for {limit_s:.1f} s")
             self._cancel()
 
     def _finish(self, code: grpc.StatusCode | None, reason: str) -> None:

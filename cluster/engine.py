@@ -16,12 +16,14 @@ from cluster.fault import Fault, injected
 from cluster.guide import Guides
 from cluster.guide_process import GuideProcess
 from cluster.open_sessions import OpenSessions, about
+from cluster.prompt_scores import prompt_scores
 from cluster.sampler import RowDraws, draw_rows
 from cluster.session import Session
 from cluster.step import Output, Step, Steps, Wanted
 from cluster.step_memory import StepMemory
 from cluster.trace_layers import forward
 from cluster.trace_recorder import Kind, recorder
+from kernels import backend
 from proto import ring_pb2
 from proto.codec import Tensor
 from shard_loader.adapters import Adapters
@@ -76,7 +78,8 @@ class Engine:
         self.stats = StepStats()
         is_gpu = mx.default_device().type == mx.gpu
         if builds_ahead is None:
-            builds_ahead = is_gpu and not injected(Fault.PLAIN_STEPS)
+            is_lazy = backend.current() != "emulated"  # what is built computes nothing
+            builds_ahead = is_gpu and is_lazy and not injected(Fault.PLAIN_STEPS)
         self._host = HostArrays(is_kept=is_gpu)
         self.ahead = BuildAhead(shard, self.adapters.use, self._host, is_on=builds_ahead)
         self._error_at = int(injected(Fault.STEP_ERROR_AT))
@@ -283,9 +286,18 @@ class Engine:
     ) -> Steps[None]:
         for session, slot in zip(sessions, slots, strict=True):
             session.history.extend(slot.tokens)
-        if not slots[0].is_sampled:  # a chunk, by itself: its logits are never computed
-            yield Wanted([], [*state.arrays(), *self._open.groups.take_pending()])
-            out.slots.add(session=slots[0].session, position=slots[0].position)
+        scores = [
+            prompt_scores(session, slot, logits[i] if isinstance(logits, mx.array) else None)
+            for i, (session, slot) in enumerate(zip(sessions, slots, strict=True))
+        ]
+        scored = [array for score in scores if score is not None for array in score.arrays()]
+        if not slots[0].is_sampled:  # a chunk, by itself: its logits are computed only to score its tokens
+            last = sessions[0].last_logits
+            kept = [] if last is None else [last]
+            yield Wanted(scored, [*kept, *state.arrays(), *self._open.groups.take_pending()])
+            added = out.slots.add(session=slots[0].session, position=slots[0].position)
+            if scores[0] is not None:
+                added.prompt.extend(scores[0].finish())
             return
         num_draws = max(slots[0].num_draws, 1)  # guesses come by themselves, too
         began = time.perf_counter() if recorder.on else 0.0
@@ -300,13 +312,15 @@ class Engine:
             if recorder.layers_per_span:
                 mx.eval(draws.arrays())
             recorder.add(Kind.SAMPLED, out.seq, began, time.perf_counter())
-        yield Wanted(draws.arrays(), [*state.arrays(), *self._open.groups.take_pending()])
+        yield Wanted([*draws.arrays(), *scored], [*state.arrays(), *self._open.groups.take_pending()])
         began = time.perf_counter() if recorder.on else 0.0
         if num_draws > 1:
             self._add_draws(slots[0], draws.until(slots[0].tokens[1 - num_draws :]), out)
         else:
-            for slot, token in zip(slots, draws.finish(), strict=True):
+            for slot, token, score in zip(slots, draws.finish(), scores, strict=True):
                 self._add_draws(slot, [token], out)
+                if score is not None:
+                    out.slots[-1].prompt.extend(score.finish())
         if began:
             recorder.add(Kind.SAMPLED, out.seq, began, time.perf_counter())
 

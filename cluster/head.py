@@ -195,9 +195,8 @@ class Head(head_pb2_grpc.HeadServicer):
                 if isinstance(item, Fail):
                     client.log.fail(item)
                     context.abort(STATUS_CODES[item.kind], item.message)
-                assert isinstance(item, Emit)
                 yield client.reply(item)
-                if item.finish_reason:
+                if isinstance(item, Emit) and item.finish_reason:
                     return
         finally:
             self._ended(client)
@@ -347,7 +346,7 @@ class Head(head_pb2_grpc.HeadServicer):
                 client.started_at = time.monotonic()
                 continue
             client.put(instruction)
-            if isinstance(instruction, Fail) or instruction.finish_reason:
+            if isinstance(instruction, Fail) or (isinstance(instruction, Emit) and instruction.finish_reason):
                 del self._clients[instruction.request_id]
 
     def _draft(self, instruction: Draft | EndDrafts) -> None:

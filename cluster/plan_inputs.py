@@ -53,6 +53,11 @@ def kv_note(config: ClusterConfig) -> list[str]:
     return [] if kv is None else [f"note: keys and values in {kv.bits} bits, groups of {kv.group_size}"]
 
 
+def precision_note(model: ModelProfile) -> list[str]:
+    """A line below a plan of an EXL3 model: its bits, which no other line shows."""
+    return [f"note: EXL3 weights, {model.precision}"] if model.precision else []
+
+
 def plan_nodes(config: ClusterConfig, measured: Mapping[int, NodeProfile]) -> list[NodeProfile]:
     """The nodes in rank order; `measured` holds, by rank, what is known of machines that the file leaves
     open.

@@ -10,7 +10,15 @@ from pathlib import Path
 from cluster.config import ClusterConfig
 from cluster.measured_speeds import MeasuredSpeeds
 from cluster.plan_choices import AS_IN_FILE, PlanChoices, without_excluded
-from cluster.plan_inputs import kv_note, max_rows, plan_links, plan_nodes, plan_options, read_model
+from cluster.plan_inputs import (
+    kv_note,
+    max_rows,
+    plan_links,
+    plan_nodes,
+    plan_options,
+    precision_note,
+    read_model,
+)
 from cluster.proof import Prover
 from cluster.proven_plan import ProvenPlan, make_proven_plan
 from planner.cost import CostModel
@@ -83,7 +91,7 @@ def plan_cluster(
     plan = proven.result
     if not isinstance(plan, Plan):
         return Planning(model, refusal=plan.sentence)
-    table = render_plan(plan, nodes, [*proven.notes, *kv_note(config)])
+    table = render_plan(plan, nodes, [*proven.notes, *kv_note(config), *precision_note(model)])
     planned_from = PlannedFrom(model, tuple(nodes), tuple(links), replace(options, legal_cuts=_legal(prover)))
     return Planning(
         model,

@@ -42,6 +42,11 @@ DTYPE_BITS: dict[str, int] = {
 
 
 _MISSING = "{} is missing: " + INDEX_NAME + " names it, download the model again"
+UNIFORM_GRID = (
+    "{} is a Trellis checkpoint of the older kind, with indices into a uniform grid: it is not EXL3 and "
+    "cannot be read; take an EXL3 checkpoint, or make one of the original model with macrame quantize "
+    "--format exl3"
+)
 
 
 class ModelFilesError(ValueError):
@@ -89,6 +94,8 @@ def read_checkpoint(model_dir: Path) -> CheckpointHeaders:
     index = _read_index(model_dir)
     if index is None:
         names = sorted(path.name for path in model_dir.glob("model*.safetensors"))
+        if not names and (model_dir / "quantization_index.json").exists():
+            raise ModelFilesError(UNIFORM_GRID.format(model_dir))
         if not names:
             raise ModelFilesError(
                 f"{model_dir} has no model*.safetensors: convert it with mlx_lm.convert, or download it whole"

@@ -31,6 +31,8 @@ class LayerProfile:
     cache_source: int | None = None  # the earlier layer whose cache it reads; None: no other's
     routed_bytes: int = 0  # of weight_bytes, experts that a router chooses
     routed_share: float = 1.0  # of them that one token chooses
+    decode_bytes: int = 0  # scratch of decoding EXL3 weights, whatever the number of tokens
+    token_decode_bytes: int = 0  # and for each token
 
     formats: tuple[WeightFormat, ...] = ()  # empty: of no known format
 

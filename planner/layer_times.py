@@ -1,8 +1,8 @@
 """How long each layer of a model takes on a node: a decode step, or a chunk of a prompt. Pure.
 
 A pass over a layer multiplies with its weights, format by format, and each is bound by the bytes that it
-reads or by its arithmetic, whichever takes longer. Shapes: F weight formats; L + 1 parts, which are the
-layers and, last, norm and head.
+reads, by decoding them or by its arithmetic, whichever takes longest. Shapes: F weight formats; L + 1 parts,
+which are the layers and, last, norm and head.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class LayerTimes:
         return self._sums(speeds, work, np.array(flops) / 2)
 
     def _sums(self, speeds: Speeds, work: _Pass, products_ms: Floats) -> Floats:
-        bound_ms = np.maximum(work.weight_bytes / speeds.read_bytes_ms, work.products / products_ms[:, None])
+        bytes_ms = np.array([speeds.weight_bytes_ms(name) for name in work.formats])
+        bound_ms = np.maximum(work.weight_bytes / bytes_ms[:, None], work.products / products_ms[:, None])
         total_ms = bound_ms.sum(axis=0)
         total_ms += work.cache_bytes / speeds.read_bytes_ms + work.attention_flops / speeds.flops_ms
         total_ms[:-1] += speeds.layer_ms

@@ -18,7 +18,7 @@ MODES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "nvfp4": ((16,), (4,)),
 }
 # Packed formats of other tools; fp8 with block scales is not among them: it is widened on load.
-_PACKED_METHODS = ("mxfp4", "mxfp8", "awq", "gptq", "bitnet", "compressed-tensors", "modelopt")
+_PACKED_METHODS = ("mxfp4", "mxfp8", "awq", "gptq", "bitnet", "compressed-tensors", "modelopt", "exl3")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from planner.exl3 import bits_of
 from planner.headers import DTYPE_BITS, ModelFilesError, TensorHeader
+from planner.kv_profile import LATENT_TYPES
 from planner.load_options import LoadOptions, Quantization, is_packed
 
 _CAST_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -21,6 +23,7 @@ _ROUTER = re.compile(r"(router(\.(gate|proj|layer))?|\.gate(\.gate_proj|\.proj)?
 _NOT_LINEAR = re.compile(r"conv|norm|e_score|\.A_log|\.dt_bias|rotary|\.bias$|res_proj|position_ids")
 _EIGHT_BITS = Quantization(8, 64)
 _NONE = re.compile(r"(?!)")
+_DECODED = re.compile(r"kv_b_proj\.weight$")  # where attention takes it apart
 # Model type -> what is packed with 8 bits whatever is asked for, and what is not packed.
 _EXCEPTIONS: dict[str, tuple[re.Pattern[str], re.Pattern[str]]] = {
     "granite": (re.compile(r"(self_attn\.o_proj|mlp\.down_proj|^lm_head)\.weight$"), _NONE),
@@ -55,8 +58,10 @@ class LoadedBytes:
         self._quantization: Mapping[str, Any] = found if isinstance(found, dict) else {}
         self._cast_to = options.cast_to(config)
         self._eight, self._kept = _EXCEPTIONS.get(str(config.get("model_type")), (_NONE, _NONE))
+        self._decoded = _DECODED if config.get("model_type") in LATENT_TYPES else _NONE
         if options.quantize is not None and (
-            is_packed(config) or any(tensor.endswith(".scales") for tensor in headers)
+            is_packed(config)
+            or any(tensor.endswith(".scales") or bits_of(h.dtype) for tensor, h in headers.items())
         ):
             raise ModelFilesError(
                 f"{name} is quantised already: remove load.quantize, or name the model it was made from"
@@ -72,7 +77,12 @@ class LoadedBytes:
         return sum(self.bytes_of(header) for header in headers)
 
     def bytes_of(self, header: TensorHeader) -> int:
-        """fp8 weights with block scales are widened to bf16, their scales dropped."""
+        """fp8 weights with block scales are widened to bf16, their scales dropped.
+
+        EXL3 weights of which the model computes others are decoded to float16.
+        """
+        if bits_of(header.dtype) and self._decoded.search(header.name):
+            return math.prod(header.shape) * (self.cast_bytes or 2)
         if header.name.endswith("_scale_inv") or header.dtype not in _FLOATS:
             return 0 if header.name.endswith("_scale_inv") else header.nbytes
         is_widened = f"{header.name}_scale_inv" in self._headers
@@ -103,6 +113,10 @@ class LoadedBytes:
 
         Scales and biases are of their matrix's format, vectors of their own.
         """
+        bits = bits_of(header.dtype)
+        if bits:
+            is_decoded = self._decoded.search(header.name)
+            return (self._cast_to or "float16") if is_decoded else f"exl3/{bits}"
         path, _, leaf = header.name.rpartition(".")
         weight = self._headers.get(f"{path}.weight", header) if leaf in ("scales", "biases") else header
         how = self._packing(weight) if weight.dtype in _FLOATS else None

@@ -14,6 +14,15 @@ from typing import Any
 
 from planner.carry_profile import carry_bytes
 from planner.digests import digest_of
+from planner.exl3 import (
+    DECODED_BYTES,
+    DECODED_WEIGHTS,
+    ROTATED_BYTES,
+    bits_of,
+    fold,
+    told,
+    unpadded,
+)
 from planner.headers import DTYPE_BITS, TensorHeader, read_config
 from planner.kv_profile import (
     HEADS_KEYS,
@@ -79,6 +88,7 @@ class ModelProfile:
     shared_embed_bytes: int = 0  # of the embeddings: what every stage reads
     head_params: int = 0  # multiplied with one token, of the embedding where it is tied
     head_format: str = ""
+    precision: str = ""  # of EXL3 weights, for a reader; empty: there are none
     cut_bytes: tuple[
         int, ...
     ] = ()  # (L + 1,) of one token at the cut before each layer; empty: one hidden state
@@ -116,7 +126,8 @@ def profile_model(
 
     Raises ModelFilesError where no layers can be told, or what is quantised is to be quantised again.
     """
-    flat = flat_config(config)
+    flat, digest = flat_config(config), digest_of(config, dict(headers))
+    headers = fold(config, headers, name)
     parts = split_parts(headers, first_int(flat, NUM_LAYERS_KEYS) or None, name)
     tensors = LoadedBytes(headers, config, name, options)
     is_tied = not parts.head or flat.get("tie_word_embeddings", config.get("tie_word_embeddings")) is True
@@ -130,7 +141,7 @@ def profile_model(
     hidden_size = first_int(flat, HIDDEN_KEYS) or _size_of_norm(parts.layers)
     return ModelProfile(
         name=name,
-        digest=digest_of(config, dict(headers)),
+        digest=digest,
         model_type=str(config.get("model_type", "")),
         max_context=first_int(flat, CONTEXT_KEYS, NO_LIMIT_TOKENS),
         hidden_size=hidden_size,
@@ -147,6 +158,7 @@ def profile_model(
         shared_embed_bytes=tensors.nbytes(_shared_embeddings(flat, parts.embed)),
         head_params=sum(map(tensors.params_of, head)),
         head_format=tensors.format_of(head[0]) if head else "",
+        precision=told(headers.values()),
         cut_bytes=carry_bytes(flat, layers, hidden_size, dtype_bytes),
     )
 
@@ -179,6 +191,7 @@ def _profile_layer(
     num_experts = first_int(flat, EXPERTS_KEYS)
     top_k = _top_k(flat, index)
     weight_bytes = routed_bytes = active_bytes = active_params = width = 0
+    decoded = rotated = 0  # EXL3 weights, and inputs of one of them for one token
     formats: dict[str, list[int]] = {}  # dense bytes, routed bytes, active weights
     for rest, header in layer.items():
         nbytes, params = tensors.bytes_of(header), tensors.params_of(header)
@@ -196,7 +209,11 @@ def _profile_layer(
         if params:
             rows = header.shape[-2] * (header.shape[0] if len(header.shape) == 3 else 1)
             width += round(rows * share)
+        if bits_of(header.dtype):
+            decoded += params
+            rotated = max(rotated, header.shape[-1] * (top_k if is_routed else 1))
     shapes = {rest: header.shape for rest, header in layer.items()}
+    shapes |= unpadded(flat, layer)
     cache = cache_profile(flat, index, shapes, dtype_bytes)
     return LayerProfile(
         weight_bytes=weight_bytes,
@@ -209,6 +226,8 @@ def _profile_layer(
         cache_source=cache_source(flat, index),
         routed_bytes=routed_bytes,
         routed_share=min(top_k / num_experts, 1.0) if num_experts else 1.0,
+        decode_bytes=DECODED_BYTES * min(decoded, DECODED_WEIGHTS),
+        token_decode_bytes=ROTATED_BYTES * rotated,
         formats=tuple(WeightFormat(name, *amounts) for name, amounts in formats.items()),
     )
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
+from planner.exl3 import bits_of, fold
 from planner.headers import TensorHeader
 from planner.load_options import LoadOptions, Quantization
 from planner.model_profile import NO_OPTIONS
@@ -57,6 +58,7 @@ def num_params(config: dict[str, Any], headers: Mapping[str, TensorHeader]) -> i
 
 def _dequantized(config: Mapping[str, Any], headers: Mapping[str, TensorHeader]) -> dict[str, TensorHeader]:
     """One bfloat16 tensor for each quantised one, and all floats as bfloat16."""
+    headers = fold(config, headers, "the checkpoint")
     found: dict[str, Any] = next(
         (config[key] for key in _QUANTIZATION_KEYS if isinstance(config.get(key), dict)), {}
     )
@@ -68,7 +70,9 @@ def _dequantized(config: Mapping[str, Any], headers: Mapping[str, TensorHeader])
             leaf in ("scales", "biases") and f"{path}.weight" in headers
         ):
             continue
-        if header.dtype == "U32" and scales is not None:
+        if bits_of(header.dtype):
+            whole[name] = _as_bf16(header, header.shape)
+        elif header.dtype == "U32" and scales is not None:
             own = found.get(path)
             group = int((own if isinstance(own, dict) else found).get("group_size", GROUP_SIZE))
             whole[name] = _as_bf16(header, (*scales.shape[:-1], scales.shape[-1] * group))

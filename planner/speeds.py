@@ -11,6 +11,9 @@ from planner.chips import Chip
 DECODE_EFFICIENCY = 0.7
 # Large matrix products reach about half of the peak rate, attention and quantised formats included.
 PREFILL_EFFICIENCY = 0.5
+# Decoding one EXL3 weight takes a GPU's lane about 12 cycles (9-15 by the instructions of the codebooks), and
+# `flops_ms` is half of two operations a lane and cycle: so many of those operations are one decoded weight.
+DECODE_FLOPS = 12
 # Launching one layer's kernels, and waking a stage up for one microbatch.
 LAYER_OVERHEAD_MS = 0.05
 STAGE_OVERHEAD_MS = 0.3
@@ -21,7 +24,7 @@ class FormatRate:
     """How fast a node multiplies with weights of one format.
 
     Formats are named "float32", "bfloat16", "float16", "affine4/64" (bits/group size, scales in bfloat16),
-    "affine4/64+float16" (in another dtype), "mxfp4", "mxfp8", "nvfp4".
+    "affine4/64+float16" (in another dtype), "mxfp4", "mxfp8", "nvfp4", "exl3/3" (bits).
     Raises ValueError for a rate that is not above 0.
     """
 
@@ -56,6 +59,16 @@ class Speeds:
     def of(self, name: str) -> FormatRate | None:
         """The rates of a format; None where only bytes and `flops_ms` are known to bind it."""
         return next((rate for rate in self.formats if rate.format == name), None)
+
+    def weight_bytes_ms(self, name: str) -> float:
+        """Bytes of weights of a format that a pass gets through in a ms, once for all its rows.
+
+        Where an EXL3 format was not measured, decoding bounds it as well as reading.
+        """
+        bits = name.removeprefix("exl3/")
+        if bits == name or self.of(name) is not None:
+            return self.read_bytes_ms
+        return min(self.read_bytes_ms, self.flops_ms / DECODE_FLOPS * int(bits) / 8)
 
 
 def table_speeds(chip: Chip) -> Speeds:

@@ -79,10 +79,11 @@ class StageBytes:
         """Scratch of a stage for one prefill chunk: an upper bound.
 
         The fullest layer counts the outputs of all its linears, four hidden states, the attention scores
-        and masks where they are written to memory, the scan of a recurrent layer, and a second copy of one
-        session's cache (it is copied when it grows). Where caches are quantised, those of one session's
-        first chunk count in plain, and attention scores are always written to memory. The last stage adds the
-        logits of the chunk, and four rows of them in float32 for the sampler.
+        and masks where they are written to memory, the scan of a recurrent layer, the decoding of EXL3
+        weights, and a second copy of one session's cache (it is copied when it grows). Where caches are
+        quantised, those of one session's first chunk count in plain, and attention scores are always written
+        to memory. The last stage adds the logits of the chunk, and four rows of them in float32 for the
+        sampler.
         """
         model = self.model
         total = max(self._scratch[is_fused][start:stop])
@@ -135,7 +136,9 @@ class StageBytes:
             seen = min(context, (layer.cache.window or context) + self.work.chunk_tokens)
             elements += layer.score_copies * model.num_heads * self.chunk_tokens * seen
             mask_bytes = MASKS * self.chunk_tokens * seen if layer.score_copies else 0
-        return elements * model.dtype_bytes + mask_bytes + layer.scan_bytes + self._cache_bytes(layer.cache)
+        decode_bytes = layer.decode_bytes + self.chunk_tokens * layer.token_decode_bytes
+        plain_bytes = elements * model.dtype_bytes + mask_bytes + layer.scan_bytes
+        return plain_bytes + decode_bytes + self._cache_bytes(layer.cache)
 
 
 def _sums(values: Iterable[int]) -> list[int]:

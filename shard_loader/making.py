@@ -18,6 +18,7 @@ from mlx_lm.models.mla import MultiLinear
 from mlx_lm.models.switch_layers import SwitchLinear
 
 from planner.load_options import LoadOptions, Quantization
+from shard_loader.exl3 import is_exl3, keeps_dtype
 from shard_loader.origins import InFile, Origin, Origins, Stack
 
 SMALL_BYTES = 1 << 20  # what is computed but smaller than this is evaluated with its layer
@@ -132,11 +133,12 @@ class Workshop:
 
     def _cast(self, model: nn.Module, dtype: mx.Dtype | None) -> None:
         may_cast = getattr(model, "cast_predicate", lambda _name: True)
+        kept = keeps_dtype(model)
         changed: list[tuple[str, mx.array]] = []
         for name, array in tree_flatten(model.parameters()):
             origin = self._origins.of(array)
             is_float = mx.issubdtype(array.dtype, mx.floating)
-            if dtype is None or array.dtype == dtype or not is_float or not may_cast(name):
+            if dtype is None or array.dtype == dtype or not is_float or name in kept or not may_cast(name):
                 self._steps[id(array)] = _Step(array, origin, None)
             else:
                 new = array.astype(dtype)
@@ -146,7 +148,7 @@ class Workshop:
 
     def _quantize(self, model: nn.Module, how: Quantization) -> None:
         before = dict(model.named_modules())
-        if any("scales" in module and hasattr(module, "bits") for module in before.values()):
+        if any(is_exl3(m) or ("scales" in m and hasattr(m, "bits")) for m in before.values()):
             raise ValueError("the checkpoint is quantised already: remove load.quantize")
         try:
             nn.quantize(

@@ -79,6 +79,11 @@ class Stack:
                 batch = []
 
     @property
+    def parts(self) -> tuple[InFile | mx.array, ...]:
+        """What is stacked, as long as it is not used up."""
+        return tuple(self._parts)
+
+    @property
     def is_in_files(self) -> bool:
         """Whether all parts lie in files as they are."""
         return all(isinstance(part, InFile) for part in self._parts)

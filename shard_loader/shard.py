@@ -210,6 +210,15 @@ class Shard:
         with swapped([layers[stop - 1] for stop in stops], evaluating):
             return self.forward(tokens, carry, state)
 
+    @property
+    def own_layers(self) -> list[nn.Module]:
+        """The modules of layers [start, stop)."""
+        return decoder_layers(self._model)[self.start : self.stop]
+
+    def dry_run(self) -> None:
+        """One forward pass of a throw-away state that is built and not evaluated."""
+        self._placeholder_pass()
+
     def warm_up(self) -> None:
         """One forward pass of a throw-away state, evaluated a few layers at a time: kernels get compiled."""
         layers = decoder_layers(self._model)

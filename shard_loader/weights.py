@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from mlx import nn
 from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes, load_model
 
+from planner.exl3 import refusal
 from planner.headers import read_checkpoint
 from planner.load_options import LoadOptions
 from shard_loader.absent import Absent
 from shard_loader.cache_io import CorruptEntryError, keeping
+from shard_loader.exl3 import Exl3Weights
 from shard_loader.making import Making, Workshop
 from shard_loader.origins import Origins
 from shard_loader.shard import Shard
@@ -127,9 +130,13 @@ def load_lazily(model_dir: Path, *, intake: Intake | None = None) -> nn.Module:
 
 def build(model_dir: Path, options: LoadOptions, intake: Intake | None = None) -> tuple[nn.Module, Workshop]:
     """The whole lazy model with `options` applied, and how its parameters are made. As `load_lazily`."""
-    origins = Origins(model_dir, read_checkpoint(model_dir).headers)
+    checkpoint = read_checkpoint(model_dir)
+    origins = Origins(model_dir, checkpoint.headers)
+    names = [*chain(checkpoint.headers, *checkpoint.missing.values())]
 
     def checked_classes(config: dict[str, Any]) -> tuple[type, type]:
+        if reason := refusal(config, names, str(model_dir)):
+            raise WeightsError(reason)
         model_class, args_class = _get_classes(config=config)
         attributes = {
             "__module__": model_class.__module__,
@@ -160,9 +167,18 @@ class _Checked:
     intake: Intake
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        """What mlx-lm calls first: every tensor passes `intake`, whether or not the model sanitizes."""
+        """What mlx-lm calls first: every tensor passes `intake`, whether or not the model sanitizes.
+
+        EXL3 weights are seen by the model as plain ones, and get their own modules here.
+        """
         own = getattr(super(), "sanitize", dict)
-        return self.origins.watch(own, self.intake(weights))
+        taken = self.intake(weights)
+        exl3 = Exl3Weights(taken)
+
+        def sanitized(tensors: dict[str, mx.array]) -> dict[str, mx.array]:
+            return exl3.install(self, own(exl3.plain(tensors)), self.origins)
+
+        return self.origins.watch(own if exl3.is_empty else sanitized, taken)
 
     def load_weights(self: Any, file_or_weights: list[tuple[str, mx.array]], strict: bool = True) -> Any:
         weights = dict(file_or_weights)

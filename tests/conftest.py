@@ -17,7 +17,7 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="macrame-cache-")  # neve
 os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="macrame-data-")
 for folder in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
     atexit.register(shutil.rmtree, os.environ[folder], ignore_errors=True)
-for secret in ("MACRAME_TOKEN", "MACRAME_API_KEYS", "MACRAME_FAULT", "MACRAME_CACHE"):
+for secret in ("MACRAME_TOKEN", "MACRAME_API_KEYS", "MACRAME_FAULT", "MACRAME_CACHE", "MACRAME_KERNELS"):
     os.environ.pop(secret, None)
 
 import threading
@@ -73,6 +73,12 @@ def no_leaks() -> Iterator[None]:
         if time.monotonic() > deadline:
             pytest.fail(f"left behind: processes {left[0]}, listening ports {left[1]}, threads {left[2]}")
         threading.Event().wait(0.02)
+
+
+@pytest.fixture
+def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels run on this CPU, thread by thread."""
+    monkeypatch.setenv("MACRAME_KERNELS", "emulate")
 
 
 @pytest.fixture(scope="module")

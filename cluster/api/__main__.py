@@ -133,7 +133,9 @@ def _serve(config: ClusterConfig, args: argparse.Namespace) -> int:
     listener = _listen(config.api.host, config.api.port)
     adapters = [adapter.name for adapter in config.load.adapters]
     credentials = load_credentials(config, args.rank)
-    head = HeadClient(args.head, credentials, peer=config.nodes[0].name)
+    head = HeadClient(
+        args.head, credentials, peer=config.nodes[0].name, silence_limit_s=config.silence_timeout_s
+    )
     service = Service(
         config.model, config.model_dir_base, head, config.api.queue, adapters, keep_alive_s=args.keep_alive_s
     )

@@ -1,0 +1,33 @@
+"""What runs the kernels here: Metal, CUDA, the emulator on the CPU, or nothing (then MLX's own ops are used).
+
+MACRAME_KERNELS=off turns them all off; MACRAME_KERNELS=emulate runs them on this CPU, thread by thread, which
+is for tests: thousands of times slower than a GPU. Any thread.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+import mlx.core as mx
+
+VARIABLE = "MACRAME_KERNELS"
+Backend = Literal["metal", "cuda", "emulated"]
+
+
+def current() -> Backend | None:
+    """The backend of a kernel called now; None where there is none, or where the user wants none.
+
+    Raises ValueError where MACRAME_KERNELS is none of on, off, emulate."""
+    asked = os.environ.get(VARIABLE, "on") or "on"
+    if asked == "off":
+        return None
+    if asked == "emulate":
+        return "emulated"
+    if asked != "on":
+        raise ValueError(f"{VARIABLE} is {asked!r}: say on, off or emulate.")
+    if mx.default_device() != mx.Device(mx.gpu):
+        return None
+    if mx.metal.is_available():
+        return "metal"
+    return "cuda" if mx.cuda.is_available() else None

@@ -1,0 +1,145 @@
+"""Compiles what translate.py writes, once for each text and compiler, into the user's cache folder."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+HERE = Path(__file__).resolve().parent
+SOURCES = (
+    "numbers.h",
+    "vectors.h",
+    "fibers.h",
+    "dispatch.h",
+    "library.h",
+    "matrix.h",
+    "msl.h",
+    "watch.h",
+    "watch.cpp",
+)
+Mode = Literal["plain", "watched", "address", "thread"]
+_FLAGS = (
+    "-std=c++17",
+    "-O2",
+    "-fPIC",
+    "-fno-threadsafe-statics",
+    "-Wno-attributes",
+    "-Wno-unknown-attributes",
+    "-Wframe-larger-than=65536",
+    "-ffp-contract=off",
+    "-fvisibility=hidden",
+)
+_MODE_FLAGS: dict[Mode, tuple[str, ...]] = {
+    "plain": (),
+    "watched": ("-fsanitize=thread", "-g1"),  # its calls, answered by watch.cpp
+    "address": ("-fsanitize=address", "-g1"),
+    "thread": ("-fsanitize=thread", "-g1", "-DMSL_TSAN"),
+}
+_NEW_ENOUGH = {"avx2", "f16c", "fma", "bmi2"}  # x86-64-v3: half and fma as instructions, not as calls
+
+
+class EmulatorError(RuntimeError):
+    """The emulator cannot run a kernel, or has found what is wrong with it."""
+
+
+@functools.cache
+def compiler() -> str | None:
+    """The C++ compiler: what CXX names, else g++, clang++ or c++; None where there is none."""
+    for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
+        if name and (found := shutil.which(name)):
+            return found
+    return None
+
+
+@functools.cache
+def _version(path: str) -> str:
+    return subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+
+
+@functools.cache
+def flags(path: str) -> tuple[str, ...]:
+    """How to compile here. Every operation in half rounds to half, and nothing is contracted to an fma."""
+    found = [*_FLAGS, "-fexcess-precision=16"]
+    if "clang" not in _version(path):
+        found.append("-fno-gnu-unique")
+    if platform.machine() == "x86_64" and sys.platform == "linux":
+        cpu = set(
+            Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\nflags")[2].split("\n")[0].split()
+        )
+        if cpu >= _NEW_ENOUGH:
+            found.append("-march=x86-64-v3")
+    return tuple(found)
+
+
+@functools.cache
+def _sources() -> str:
+    return "".join((HERE / name).read_text(encoding="utf-8") for name in SOURCES)
+
+
+def cache_folder() -> Path:
+    given = os.environ.get("XDG_CACHE_HOME")
+    home = Path.home()
+    base = (
+        Path(given) if given else home / "Library" / "Caches" if sys.platform == "darwin" else home / ".cache"
+    )
+    return base / "macrame" / "emulated"
+
+
+def library(text: str, mode: Mode = "plain") -> Path:
+    """The shared library of a C++ text. Raises EmulatorError without a compiler, and with its words where the
+    text does not compile."""
+    path = compiler()
+    if path is None:
+        raise EmulatorError("The emulator needs a C++ compiler: install g++ or clang++, or set CXX.")
+    options = flags(path)
+    key = _key(text, _sources(), _version(path), mode, *options)
+    made = cache_folder() / f"{key}.so"
+    return _once(made, lambda unfinished: _compile([path, *options], text, mode, unfinished))
+
+
+def _key(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+def _once(made: Path, make: Callable[[Path], None]) -> Path:
+    """The file, made now if it is not there; the nodes of a ring on one machine may want it at once."""
+    if not made.exists():
+        made.parent.mkdir(parents=True, exist_ok=True)
+        with made.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                unfinished = made.with_suffix(".unfinished")
+                make(unfinished)
+                unfinished.replace(made)
+    return made
+
+
+def _compile(start: list[str], text: str, mode: Mode, made: Path) -> None:
+    source, kernel = made.with_suffix(".cpp"), made.with_suffix(".o")
+    source.write_text(text, encoding="utf-8")
+    compile_ = [*start, "-I", str(HERE), "-c"]
+    _run([*compile_, *_MODE_FLAGS[mode], str(source), "-o", str(kernel)])
+    objects, link = [str(kernel)], _MODE_FLAGS[mode]
+    if mode == "watched":
+        watch = cache_folder() / f"watch-{_key(_sources(), *start, _version(start[0]))}.o"
+        _once(watch, lambda unfinished: _run([*compile_, str(HERE / "watch.cpp"), "-o", str(unfinished)]))
+        objects, link = [*objects, str(watch)], ()
+    _run([*start, "-shared", *link, *objects, "-o", str(made)])
+    kernel.unlink()
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise EmulatorError(f"The kernel does not compile:\n{done.stderr.strip()}")
+    if "frame-larger-than" in done.stderr:
+        raise EmulatorError("A thread's own arrays take more than 64 KiB, which no GPU holds in registers.")

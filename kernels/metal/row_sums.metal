@@ -1,0 +1,21 @@
+    // The sum of each row of x (rows, COLUMNS), one threadgroup a row: every byte is read once, so that its time
+    // is that of the memory. `macrame kernels` measures with it what a chip's memory gives.
+    threadgroup float partial[32];
+    const uint row = threadgroup_position_in_grid.x;
+    const device T* source = x + ulong(row) * COLUMNS;
+    float sum = 0.0f;
+    for (uint i = thread_index_in_threadgroup; i < uint(COLUMNS); i += threads_per_threadgroup.x) {
+        sum += float(source[i]);
+    }
+    sum = simd_sum(sum);
+    if (thread_index_in_simdgroup == 0) {
+        partial[simdgroup_index_in_threadgroup] = sum;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (simdgroup_index_in_threadgroup == 0) {
+        sum = thread_index_in_simdgroup < simdgroups_per_threadgroup ? partial[thread_index_in_simdgroup] : 0.0f;
+        sum = simd_sum(sum);
+        if (thread_index_in_simdgroup == 0) {
+            sums[row] = sum;
+        }
+    }

@@ -1,0 +1,217 @@
+"""A kernel: body and headers in files of kernels/metal/, called alike on Metal, on CUDA and in the emulator.
+
+Belongs to the thread that owns MLX. On Metal and CUDA a call is lazy, as every op of MLX; emulated it
+evaluates its inputs and computes at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from kernels import backend, cuda_text, msl_text
+from kernels.emulator import launch
+
+FOLDER = Path(__file__).resolve().parent / "metal"
+SIMD = 32  # lanes of a simdgroup, threads of a warp
+MAX_THREADS = 1024  # of a threadgroup
+Triple = tuple[int, int, int]
+
+
+@functools.cache
+def _read(name: str) -> str:
+    return (FOLDER / name).read_text(encoding="utf-8")
+
+
+def file_text(name: str) -> str:
+    """A file of kernels/metal/."""
+    text = _read(name)
+    if name.partition(".")[0] not in _wrong:
+        return text
+    changed = re.sub(r"= T\((.+)\);", r"= T(1.25f * (\1));", text)
+    if changed == text:
+        raise ValueError(f"{name} cannot be made wrong: it stores nothing as T(...)")
+    return changed
+
+
+_wrong: set[str] = set()
+
+
+def make_wrong(name: str) -> None:
+    """From now on a file (without its suffix) stores other numbers: a test of those who must find out."""
+    _wrong.add(name)
+
+
+def wrong_files() -> list[str]:
+    """Those that were made wrong."""
+    return sorted(_wrong)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One launch, as it was asked for."""
+
+    kernel: Kernel
+    arrays: tuple[mx.array, ...]
+    template: dict[str, msl_text.TemplateValue]
+    grid: Triple  # threads, whole threadgroups
+    threadgroup: Triple
+    shapes: tuple[tuple[int, ...], ...]  # of the outputs
+    dtypes: tuple[mx.Dtype, ...]
+
+    def __post_init__(self) -> None:
+        name, threads = self.kernel.name, self.threadgroup[0] * self.threadgroup[1] * self.threadgroup[2]
+        if len(self.arrays) != len(self.kernel.inputs):
+            raise ValueError(f"{name} takes {len(self.kernel.inputs)} arrays, not {len(self.arrays)}")
+        if not len(self.kernel.outputs) == len(self.shapes) == len(self.dtypes):
+            raise ValueError(
+                f"{name} has {len(self.kernel.outputs)} outputs, not {len(self.shapes)} shapes and "
+                f"{len(self.dtypes)} dtypes"
+            )
+        if threads % SIMD or not 0 < threads <= MAX_THREADS:
+            raise ValueError(
+                f"{name}: a threadgroup of {threads} threads, not a multiple of {SIMD} to {MAX_THREADS}"
+            )
+        if any(size < 1 or size % part for size, part in zip(self.grid, self.threadgroup, strict=True)):
+            raise ValueError(
+                f"{name}: a grid of {self.grid} threads is not made of threadgroups {self.threadgroup}"
+            )
+
+    @property
+    def inputs(self) -> tuple[msl_text.Operand, ...]:
+        pairs = zip(self.kernel.inputs, self.arrays, strict=True)
+        return tuple(msl_text.Operand(name, a.dtype, a.ndim, a.size) for name, a in pairs)
+
+    @property
+    def outputs(self) -> tuple[msl_text.Operand, ...]:
+        parts = zip(self.kernel.outputs, self.dtypes, self.shapes, strict=True)
+        return tuple(msl_text.Operand(name, dtype, len(shape), 0) for name, dtype, shape in parts)
+
+    def msl(self) -> msl_text.Generated:
+        """The source that Metal compiles for this call."""
+        k = self.kernel
+        return msl_text.generate(
+            k.name, k.header, k.body, inputs=self.inputs, outputs=self.outputs, template=self.template
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """kernels/metal/NAME.metal, the body as mx.fast.metal_kernel takes it, behind `headers` of that folder.
+
+    `inputs` and `outputs` are the names that the body uses. `text` is the body itself where it is no file of
+    ours (a kernel made wrong on purpose, in a test)."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    headers: tuple[str, ...] = ()
+    text: str | None = field(default=None, repr=False)
+
+    @property
+    def body(self) -> str:
+        return file_text(f"{self.name}.metal") if self.text is None else self.text
+
+    @property
+    def header(self) -> str:
+        return "".join(file_text(name) for name in self.headers)
+
+    def digest(self) -> str:
+        """Of everything that the kernel is made of: a verdict about one text is none about another."""
+        whole = "\0".join((self.name, *self.inputs, *self.outputs, self.header, self.body))
+        return hashlib.sha256(whole.encode()).hexdigest()[:16]
+
+    def __call__(
+        self,
+        arrays: Sequence[mx.array],
+        *,
+        grid: Triple,
+        threadgroup: Triple,
+        shapes: Sequence[Sequence[int]],
+        dtypes: Sequence[mx.Dtype],
+        template: Mapping[str, msl_text.TemplateValue] | None = None,
+    ) -> list[mx.array]:
+        """The outputs. `grid` is in threads and made of whole threadgroups, those of whole simdgroups.
+
+        Every value of `template` is a compilation of its own: no number of tokens belongs there.
+        Raises ValueError for a launch that cannot be, RuntimeError where no backend is."""
+        call = Call(
+            self,
+            tuple(arrays),
+            dict(template or {}),
+            grid,
+            threadgroup,
+            tuple(tuple(shape) for shape in shapes),
+            tuple(dtypes),
+        )
+        where = backend.current()
+        if where is None:
+            raise RuntimeError(f"The kernel {self.name} has no GPU to run on: ask backend.current() first.")
+        for listener in _listeners:
+            listener(call)
+        if where == "emulated":
+            return launch.run(
+                self.name,
+                call.msl(),
+                inputs=dict(zip(self.inputs, call.arrays, strict=True)),
+                outputs=dict(zip(self.outputs, zip(call.shapes, call.dtypes, strict=True), strict=True)),
+                grid=grid,
+                threadgroup=threadgroup,
+            )
+        make = _metal if where == "metal" else _cuda
+        function = make(self, tuple(call.template.items()), tuple((x.dtype, x.ndim) for x in call.arrays))
+        found: list[mx.array] = function(
+            inputs=list(call.arrays),
+            template=list(call.template.items()),
+            grid=call.grid,
+            threadgroup=call.threadgroup,
+            output_shapes=[list(shape) for shape in call.shapes],
+            output_dtypes=list(call.dtypes),
+        )
+        return found
+
+
+_listeners: list[Callable[[Call], None]] = []
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[Call]]:
+    """Every launch made inside, in order: to count launches, or to look at their sources."""
+    calls: list[Call] = []
+    _listeners.append(calls.append)
+    try:
+        yield calls
+    finally:
+        _listeners.remove(calls.append)
+
+
+@functools.cache
+def _metal(kernel: Kernel, _template: object, _inputs: object) -> Any:
+    return mx.fast.metal_kernel(
+        name=kernel.name,
+        input_names=list(kernel.inputs),
+        output_names=list(kernel.outputs),
+        source=kernel.body,
+        header=kernel.header,
+    )
+
+
+@functools.cache
+def _cuda(kernel: Kernel, template: object, inputs: object) -> Any:
+    """One object for each instantiation: MLX keeps compiled CUDA code by its name, which so says all."""
+    made_of = hashlib.sha256(f"{kernel.digest()} {template} {inputs}".encode()).hexdigest()[:12]
+    return mx.fast.cuda_kernel(
+        name=f"{kernel.name}_{made_of}",
+        input_names=list(kernel.inputs),
+        output_names=list(kernel.outputs),
+        source=cuda_text.body(kernel.body),
+        header=cuda_text.header(kernel.header),
+    )
