@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 
 import mlx.core as mx
 
@@ -20,6 +18,7 @@ from cluster.open_sessions import OpenSessions, about
 from cluster.session import Session
 from cluster.step import Output, Step, Steps, Wanted
 from cluster.step_memory import StepMemory
+from cluster.step_stats import StepStats
 from cluster.trace_layers import forward
 from cluster.trace_recorder import Kind, recorder
 from kernels import backend
@@ -28,6 +27,7 @@ from proto.codec import Tensor
 from shard_loader.adapters import Adapters
 from shard_loader.batch_state import BatchState
 from shard_loader.carry import flatten, to_wire, unflatten
+from shard_loader.expert_kernels import distrust_kernels
 from shard_loader.host_arrays import HostArrays
 from shard_loader.reach import Reach
 from shard_loader.shard import Shard
@@ -36,22 +36,11 @@ from shard_loader.trim import clear_cache
 
 logger = logging.getLogger(__name__)
 
-RECENT_STEPS = 64
 MAX_ERROR_CHARS = 4000  # of a failure's text in a frame
 KV_MEASURE_STEPS = 32  # decode steps between two sums over all caches
 
 
 _Compiled = Future[tuple[bytes, bytes]]  # a grammar's first mask
-
-
-@dataclass(slots=True)
-class StepStats:
-    """What the stage did since it became ready. Times in ms."""
-
-    num_steps: int = 0
-    num_tokens: int = 0
-    busy_ms: float = 0.0
-    recent_step_ms: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
 
 
 class Engine:
@@ -282,6 +271,7 @@ class Engine:
 
     def _failed(self, slot: ring_pb2.Slot, failure: Exception) -> str:
         """The session of `slot` ends here; why, for its client."""
+        distrust_kernels(self.shard, failure)
         session = self.sessions.pop(slot.session, None)
         logger.exception(
             "session %d failed at position %d",
