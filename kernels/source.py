@@ -56,6 +56,9 @@ class Call:
             raise ValueError(
                 f"{name}: a threadgroup of {threads} threads, not a multiple of {SIMD} to {MAX_THREADS}"
             )
+        scalars = [key for key, a in zip(self.kernel.inputs, self.arrays, strict=True) if a.ndim == 0]
+        if scalars:  # Metal would pass a reference, CUDA a pointer
+            raise ValueError(f"{name}: {', '.join(scalars)} has no dimension: pass an array of shape (1,)")
         if any(size < 1 or size % part for size, part in zip(self.grid, self.threadgroup, strict=True)):
             raise ValueError(
                 f"{name}: a grid of {self.grid} threads is not made of threadgroups {self.threadgroup}"
@@ -151,6 +154,7 @@ class Kernel:
             threadgroup=call.threadgroup,
             output_shapes=[list(shape) for shape in call.shapes],
             output_dtypes=list(call.dtypes),
+            verbose=_is_shown,
         )
         return found
 
@@ -167,6 +171,20 @@ def recorded() -> Iterator[list[Call]]:
         yield calls
     finally:
         _listeners.remove(calls.append)
+
+
+_is_shown = False
+
+
+@contextlib.contextmanager
+def shown() -> Iterator[None]:
+    """Inside, MLX prints the source that it makes of each launch."""
+    global _is_shown
+    before, _is_shown = _is_shown, True
+    try:
+        yield
+    finally:
+        _is_shown = before
 
 
 @functools.cache

@@ -20,7 +20,7 @@ FAULTS = """
     const uint i = thread_index_in_threadgroup;
     const uint g = threadgroup_position_in_grid.x * 64 + i;
     s[i] = x[i];
-    switch (which) {
+    switch (which[0]) {
     case 0:  // right
         threadgroup_barrier(mem_flags::mem_threadgroup);
         out[g] = s[63 - i];
@@ -57,6 +57,9 @@ FAULTS = """
     case 9:  // every threadgroup writes the same
         out[i] = x[i];
         break;
+    case 12:
+        s[i + 1] = 1.0f;
+        break;
     case 10:
         if (i < 10) return;
         threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -73,7 +76,7 @@ def run_faulty(which: int, order: launch.Order = "forward") -> launch.Launch:
     kernel = Kernel("faulty", ("x", "which"), ("out",), text=FAULTS)
     with launch.options(order=order, mode="watched") as log:
         kernel(
-            [mx.arange(64).astype(mx.float32), mx.array(which)],
+            [mx.arange(64).astype(mx.float32), mx.array([which])],
             grid=(128, 1, 1),
             threadgroup=(64, 1, 1),
             shapes=[(128,)],
@@ -95,12 +98,13 @@ def test_what_a_kernel_moves_is_counted(order: launch.Order) -> None:
 @pytest.mark.parametrize(
     ("which", "message"),
     [
-        (1, "race: thread .* of threadgroup memory, which .* of this threadgroup .* with no barrier between"),
-        (2, "race: thread .* of threadgroup memory"),
-        (4, "race: thread .* of threadgroup memory"),
-        (5, "race: thread .* of threadgroup memory"),
+        (1, "race: thread .* of s, which .* of this threadgroup .* with no barrier between"),
+        (2, "race: thread .* of s, which"),
+        (4, "race: thread .* of s, which"),
+        (5, "race: thread .* of s, which"),
         (6, "reads 4 bytes at byte 256 of x, which has 256"),
         (7, "writes 4 bytes at byte 512 of out, which has 512|race: thread .* of out"),
+        (12, "writes 4 bytes at byte 256 of the threadgroup's s, which has 256|race: thread .* of s, which"),
         (8, "writes to its input x"),
         (9, "race: thread .* writes byte .* of out, which thread .* of another threadgroup writes"),
         (10, "deadlock: 54 threads wait .thread .. at threadgroup_barrier in line .*, 10 have returned"),

@@ -83,11 +83,16 @@ __attribute__((noinline)) void touch(void* address, long n, bool is_write, void*
   if (p + n > watch.start && p < watch.stop) return in_buffers(p, n, is_write, place);
   for (int i = 0; i < threadgroup_memory.n; i++) {
     const Variable& v = threadgroup_memory.at[i];
-    auto start = (unsigned char*)v.address;
-    if (p < start || p >= start + v.bytes) continue;
+    if (p + n <= v.room || p >= v.room_end) continue;
+    const long offset = p - v.address;
+    if (offset < 0 || offset + n > long(v.bytes)) {
+      char text[300];
+      snprintf(text, sizeof text, "%s %ld bytes at byte %ld of the threadgroup's %s, which has %zu",
+               is_write ? "writes" : "reads", n, offset, v.name, v.bytes);
+      return say(place, text);
+    }
     if (!watch.shadows[i]) watch.shadows[i] = new Shadow[v.bytes];
-    for (long k = p - start; k < p - start + n && k < long(v.bytes); k++)
-      follow(watch.shadows[i][k], is_write, 0, "threadgroup memory", k, place);
+    for (long k = offset; k < offset + n; k++) follow(watch.shadows[i][k], is_write, 0, v.name, k, place);
     return;
   }
 }
