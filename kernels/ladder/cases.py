@@ -7,6 +7,7 @@ from functools import partial
 import mlx.core as mx
 
 from kernels.ladder.case import Case
+from kernels.ladder.exl3_cases import exl3_cases
 from kernels.row_sums import row_sums
 
 
@@ -39,4 +40,4 @@ def row_sum_cases() -> list[Case]:
 
 
 def all_cases() -> list[Case]:
-    return row_sum_cases()
+    return [*row_sum_cases(), *exl3_cases()]
