@@ -107,7 +107,7 @@ def _case(
 
 
 def exl3_cases() -> list[Case]:
-    """Decoding, bit for bit, in all widths and codebooks; products of few rows; experts of one and of more."""
+    """Decoding, bit for bit, in all widths and codebooks; products of few rows; experts for few tokens."""
     cases = [
         _case(
             f"exl3_unpack/{bits}bit-{codebook}",
