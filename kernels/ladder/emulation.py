@@ -35,7 +35,7 @@ class Result:
 
 
 def emulate(case: Case, mode: build.Mode = "watched") -> Result:
-    """In three orders of threads, the first of them twice: all bits must be the same. Once with a sanitizer."""
+    """In three orders of threads, the first twice: all bits must be the same. Once with a sanitizer."""
     arrays = list(case.inputs())
     with mx.stream(mx.cpu):  # where no product of float32 is rounded to less
         wanted = as_list(case.reference(*arrays))
