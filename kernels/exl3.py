@@ -91,6 +91,14 @@ class Exl3Linear(nn.Module):  # type: ignore[misc]
         y = exl3_ops.linear(x, self.trellis, self.suh, self.svh, self.codebook, bias=bias, decoder=decoder)
         return y[..., : self.output_dims]
 
+    def to_lora(self, *, r: int, scale: float, dropout: float) -> nn.Module:
+        """What mlx-lm asks of a layer that an adapter changes."""
+        from mlx_lm.tuner.lora import LoRALinear  # brings the trainer with it: not for everyone
+
+        lora = LoRALinear(self.input_dims, self.output_dims, r, dropout, scale)
+        lora.linear = self
+        return lora
+
 
 class Exl3Parts(nn.Module):  # type: ignore[misc]
     """One layer of a model whose checkpoint keeps its outputs in several tensors, side by side."""
@@ -170,6 +178,14 @@ class Exl3SwitchLinear(nn.Module):  # type: ignore[misc]
             decoder=UNPACKED if self.choice.is_unpacked else PLAIN,
         )
         return y[..., : self.output_dims]
+
+    def to_lora(self, *, r: int, scale: float, dropout: float) -> nn.Module:
+        """As Exl3Linear's."""
+        from mlx_lm.tuner.lora import LoRASwitchLinear
+
+        lora = LoRASwitchLinear(self.input_dims, self.output_dims, self.num_experts, r, dropout, scale)
+        lora.linear = self
+        return lora
 
     def _by_kernels(self, x: mx.array, indices: mx.array) -> mx.array:
         """(pairs, output_dims), in the order of the indices."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import mlx.core as mx
 
 from kernels import backend, moe_kernels, moe_ops
@@ -36,7 +34,6 @@ __all__ = [
 ]
 
 
-@functools.cache
 def supports(spec: BlockSpec, shared: BlockSpec | None = None) -> str | None:
     """Why the kernels cannot run this block, in a few words; None when they can."""
     if spec.num_experts > moe_kernels.MAX_EXPERTS:
@@ -89,7 +86,10 @@ def run(
     """
     spec, tokens = block.spec, x.shape[0]
     other = None if shared is None else shared.spec
-    if backend.current() is None or not 0 < tokens <= moe_kernels.MAX_BATCH_TOKENS or supports(spec, other):
+    if other not in block.reasons:
+        block.reasons[other] = supports(spec, other)
+    is_few = 0 < tokens <= moe_kernels.MAX_BATCH_TOKENS
+    if not is_few or backend.current() is None or block.reasons[other] is not None:
         return moe_ops.switch_glu(spec, x, indices, scores, block.gate, block.up, block.down, shared)
     if shared is not None and scores is None:
         raise ValueError("a shared expert needs scores: its answer is added to the weighted sum")

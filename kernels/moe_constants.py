@@ -112,6 +112,11 @@ class Block:
         return matrix_arrays(self.down)
 
     @functools.cached_property
+    def reasons(self) -> dict[BlockSpec | None, str | None]:
+        """Why kernels cannot run it beside such a shared expert, once that was asked; None: they can."""
+        return {}
+
+    @functools.cached_property
     def tile(self) -> int:
         """Pairs of an expert that meet a weight at a time at most.
 

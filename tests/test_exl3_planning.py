@@ -5,19 +5,26 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 from cluster.dry_run import main
 from planner import exl3
 from planner.chips import find_chip
+from planner.cost import CostModel
 from planner.headers import ModelFilesError, TensorHeader, read_config, read_headers
+from planner.kv_profile import PREFILL_CHUNK_TOKENS as CHUNK
 from planner.load_options import is_packed
 from planner.model_profile import read_model_profile
+from planner.node_profile import GB, make_node
 from planner.precision import convert, num_params
 from planner.speeds import DECODE_FLOPS, FormatRate, Speeds, table_speeds
+from planner.workload import Workload
+from shard_loader.weights import load_shard
 from tests.tiny_exl3 import three_bits, write_exl3
 
 NODES = [{"host": f"10.0.0.{i}", "memory_gb": 16, "chip": "Apple M4"} for i in (1, 2)]
+WIDER = {"hidden_size": 256, "intermediate_size": 768, "kv_lora_rank": 128, "q_lora_rank": 128}
 EXL3 = {"quantization_config": {"quant_method": "exl3", "bits": 3.0, "head_bits": 6}}
 
 
@@ -120,3 +127,27 @@ def test_other_precisions_are_reckoned_from_the_weights_it_stands_for(tmp_path: 
     assert is_packed(exl3_files[0])
     _, headers, _ = convert(*exl3_files, 16)
     assert headers["model.layers.0.self_attn.q_proj.weight"].dtype == "BF16"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("arch", ["llama", "qwen3_moe", "deepseek_v3"])
+@pytest.mark.parametrize("num_chunks", [1, 3])
+def test_scratch_covers_a_prefill_chunk(tmp_path: Path, arch: str, num_chunks: int) -> None:
+    """As tests/test_model_profile.py measures it, in MLX's own operations."""
+    folder, _ = write_exl3(arch, tmp_path, num_layers=5, overrides=WIDER)
+    node = make_node(0, "n", "h", memory_bytes=8 * GB, chip="AMD EPYC")
+    cost = CostModel(read_model_profile(folder), [node], (), Workload(num_chunks * CHUNK, 1))
+    shard = load_shard(folder, 0, 5)
+    state = shard.new_state()
+    old_limit = mx.set_cache_limit(0)
+    try:
+        before_bytes = mx.get_active_memory()
+        mx.reset_peak_memory()
+        for _ in range(num_chunks):
+            logits = shard.forward(mx.zeros((1, CHUNK), mx.int32), None, state)
+            mx.eval(logits, state.arrays())
+            del logits
+        used_bytes = mx.get_peak_memory() - before_bytes
+    finally:
+        mx.set_cache_limit(old_limit)
+    assert used_bytes <= 1.05 * (cost.kv_bytes(0, 5) + cost.activation_bytes(0, 0, 5))

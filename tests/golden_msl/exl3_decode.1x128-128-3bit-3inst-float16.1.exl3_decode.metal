@@ -29,7 +29,7 @@ struct Exl3Lane {
   uint at[3];
   uint shift;
 
-  METAL_FUNC void start(uint lane) thread {
+  METAL_FUNC void start(uint lane) {
     const uint bit = (8 * BITS * lane + 256 * BITS + BITS - 16) % (256 * BITS);
     shift = bit % 32;  // never 0: 8 BITS lane + BITS - 16 is odd, or even and no multiple of 32
     for (int i = 0; i < 3; i++) {
@@ -37,7 +37,7 @@ struct Exl3Lane {
     }
   }
 
-  METAL_FUNC void decode(const device uint* tile, thread half* values) thread {
+  METAL_FUNC void decode(const device uint* tile, thread half* values) {
     const uint a = tile[at[0]], b = tile[at[1]], c = COUNT == 3 ? tile[at[2]] : 0;
     uint window[3];
     window[0] = (a << shift) | (b >> (32 - shift));
@@ -71,7 +71,7 @@ METAL_FUNC void exl3_rotate(thread float* v, uint lane) {
   }
 }
 template <int WIDTH, int OUT, int SPLITS, int MODE, bool BIASED, int BITS, int BOOK, int ROWS, int IN, int HEIGHT, int SHARE, typename Y>
-[[kernel]] void custom_kernel_exl3_decode__128_120_2_0_1_3_1_1_1016_1024_1_float_float16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_float(
+[[kernel]] void custom_kernel_exl3_decode__128_128_1_0_1_3_0_1_128_128_1_float16_t_float16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_float16_t(
   const device float16_t* x [[buffer(0)]],
   const constant int* x_shape [[buffer(1)]],
   const device int16_t* trellis [[buffer(2)]],
@@ -80,7 +80,7 @@ template <int WIDTH, int OUT, int SPLITS, int MODE, bool BIASED, int BITS, int B
   const device float16_t* bias [[buffer(5)]],
   const device uint32_t* indices [[buffer(6)]],
   const device uint32_t* tiles [[buffer(7)]],
-  device float* y [[buffer(8)]],
+  device float16_t* y [[buffer(8)]],
   uint simdgroup_index_in_threadgroup [[simdgroup_index_in_threadgroup]],
   uint thread_index_in_simdgroup [[thread_index_in_simdgroup]],
   uint3 threadgroup_position_in_grid [[threadgroup_position_in_grid]]) {
@@ -198,4 +198,4 @@ template <int WIDTH, int OUT, int SPLITS, int MODE, bool BIASED, int BITS, int B
 
 }
 
-template [[host_name("custom_kernel_exl3_decode__128_120_2_0_1_3_1_1_1016_1024_1_float_float16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_float")]] [[kernel]] decltype(custom_kernel_exl3_decode__128_120_2_0_1_3_1_1_1016_1024_1_float_float16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_float<128, 120, 2, 0, 1, 3, 1, 1, 1016, 1024, 1, float>) custom_kernel_exl3_decode__128_120_2_0_1_3_1_1_1016_1024_1_float_float16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_float<128, 120, 2, 0, 1, 3, 1, 1, 1016, 1024, 1, float>;
+template [[host_name("custom_kernel_exl3_decode__128_128_1_0_1_3_0_1_128_128_1_float16_t_float16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_float16_t")]] [[kernel]] decltype(custom_kernel_exl3_decode__128_128_1_0_1_3_0_1_128_128_1_float16_t_float16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_float16_t<128, 128, 1, 0, 1, 3, 0, 1, 128, 128, 1, float16_t>) custom_kernel_exl3_decode__128_128_1_0_1_3_0_1_128_128_1_float16_t_float16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_float16_t<128, 128, 1, 0, 1, 3, 0, 1, 128, 128, 1, float16_t>;
