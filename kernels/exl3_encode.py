@@ -16,6 +16,7 @@ docs/exl3.md. Pure functions of arrays; threads are used inside, results do not 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -108,13 +109,27 @@ def _encode(trellis: Trellis, tiles: Floats) -> States:
     return _way_back(trellis, tiles, _search(trellis, tiles, fixed), edge, 0)
 
 
+@lru_cache(maxsize=1)
+def _compiled_search() -> Callable[[Floats, Floats, Floats], None] | None:
+    try:
+        from kernels.exl3_encode_jit import search
+    except ImportError:
+        return None
+    found: Callable[[Floats, Floats, Floats], None] = search
+    return found
+
+
 def _search(trellis: Trellis, weights: Floats, first: Floats) -> Floats:
     """`best` before each step and after the last: (num_tiles, num_steps + 1, num_edges)."""
     num_tiles, num_steps = weights.shape
     history = np.empty((num_tiles, num_steps + 1, trellis.num_edges), np.float32)
     history[:, 0] = first
-    cost = np.empty_like(trellis.table)
     branches = trellis.num_branches
+    compiled = _compiled_search()
+    if trellis.bits <= 4 and compiled is not None:
+        compiled(trellis.table.reshape(branches, branches, -1), weights, history)
+        return history
+    cost = np.empty_like(trellis.table)
     by_branch: Floats
     if trellis.bits <= 4:
         by_branch = cost.reshape(branches, branches, -1)  # (new bits, bits that fall out, the rest)
