@@ -91,7 +91,9 @@ def choose_layers(
 def name_in(headers: Mapping[str, Any], path: str, expert: int | None) -> str | None:
     """What EXL3 calls a module's weight, by what the source calls it; None for a name that is not found."""
     if expert is None:
-        return path if f"{path}.weight" in headers else None
+        bare = path.removeprefix("language_model.")
+        names = (path, bare, f"model.language_model.{bare.removeprefix('model.')}")
+        return next((name for name in names if f"{name}.weight" in headers), None)
     parent, _, leaf = path.rpartition(".")
     above, _, stack = parent.rpartition(".")
     if stack not in _STACKS:
@@ -103,6 +105,16 @@ def name_in(headers: Mapping[str, Any], path: str, expert: int | None) -> str | 
     if f"{path}.weight" in headers or f"{single}.{leaf}.weight" in headers:
         return f"{single}.{leaf}"
     return None
+
+
+def unnamed(model: nn.Module, headers: Mapping[str, Any]) -> list[str]:
+    """The layers that stay as they are because the checkpoint calls, or keeps, their weights otherwise."""
+    return [
+        path
+        for path, module in model.named_modules()
+        if is_wanted(path, module)
+        and name_in(headers, path, 0 if isinstance(module, SwitchLinear) else None) is None
+    ]
 
 
 def make_search() -> Search:

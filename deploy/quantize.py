@@ -140,7 +140,7 @@ def _affine(args: argparse.Namespace, folder: Path, bits: Fraction, output: Path
 
 
 def _exl3(args: argparse.Namespace, folder: Path, bits: Fraction, output: Path) -> dict[str, Any]:
-    from cluster.quantize_exl3 import choose_layers, exl3_config, quantize_exl3
+    from cluster.quantize_exl3 import choose_layers, exl3_config, quantize_exl3, unnamed
     from cluster.quantize_parts import Parts
     from cluster.quantize_source import load_plain, read_source
     from cluster.quantize_text import token_rows
@@ -155,6 +155,12 @@ def _exl3(args: argparse.Namespace, folder: Path, bits: Fraction, output: Path) 
     if not layers:
         raise UserError(
             f"{folder} has no linear layers of 128 channels or more that EXL3 could store", EXIT_USAGE
+        )
+    left = unnamed(model, source.headers)
+    if left:
+        say(
+            f"macrame quantize: {len(left)} layers stay as they are, {left[0]} first: the checkpoint joins "
+            "their weights with others, or has other names for them"
         )
     settings = {
         "model": str(folder),
@@ -184,6 +190,7 @@ def _exl3(args: argparse.Namespace, folder: Path, bits: Fraction, output: Path) 
         "head_bits": args.head_bits,
         "bits_per_weight": 8 * sum(layer.nbytes for layer in layers.values()) / num_weights,
         "num_layers": len(layers),
+        "num_left": len(left),
         "num_resumed": made.num_resumed,
         "total_bytes": made.total_bytes,
         "losses": dict(made.losses),
