@@ -19,16 +19,20 @@ import mlx.core as mx
 from cluster.draft_load import DraftLoad, load_drafter
 from cluster.draft_queue import DraftEnd, DraftQueue, DraftWork, hand_over
 from cluster.engine import Engine
-from cluster.fault import Fault, injected
+from cluster.fault import Fault, injected, injected_text
 from cluster.guide_process import GuideProcess
 from cluster.memory_limits import MemoryLimits, apply_limits
 from cluster.step_times import StepTimes
+from cluster.trace_recorder import Kind, recorder
 from cluster.work import LoadProgress, LoadWork, Running, StepWork, TrimWork, Work
+from kernels.self_test import Report
+from kernels.source import make_wrong
 from planner.load_options import LoadOptions
 from proto import ring_pb2
 from proto.codec import Tensor
 from shard_loader.adapters import load_adapters
-from shard_loader.shard import ShardError
+from shard_loader.expert_kernels import choose_kernels
+from shard_loader.shard import Shard, ShardError
 from shard_loader.sources import FetchStoppedError, HubError
 from shard_loader.trim import trim_memory
 from shard_loader.weights import WeightsError, load_shard
@@ -70,6 +74,7 @@ class ComputeThread:
         self._loaded_drafter: DraftLoad | None = None
         self.engine: Engine | None = None
         self.drafts: DraftQueue | None = None
+        self.kernels: Report | None = None  # of the engine's shard
         self.limits = MemoryLimits()
         self.load = LoadProgress()
         self.step_times = StepTimes()
@@ -118,7 +123,10 @@ class ComputeThread:
             if isinstance(work, LoadWork):
                 self._end_running()
                 self.activity = "loading"
+                began = time.perf_counter()
                 self._load(work)
+                if recorder.on:
+                    recorder.add(Kind.LOADED, 0, began, time.perf_counter())
             elif isinstance(work, TrimWork):
                 trim_memory()
             elif isinstance(work, (DraftWork, DraftEnd)):
@@ -138,7 +146,7 @@ class ComputeThread:
     def _drop_engine(self) -> None:
         if self.engine is not None and isinstance(self.engine.guides, GuideProcess):
             self.engine.guides.close()
-        self.engine = None
+        self.engine = self.kernels = None
 
     def _note_draft_bytes(self) -> None:
         """What the draft model's caches take is no scratch of the engine's steps."""
@@ -164,7 +172,10 @@ class ComputeThread:
             except Empty:
                 self.activity = "drafting"
                 self._tick()
+                began = time.perf_counter() if recorder.on else 0.0
                 self.drafts.step()
+                if began:
+                    recorder.add(Kind.DRAFTED, 0, began, time.perf_counter())
                 self._note_draft_bytes()
                 self.activity, self._busy_since = "idle", None
         return self._inbox.get()
@@ -189,6 +200,9 @@ class ComputeThread:
             if self._overlaps:
                 step.start()
             running = Running(work, step, started, time.perf_counter(), sessions)
+            if recorder.on:
+                numbers = len(frame.slots), sum(len(slot.tokens) for slot in frame.slots)
+                recorder.add(Kind.BUILT, frame.seq, started, running.built, numbers=numbers)
         except Exception as error:  # border, as below
             self._give_up(work, error)
             return
@@ -228,8 +242,10 @@ class ComputeThread:
 
     def _prepare(self) -> None:
         """The time until the next frame comes is used."""
+        began = time.perf_counter() if recorder.on else 0.0
         while self._inbox.empty() and self.engine is not None and self.engine.prepare():
-            pass
+            if began:
+                recorder.add(Kind.AHEAD, 0, began, began := time.perf_counter())
 
     def _load(self, work: LoadWork) -> None:
         self._epoch, self.step_times = work.epoch, StepTimes()
@@ -309,8 +325,18 @@ class ComputeThread:
         if work.kv is not None:
             shard.quantize_kv(work.kv)
         adapters = load_adapters(shard, work.adapters)
+        self.kernels = self._choose_kernels(shard)
         trim_memory()
         self.engine = Engine(shard, adapters, GuideProcess(model_dir, shard.vocab_size))
+
+    def _choose_kernels(self, shard: Shard) -> Report | None:
+        self.activity = "testing kernels"
+        if wrong := injected_text(Fault.WRONG_KERNEL):
+            make_wrong(wrong)
+        try:
+            return choose_kernels(shard, self._tick)
+        finally:
+            self.activity = "loading"
 
     def _fetch(
         self, work: LoadWork, fetch: Callable[[Callable[[int, int], None], threading.Event], Path]

@@ -16,10 +16,14 @@ from cluster.fault import Fault, injected
 from cluster.guide import Guides
 from cluster.guide_process import GuideProcess
 from cluster.open_sessions import OpenSessions, about
+from cluster.prompt_scores import prompt_scores
 from cluster.sampler import RowDraws, draw_rows
 from cluster.session import Session
 from cluster.step import Output, Step, Steps, Wanted
 from cluster.step_memory import StepMemory
+from cluster.trace_layers import forward
+from cluster.trace_recorder import Kind, recorder
+from kernels import backend
 from proto import ring_pb2
 from proto.codec import Tensor
 from shard_loader.adapters import Adapters
@@ -74,7 +78,8 @@ class Engine:
         self.stats = StepStats()
         is_gpu = mx.default_device().type == mx.gpu
         if builds_ahead is None:
-            builds_ahead = is_gpu and not injected(Fault.PLAIN_STEPS)
+            is_lazy = backend.current() != "emulated"  # what is built computes nothing
+            builds_ahead = is_gpu and is_lazy and not injected(Fault.PLAIN_STEPS)
         self._host = HostArrays(is_kept=is_gpu)
         self.ahead = BuildAhead(shard, self.adapters.use, self._host, is_on=builds_ahead)
         self._error_at = int(injected(Fault.STEP_ERROR_AT))
@@ -109,7 +114,7 @@ class Engine:
 
     def begin(self, frame: ring_pb2.Frame, tensors: Sequence[Tensor]) -> Step:
         """The same, built but not evaluated. Steps end in the order in which they began."""
-        return Step(self._run(frame, tensors))
+        return Step(self._run(frame, tensors), frame.seq)
 
     def _run(self, frame: ring_pb2.Frame, tensors: Sequence[Tensor]) -> Steps[Output]:
         started = time.perf_counter()
@@ -231,6 +236,8 @@ class Engine:
         """One forward pass of all these slots, a row each; adds them to `out`, whose tensors it returns."""
         shard = self.shard
         sessions = [self._session(slot) for slot in slots]
+        if recorder.layers_per_span:
+            self.ahead.drop()  # it would be evaluated as a whole
         taken = self.ahead.take(slots, sessions, carry)
         if taken is not None:
             state, outgoing, draws = taken.state, taken.out, taken.draws
@@ -244,7 +251,7 @@ class Engine:
                 None if shard.is_first else unflatten([self._host.of(t) for t in carry], slots[0].structure)
             )
             self.adapters.use(sessions[0].spec.adapter)
-            outgoing = shard.forward(tokens, incoming, state)
+            outgoing = forward(shard, tokens, incoming, state, out.seq)
         for session, slot in zip(sessions, slots, strict=True):
             session.position += len(slot.tokens)
         if shard.is_last:
@@ -263,7 +270,11 @@ class Engine:
             )
             if i == 0:  # the carry of all of them
                 added.structure, added.num_tensors = structure, len(arrays)
-        return [to_wire(x) for x in arrays]
+        began = time.perf_counter() if recorder.on else 0.0
+        copied = [to_wire(x) for x in arrays]
+        if began:
+            recorder.add(Kind.COPIED_OUT, out.seq, began, time.perf_counter())
+        return copied
 
     def _draw(
         self,
@@ -275,11 +286,21 @@ class Engine:
     ) -> Steps[None]:
         for session, slot in zip(sessions, slots, strict=True):
             session.history.extend(slot.tokens)
-        if not slots[0].is_sampled:  # a chunk, by itself: its logits are never computed
-            yield Wanted([], [*state.arrays(), *self._open.groups.take_pending()])
-            out.slots.add(session=slots[0].session, position=slots[0].position)
+        scores = [
+            prompt_scores(session, slot, logits[i] if isinstance(logits, mx.array) else None)
+            for i, (session, slot) in enumerate(zip(sessions, slots, strict=True))
+        ]
+        scored = [array for score in scores if score is not None for array in score.arrays()]
+        if not slots[0].is_sampled:  # a chunk, by itself: its logits are computed only to score its tokens
+            last = sessions[0].last_logits
+            kept = [] if last is None else [last]
+            yield Wanted(scored, [*kept, *state.arrays(), *self._open.groups.take_pending()])
+            added = out.slots.add(session=slots[0].session, position=slots[0].position)
+            if scores[0] is not None:
+                added.prompt.extend(scores[0].finish())
             return
         num_draws = max(slots[0].num_draws, 1)  # guesses come by themselves, too
+        began = time.perf_counter() if recorder.on else 0.0
         if isinstance(logits, RowDraws):
             draws = logits
         elif num_draws > 1:
@@ -287,12 +308,21 @@ class Engine:
             draws = draw_rows(rows, logits[0, -num_draws:])
         else:
             draws = draw_rows([session.row() for session in sessions], logits[:, -1])
-        yield Wanted(draws.arrays(), [*state.arrays(), *self._open.groups.take_pending()])
+        if began:
+            if recorder.layers_per_span:
+                mx.eval(draws.arrays())
+            recorder.add(Kind.SAMPLED, out.seq, began, time.perf_counter())
+        yield Wanted([*draws.arrays(), *scored], [*state.arrays(), *self._open.groups.take_pending()])
+        began = time.perf_counter() if recorder.on else 0.0
         if num_draws > 1:
             self._add_draws(slots[0], draws.until(slots[0].tokens[1 - num_draws :]), out)
-            return
-        for slot, token in zip(slots, draws.finish(), strict=True):
-            self._add_draws(slot, [token], out)
+        else:
+            for slot, token, score in zip(slots, draws.finish(), scores, strict=True):
+                self._add_draws(slot, [token], out)
+                if score is not None:
+                    out.slots[-1].prompt.extend(score.finish())
+        if began:
+            recorder.add(Kind.SAMPLED, out.seq, began, time.perf_counter())
 
     def _add_draws(
         self,
@@ -326,7 +356,9 @@ class Engine:
 
     def prepare(self) -> bool:
         """Do a piece of what the next frames will need, while there is none; False: nothing was left."""
-        return self.ahead.prepare() or (self.guides is not None and self.guides.prepare())
+        return (not recorder.layers_per_span and self.ahead.prepare()) or (
+            self.guides is not None and self.guides.prepare()
+        )
 
     def _session(self, slot: ring_pb2.Slot) -> Session:
         """The session of a slot that can be computed."""
@@ -357,7 +389,7 @@ class Engine:
         if not frame.slots[0].is_sampled:
             clear_cache()  # a prefill chunk's temporaries are larger than any decode step's
             self._measure_kv()
-        elif self.stats.num_steps % KV_MEASURE_STEPS == 0 or frame.closes:
+        elif self.stats.num_steps % KV_MEASURE_STEPS == 0 or frame.closes or recorder.has_memory:
             self._measure_kv()
 
     def _measure_kv(self) -> None:

@@ -16,6 +16,7 @@ from cluster.draft_load import DraftLoad
 from cluster.draft_model import Fetch
 from cluster.draft_queue import DraftEnd, DraftWork, OnDrafted
 from cluster.drafter import DraftCall
+from cluster.engine_status import fill_engine
 from cluster.fault import injected_address
 from cluster.load_bar import LoadBar
 from cluster.logs import UNSAID, said
@@ -237,22 +238,7 @@ class Node:
             status.certificate_ends_s = tls.current().expires_at.timestamp()
             status.certificate_warning = tls.warning()
         if engine is not None:
-            stats = engine.stats
-            status.num_sessions = engine.num_sessions
-            status.stats.num_steps = stats.num_steps
-            status.stats.num_tokens = stats.num_tokens
-            status.stats.busy_ms = stats.busy_ms
-            status.stats.num_overlapped = compute.num_overlapped
-            status.stats.num_built_ahead = engine.ahead.num_taken
-            status.stats.num_dropped_ahead = engine.ahead.num_dropped
-            window = engine.trim_window
-            status.stats.trim_window = -1 if window is None else window
-            status.stats.reach = engine.reach
-            status.stats.uptime_ms = (time.monotonic() - self._ready_at) * 1e3
-            status.stats.recent_step_ms.extend(list(stats.recent_step_ms))
-            status.stats.recent_hop_ms.extend(ms for _, ms in hops)
-            status.stats.recent_hop_rank.extend(rank for rank, _ in hops)
-            compute.step_times.fill(status.stats)
+            fill_engine(status, engine, compute, hops, self._ready_at)
         return status
 
     def beat(self) -> ring_pb2.Beat:
@@ -287,13 +273,8 @@ class Node:
             epoch = self._epoch
             if epoch is None or got.epoch > epoch.number:
                 return NOT_ASSIGNED
-            return refusal(
-                got,
-                epoch.route,
-                config_digest=self.config.digest,
-                plan_digest=epoch.plan_digest,
-                epoch=epoch.number,
-            )
+            digests = {"config_digest": self.config.digest, "plan_digest": epoch.plan_digest}
+            return refusal(got, epoch.route, epoch=epoch.number, **digests)
 
     def on_frame(self, incoming: IncomingFrame) -> None:
         """A frame from another rank, on its stream's reader thread."""
@@ -328,6 +309,7 @@ class Node:
             on_refused=lambda reason: self._lose(epoch.number, reason),
             beat=self.beat,
             places=lambda: self.links.places(edge.to_rank),
+            silence_limit_s=self.config.silence_timeout_s,
         )
 
     def _take_senders(self) -> list[EdgeSender]:

@@ -1,0 +1,252 @@
+// What the kernels of a block of experts share: dot products of a few rows with a few tokens, their sums over the
+// lanes, activations. A simdgroup makes ROWS rows for TOKENS tokens; each weight becomes a float once and meets
+// every token. Sums are float32, in an order that depends on C alone: a token's answer has the same bits in any
+// company.
+
+// sums[token * ROWS + row] += row . x[token], over the chunks of this lane
+template <int ROWS, int TOKENS, int C, typename T, typename M>
+METAL_FUNC void moe_dot(
+    M m, ulong expert, uint first_row, const device T* x, const thread uint* at, uint lane, thread float* sums) {
+  for (uint chunk = lane; chunk < uint(M::CHUNKS); chunk += MOE_SIMD) {
+    uint w[ROWS * M::CHUNK_WORDS];
+    float s[ROWS], b[ROWS];
+    m.template load<ROWS>(expert, first_row, chunk, w, s, b);
+#pragma unroll
+    for (int first = 0; first < C; first += 4) {
+      float v[ROWS * 4];
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) M::four(w + r * M::CHUNK_WORDS, s[r], b[r], first, v + 4 * r);
+#pragma unroll
+      for (int t = 0; t < TOKENS; t++) {
+        float y[4];
+        MoeFour<T>::load(x + ulong(at[t]) * (M::CHUNKS * C) + chunk * C + first, y);
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+#pragma unroll
+          for (int i = 0; i < 4; i++) sums[t * ROWS + r] = metal::fma(y[i], v[4 * r + i], sums[t * ROWS + r]);
+        }
+      }
+    }
+  }
+}
+
+// The same for two matrices, so that x is read once.
+template <int ROWS, int TOKENS, int C, typename T, typename G, typename U>
+METAL_FUNC void moe_dot_two(
+    G gate, U up, ulong expert, uint first_row, const device T* x, const thread uint* at, uint lane,
+    thread float* gates, thread float* ups) {
+  for (uint chunk = lane; chunk < uint(G::CHUNKS); chunk += MOE_SIMD) {
+    uint wg[ROWS * G::CHUNK_WORDS], wu[ROWS * U::CHUNK_WORDS];
+    float sg[ROWS], bg[ROWS], su[ROWS], bu[ROWS];
+    gate.template load<ROWS>(expert, first_row, chunk, wg, sg, bg);
+    up.template load<ROWS>(expert, first_row, chunk, wu, su, bu);
+#pragma unroll
+    for (int first = 0; first < C; first += 4) {
+      float vg[ROWS * 4], vu[ROWS * 4];
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+        G::four(wg + r * G::CHUNK_WORDS, sg[r], bg[r], first, vg + 4 * r);
+        U::four(wu + r * U::CHUNK_WORDS, su[r], bu[r], first, vu + 4 * r);
+      }
+#pragma unroll
+      for (int t = 0; t < TOKENS; t++) {
+        float y[4];
+        MoeFour<T>::load(x + ulong(at[t]) * (G::CHUNKS * C) + chunk * C + first, y);
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+#pragma unroll
+          for (int i = 0; i < 4; i++) {
+            gates[t * ROWS + r] = metal::fma(y[i], vg[4 * r + i], gates[t * ROWS + r]);
+            ups[t * ROWS + r] = metal::fma(y[i], vu[4 * r + i], ups[t * ROWS + r]);
+          }
+        }
+      }
+    }
+  }
+}
+
+// Sums of N values over the lanes, N a power of two up to 32: lane l is left with value l / (32 / N). Each exchange
+// halves what a lane holds, so that 32 sums take 31 exchanges; the tree of additions is the same for every N.
+template <int N, int OFFSET>
+struct MoeFold {
+  static METAL_FUNC void run(thread float* v, uint lane) {
+    if (N > 1) {
+      const bool is_upper = (lane & OFFSET) != 0;
+#pragma unroll
+      for (int i = 0; i < N / 2; i++) {
+        const float keep = is_upper ? v[i + N / 2] : v[i];
+        const float give = is_upper ? v[i] : v[i + N / 2];
+        v[i] = keep + simd_shuffle_xor(give, ushort(OFFSET));
+      }
+    } else {
+      v[0] = v[0] + simd_shuffle_xor(v[0], ushort(OFFSET));
+    }
+    MoeFold<(N > 1 ? N / 2 : 1), OFFSET / 2>::run(v, lane);
+  }
+};
+template <int N>
+struct MoeFold<N, 0> {
+  static METAL_FUNC void run(thread float* v, uint lane) {}
+};
+
+template <int ACTIVATION>
+METAL_FUNC float moe_activate(float gate, float up, float alpha, float limit) {
+  if (ACTIVATION == MOE_GEGLU) {  // g * (1 + tanh(z)) / 2 = g / (1 + exp(-2 z))
+    const float z = 0.7978845608028654f * metal::fma(0.044715f * gate * gate, gate, gate);
+    return gate / (1.0f + metal::exp(-2.0f * z)) * up;
+  }
+  if (ACTIVATION == MOE_SWIGLU_OAI || ACTIVATION == MOE_SWIGLU_CLAMPED) gate = metal::min(gate, limit);
+  if (ACTIVATION >= MOE_SWIGLU_OAI) up = metal::min(metal::max(up, -limit), limit);
+  if (ACTIVATION == MOE_SWIGLU_OAI) return gate / (1.0f + metal::exp(-alpha * gate)) * (up + 1.0f);
+  float silu = gate / (1.0f + metal::exp(-gate));
+  if (ACTIVATION == MOE_SWIGLU_CLAMPED_AFTER) silu = metal::min(silu, limit);
+  return silu * up;
+}
+
+// Which of the folded values a lane holds.
+template <int ROWS, int TOKENS>
+struct MoeLane {
+  uint token, row;
+  bool is_first;  // of the lanes that hold it
+  METAL_FUNC MoeLane(uint lane) {
+    const uint mine = lane / (MOE_SIMD / (ROWS * TOKENS));
+    token = mine / ROWS;
+    row = mine % ROWS;
+    is_first = lane % (MOE_SIMD / (ROWS * TOKENS)) == 0;
+  }
+};
+
+// ROWS rows of gate and up for the rows `at` of x: what MoeLane says, in this lane.
+template <int ROWS, int TOKENS, int C, typename T, typename G, typename U>
+METAL_FUNC void moe_gate_up_sums(
+    G gate, U up, ulong expert, uint first_row, const device T* x, const thread uint* at, uint lane,
+    thread float& gate_sum, thread float& up_sum) {
+  float gates[ROWS * TOKENS], ups[ROWS * TOKENS];
+#pragma unroll
+  for (int i = 0; i < ROWS * TOKENS; i++) gates[i] = ups[i] = 0.0f;
+  moe_dot_two<ROWS, TOKENS, C, T>(gate, up, expert, first_row, x, at, lane, gates, ups);
+  MoeFold<ROWS * TOKENS, 16>::run(gates, lane);
+  MoeFold<ROWS * TOKENS, 16>::run(ups, lane);
+  gate_sum = gates[0];
+  up_sum = ups[0];
+}
+template <int ROWS, int TOKENS, int C, typename T, typename D>
+METAL_FUNC float moe_down_sums(
+    D down, ulong expert, uint first_row, const device T* inner, const thread uint* at, uint lane) {
+  float sums[ROWS * TOKENS];
+#pragma unroll
+  for (int i = 0; i < ROWS * TOKENS; i++) sums[i] = 0.0f;
+  moe_dot<ROWS, TOKENS, C, T>(down, expert, first_row, inner, at, lane, sums);
+  MoeFold<ROWS * TOKENS, 16>::run(sums, lane);
+  return sums[0];
+}
+
+// ---- one token: MOE_ROWS rows of one expert -------------------------------------------------------------------
+template <int C, int ACTIVATION, typename T, typename G, typename U, typename GB, typename UB>
+METAL_FUNC void moe_gate_up_one(
+    G gate, U up, const device GB* gate_bias, const device UB* up_bias, bool gate_biased, bool up_biased,
+    ulong expert, uint first_row, const device T* x, uint lane, float alpha, float limit, device T* inner) {
+  const uint at[1] = {0};
+  const MoeLane<MOE_ROWS, 1> mine(lane);
+  float g, u;
+  moe_gate_up_sums<MOE_ROWS, 1, C, T>(gate, up, expert, first_row, x, at, lane, g, u);
+  const uint row = first_row + mine.row;
+  if (mine.is_first && row < uint(G::NUM_ROWS)) {
+    if (gate_biased) g += float(gate_bias[expert * G::NUM_ROWS + row]);
+    if (up_biased) u += float(up_bias[expert * G::NUM_ROWS + row]);
+    inner[row] = T(moe_activate<ACTIVATION>(g, u, alpha, limit));
+  }
+}
+template <int C, typename T, typename D, typename B>
+METAL_FUNC void moe_down_one(
+    D down, const device B* bias, bool is_biased, ulong expert, uint first_row, const device T* inner, uint lane,
+    threadgroup float* answers) {
+  const uint at[1] = {0};
+  const MoeLane<MOE_ROWS, 1> mine(lane);
+  float sum = moe_down_sums<MOE_ROWS, 1, C, T>(down, expert, first_row, inner, at, lane);
+  const uint row = first_row + mine.row;
+  if (mine.is_first && row < uint(D::NUM_ROWS)) {
+    if (is_biased) sum += float(bias[expert * D::NUM_ROWS + row]);
+    answers[mine.row] = sum;
+  }
+}
+
+// ---- a tile: MOE_ROWS rows of one expert for up to MOE_TILE of its pairs ---------------------------------------
+// A pair is a token's choice of an expert. A tile takes TOKENS places, as many as it needs in powers of two (behind
+// its last pair they hold that pair again, which is not written), and ROWS rows at a time, as many as the registers
+// hold. Its weights are read once in any case.
+template <int ROWS, int TOKENS, int C, int ACTIVATION, typename T, typename G, typename U, typename GB, typename UB>
+METAL_FUNC void moe_gate_up_tile(
+    G gate, U up, const device GB* gate_bias, const device UB* up_bias, bool gate_biased, bool up_biased,
+    ulong expert, uint first_row, const device T* x, uint choices, const device uint* order, uint count, uint lane,
+    float alpha, float limit, device T* inner) {
+  uint at[TOKENS];
+#pragma unroll
+  for (int t = 0; t < TOKENS; t++) at[t] = order[metal::min(uint(t), count - 1)] / choices;
+  const MoeLane<ROWS, TOKENS> mine(lane);
+  for (int part = 0; part < MOE_ROWS; part += ROWS) {
+    float g, u;
+    moe_gate_up_sums<ROWS, TOKENS, C, T>(gate, up, expert, first_row + part, x, at, lane, g, u);
+    const uint row = first_row + part + mine.row;
+    if (mine.is_first && mine.token < count && row < uint(G::NUM_ROWS)) {
+      if (gate_biased) g += float(gate_bias[expert * G::NUM_ROWS + row]);
+      if (up_biased) u += float(up_bias[expert * G::NUM_ROWS + row]);
+      inner[ulong(order[mine.token]) * G::NUM_ROWS + row] = T(moe_activate<ACTIVATION>(g, u, alpha, limit));
+    }
+  }
+}
+// The answers without their scores: answers[pair * MOE_ROWS + row - first_row].
+template <int ROWS, int TOKENS, int C, typename T, typename D, typename B>
+METAL_FUNC void moe_down_tile(
+    D down, const device B* bias, bool is_biased, ulong expert, uint first_row, const device T* inner,
+    const device uint* order, uint count, uint lane, threadgroup float* answers) {
+  uint at[TOKENS];
+#pragma unroll
+  for (int t = 0; t < TOKENS; t++) at[t] = order[metal::min(uint(t), count - 1)];
+  const MoeLane<ROWS, TOKENS> mine(lane);
+  for (int part = 0; part < MOE_ROWS; part += ROWS) {
+    float sum = moe_down_sums<ROWS, TOKENS, C, T>(down, expert, first_row + part, inner, at, lane);
+    const uint row = first_row + part + mine.row;
+    if (mine.is_first && mine.token < count && row < uint(D::NUM_ROWS)) {
+      if (is_biased) sum += float(bias[expert * D::NUM_ROWS + row]);
+      answers[order[mine.token] * MOE_ROWS + part + mine.row] = sum;
+    }
+  }
+}
+
+#define MOE_BY_COUNT(CALL)  /* ROWS, TOKENS */ \
+  if (count == 1) {                            \
+    CALL(4, 1);                                \
+  } else if (count == 2) {                     \
+    CALL(4, 2);                                \
+  } else if (count <= 4) {                     \
+    CALL(4, 4);                                \
+  } else if (count <= 8) {                     \
+    CALL(4, 8);                                \
+  } else if (count <= 16) {                    \
+    CALL(2, 16);                               \
+  } else {                                     \
+    CALL(1, 32);                               \
+  }
+template <int C, int ACTIVATION, typename T, typename G, typename U, typename GB, typename UB>
+METAL_FUNC void moe_gate_up_any(
+    G gate, U up, const device GB* gate_bias, const device UB* up_bias, bool gate_biased, bool up_biased,
+    ulong expert, uint first_row, const device T* x, uint choices, const device uint* order, uint count, uint lane,
+    float alpha, float limit, device T* inner) {
+#define MOE_CALL(ROWS, TOKENS)                                                                                        \
+  moe_gate_up_tile<ROWS, TOKENS, C, ACTIVATION, T>(                                                                   \
+      gate, up, gate_bias, up_bias, gate_biased, up_biased, expert, first_row, x, choices, order, count, lane, alpha, \
+      limit, inner)
+  MOE_BY_COUNT(MOE_CALL)
+#undef MOE_CALL
+}
+template <int C, typename T, typename D, typename B>
+METAL_FUNC void moe_down_any(
+    D down, const device B* bias, bool is_biased, ulong expert, uint first_row, const device T* inner,
+    const device uint* order, uint count, uint lane, threadgroup float* answers) {
+#define MOE_CALL(ROWS, TOKENS)      \
+  moe_down_tile<ROWS, TOKENS, C, T>( \
+      down, bias, is_biased, expert, first_row, inner, order, count, lane, answers)
+  MOE_BY_COUNT(MOE_CALL)
+#undef MOE_CALL
+}

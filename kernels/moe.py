@@ -1,0 +1,95 @@
+"""A block of experts by the kernels that fit the number of tokens; `moe_reference` says what they answer."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from kernels import backend, moe_kernels, moe_ops
+from kernels.moe_constants import Block, chunk
+from kernels.moe_spec import (
+    GEGLU,
+    PLAIN,
+    SWIGLU,
+    Activation,
+    BlockSpec,
+    Experts,
+    Format,
+    Shared,
+)
+
+__all__ = [
+    "GEGLU",
+    "PLAIN",
+    "SWIGLU",
+    "Activation",
+    "BlockSpec",
+    "Experts",
+    "Format",
+    "Shared",
+    "num_launches",
+    "supports",
+    "switch_glu",
+]
+
+
+def supports(spec: BlockSpec, shared: BlockSpec | None = None) -> str | None:
+    """Why the kernels cannot run this block, in a few words; None when they can."""
+    if spec.num_experts > moe_kernels.MAX_EXPERTS:
+        return f"{spec.num_experts} experts are more than {moe_kernels.MAX_EXPERTS}"
+    if spec.top_k > moe_kernels.MAX_TOP_K:
+        return f"{spec.top_k} experts for each token are more than {moe_kernels.MAX_TOP_K}"
+    for names, forms, width in (
+        ("gate and up matrices have", (spec.gate, spec.up), spec.hidden_size),
+        ("down matrix has", (spec.down,), spec.expert_size),
+    ):
+        step = max(form.group_size or 8 for form in forms)
+        if width % step or chunk(width, forms, spec.dtype) is None:
+            return f"the {names} rows of {width} weights, which is no multiple of {step}"
+    if shared is None:
+        return None
+    if (shared.hidden_size, shared.dtype) != (spec.hidden_size, spec.dtype):
+        return "the shared expert has another hidden size or dtype"
+    return supports(shared)
+
+
+def num_launches(tokens: int, *, is_shared: bool = False) -> int | None:
+    """How many launches the kernels take; None from 64 tokens on, where MLX's own operations run."""
+    if tokens > moe_kernels.MAX_BATCH_TOKENS:
+        return None
+    return 2 if tokens == 1 else 4 if is_shared else 3
+
+
+def switch_glu(  # noqa: PLR0917
+    spec: BlockSpec,
+    x: mx.array,
+    indices: mx.array,
+    scores: mx.array | None,
+    gate: Experts,
+    up: Experts,
+    down: Experts,
+    shared: Shared | None = None,
+) -> mx.array:
+    """x (T, hidden), indices (T, k) uint32, scores (T, k): the weighted sum of the experts, (T, hidden).
+
+    Without scores each expert's own answer, (T, k, hidden). In spec.dtype. By MLX's operations from 64 tokens
+    on and where no kernel fits; by the kernels an answer has the same bits in any company of other tokens.
+    Raises ValueError for a shared expert without scores.
+    """
+    tokens = x.shape[0]
+    other = None if shared is None else shared.spec
+    if backend.current() is None or not 0 < tokens <= moe_kernels.MAX_BATCH_TOKENS or supports(spec, other):
+        return moe_ops.switch_glu(spec, x, indices, scores, gate, up, down, shared)
+    if shared is not None and scores is None:
+        raise ValueError("a shared expert needs scores: its answer is added to the weighted sum")
+    run = moe_kernels.one_token if tokens == 1 else moe_kernels.few_tokens
+    shared_block = None
+    if shared is not None:
+        block = Block(shared.spec, shared.gate, shared.up, shared.down)
+        shared_block = moe_kernels.SharedBlock(block, shared.scores)
+    return run(
+        Block(spec, gate, up, down),
+        x.astype(spec.dtype),
+        indices.astype(mx.uint32),
+        scores,
+        shared_block,
+    )

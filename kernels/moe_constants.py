@@ -1,0 +1,119 @@
+"""What the kernels of a block of experts are compiled with: sizes and formats, never a number of tokens.
+
+Values only, but for the arrays of limits, which are made once.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from kernels.moe_spec import ACTIVATIONS, Activation, BlockSpec, Experts, Format
+
+SIMD = 32
+ROWS = 4  # of a simdgroup: MOE_ROWS of moe_weights.h
+TILE = 32  # pairs of one expert that meet a weight at a time at most: MOE_TILE
+MODES = {"affine": 0, "mxfp4": 1, "plain": 2}
+BUSY = 0.9
+PREFERRED = {2: (32, 16), 4: (16, 8), 8: (16, 8), 16: (8,), 32: (8,), 3: (32,), 5: (32,), 6: (32, 16)}
+WHOLE_WORDS = {2: (32, 16), 4: (32, 16, 8), 8: (32, 16, 8), 16: (32, 16, 8), 32: (32, 16, 8)} | {
+    bits: PREFERRED[bits] for bits in (3, 5, 6)
+}
+Constants = dict[str, int | bool | mx.Dtype]
+
+
+def stored_bits(form: Format, dtype: mx.Dtype) -> int:
+    return dtype.size * 8 if form.mode == "plain" else form.bits
+
+
+def chunk(width: int, forms: tuple[Format, ...], dtype: mx.Dtype) -> int | None:
+    """How many weights of a row a lane takes at a time: whole words of every format, and none left over.
+
+    The largest with which nine tenths of the lanes have work in each round, else the one with the most; None
+    where there is none.
+    """
+    bits = [stored_bits(form, dtype) for form in forms]
+
+    def busy(weights: int) -> float:
+        chunks = width // weights
+        return chunks / (-(-chunks // SIMD) * SIMD)
+
+    for sizes in (PREFERRED, WHOLE_WORDS):
+        fitting = [c for c in sizes[bits[0]] if all(c in sizes[b] for b in bits) and width % c == 0]
+        if fitting:
+            return next((c for c in fitting if busy(c) >= BUSY), max(fitting, key=busy))
+    return None
+
+
+def matrix_names(name: str) -> tuple[str, ...]:
+    """The inputs of a kernel that one matrix of every expert takes."""
+    return tuple(f"{name}_{part}" for part in ("weight", "scales", "biases", "bias"))
+
+
+def matrix_arrays(experts: Experts) -> list[mx.array]:
+    """As many as `matrix_names`; another array stands for what the format has not, and is not read."""
+    scales = experts.weight if experts.scales is None else experts.scales
+    return [
+        experts.weight,
+        scales,
+        scales if experts.biases is None else experts.biases,
+        scales if experts.bias is None else experts.bias,
+    ]
+
+
+def _matrix(name: str, form: Format, experts: Experts, dtype: mx.Dtype) -> Constants:
+    return {
+        f"{name}_MODE": MODES[form.mode],
+        f"{name}_BITS": stored_bits(form, dtype),
+        f"{name}_GROUP": form.group_size,
+        f"{name}_BIASED": experts.bias is not None,
+        f"{name}_S": (experts.weight if experts.scales is None else experts.scales).dtype,
+    }
+
+
+@functools.cache
+def limits(activation: Activation) -> mx.array:
+    """alpha and limit as an input: a template has no fractions."""
+    return mx.array([activation.alpha, activation.limit], dtype=mx.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A spec with its weights."""
+
+    spec: BlockSpec
+    gate: Experts
+    up: Experts
+    down: Experts
+
+    @property
+    def gate_up_arrays(self) -> list[mx.array]:
+        return [*matrix_arrays(self.gate), *matrix_arrays(self.up), limits(self.spec.activation)]
+
+    @property
+    def down_arrays(self) -> list[mx.array]:
+        return matrix_arrays(self.down)
+
+    def sizes(self) -> Constants:
+        spec = self.spec
+        return {"T": spec.dtype, "H": spec.hidden_size, "I": spec.expert_size, "TOPK": spec.top_k}
+
+    def gate_up(self, prefix: str = "") -> Constants:
+        """The constants of the matrices; `prefix` tells a shared expert's from the others'."""
+        spec = self.spec
+        weights = chunk(spec.hidden_size, (spec.gate, spec.up), spec.dtype)
+        assert weights is not None
+        return {
+            f"{prefix}C": weights,
+            f"{prefix}ACTIVATION": ACTIVATIONS.index(spec.activation.kind),
+            **_matrix(f"{prefix}GATE", spec.gate, self.gate, spec.dtype),
+            **_matrix(f"{prefix}UP", spec.up, self.up, spec.dtype),
+        }
+
+    def down_sum(self, prefix: str = "") -> Constants:
+        spec = self.spec
+        weights = chunk(spec.expert_size, (spec.down,), spec.dtype)
+        assert weights is not None
+        return {f"{prefix}C": weights, **_matrix(f"{prefix}DOWN", spec.down, self.down, spec.dtype)}
