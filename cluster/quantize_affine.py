@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import quantize_model, save_config, save_model
 
 from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_USAGE, UserError
-from cluster.quantize_parts import NOT_COPIED
+from cluster.quantize_parts import copy_others
 from cluster.quantize_source import Source
 
 AFFINE_BITS = (2, 3, 4, 5, 6, 8)
@@ -55,9 +55,7 @@ def quantize_affine(source: Source, model: nn.Module, bits: int, group_size: int
             )
         save_model(partial, model)
         save_config(config, partial / "config.json")
-        for file in sorted(source.folder.iterdir()):
-            if file.is_file() and not file.name.endswith((*NOT_COPIED, "quantization_config.json")):
-                shutil.copyfile(file, partial / file.name)
+        copy_others(source.folder, partial)
         os.replace(partial, output)
     except (OSError, RuntimeError) as error:
         raise UserError(

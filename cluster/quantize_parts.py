@@ -22,16 +22,8 @@ import mlx.core as mx
 from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_USAGE, UserError
 
 SHARD_BYTES = 2_000_000_000
-NOT_COPIED = (
-    ".safetensors",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".gguf",
-    "model.safetensors.index.json",
-    "config.json",
-)
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
+_OF_WEIGHTS = {"model.safetensors.index.json", "config.json", "quantization_config.json"}
 
 Tensors = dict[str, mx.array]
 
@@ -97,9 +89,7 @@ class Parts:
         try:
             model.mkdir()
             total = _write_shards(model, self._all(names, kept))
-            for file in sorted(source.iterdir()):
-                if file.is_file() and not file.name.endswith(NOT_COPIED):
-                    shutil.copyfile(file, model / file.name)
+            copy_others(source, model)
             for name, value in {**extra_json, "config.json": config}.items():
                 (model / name).write_text(json.dumps(value, indent=4) + "\n", encoding="utf-8")
             os.replace(model, self.output)
@@ -116,6 +106,13 @@ class Parts:
         yield from kept
         for name in names:
             yield from dict(mx.load(str(self._file(name)))).items()  # type: ignore[arg-type]
+
+
+def copy_others(source: Path, folder: Path) -> None:
+    """The source's files but for its weights and what describes them: tokenizer, templates, licence."""
+    for file in sorted(source.iterdir()):
+        if file.is_file() and not file.name.endswith(_WEIGHTS) and file.name not in _OF_WEIGHTS:
+            shutil.copyfile(file, folder / file.name)
 
 
 def _write_shards(folder: Path, tensors: Iterable[tuple[str, mx.array]]) -> int:

@@ -64,7 +64,13 @@ class Matrix:
         """As `pairs`, with the rows of one expert together: order and tiles as moe_plan makes them."""
         groups = tiles.shape[0] - 1
         return self._decode(
-            *(x, _TILES), rows=rows, groups=groups, num_out=indices.size, indices=indices, order=order, tiles=tiles
+            *(x, _TILES),
+            rows=rows,
+            groups=groups,
+            num_out=indices.size,
+            indices=indices,
+            order=order,
+            tiles=tiles,
         )
 
     def unpacked(self) -> mx.array:

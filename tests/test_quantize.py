@@ -108,6 +108,9 @@ def test_what_is_written_loads_and_computes_with_what_it_stands_for(
     assert said["bits_per_weight"] == 8 * sum(stored[name].nbytes for name in parts) / num_weights
     assert said["total_bytes"] == sum(array.nbytes for array in stored.values())
     assert not (tmp_path / "out.partial").exists()
+    copied = {file.name for file in plain.iterdir()} - {"config.json", "model.safetensors"}
+    assert copied >= {"tokenizer.json", "tokenizer_config.json"}
+    assert copied <= {file.name for file in (tmp_path / "out").iterdir()}
 
     shard = load_shard(tmp_path / "out", 0, 1)
     found = mx.array(shard.forward(TOKENS, None, shard.new_state()))
