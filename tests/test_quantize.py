@@ -24,6 +24,7 @@ from kernels.exl3_reference import dense
 from shard_loader.weights import load_shard
 from tests.test_exl3_encode_linear import fast_search
 from tests.tiny_models import write_checkpoint
+from tests.waiting import wait_for
 
 TOKENS = mx.array([[1, 5, 9, 200, 33, 4, 7]])
 WIDE = {
@@ -254,8 +255,9 @@ def test_a_killed_process_goes_on_and_gives_the_same_bytes(tmp_path: Path) -> No
     killed = tmp_path / "killed"
     process = subprocess.Popen(command(str(killed)))
     parts = tmp_path / "killed.partial"
-    while process.poll() is None and len(list(parts.glob("*.safetensors"))) < 3:
-        pass
+    wait_for(
+        lambda: process.poll() is not None or len(list(parts.glob("*.safetensors"))) >= 3, 300, "three layers"
+    )
     assert process.poll() is None, "it was over before it could be killed"
     process.send_signal(signal.SIGKILL)
     process.wait()
