@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 
 import mlx.core as mx
 
@@ -15,12 +13,12 @@ from cluster.build_ahead import BuildAhead
 from cluster.fault import Fault, injected
 from cluster.guide import Guides
 from cluster.guide_process import GuideProcess
+from cluster.last_stage import Answers
 from cluster.open_sessions import OpenSessions, about
-from cluster.prompt_scores import prompt_scores
-from cluster.sampler import RowDraws, draw_rows
 from cluster.session import Session
 from cluster.step import Output, Step, Steps, Wanted
 from cluster.step_memory import StepMemory
+from cluster.step_stats import StepStats
 from cluster.trace_layers import forward
 from cluster.trace_recorder import Kind, recorder
 from kernels import backend
@@ -29,6 +27,7 @@ from proto.codec import Tensor
 from shard_loader.adapters import Adapters
 from shard_loader.batch_state import BatchState
 from shard_loader.carry import flatten, to_wire, unflatten
+from shard_loader.expert_kernels import distrust_kernels
 from shard_loader.host_arrays import HostArrays
 from shard_loader.reach import Reach
 from shard_loader.shard import Shard
@@ -37,22 +36,11 @@ from shard_loader.trim import clear_cache
 
 logger = logging.getLogger(__name__)
 
-RECENT_STEPS = 64
 MAX_ERROR_CHARS = 4000  # of a failure's text in a frame
 KV_MEASURE_STEPS = 32  # decode steps between two sums over all caches
 
 
 _Compiled = Future[tuple[bytes, bytes]]  # a grammar's first mask
-
-
-@dataclass(slots=True)
-class StepStats:
-    """What the stage did since it became ready. Times in ms."""
-
-    num_steps: int = 0
-    num_tokens: int = 0
-    busy_ms: float = 0.0
-    recent_step_ms: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
 
 
 class Engine:
@@ -256,10 +244,11 @@ class Engine:
             session.position += len(slot.tokens)
         if shard.is_last:
             assert isinstance(outgoing, mx.array)
-            yield from self._draw(slots, sessions, outgoing if draws is None else draws, state, out)
+            answers = Answers(slots, sessions, out, lambda: self._caches(state), self._failed)
+            yield from answers.of(outgoing if draws is None else draws)
             return []
         arrays, structure = flatten(outgoing)
-        yield Wanted(arrays, [*state.arrays(), *self._open.groups.take_pending()])
+        yield Wanted(arrays, self._caches(state))
         for i, slot in enumerate(slots):
             added = out.slots.add(
                 session=slot.session,
@@ -276,71 +265,13 @@ class Engine:
             recorder.add(Kind.COPIED_OUT, out.seq, began, time.perf_counter())
         return copied
 
-    def _draw(
-        self,
-        slots: Sequence[ring_pb2.Slot],
-        sessions: Sequence[Session],
-        logits: mx.array | RowDraws,  # draws, where they were built ahead
-        state: ShardState | BatchState,
-        out: ring_pb2.Frame,
-    ) -> Steps[None]:
-        for session, slot in zip(sessions, slots, strict=True):
-            session.history.extend(slot.tokens)
-        scores = [
-            prompt_scores(session, slot, logits[i] if isinstance(logits, mx.array) else None)
-            for i, (session, slot) in enumerate(zip(sessions, slots, strict=True))
-        ]
-        scored = [array for score in scores if score is not None for array in score.arrays()]
-        if not slots[0].is_sampled:  # a chunk, by itself: its logits are computed only to score its tokens
-            last = sessions[0].last_logits
-            kept = [] if last is None else [last]
-            yield Wanted(scored, [*kept, *state.arrays(), *self._open.groups.take_pending()])
-            added = out.slots.add(session=slots[0].session, position=slots[0].position)
-            if scores[0] is not None:
-                added.prompt.extend(scores[0].finish())
-            return
-        num_draws = max(slots[0].num_draws, 1)  # guesses come by themselves, too
-        began = time.perf_counter() if recorder.on else 0.0
-        if isinstance(logits, RowDraws):
-            draws = logits
-        elif num_draws > 1:
-            rows = [sessions[0].row(num_guessed) for num_guessed in reversed(range(num_draws))]
-            draws = draw_rows(rows, logits[0, -num_draws:])
-        else:
-            draws = draw_rows([session.row() for session in sessions], logits[:, -1])
-        if began:
-            if recorder.layers_per_span:
-                mx.eval(draws.arrays())
-            recorder.add(Kind.SAMPLED, out.seq, began, time.perf_counter())
-        yield Wanted([*draws.arrays(), *scored], [*state.arrays(), *self._open.groups.take_pending()])
-        began = time.perf_counter() if recorder.on else 0.0
-        if num_draws > 1:
-            self._add_draws(slots[0], draws.until(slots[0].tokens[1 - num_draws :]), out)
-        else:
-            for slot, token, score in zip(slots, draws.finish(), scores, strict=True):
-                self._add_draws(slot, [token], out)
-                if score is not None:
-                    out.slots[-1].prompt.extend(score.finish())
-        if began:
-            recorder.add(Kind.SAMPLED, out.seq, began, time.perf_counter())
-
-    def _add_draws(
-        self,
-        slot: ring_pb2.Slot,
-        drawn: Sequence[ring_pb2.SampledToken | ValueError],
-        out: ring_pb2.Frame,
-    ) -> None:
-        added = out.slots.add(session=slot.session, position=slot.position, is_sampled=True)
-        for i, token in enumerate(drawn):
-            if isinstance(token, Exception):  # of this row alone
-                added.error = self._failed(slot, token)
-            elif i:
-                added.more.append(token)
-            else:
-                added.result.CopyFrom(token)
+    def _caches(self, state: ShardState | BatchState) -> list[mx.array]:
+        """What a frame is evaluated for beside its result: nothing may stay a graph."""
+        return [*state.arrays(), *self._open.groups.take_pending()]
 
     def _failed(self, slot: ring_pb2.Slot, failure: Exception) -> str:
         """The session of `slot` ends here; why, for its client."""
+        distrust_kernels(self.shard, failure)
         session = self.sessions.pop(slot.session, None)
         logger.exception(
             "session %d failed at position %d",

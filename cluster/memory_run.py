@@ -15,7 +15,7 @@ from cluster.errors import EXIT_UNREACHABLE, UserError
 from cluster.routes import HEAD_RANK
 from cluster.rpc import connect
 from cluster.tls import Credentials
-from cluster.trace_client import Choices, NodeTrace, Tracing
+from cluster.trace_client import Choices, NodeTrace, Tracing, troubles
 from cluster.trace_file import trace_file
 from cluster.trace_parts import answer_of
 from cluster.trace_recorder import MEMORY_FIELDS, Kind
@@ -140,12 +140,7 @@ def profile_memory(
         finally:
             nodes = tracing.stop()
         status = _status(stub, config, credentials)
-    trouble += [f"{node.name}: {node.trouble}" for node in nodes if node.trouble]
-    trouble += [
-        f"{node.name} recorded more than it keeps: the earliest {node.num_dropped} records are lost"
-        for node in nodes
-        if node.num_dropped
-    ]
+    trouble += troubles(nodes)
     num_prompt = replies[0].prompt_tokens if replies else 0
     return MemoryProfile(
         request_id,

@@ -50,6 +50,16 @@ class NodeTrace:
     trouble: str = ""
 
 
+def troubles(nodes: Sequence[NodeTrace]) -> list[str]:
+    """Why a trace of these is not whole, a sentence each."""
+    told = [f"{node.name}: {node.trouble}" for node in nodes if node.trouble]
+    for node in nodes:
+        if node.num_dropped:
+            lost = f"the earliest {node.num_dropped} records are lost"
+            told.append(f"{node.name} recorded more than it keeps: {lost}")
+    return told
+
+
 class Tracing:
     """A trace of these nodes from `start` to `stop`."""
 
@@ -136,6 +146,7 @@ class _Peer:
         self._num_dropped = 0
         self.trouble = ""
         self.is_there = False  # it has answered
+        self._has_ended = False  # and said that it records no more
         self.is_abandoned = threading.Event()
 
     def begin(self, deadline: float) -> None:
@@ -163,11 +174,11 @@ class _Peer:
     def end(self) -> None:
         """Switch it off, also where it was in trouble before: it may be back."""
         if self.is_there:
-            self._exchange(self._off, 1)
+            self._has_ended = bool(self._exchange(self._off, 1))
 
     def pull(self) -> None:
         """Fetch what it recorded."""
-        if not self.is_there:
+        if not self._has_ended:
             return
         try:
             for chunk in self._stub.PullTrace(trace_pb2.PullTraceRequest(id=self._on.id), timeout=PULL_S):
@@ -175,6 +186,9 @@ class _Peer:
                 self._records.extend(map(from_message, chunk.records))
         except grpc.RpcError as error:
             self.trouble = self.trouble or self._why(error)
+        except ValueError:  # a kind of record that is not known here
+            told = "it records more than this macrame knows; install the same version on every node"
+            self.trouble = self.trouble or told
 
     def told(self) -> NodeTrace:
         """All that is known of it."""

@@ -37,15 +37,17 @@ def trace_file(
     timeline: Timeline, answer: Answer, names: Mapping[int, str], metadata: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The whole file. names: of the nodes, by rank, with their layers."""
+    queued = metadata.get("queued_ms", 0.0) / 1e3
     zero = min(
-        [span.began for span in timeline.spans]
+        [frame.fed - queued for frame in timeline.frames.values() if answer.session in frame.sessions]
+        + [span.began for span in timeline.spans]
         + [frame.fed for frame in timeline.frames.values()]
         + [at for moments in timeline.memory.values() for at, _ in moments],
         default=0.0,
     )
     events: list[Event] = []
     if answer.trips or answer.unfinished:
-        events += _requests(timeline, answer, names, zero)
+        events += _requests(timeline, answer, names, queued, zero)
     for rank in sorted(names):
         events += _process(rank + 1, names[rank])
         own = [span for span in timeline.spans if span.rank == rank]
@@ -104,12 +106,18 @@ def _us(at: float, zero: float) -> float:
 
 
 # -- the request: a row of trips, with the stages and ways inside each --------------------------------------
-def _requests(timeline: Timeline, answer: Answer, names: Mapping[int, str], zero: float) -> Iterator[Event]:
+def _requests(
+    timeline: Timeline, answer: Answer, names: Mapping[int, str], queued: float, zero: float
+) -> Iterator[Event]:
+    """queued: s that it waited at the head before its first frame was fed."""
     yield from _process(REQUESTS_PID, "the traced request")
     groups = [_trip_spans(timeline, one, index, names) for index, one in enumerate(answer.trips, 2)]
     drawn = {one.frame.seq for one in answer.trips}
     frames = (f for f in timeline.frames.values() if answer.session in f.sessions and f.seq not in drawn)
     groups += [_other_spans(timeline, frame, names) for frame in frames]
+    if queued > 0:
+        began, ended = answer.first_fed - queued, answer.first_fed
+        groups.append([Span(timeline.head_rank, Part.QUEUE, "waits to be started", began, ended)])
     yield from _row(REQUESTS_PID, 0, "trips", groups, zero)
 
 
@@ -175,18 +183,13 @@ def _is_return(span: Span, frame: Frame) -> bool:
 # -- what goes across rows ----------------------------------------------------------------------------------
 def _arrows(timeline: Timeline, zero: float) -> Iterator[Event]:
     """From the sender's copy out to the receiver's copy in."""
-    decoded = {
-        (span.rank, span.seq, span.args.get("bytes")): span for span in timeline.spans if span.part is Part.IN
-    }
-    encoded = {
-        (span.rank, span.seq): span
-        for span in timeline.spans
-        if span.part is Part.OUT and span.name == "to messages"
-    }
+    spans = timeline.spans
+    decoded = {(s.rank, s.seq, s.args["from"]): s for s in spans if s.part is Part.IN}
+    encoded = {(s.rank, s.seq, s.args["to"]): s for s in spans if s.name == "to messages"}
     out_tid, in_tid = ROWS.index(Part.OUT) * MAX_LANES, ROWS.index(Part.IN) * MAX_LANES
     for number, hop in enumerate(timeline.hops, 1):
-        there = encoded.get((hop.from_rank, hop.seq))
-        here = decoded.get((hop.to_rank, hop.seq, hop.nbytes))
+        there = encoded.get((hop.from_rank, hop.seq, hop.to_rank))
+        here = decoded.get((hop.to_rank, hop.seq, hop.from_rank))
         if there is None or here is None:
             continue
         flow = {"cat": "way", "name": "frame", "id": number}

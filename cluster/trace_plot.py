@@ -55,7 +55,8 @@ def draw_trace(file: dict[str, Any], path: Path) -> None:
         for event in shown:
             _bar(axes, event, rows.index((event["pid"], event["tid"])), began)
         _frame(axes, rows, names, (ended - began) / 1e3)
-        title = f"{file['otherData'].get('model', '')}: {NUM_TRIPS} of the traced trips"
+        model = str(file["otherData"].get("model", "")).rpartition("/")[2]
+        title = f"{model}: {NUM_TRIPS} of the traced trips"
         figure.text(14 / WIDTH, 1 - 24 / height, title, fontsize=13 * POINTS, fontweight="bold", color=INK)
 
     save(fill, WIDTH, height, path)

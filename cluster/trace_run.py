@@ -20,7 +20,7 @@ from cluster.errors import EXIT_ERROR, EXIT_UNREACHABLE, UserError
 from cluster.routes import HEAD_RANK
 from cluster.rpc import connect
 from cluster.tls import Credentials
-from cluster.trace_client import Choices, NodeTrace, Tracing
+from cluster.trace_client import Choices, NodeTrace, Tracing, troubles
 from cluster.trace_file import trace_file
 from cluster.trace_parts import Answer, answer_of, stage_means_ms, table
 from cluster.trace_spans import Timeline, timeline
@@ -168,12 +168,7 @@ def trace_ring(
             trouble.append(f"it was interrupted after {count_tokens(replies)} tokens")
         finally:
             nodes = tracing.stop()
-    trouble += [f"{node.name}: {node.trouble}" for node in nodes if node.trouble]
-    trouble += [
-        f"{node.name} recorded more than it keeps: the earliest {node.num_dropped} records are lost"
-        for node in nodes
-        if node.num_dropped
-    ]
+    trouble += troubles(nodes)
     line = timeline(nodes, HEAD_RANK)
     queue_ms = replies[0].queue_ms if replies else 0.0
     return Traced(

@@ -212,7 +212,8 @@ def _layers(rank: int, record: Record) -> Iterable[Span]:
 
 def _args(record: Record) -> dict[str, Any]:
     if record.kind in (Kind.ENCODED, Kind.SENT, Kind.ARRIVED):
-        return {"bytes": record.numbers[0]}
+        direction = "from" if record.kind is Kind.ARRIVED else "to"
+        return {"bytes": record.numbers[0], direction: record.peer}
     if record.kind is Kind.BUILT:
         return {"rows": record.numbers[0], "tokens": record.numbers[1]}
     return {}

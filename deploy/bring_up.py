@@ -74,6 +74,12 @@ def running(
             yield Running(config, ring, client)
 
 
+def may_start(config: ClusterConfig) -> bool:
+    """Whether all of the config's nodes are this machine's, and no ring runs there now."""
+    head = config.nodes[0]
+    return config.is_loopback and is_free(head.host, head.port)
+
+
 def with_free_ports(path: Path, folder: Path, out: TextIO) -> Path:
     """The config itself, or a copy in `folder` with other ports in place of taken ones."""
     config, document = load_config(path), read_document(path)

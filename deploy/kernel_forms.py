@@ -30,6 +30,13 @@ class Form:
     spec: BlockSpec
     has_bias: bool = False
 
+    @property
+    def expert_bytes(self) -> int:
+        """Of one expert's three matrices, without scales."""
+        spec = self.spec
+        bits = sum(form.bits or spec.dtype.size * 8 for form in (spec.gate, spec.up, spec.down))
+        return spec.hidden_size * spec.expert_size * bits // 8
+
     def with_few_experts(self, count: int) -> Form:
         """The same with no more experts than that, each as large as it is."""
         few = max(self.spec.top_k, min(count, self.spec.num_experts))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.arguments import Parser
 from cluster.console import say
 from cluster.errors import EXIT_ERROR, EXIT_OK, UserError
+from cluster.probe import seen_machine
 from deploy.command import run_command
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ FORMATS = ("affine2", "affine3", "affine4", "affine5", "affine6", "affine8", "mx
 EMULATED_TOKENS = (1, 2, 8)
 EMULATED_EXPERTS = 16
 MAX_LAYERS = 4
+MEMORY_PARTS = 3  # a layer takes no more of the available memory than one of these
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,11 @@ def _forms(args: argparse.Namespace, where: str) -> list[Form]:
     else:
         form = format_of(args.format, args.group_size)
         forms = [known_form(name, form, args.dtype) for name in args.block or MODELS]
-    return [form.with_few_experts(EMULATED_EXPERTS) for form in forms] if where == "emulated" else forms
+    if where == "emulated":
+        return [form.with_few_experts(EMULATED_EXPERTS) for form in forms]
+    node = seen_machine()
+    most_bytes = (node.available_bytes or node.memory_bytes) // MEMORY_PARTS
+    return [form.with_few_experts(most_bytes // form.expert_bytes) for form in forms]
 
 
 def _try(form: Form, where: str, asked: list[int] | None, progress: Callable[[str], None]) -> Result:
@@ -149,7 +155,7 @@ def _try(form: Form, where: str, asked: list[int] | None, progress: Callable[[st
     progress(f"{form.name}: random weights")
     layers = [random_layer(spec, has_bias=form.has_bias)]
     layer_bytes = measure.expert_nbytes(spec, layers[0]) * spec.num_experts
-    while is_timed and len(layers) < MAX_LAYERS and len(layers) * layer_bytes < measure.CACHE_BYTES:
+    while is_timed and len(layers) < MAX_LAYERS and len(layers) * layer_bytes < measure.CACHE_BYTES / 2:
         layers.append(random_layer(spec, has_bias=form.has_bias, seed=len(layers)))
     classes = [ends for ends in CLASSES if moe.num_launches(ends[0]) is not None]
     every = sorted({size for ends in classes for size in sizes_of(*ends, is_timed=is_timed)})
@@ -195,6 +201,8 @@ def _trial(trial: Trial) -> dict[str, Any]:
         "kernels_us": None if times is None else times.ours_us,
         "mlx_us": None if times is None else times.mlx_us,
         "ratio": None if times is None else times.ratio,
+        "kernels_eval_us": None if times is None else times.ours_eval_us,
+        "mlx_eval_us": None if times is None else times.mlx_eval_us,
         "needed_bytes": None if times is None else times.needed_bytes,
         "gb_s": None if times is None else times.gb_s,
     }

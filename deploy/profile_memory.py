@@ -13,13 +13,11 @@ from cluster.config import ClusterConfig, load_config
 from cluster.console import say
 from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, UserError
 from cluster.memory_run import MemoryProfile, profile_memory, tracing_memory
-from cluster.routes import HEAD_RANK
 from cluster.tls import own_credentials
 from cluster.trace_client import Tracing
 from cluster.trace_run import Ask, as_json, random_prompts, vocab_size
-from deploy.bring_up import READY_LIMIT_S, running
+from deploy.bring_up import READY_LIMIT_S, may_start, running
 from deploy.demo.run import CONFIG as DEMO_CONFIG
-from deploy.local_ring import is_free
 from deploy.narrow import fitted, width_of
 
 FILE = Path("macrame-memory.json")
@@ -54,8 +52,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.out.absolute().parent} is no folder: give another --out", EXIT_USAGE)
     if args.config is not None:
         config = load_config(args.config)
-        head = config.nodes[HEAD_RANK]
-        if not config.is_loopback or not is_free(head.host, head.port):
+        if not may_start(config):
             tracing = tracing_memory(config, own_credentials(config))
             tracing.start()
             return _profile(args, config, tracing, has_load=False)

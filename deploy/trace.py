@@ -17,15 +17,13 @@ from cluster.config import ClusterConfig, load_config
 from cluster.console import say
 from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, UserError
 from cluster.plan_plot import plot_path
-from cluster.routes import HEAD_RANK
 from cluster.tls import own_credentials
 from cluster.trace_client import Choices
 from cluster.trace_plot import draw_trace
 from cluster.trace_run import MAX_TOKENS, Ask, as_json, random_prompts, trace_ring, vocab_size
-from deploy.bring_up import running
+from deploy.bring_up import may_start, running
 from deploy.command import run_command
 from deploy.demo.run import CONFIG as DEMO_CONFIG
-from deploy.local_ring import is_free
 from deploy.narrow import width_of
 from deploy.target import DEFAULT_URL, client_of
 from deploy.trace_text import render
@@ -101,8 +99,7 @@ def with_ring(path: Path | None, work: Callable[[ClusterConfig], int]) -> int:
     """Do the work with the ring of this file, started here where none runs; None: the demo's."""
     if path is not None:
         config = load_config(path)
-        head = config.nodes[HEAD_RANK]
-        if not config.is_loopback or not is_free(head.host, head.port):
+        if not may_start(config):
             return work(config)
     with running(path or DEMO_CONFIG, sys.stderr) as ring:
         return work(ring.config)

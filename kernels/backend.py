@@ -6,7 +6,9 @@ is for tests: thousands of times slower than a GPU. Any thread.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Literal
 
 import mlx.core as mx
@@ -15,10 +17,15 @@ VARIABLE = "MACRAME_KERNELS"
 Backend = Literal["metal", "cuda", "emulated"]
 
 
+_forced: list[Backend] = []
+
+
 def current() -> Backend | None:
     """The backend of a kernel called now; None where there is none, or where the user wants none.
 
     Raises ValueError where MACRAME_KERNELS is none of on, off, emulate."""
+    if _forced:
+        return _forced[-1]
     asked = os.environ.get(VARIABLE, "on") or "on"
     if asked == "off":
         return None
@@ -31,3 +38,13 @@ def current() -> Backend | None:
     if mx.metal.is_available():
         return "metal"
     return "cuda" if mx.cuda.is_available() else None
+
+
+@contextlib.contextmanager
+def forced(name: Backend) -> Iterator[None]:
+    """Inside, this is the backend: to look at sources that are made for it, on any machine."""
+    _forced.append(name)
+    try:
+        yield
+    finally:
+        _forced.pop()

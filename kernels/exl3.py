@@ -1,26 +1,57 @@
 """EXL3 (trellis) layers as modules of MLX: in the place of a Linear, of a SwitchLinear, or of a Linear whose
 outputs the checkpoint keeps in several tensors.
 
-Parameters are the tensors of the checkpoint as they are (kernels.exl3_reference says what they mean). For the
-thread that owns MLX.
+Parameters are the tensors of the checkpoint as they are (kernels.exl3_reference says what they mean). A layer
+multiplies by MLX's operations until `choice` says otherwise; kernels.exl3_choice sets it. For the thread that
+owns MLX.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
 
 import mlx.core as mx
 from mlx import nn
 
 from kernels import exl3_ops
+from kernels.exl3_kernels import Matrix, plan
+from kernels.exl3_ops import PLAIN, Decoder
 from kernels.exl3_reference import BLOCK, TILE, Codebook
 
-__all__ = ["Exl3Linear", "Exl3Parts", "Exl3SwitchLinear", "padded_size"]
+UNPACKED_WEIGHTS = 1 << 24  # in float16 at once: as much memory as PLAIN's
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Where a layer uses the kernels: for so many rows at most (or pairs of row and expert), and for more of
+    them by decoding to float16."""
+
+    max_rows: int = 0
+    is_unpacked: bool = False
+
+
+OPERATIONS = Choice()
+KERNELS = Choice(max_rows=32, is_unpacked=True)
+EXPERT_KERNELS = Choice(max_rows=512, is_unpacked=True)
 
 
 def padded_size(num_channels: int) -> int:
     """How many channels a tensor has for so many of the layer."""
     return -(-num_channels // BLOCK) * BLOCK
+
+
+def _unpacked(trellis: mx.array, codebook: Codebook) -> mx.array:
+    *lead, height, width, words = trellis.shape
+    nothing = mx.zeros(8, mx.float16)
+    matrix = Matrix(
+        trellis.reshape(prod(lead), height, width, words), nothing, nothing, None, codebook, width * TILE
+    )
+    return matrix.unpacked().reshape(*lead, height * TILE, width * TILE)
+
+
+UNPACKED = Decoder(_unpacked, UNPACKED_WEIGHTS, is_exact=False)
 
 
 def _empty(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
@@ -35,6 +66,7 @@ class Exl3Linear(nn.Module):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.input_dims, self.output_dims, self.bits, self.codebook = input_dims, output_dims, bits, codebook
+        self.choice = OPERATIONS
         height, width = padded_size(input_dims), padded_size(output_dims)
         self.trellis = _empty((height // TILE, width // TILE, TILE * bits), mx.int16)
         self.suh, self.svh = _empty((height,), mx.float16), _empty((width,), mx.float16)
@@ -45,10 +77,27 @@ class Exl3Linear(nn.Module):  # type: ignore[misc]
     def _extra_repr(self) -> str:
         return f"{self.input_dims} -> {self.output_dims}, {self.bits} bits, {self.codebook}"
 
+    @property
+    def form(self) -> str:
+        """Equal for layers that run the same kernels."""
+        return f"exl3 {self.input_dims} -> {self.output_dims}, {self.bits} bits {self.codebook}"
+
     def __call__(self, x: mx.array) -> mx.array:
-        bias = self.get("bias")
-        y = exl3_ops.linear(x, self.trellis, self.suh, self.svh, self.codebook, bias=bias)
+        lead, bias = x.shape[:-1], self.get("bias")
+        if 0 < prod(lead) <= self.choice.max_rows:
+            matrix = Matrix(self.trellis, self.suh, self.svh, bias, self.codebook, self.output_dims)
+            return matrix.product(x.reshape(-1, x.shape[-1])).reshape(*lead, -1)
+        decoder = UNPACKED if self.choice.is_unpacked else PLAIN
+        y = exl3_ops.linear(x, self.trellis, self.suh, self.svh, self.codebook, bias=bias, decoder=decoder)
         return y[..., : self.output_dims]
+
+    def to_lora(self, *, r: int, scale: float, dropout: float) -> nn.Module:
+        """What mlx-lm asks of a layer that an adapter changes."""
+        from mlx_lm.tuner.lora import LoRALinear  # brings the trainer with it: not for everyone
+
+        lora = LoRALinear(self.input_dims, self.output_dims, r, dropout, scale)
+        lora.linear = self
+        return lora
 
 
 class Exl3Parts(nn.Module):  # type: ignore[misc]
@@ -67,7 +116,8 @@ class Exl3SwitchLinear(nn.Module):  # type: ignore[misc]
     the axes before M, to (..., M, output_dims) in the dtype of x.
 
     kinds: for each expert its bits and codebook. `trellis` has an array for each kind that occurs, in the
-    order of their first experts: (E', in / 16, out / 16, 16 K) of the experts of that kind, in order.
+    order of their first experts: (E', in / 16, out / 16, 16 K) of the experts of that kind, in order. The
+    kernels know experts of one kind only.
     """
 
     def __init__(
@@ -80,6 +130,7 @@ class Exl3SwitchLinear(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.input_dims, self.output_dims, self.num_experts = input_dims, output_dims, len(kinds)
         self.kinds = tuple(dict.fromkeys(kinds))
+        self.choice = OPERATIONS
         height, width = padded_size(input_dims), padded_size(output_dims)
         members = [[i for i, kind in enumerate(kinds) if kind == own] for own in self.kinds]
         self.trellis = [
@@ -98,19 +149,52 @@ class Exl3SwitchLinear(nn.Module):  # type: ignore[misc]
         self.freeze()
 
     def _extra_repr(self) -> str:
-        kinds = ", ".join(f"{bits} bits {codebook}" for bits, codebook in self.kinds)
-        return f"{self.num_experts} experts of {self.input_dims} -> {self.output_dims}, {kinds}"
+        return f"{self.num_experts} experts of {self.input_dims} -> {self.output_dims}, {self._kinds_told()}"
+
+    @property
+    def form(self) -> str:
+        """Equal for layers that run the same kernels."""
+        return (
+            f"exl3 experts {self.num_experts} x {self.input_dims} -> {self.output_dims}, {self._kinds_told()}"
+        )
+
+    def _kinds_told(self) -> str:
+        return ", ".join(f"{bits} bits {codebook}" for bits, codebook in self.kinds)
 
     def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
-        parts = [(array, book) for array, (_, book) in zip(self.trellis, self.kinds, strict=True)]
+        lead, bias = mx.broadcast_shapes(x.shape[:-2], indices.shape), self.get("bias")
+        is_one_kind = len(self.kinds) == 1 and x.shape[-2] == 1
+        if is_one_kind and indices.shape == lead and 0 < indices.size <= self.choice.max_rows:
+            return self._by_kernels(x, indices).reshape(*lead, 1, -1)
         y = exl3_ops.switch(
             x,
             indices,
-            parts,
+            [(array, book) for array, (_, book) in zip(self.trellis, self.kinds, strict=True)],
             places=self._places,
             suh=self.suh,
             svh=self.svh,
-            bias=self.get("bias"),
+            bias=bias,
             is_sorted=sorted_indices,
+            decoder=UNPACKED if self.choice.is_unpacked else PLAIN,
         )
         return y[..., : self.output_dims]
+
+    def to_lora(self, *, r: int, scale: float, dropout: float) -> nn.Module:
+        """As Exl3Linear's."""
+        from mlx_lm.tuner.lora import LoRASwitchLinear
+
+        lora = LoRASwitchLinear(self.input_dims, self.output_dims, self.num_experts, r, dropout, scale)
+        lora.linear = self
+        return lora
+
+    def _by_kernels(self, x: mx.array, indices: mx.array) -> mx.array:
+        """(pairs, output_dims), in the order of the indices."""
+        (_, codebook), (trellis,) = self.kinds[0], self.trellis
+        matrix = Matrix(trellis, self.suh, self.svh, self.get("bias"), codebook, self.output_dims)
+        own, shared = indices.shape, (*indices.shape[:-1], 1)
+        if x.shape[:-2] not in (own, shared):
+            x = mx.broadcast_to(x, (*own, *x.shape[-2:]))
+        rows, chosen = x.reshape(-1, x.shape[-1]), indices.reshape(-1).astype(mx.uint32)
+        if rows.shape[0] * indices.shape[-1] == chosen.size and rows.shape[0] == 1:
+            return matrix.pairs(rows, chosen)  # one token: no expert is chosen twice
+        return matrix.tiles(rows, chosen, plan(chosen, self.num_experts))

@@ -11,10 +11,13 @@ from functools import cache
 import mlx.core as mx
 
 from kernels.exl3_reference import BLOCK, CODEBOOKS, TILE, Codebook, bits_of
+from kernels.moe_constants import TILE as TILE_PAIRS
+from kernels.moe_kernels import PLAN, PLAN_THREADS, Plan
 from kernels.source import Kernel
 
 SIMD, SIMDGROUPS = 32, 8
 MAX_ROWS = 8  # of a threadgroup
+TILE_ROWS = 4  # of those of one expert
 BUSY_GROUPS = 256  # threadgroups that keep a large GPU busy
 MIN_BLOCKS = 4  # of 128 inputs, in each part
 
@@ -60,17 +63,10 @@ class Matrix:
         """Row i of the answer is row i // share of x with expert indices[i]; share is indices / rows of x."""
         return self._decode(x, _PAIRS, groups=indices.size, num_out=indices.size, indices=indices)
 
-    def tiles(self, x: mx.array, indices: mx.array, order: mx.array, tiles: mx.array, rows: int) -> mx.array:
-        """As `pairs`, with the rows of one expert together: order and tiles as moe_plan makes them."""
-        groups = tiles.shape[0] - 1
+    def tiles(self, x: mx.array, indices: mx.array, made: Plan) -> mx.array:
+        """As `pairs`, with a weight decoded once for up to TILE_ROWS rows of its expert."""
         return self._decode(
-            *(x, _TILES),
-            rows=rows,
-            groups=groups,
-            num_out=indices.size,
-            indices=indices,
-            order=order,
-            tiles=tiles,
+            x, _TILES, rows=TILE_ROWS, groups=made.room, num_out=indices.size, indices=indices, made=made
         )
 
     def unpacked(self) -> mx.array:
@@ -95,8 +91,7 @@ class Matrix:
         groups: int,
         num_out: int,
         indices: mx.array | None = None,
-        order: mx.array | None = None,
-        tiles: mx.array | None = None,
+        made: Plan | None = None,
     ) -> mx.array:
         blocks = self.width // BLOCK
         splits = self._num_splits(blocks * groups)
@@ -107,8 +102,8 @@ class Matrix:
         found = DECODE(
             [
                 *(x, self.trellis, self.suh, self.svh, bias),
-                indices if order is None else order,
-                _nothing() if tiles is None else tiles,
+                indices if made is None else made.order,
+                _nothing() if made is None else made.tiles,
             ],
             template={
                 **sizes,
@@ -142,6 +137,20 @@ class Matrix:
         while groups * splits < BUSY_GROUPS and self.height // BLOCK // (2 * splits) >= MIN_BLOCKS:
             splits *= 2
         return splits
+
+
+def plan(indices: mx.array, num_experts: int) -> Plan:
+    """(pairs,) experts sorted, and cut into tiles: one launch."""
+    room = min(indices.size, num_experts + indices.size // TILE_PAIRS)
+    order, tiles = PLAN(
+        [indices],
+        template={"E": num_experts, "TOPK": 1, "TILE": TILE_PAIRS},
+        grid=(PLAN_THREADS, 1, 1),
+        threadgroup=(PLAN_THREADS, 1, 1),
+        shapes=[(max(indices.size, 8),), (1 + room, 4)],
+        dtypes=[mx.uint32, mx.uint32],
+    )
+    return Plan(order, tiles, room)
 
 
 @cache

@@ -2,13 +2,13 @@
 
 A state is looked up in a table of all 65536 values of its codebook, so a decoded weight has the bits of
 `kernels.exl3_reference`. Nothing decoded is kept: each call decodes a block of tiles, multiplies with it and
-lets it go before the next, so that beside the tensors no more than BLOCK_WEIGHTS decoded weights are in
+lets it go before the next, so that beside the tensors no more than `block_weights` decoded weights are in
 memory. For the thread that owns MLX; evaluates nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,8 +18,20 @@ import numpy as np
 from kernels import exl3_reference as reference
 from kernels.exl3_reference import BLOCK, TILE, TILE_WEIGHTS, Codebook, bits_of
 
-BLOCK_WEIGHTS = 1 << 20  # that are decoded at once
 BLOCK_TILES = BLOCK // TILE
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """How weights are decoded. decode: (.., in / 16, out / 16, 16 K) words to (.., in, out) float16."""
+
+    decode: Callable[[mx.array, Codebook], mx.array]
+    block_weights: int  # that are decoded at once
+    is_exact: bool  # products in float32; else in the dtype of the rows, where the device has such products
+
+    def dtype(self, x: mx.array) -> mx.Dtype:
+        """Of a product with rows x."""
+        return mx.float32 if self.is_exact or mx.default_device() == mx.Device(mx.cpu) else x.dtype
 
 
 @lru_cache
@@ -59,6 +71,9 @@ def decode(trellis: mx.array, codebook: Codebook) -> mx.array:
     return tiles.reshape(*rest, height * TILE, width * TILE)
 
 
+PLAIN = Decoder(decode, 1 << 20, is_exact=True)
+
+
 def signs(packed: mx.array) -> mx.array:
     """(n / 16,) int16 of older files to (n,) float16 of 1 and -1."""
     bits = (packed.view(mx.uint16)[:, None] >> mx.arange(16, dtype=mx.uint16)) & 1
@@ -91,16 +106,19 @@ def linear(
     codebook: Codebook,
     *,
     bias: mx.array | None,
+    decoder: Decoder = PLAIN,
 ) -> mx.array:
     """(..., n) with n at most in, to (..., out) in the dtype of x. bias: (out,) or less."""
     height, width, _ = trellis.shape
-    entry = rotate(padded(x.astype(mx.float32), height * TILE) * suh)
+    dtype = decoder.dtype(x)
+    entry = rotate(padded(x.astype(mx.float32), height * TILE) * suh).astype(dtype)
     done: list[mx.array] = []
-    for columns in _columns(1, height, width):
+    for columns in _columns(decoder, height, width):
         total: mx.array | None = None
-        for rows in _rows(1, height, columns):
+        for rows in _rows(decoder, height, columns):
             (tiles,) = mx.depends([trellis[rows, columns]], _last(total, done))
-            part = entry[..., _channels(rows)] @ decode(tiles, codebook).astype(mx.float32)
+            weights = decoder.decode(tiles, codebook).astype(dtype)
+            part = (entry[..., _channels(rows)] @ weights).astype(mx.float32)
             total = part if total is None else total + part
         assert total is not None
         own = _channels(columns)
@@ -119,6 +137,7 @@ def switch(
     svh: mx.array,
     bias: mx.array | None,
     is_sorted: bool = False,
+    decoder: Decoder = PLAIN,
 ) -> mx.array:
     """Rows with the expert that each is meant for, as `mx.gather_mm`: x (..., M, n), indices (...) broadcast
     with the leading axes of x, to (..., M, out) in the dtype of x.
@@ -131,15 +150,16 @@ def switch(
     chosen = mx.broadcast_to(indices, shape).reshape(-1)
     x = mx.broadcast_to(x, (*shape, *x.shape[-2:])).reshape(-1, *x.shape[-2:])  # (P, M, n)
     entry = rotate(padded(x.astype(mx.float32), suh.shape[-1]) * suh[chosen][:, None])
-    kinds = [_Kind(entry, trellis, codebook, is_sorted and places is None) for trellis, codebook in parts]
+    entry = entry.astype(decoder.dtype(x))
+    kinds = [_Kind(entry, trellis, book, decoder, is_sorted and places is None) for trellis, book in parts]
     is_here = [mx.array(True)] if places is None else [places[0][chosen] == i for i in range(len(parts))]
     own = [chosen] if places is None else [mx.where(here, places[1][chosen], 0) for here in is_here]
     done: list[mx.array] = []
     height, width = parts[0][0].shape[1:3]
     most = max(trellis.shape[0] for trellis, _ in parts)
-    for columns in _columns(most, height, width):
+    for columns in _columns(decoder, height, width, most):
         total: mx.array | None = None
-        for rows in _rows(most, height, columns):
+        for rows in _rows(decoder, height, columns, most):
             part: mx.array | None = None
             for kind, here, at in zip(kinds, is_here, own, strict=True):
                 found = kind.product(at, rows, columns, _last(part if part is not None else total, done))
@@ -163,6 +183,7 @@ class _Kind:
     entry: mx.array
     trellis: mx.array  # (E, in / 16, out / 16, 16 K)
     codebook: Codebook
+    decoder: Decoder
     is_sorted: bool
 
     def product(self, at: mx.array, rows: slice, columns: slice, after: list[mx.array]) -> mx.array:
@@ -170,21 +191,23 @@ class _Kind:
         entry, tiles = self.entry[..., _channels(rows)], self.trellis[:, rows, columns]
         is_single = entry.shape[0] < tiles.shape[0]
         (tiles,) = mx.depends([tiles[at] if is_single else tiles], after)
-        weights = decode(tiles, self.codebook).astype(mx.float32)
+        weights = self.decoder.decode(tiles, self.codebook).astype(entry.dtype)
         if is_single:
-            return entry @ weights
-        return mx.gather_mm(entry, weights, rhs_indices=at, sorted_indices=self.is_sorted)
+            return (entry @ weights).astype(mx.float32)
+        made = mx.gather_mm(entry, weights, rhs_indices=at, sorted_indices=self.is_sorted)
+        return made.astype(mx.float32)
 
 
-def _columns(count: int, height: int, width: int) -> list[slice]:
+def _columns(decoder: Decoder, height: int, width: int, count: int = 1) -> list[slice]:
     """Blocks of columns of tiles, each of whole blocks of channels, of `count` experts together."""
-    size = BLOCK_WEIGHTS // (count * height * TILE_WEIGHTS) // BLOCK_TILES * BLOCK_TILES
+    size = decoder.block_weights // (count * height * TILE_WEIGHTS) // BLOCK_TILES * BLOCK_TILES
     return _slices(width, max(BLOCK_TILES, size))
 
 
-def _rows(count: int, height: int, columns: slice) -> list[slice]:
+def _rows(decoder: Decoder, height: int, columns: slice, count: int = 1) -> list[slice]:
     """Blocks of rows of tiles, where some columns of all of them are too much."""
-    return _slices(height, max(1, BLOCK_WEIGHTS // (count * (columns.stop - columns.start) * TILE_WEIGHTS)))
+    row_weights = count * (columns.stop - columns.start) * TILE_WEIGHTS
+    return _slices(height, max(1, decoder.block_weights // row_weights))
 
 
 def _slices(length: int, size: int) -> list[slice]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 
@@ -33,26 +33,28 @@ class Use:
 Record = Callable[[Use], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """One call of an expert layer, of which nothing is computed yet.
+class Block(Protocol):
+    """One call of an expert layer, of which nothing is computed yet."""
 
-    shape: (..., k, hidden) of the outputs. plain() gives them; summed(scores (..., k)) gives
-    (..., hidden) in `dtype`, the outputs weighted and summed over k.
-    """
-
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # (..., k, hidden) of the outputs
     dtype: mx.Dtype
-    plain: Callable[[], mx.array]
-    summed: Callable[[mx.array], mx.array]
 
-    def weighs(self, other: Any) -> bool:
-        """Whether `other` is one factor for each expert: (..., k, 1) of floats."""
-        return (
-            isinstance(other, mx.array)
-            and tuple(other.shape) == (*self.shape[:-1], 1)
-            and mx.issubdtype(other.dtype, mx.floating)
-        )
+    def plain(self) -> mx.array:
+        """The outputs."""
+        ...
+
+    def summed(self, scores: mx.array) -> mx.array:
+        """(..., hidden) in `dtype`: the outputs times scores (..., k), summed over k."""
+        ...
+
+
+def _weighs(block: Block, other: Any) -> bool:
+    """Whether `other` is one factor for each expert: (..., k, 1) of floats."""
+    return (
+        isinstance(other, mx.array)
+        and other.shape == (*block.shape[:-1], 1)
+        and mx.issubdtype(other.dtype, mx.floating)
+    )
 
 
 def outputs(block: Block, use: Use) -> Any:
@@ -82,7 +84,7 @@ class _Watched(mx.array):
         return self._weighted(product, other, is_reflected=True)
 
     def _weighted(self, product: mx.array, other: Any, *, is_reflected: bool) -> mx.array:
-        if not self._block.weighs(other):
+        if not _weighs(self._block, other):
             return product
         return _WatchedProduct(product, self._block.dtype, lambda cast: self._record(Use(is_reflected, cast)))
 
@@ -162,7 +164,7 @@ class _Deferred(_Lazy):
         return self._block.plain()
 
     def __mul__(self, other: Any) -> Any:
-        if self._made is None and self._block.weighs(other):
+        if self._made is None and _weighs(self._block, other):
             return _Product(self._block, self._use, other)
         return self.__mlx_array__() * other
 
@@ -216,7 +218,7 @@ class _Reflected(mx.array):
         self._block, self._use = block, use
 
     def __rmul__(self, other: Any) -> Any:
-        if self._block.weighs(other):
+        if _weighs(self._block, other):
             return _Product(self._block, self._use, other)
         return mx.array.__rmul__(self, other)
 

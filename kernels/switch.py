@@ -17,7 +17,8 @@ from mlx import nn
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchGLU, SwitchLinear
 
 from kernels import backend, moe
-from kernels.expert_outputs import Block, Use, outputs, watched
+from kernels.exl3 import Exl3SwitchLinear
+from kernels.expert_outputs import Use, outputs, watched
 from kernels.measure import experts_of
 from kernels.moe_spec import GEGLU, PLAIN, SWIGLU, Activation, BlockSpec, Format
 
@@ -74,6 +75,7 @@ class Taken:
     chooser: Chooser
     plans: dict[tuple[Any, ...], Plan] = field(default_factory=dict)
     specs: dict[tuple[Any, ...], BlockSpec | str] = field(default_factory=dict)  # or why there is none
+    bound: moe.Block | None = None
     num_fused: int = 0  # calls whose weighted sum was fused
     num_plain: int = 0  # calls of the kernels that gave each expert's outputs
     failure: str = ""  # why the kernels are no longer used here
@@ -101,9 +103,15 @@ def take_over(modules: Iterable[nn.Module], chooser: Chooser) -> list[nn.Module]
     """
     if backend.current() is None:
         return []
-    found = {id(layer): layer for root in modules for _, layer in root.named_modules() if _is_known(layer)}
-    for layer in found.values():
+    layers = [layer for layer in expert_layers(modules) if taken_of(layer) is None]
+    for layer in layers:
         _swap(layer, Taken(chooser))
+    return layers
+
+
+def expert_layers(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Every SwitchGLU among `modules` and what they contain, but those of EXL3, which has its own kernels."""
+    found = {id(layer): layer for root in modules for layer in root.modules() if _is_known(layer)}
     return list(found.values())
 
 
@@ -114,13 +122,22 @@ def release(layers: Iterable[nn.Module]) -> None:
             layer.__class__ = type(layer).__bases__[0]
 
 
+def give_up(layers: Iterable[nn.Module], error: Exception) -> None:
+    """From now on these layers stay with MLX's operations."""
+    for layer in layers:
+        if (taken := taken_of(layer)) is not None and not taken.failure:
+            _give_up(taken, error)
+
+
 def taken_of(layer: nn.Module) -> Taken | None:
     """What is known of a layer; None for one that is not taken over."""
     return getattr(type(layer), "macrame_taken", None)
 
 
 def _is_known(module: nn.Module) -> bool:
-    return isinstance(module, SwitchGLU) and type(module).__call__ is SwitchGLU.__call__
+    if not isinstance(module, SwitchGLU) or isinstance(module.gate_proj, Exl3SwitchLinear):
+        return False
+    return taken_of(module) is not None or type(module).__call__ is SwitchGLU.__call__
 
 
 def _swap(layer: nn.Module, taken: Taken) -> None:
@@ -130,7 +147,7 @@ def _swap(layer: nn.Module, taken: Taken) -> None:
         if self.training:  # the kernels have no gradient
             return base.__call__(self, x, indices)
         # An adapter puts other modules in the place of these.
-        kinds = type(self.gate_proj), type(self.up_proj), type(self.down_proj)
+        kinds = type(self["gate_proj"]), type(self["up_proj"]), type(self["down_proj"])
         key = (*indices.shape, x.dtype, *kinds)
         plan = taken.plans.get(key)
         if plan is None:
@@ -139,7 +156,7 @@ def _swap(layer: nn.Module, taken: Taken) -> None:
             plan = taken.plans[key] = _plan(self, taken, x, indices)
         if plan.spec is None:
             return base.__call__(self, x, indices)
-        block = _block(self, taken, plan.spec, x, indices)
+        block = _Call(self, taken, plan.spec, x, indices)
         if not plan.has_run:
             plan.has_run = True
 
@@ -169,38 +186,61 @@ def _plan(layer: Any, taken: Taken, x: mx.array, indices: mx.array) -> Plan:
     return Plan(spec)
 
 
-def _block(layer: Any, taken: Taken, spec: BlockSpec, x: mx.array, indices: mx.array) -> Block:
-    """A call of the kernels, or of MLX's operations once that fails."""
-    base = type(layer).__bases__[0]
-    flat_x = x.reshape(-1, x.shape[-1])  # (T, hidden)
-    flat_indices = indices.reshape(-1, indices.shape[-1])  # (T, k)
+class _Call:
+    """A call of the kernels, or of MLX's operations once that fails: an expert_outputs.Block."""
 
-    def plain() -> mx.array:
+    __slots__ = ("_indices", "_layer", "_spec", "_taken", "_x", "dtype", "shape")
+
+    def __init__(self, layer: Any, taken: Taken, spec: BlockSpec, x: mx.array, indices: mx.array) -> None:
+        self._layer, self._taken, self._spec, self._x, self._indices = layer, taken, spec, x, indices
+        self.shape: tuple[int, ...] = (*indices.shape, x.shape[-1])
+        self.dtype = x.dtype
+
+    def plain(self) -> mx.array:
         try:
-            out = moe.switch_glu(spec, flat_x, _uint32(flat_indices), None, *experts_of(layer))
+            out = self._run(None)
         except Exception as error:  # border: whatever a kernel raises, the answer is MLX's
-            _give_up(taken, error)
-            return _by_mlx(base, layer, x, indices)
-        taken.num_plain += 1
-        return out.reshape(*indices.shape, -1)
+            _give_up(self._taken, error)
+            return self._by_mlx()
+        self._taken.num_plain += 1
+        return out.reshape(self.shape)
 
-    def summed(scores: mx.array) -> mx.array:
-        flat_scores = scores.reshape(flat_indices.shape)
+    def summed(self, scores: mx.array) -> mx.array:
         try:
-            out = moe.switch_glu(spec, flat_x, _uint32(flat_indices), flat_scores, *experts_of(layer))
+            out = self._run(scores)
         except Exception as error:  # border, as above
-            _give_up(taken, error)
-            y = _by_mlx(base, layer, x, indices)
+            _give_up(self._taken, error)
+            y = self._by_mlx()
             return (y * scores[..., None]).sum(axis=-2).astype(y.dtype)
-        taken.num_fused += 1
-        return out.reshape(x.shape)
+        self._taken.num_fused += 1
+        return out.reshape(self._x.shape)
 
-    return Block((*indices.shape, x.shape[-1]), x.dtype, plain, summed)
+    def _run(self, scores: mx.array | None) -> mx.array:
+        top_k = self.shape[-2]
+        return moe.run(
+            _bound(self._layer, self._taken, self._spec),
+            self._x.reshape(-1, self.shape[-1]),
+            _uint32(self._indices).reshape(-1, top_k),
+            None if scores is None else scores.reshape(-1, top_k),
+        )
+
+    def _by_mlx(self) -> mx.array:
+        y: mx.array = type(self._layer).__bases__[0].__call__(self._layer, self._x, self._indices)
+        return y
 
 
-def _by_mlx(base: type, layer: Any, x: mx.array, indices: mx.array) -> mx.array:
-    y: mx.array = base.__call__(layer, x, indices)
-    return y
+def _bound(layer: Any, taken: Taken, spec: BlockSpec) -> moe.Block:
+    """The layer's weights as the kernels take them, kept while they are the same arrays."""
+    kept = taken.bound
+    if (
+        kept is None
+        or kept.spec is not spec
+        or kept.gate.weight is not layer["gate_proj"]["weight"]
+        or kept.up.weight is not layer["up_proj"]["weight"]
+        or kept.down.weight is not layer["down_proj"]["weight"]
+    ):
+        kept = taken.bound = moe.Block(spec, *experts_of(layer))
+    return kept
 
 
 def _uint32(indices: mx.array) -> mx.array:

@@ -40,7 +40,7 @@ class Verdict:
     error: float = 0.0  # the largest difference from the reference, over the largest value of that
     ours_us: float = 0.0  # 0: not timed
     mlx_us: float = 0.0
-    gb_s: float = 0.0  # bytes of the experts that were needed, each once, over our time
+    gb_s: float = 0.0  # bytes of the experts that were needed, each once, over our time without Python's part
     num_launches: int = 0  # of ours
     is_final: bool = True  # False: there was no time, or an exception came; next time it is tried again
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mlx import nn
-from mlx_lm.models.switch_layers import SwitchGLU
 
 from kernels import backend, switch
 from kernels.self_test import Report, self_test
+from kernels.source import FOLDER
 from shard_loader.cache_home import user_cache_dir
 from shard_loader.shard import Shard
 from shard_loader.trim import clear_cache
@@ -32,7 +32,7 @@ def choose_kernels(shard: Shard, on_step: Callable[[], None] = lambda: None) -> 
     None where it has none. Whatever fails, the shard computes as before, and the report says why. on_step is
     called after each piece of work; all of it ends within some 20 s.
     """
-    layers = [m for layer in shard.own_layers for m in layer.modules() if isinstance(m, SwitchGLU)]
+    layers = switch.expert_layers(shard.own_modules)
     if not layers:
         return None
     taken: list[nn.Module] = []
@@ -54,3 +54,11 @@ def choose_kernels(shard: Shard, on_step: Callable[[], None] = lambda: None) -> 
         report = Report("", len(layers), reasons=[reason])
     clear_cache()
     return report
+
+
+def distrust_kernels(shard: Shard, failure: Exception) -> None:
+    """After a step failed: where the device says that it was a kernel, the next steps do without."""
+    text = str(failure)
+    names = (path.stem for path in FOLDER.glob("*.metal"))
+    if isinstance(failure, RuntimeError) and any(name in text for name in names):
+        switch.give_up(switch.expert_layers(shard.own_modules), failure)

@@ -30,7 +30,7 @@ class Ownership:
         layer_ids = {id(array) for arrays in per_layer for array in arrays.values()}
         outside = _unique({name: array for name, array in everything.items() if id(array) not in layer_ids})
         modules = dict(model.named_modules())
-        self._module_of = {name: modules[name.rpartition(".")[0]] for name in outside}
+        self._module_of = {name: modules[_owner(name, modules)] for name in outside}
         read = self._read(outside, forward, start == 0)
         kept = own_ids | {id(outside[name]) for name in read}
         ghosts = [(name, ghost(array)) for name, array in everything.items() if id(array) not in kept]
@@ -54,6 +54,12 @@ class Ownership:
         """All own parameters in the order to load them: layer by layer, then the others."""
         return [*self.layers, self.outside]
 
+    @property
+    def outside_modules(self) -> list[nn.Module]:
+        """Those without modules of their own whose parameters `outside` has, each once."""
+        found = {id(module): module for module in map(self._module_of.__getitem__, self.outside)}
+        return [module for module in found.values() if not module.children()]
+
     def footprint(self, is_first: bool, is_last: bool) -> Footprint:
         """Bytes by part. A table that the last stage reads and has no other head for is its tied head."""
         parts = {"embed": 0, "norm": 0, "head": 0, "other": 0}
@@ -71,6 +77,14 @@ class Ownership:
             other_bytes=parts["other"],
             full_model_bytes=self.full_model_bytes,
         )
+
+
+def _owner(name: str, modules: Mapping[str, nn.Module]) -> str:
+    """The path of the module that has a parameter, maybe in a list."""
+    path = name.rpartition(".")[0]
+    while path not in modules:
+        path = path.rpartition(".")[0]
+    return path
 
 
 def _part(name: str, module: nn.Module, is_last: bool) -> str:

@@ -80,6 +80,12 @@ class Shard:
         self.footprint = self.ownership.footprint(self.is_first, self.is_last)
         self.dtype = self._dtype()
 
+    @property
+    def own_modules(self) -> list[nn.Module]:
+        """Layers [start, stop), and the modules outside of them whose parameters are this stage's."""
+        layers = decoder_layers(self._model)[self.start : self.stop]
+        return [*layers, *self.ownership.outside_modules]
+
     def new_state(self) -> ShardState:
         """State for one sequence that has seen no token yet."""
         return self._caches.new_state(self._model)
@@ -209,11 +215,6 @@ class Shard:
 
         with swapped([layers[stop - 1] for stop in stops], evaluating):
             return self.forward(tokens, carry, state)
-
-    @property
-    def own_layers(self) -> list[nn.Module]:
-        """The modules of layers [start, stop)."""
-        return decoder_layers(self._model)[self.start : self.stop]
 
     def dry_run(self) -> None:
         """One forward pass of a throw-away state that is built and not evaluated."""

@@ -284,6 +284,8 @@ def test_a_prompt_is_scored_without_an_answer(served: Served) -> None:
     assert choice["logprobs"]["token_logprobs"] == [None, pytest.approx(-1.05)]
     assert whole["usage"]["completion_tokens"] == 0
     assert served.ring.last.max_tokens == 1  # the ring draws one, which goes nowhere
+    served.ring.text = b""  # the one that is drawn ends the answer
+    assert served.complete([104], max_tokens=0, echo=True)["choices"][0]["finish_reason"] == "length"
     one = served.complete([104], max_tokens=0, echo=True, logprobs=0)["choices"][0]["logprobs"]
     assert (one["tokens"], one["token_logprobs"]) == (["h"], [None])
 

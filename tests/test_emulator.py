@@ -20,7 +20,7 @@ FAULTS = """
     const uint i = thread_index_in_threadgroup;
     const uint g = threadgroup_position_in_grid.x * 64 + i;
     s[i] = x[i];
-    switch (which) {
+    switch (which[0]) {
     case 0:  // right
         threadgroup_barrier(mem_flags::mem_threadgroup);
         out[g] = s[63 - i];
@@ -57,6 +57,12 @@ FAULTS = """
     case 9:  // every threadgroup writes the same
         out[i] = x[i];
         break;
+    case 13:  // half of the lanes load the same
+        out[g] = x[i / 2];
+        break;
+    case 12:
+        s[i + 1] = 1.0f;
+        break;
     case 10:
         if (i < 10) return;
         threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -73,7 +79,7 @@ def run_faulty(which: int, order: launch.Order = "forward") -> launch.Launch:
     kernel = Kernel("faulty", ("x", "which"), ("out",), text=FAULTS)
     with launch.options(order=order, mode="watched") as log:
         kernel(
-            [mx.arange(64).astype(mx.float32), mx.array(which)],
+            [mx.arange(64).astype(mx.float32), mx.array([which])],
             grid=(128, 1, 1),
             threadgroup=(64, 1, 1),
             shapes=[(128,)],
@@ -89,18 +95,22 @@ def test_what_a_kernel_moves_is_counted(order: launch.Order) -> None:
     assert (read.requested_bytes, read.touched_bytes, read.written_bytes) == (2 * 64 * 4, 64 * 4, 0)
     assert traffic["out"].written_bytes == 128 * 4
     run_faulty(3, order)
+    halves = run_faulty(13, order).traffic["x"]
+    # each thread loads its own for s besides
+    assert (halves.loaded_bytes, halves.requested_bytes) == (2 * 64 * 4 * 2, 2 * 64 * 4 + 2 * 32 * 4)
 
 
 @pytest.mark.parametrize("order", launch.ORDERS)
 @pytest.mark.parametrize(
     ("which", "message"),
     [
-        (1, "race: thread .* of threadgroup memory, which .* of this threadgroup .* with no barrier between"),
-        (2, "race: thread .* of threadgroup memory"),
-        (4, "race: thread .* of threadgroup memory"),
-        (5, "race: thread .* of threadgroup memory"),
+        (1, "race: thread .* of s, which .* of this threadgroup .* with no barrier between"),
+        (2, "race: thread .* of s, which"),
+        (4, "race: thread .* of s, which"),
+        (5, "race: thread .* of s, which"),
         (6, "reads 4 bytes at byte 256 of x, which has 256"),
         (7, "writes 4 bytes at byte 512 of out, which has 512|race: thread .* of out"),
+        (12, "writes 4 bytes at byte 256 of the threadgroup's s, which has 256|race: thread .* of s, which"),
         (8, "writes to its input x"),
         (9, "race: thread .* writes byte .* of out, which thread .* of another threadgroup writes"),
         (10, "deadlock: 54 threads wait .thread .. at threadgroup_barrier in line .*, 10 have returned"),
@@ -131,13 +141,23 @@ LIBRARY = """
     simdgroup_load(b, x, 8);
     simdgroup_multiply_accumulate(c, a, b, c);
     simdgroup_store(c, out + 320, 8);
+    if (i == 0) half_out[0] = bfloat16_t(1.0f);
 """
 
 
-def test_metals_library() -> None:
-    kernel = Kernel("library", ("x",), ("out",), text=LIBRARY)
+def test_metals_library_and_nan_where_nothing_is_written() -> None:
+    kernel = Kernel("library", ("x",), ("out", "number", "half_out"), text=LIBRARY)
     x = mx.random.normal((64,), key=mx.random.key(1))
-    (out,) = kernel([x], grid=(32, 1, 1), threadgroup=(32, 1, 1), shapes=[(384,)], dtypes=[mx.float32])
+    out, number, half_out = kernel(
+        [x],
+        grid=(32, 1, 1),
+        threadgroup=(32, 1, 1),
+        shapes=[(390,), (2,), (3,)],
+        dtypes=[mx.float32, mx.uint32, mx.bfloat16],
+    )
+    assert mx.isnan(out).tolist() == [False] * 384 + [True] * 6
+    assert mx.isnan(half_out).tolist() == [False, True, True]
+    assert number.tolist() == [0xFFFFFFFF] * 2
     v, i = np.array(x)[:32], np.arange(32)
     found = np.array(out)[:320].reshape(-1, 32)
     assert np.allclose(found[0], v.sum(), atol=1e-5)
@@ -152,33 +172,15 @@ def test_metals_library() -> None:
     assert np.allclose(found[8], 2 * (2 * v + 1 + 5) + 2 * (v + 1) + 4 + v * v + 1, atol=1e-5)
     assert (found[9] == (0x3C00 + i).astype(np.uint16).view(np.float16)).all()
     square = np.array(x).reshape(8, 8)
-    assert np.allclose(np.array(out)[320:].reshape(8, 8), square @ square + 1, atol=1e-5)
-
-
-def test_what_is_not_written_is_nan() -> None:
-    kernel = Kernel(
-        "half_written",
-        ("x",),
-        ("out", "number"),
-        text="if (thread_position_in_grid.x < 7) out[thread_position_in_grid.x] = x[0];",
-    )
-    out, number = kernel(
-        [mx.ones((8,))],
-        grid=(32, 1, 1),
-        threadgroup=(32, 1, 1),
-        shapes=[(9,), (2,)],
-        dtypes=[mx.bfloat16, mx.uint32],
-    )
-    assert mx.isnan(out).tolist() == [False] * 7 + [True] * 2
-    assert number.tolist() == [0xFFFFFFFF] * 2
+    assert np.allclose(np.array(out)[320:384].reshape(8, 8), square @ square + 1, atol=1e-5)
 
 
 def test_a_kernel_is_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    x = mx.ones((2, 40))
+    x = mx.ones((2, 1000), mx.bfloat16)
     row_sums.row_sums(x)
     monkeypatch.setattr(build, "_run", lambda command: pytest.fail(f"compiles again: {command}"))
     launch._loaded.cache_clear()
-    assert row_sums.row_sums(x).tolist() == [40.0, 40.0]
+    assert row_sums.row_sums(x).tolist() == [1000.0, 1000.0]
 
 
 def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from kernels import exl3_ops
+from kernels import exl3, exl3_ops
 from kernels import exl3_reference as reference
 from kernels.exl3 import Exl3Linear, Exl3Parts, Exl3SwitchLinear
+from kernels.exl3_ops import Decoder
 from kernels.exl3_reference import CODEBOOKS, Codebook
 from tests.tiny_exl3 import random_tensors
 
@@ -91,7 +92,7 @@ def test_a_layer_multiplies_with_the_weight_it_stands_for(shape: tuple[int, int]
 def test_however_small_the_blocks_are_the_product_is_the_same(
     monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
-    monkeypatch.setattr(exl3_ops, "BLOCK_WEIGHTS", block)
+    monkeypatch.setattr(exl3, "PLAIN", Decoder(exl3_ops.decode, block, is_exact=True))
     made, (weight, bias) = layer((300, 200), (5, "mul1"), bias=True)
     x = RNG.standard_normal((4, 200)).astype(np.float32)
     assert worst(made(mx.array(x)), x @ weight.T + bias) < 1e-6
@@ -111,7 +112,7 @@ def test_experts_multiply_as_those_of_mlx_lm_do(
     is_sorted: bool,
     block: int,
 ) -> None:
-    monkeypatch.setattr(exl3_ops, "BLOCK_WEIGHTS", block)
+    monkeypatch.setattr(exl3, "PLAIN", Decoder(exl3_ops.decode, block, is_exact=True))
     made, (weights, biases) = experts((120, 200), kinds)
     chosen = RNG.integers(0, len(kinds), shape)
     chosen = np.sort(chosen) if is_sorted else chosen
@@ -150,4 +151,4 @@ def test_a_call_keeps_nothing_decoded_and_needs_little_beside_the_tensors() -> N
     mx.reset_peak_memory()
     mx.eval(made(x))
     assert mx.get_active_memory() - before < 1 << 16
-    assert mx.get_peak_memory() - before < 36 * exl3_ops.BLOCK_WEIGHTS
+    assert mx.get_peak_memory() - before < 36 * exl3_ops.PLAIN.block_weights

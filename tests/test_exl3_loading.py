@@ -16,12 +16,15 @@ from mlx_lm.utils import load_model
 
 from kernels.exl3 import Exl3Linear, Exl3Parts, Exl3SwitchLinear
 from kernels.exl3_reference import CODEBOOKS
+from planner.adapters import AdapterFiles
 from planner.headers import ModelFilesError, read_headers
 from planner.load_options import LoadOptions, Quantization
 from planner.model_profile import read_model_profile
+from shard_loader.adapters import load_adapters
 from shard_loader.survey import own_tensors
 from shard_loader.weights import WeightsError, load_lazily, load_shard
 from tests.test_weights import edit_config, rewrite
+from tests.tiny_adapters import adapted, write_adapter
 from tests.tiny_exl3 import Kind, three_bits, write_exl3
 
 TOKENS = mx.array([[1, 5, 9, 200, 33, 4, 7]])
@@ -287,3 +290,22 @@ def test_two_codebooks_and_odd_widths_are_refused(tmp_path: Path) -> None:
         read_model_profile(exl3)
     with pytest.raises(WeightsError, match=r"a trellis \(8, 8, 56\) has 56 words a tile"):
         load_shard(exl3, 0, 1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("arch", ["llama", "qwen3_moe"])
+def test_adapters_change_exl3_layers_as_they_do_plain_ones(tmp_path: Path, arch: str) -> None:
+    exl3, plain = write_exl3(arch, tmp_path / "models", num_layers=3)
+    keys = ["self_attn.q_proj", "mlp.down_proj" if arch == "llama" else "mlp.switch_mlp.down_proj"]
+    folder = write_adapter(plain, tmp_path / "sql", keys=keys)
+    expected = adapted(plain, folder)(TOKENS)
+    shard = load_shard(exl3, 0, 3)
+    before = shard.forward(TOKENS, None, shard.new_state())
+    adapters = load_adapters(shard, [AdapterFiles("sql", folder)])
+    adapters.use("sql")
+    after = shard.forward(TOKENS, None, shard.new_state())
+    assert mx.abs(after - expected).max() < 1e-5 * mx.abs(expected).max()
+    assert mx.abs(before - expected).max() > 1e-3
+    dora = write_adapter(plain, tmp_path / "dora", keys=keys[:1], kind="dora")
+    with pytest.raises(WeightsError, match="Can't convert layer of type Exl3Linear to LoRA"):
+        load_adapters(load_shard(exl3, 0, 3), [AdapterFiles("dora", dora)])

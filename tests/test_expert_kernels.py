@@ -8,11 +8,12 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from kernels import moe, moe_ops, self_test, switch
+from kernels import moe, self_test, switch
 from shard_loader import expert_kernels
-from shard_loader.expert_kernels import choose_kernels
+from shard_loader.expert_kernels import choose_kernels, distrust_kernels
 from shard_loader.shard import Shard
 from shard_loader.weights import load_shard
+from tests.mlx_kernels import run_by_mlx
 from tests.tiny_models import write_checkpoint
 
 CARRY = {"start": 1, "stop": 4}
@@ -27,7 +28,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("MACRAME_KERNELS", "emulate")
-    monkeypatch.setattr(moe, "switch_glu", moe_ops.switch_glu)
+    monkeypatch.setattr(moe, "run", run_by_mlx)
     monkeypatch.setattr(self_test, "CLASSES", ((1, 1), (2, 4)))
 
 
@@ -49,11 +50,26 @@ def test_own_layers_are_tested_and_used(checkpoint: Path) -> None:
     assert steps
     for found, one in zip(outputs_of(shard), wanted, strict=True):
         assert mx.allclose(found, one, rtol=1e-4, atol=1e-4)
-    layers = [m for layer in shard.own_layers for m in layer.modules() if switch.taken_of(m) is not None]
-    known = [switch.taken_of(layer) for layer in layers]
+    known = [switch.taken_of(layer) for layer in switch.expert_layers(shard.own_modules)]
     assert [one.num_fused for one in known if one is not None] == [3, 3, 3]
     kept = list(expert_kernels.verdict_folder().iterdir())
     assert len(kept) == 1
+
+
+def test_a_kernel_that_fails_on_the_device_is_distrusted(checkpoint: Path) -> None:
+    """It shows when a step is evaluated and nothing can be built anew: that request fails, no other."""
+    shard = load_shard(checkpoint, **CARRY)
+    wanted = outputs_of(shard)
+    report = choose_kernels(shard)
+    assert report is not None
+    distrust_kernels(shard, RuntimeError("[malloc] Unable to allocate"))
+    distrust_kernels(shard, ValueError("moe_down_sum"))
+    assert report.failures == []
+    distrust_kernels(shard, RuntimeError("Unable to build metal library: custom_kernel_moe_down_sum_4"))
+    assert report.failures == ["RuntimeError: Unable to build metal library: custom_kernel_moe_down_sum_4"]
+    before = report.num_calls
+    assert all(mx.array_equal(*pair) for pair in zip(outputs_of(shard), wanted, strict=True))
+    assert report.num_calls == before
 
 
 def test_without_experts_there_is_nothing_to_say(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from kernels.expert_outputs import Block, Use, outputs, watched
+from kernels.expert_outputs import Use, outputs, watched
 
 T, K, HIDDEN = 3, 2, 8
 Code = Callable[[Any, mx.array], Any]  # y (1, T, k, hidden), scores (1, T, k)
@@ -40,13 +40,13 @@ class Experts:
         mx.random.seed(3)
         self.y = mx.random.normal((1, T, K, HIDDEN)).astype(dtype)
         self.asked: list[str] = []
-        self.block = Block((1, T, K, HIDDEN), dtype, self._plain, self._summed)
+        self.shape, self.dtype = (1, T, K, HIDDEN), dtype
 
-    def _plain(self) -> mx.array:
+    def plain(self) -> mx.array:
         self.asked.append("plain")
         return self.y
 
-    def _summed(self, scores: mx.array) -> mx.array:
+    def summed(self, scores: mx.array) -> mx.array:
         self.asked.append("summed")
         assert scores.shape == (1, T, K)
         total = (self.y.astype(mx.float32) * scores[..., None].astype(mx.float32)).sum(axis=-2)
@@ -64,11 +64,11 @@ def test_weighted_sums_are_seen_and_then_fused(name: str, dtype: mx.Dtype) -> No
     experts, scores = Experts(), scores_of(dtype)
     wanted = code(experts.y, scores)
     seen: list[Use] = []
-    first = code(watched(experts.block, seen.append), scores)
+    first = code(watched(experts, seen.append), scores)
     assert mx.array_equal(first, wanted)
     assert seen[-1] == use
     experts.asked.clear()
-    found = code(outputs(experts.block, use), scores)
+    found = code(outputs(experts, use), scores)
     assert isinstance(found, mx.array)
     assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
     assert mx.allclose(found, wanted, rtol=2e-2, atol=2e-2)
@@ -80,7 +80,7 @@ def test_anything_else_is_left_alone(name: str) -> None:
     experts, scores = Experts(), scores_of(mx.float32)
     seen: list[Use] = []
     assert mx.array_equal(
-        OTHERS[name](watched(experts.block, seen.append), scores), OTHERS[name](experts.y, scores)
+        OTHERS[name](watched(experts, seen.append), scores), OTHERS[name](experts.y, scores)
     )
     assert seen == []
 
@@ -103,14 +103,14 @@ def test_anything_else_is_left_alone(name: str) -> None:
 def test_what_is_deferred_is_an_array_for_any_other_use(code: Code, is_reflected: bool) -> None:
     """Code that did a weighted sum when it was watched may do something else later."""
     experts, scores = Experts(), scores_of(mx.float32)
-    found = code(outputs(experts.block, Use(is_reflected, False)), scores)
+    found = code(outputs(experts, Use(is_reflected, False)), scores)
     assert mx.array_equal(found, code(experts.y, scores))
     assert experts.asked == ["plain"]
 
 
 def test_a_sum_whose_cast_does_not_come_is_the_products() -> None:
     experts, scores = Experts(), scores_of(mx.float32)
-    y = outputs(experts.block, Use(False, True))
+    y = outputs(experts, Use(False, True))
     total = (y * scores[..., None]).sum(axis=-2)
     assert total.dtype == mx.float32
     assert (total + 1).dtype == mx.float32
@@ -120,7 +120,7 @@ def test_a_sum_whose_cast_does_not_come_is_the_products() -> None:
 
 def test_the_outputs_are_computed_once() -> None:
     experts = Experts()
-    y = outputs(experts.block, Use(False, False))
+    y = outputs(experts, Use(False, False))
     assert (y.shape, y.dtype, y.ndim) == ((1, T, K, HIDDEN), mx.bfloat16, 4)
     assert experts.asked == []
     assert mx.array_equal(y + y, experts.y + experts.y)

@@ -51,7 +51,9 @@ def files() -> list[Path]:
     if listed.returncode == 0:
         found = [ROOT / name for name in listed.stdout.split("\0") if name]
     else:
-        skipped = re.compile(r"(^|/)(\.(?!ci/|gitignore)[^/]*|build|dist|__pycache__|[^/]*\.egg-info)(/|$)")
+        skipped = re.compile(
+            r"(^|/)(\.(?!ci/|github/|gitignore)[^/]*|build|dist|__pycache__|[^/]*\.egg-info)(/|$)"
+        )
         found = [p for p in ROOT.rglob("*") if not skipped.search(p.relative_to(ROOT).as_posix())]
     return sorted(path for path in found if path.is_file())
 

@@ -58,6 +58,7 @@ def test_launches_are_recorded() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"arrays": [mx.array(1.0)]}, r"row_sums: x has no dimension: pass an array of shape \(1,\)"),
         ({"arrays": []}, "row_sums takes 1 arrays, not 0"),
         ({"shapes": []}, "row_sums has 1 outputs, not 0 shapes and 1 dtypes"),
         ({"threadgroup": (33, 1, 1)}, "a threadgroup of 33 threads, not a multiple of 32 to 1024"),

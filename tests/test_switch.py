@@ -17,20 +17,21 @@ from mlx_lm.models.kimi_k3 import SiTU
 from mlx_lm.models.step3p5 import ClampedSwiGLU
 from mlx_lm.models.switch_layers import SwitchGLU, SwitchMLP
 
-from kernels import measure, moe, moe_ops, switch
+from kernels import measure, moe, switch
 from kernels.emulator import build
 from kernels.moe_spec import GEGLU, PLAIN, SWIGLU, Activation, Format
 from shard_loader.rehearsal import Rehearsal
+from tests.mlx_kernels import run_by_mlx
 from tests.zoo.configs import zoo_config
 
-KERNELS = moe.switch_glu
+KERNELS = moe.run
 HIDDEN, EXPERT, NUM_EXPERTS, TOP_K = 64, 32, 4, 2
 
 
 @pytest.fixture(autouse=True)
 def _has_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MACRAME_KERNELS", "emulate")
-    monkeypatch.setattr(moe, "switch_glu", moe_ops.switch_glu)  # but in the long tests
+    monkeypatch.setattr(moe, "run", run_by_mlx)  # but in the long tests
     mx.random.seed(7)
 
 
@@ -114,11 +115,11 @@ def test_a_kernel_that_raises_is_given_up(
     def fails(*_: Any) -> mx.array:
         raise RuntimeError("no such\nfunction")
 
-    monkeypatch.setattr(moe, "switch_glu", fails)
+    monkeypatch.setattr(moe, "run", fails)
     assert mx.allclose((layer(x, indices) * scores[..., None]).sum(axis=-2), wanted)
     assert taken_of(layer).failure == "RuntimeError: no such function"
     assert "an expert layer goes back to MLX's operations: RuntimeError: no such function" in caplog.text
-    monkeypatch.setattr(moe, "switch_glu", moe_ops.switch_glu)
+    monkeypatch.setattr(moe, "run", run_by_mlx)
     assert mx.array_equal((layer(x, indices) * scores[..., None]).sum(axis=-2), wanted)
     assert taken_of(layer).num_fused == 0
 
@@ -251,7 +252,7 @@ def test_models(name: str) -> None:
 @pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler (g++ or clang++) is here")
 @pytest.mark.parametrize("name", WITH_EXPERTS)
 def test_every_architecture_with_the_kernels_themselves(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moe, "switch_glu", KERNELS)
+    monkeypatch.setattr(moe, "run", KERNELS)
     check(name)
 
 

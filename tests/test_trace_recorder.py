@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster.trace_client import from_message
+from cluster.trace_client import NodeTrace, from_message, troubles
 from cluster.trace_recorder import KEPT_S, MAX_LEASE_S, Kind, Record, Recorder, to_message
 
 
@@ -91,6 +91,18 @@ def test_the_process_ticks_it() -> None:
         over.wait(0.05)
     assert not records.on
     assert records.pull("t") is None
+
+
+def test_what_is_missing_of_a_trace_is_said() -> None:
+    nodes = [
+        NodeTrace(0, "a"),
+        NodeTrace(1, "b", trouble="it is gone"),
+        NodeTrace(2, "c", num_dropped=7),
+    ]
+    assert troubles(nodes) == [
+        "b: it is gone",
+        "c recorded more than it keeps: the earliest 7 records are lost",
+    ]
 
 
 def test_a_record_crosses_the_wire() -> None:

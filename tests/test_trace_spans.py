@@ -130,6 +130,14 @@ def test_the_file_has_a_row_for_each_part_and_nests() -> None:
     assert {"first token", "token 2", "token 4"} <= set(tokens)
 
 
+def test_the_wait_before_the_first_frame_is_drawn() -> None:
+    line, answer = answered(records(3))
+    file = trace_file(line, answer, {0: "n0", 1: "n1"}, {"queued_ms": 5.0})
+    check_rows(file)
+    waits = [e for e in file["traceEvents"] if e["name"] == "waits to be started"]
+    assert [(e["ts"], e["dur"]) for e in waits] == [(0.0, pytest.approx(5000.0))]
+
+
 def test_frames_that_wait_at_once_have_rows_of_their_own() -> None:
     nodes = records(2)
     late = AHEAD[1] + 5.0

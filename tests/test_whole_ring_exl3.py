@@ -11,6 +11,7 @@ from mlx_lm.utils import load_model
 
 from planner.plan import Plan
 from shard_loader.weights import load_lazily
+from tests.emulated import needs_compiler
 from tests.reference import greedy_of
 from tests.ring_processes import RingProcesses
 from tests.test_exl3_loading import all_kinds
@@ -44,3 +45,23 @@ def test_three_stages_give_the_tokens_of_one_process_and_of_the_decoded_weights(
         part = measured[stage.rank]
         own = part.layers_bytes + part.embed_bytes + part.norm_bytes + part.head_bytes + part.other_bytes
         assert abs(stage.weight_bytes - own) <= 0.03 * own
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@needs_compiler
+@pytest.mark.parametrize("arch", ["llama", "qwen3_moe"])
+def test_three_stages_with_kernels_give_the_same_tokens(tmp_path: Path, arch: str) -> None:
+    exl3, plain = write_exl3(arch, tmp_path / "models", num_layers=NUM_LAYERS)
+    decoded = load_model(plain)[0]
+    env = {"MACRAME_KERNELS": "emulate"}
+    with RingProcesses(tmp_path, exl3, LAYERS, env=env) as ring:
+        ring.wait_ok(300)
+        replies = ring.generate(PROMPTS[0], 8, logprobs=True)
+        got = [t for reply in replies for t in reply.tokens]
+        tokens, logprobs = greedy_of(decoded, PROMPTS[0], 8)
+        assert [t.id for t in got] == tokens
+        assert [t.logprob for t in got] == pytest.approx(logprobs, abs=1e-3)
+        told = ring.node_status(1).exl3_kernels
+    assert told
+    assert all(line.endswith("rows in place, more by float16") for line in told)

@@ -62,6 +62,17 @@ def test_a_trace_fits_together(config: ClusterConfig) -> None:
         assert abs(clock.ours(at) - at) <= clock.uncertainty + 1e-6
 
 
+@pytest.mark.parametrize("layers", [[(3, 8), (0, 3), (8, 9)], [None, (0, 5), (5, 9)], [(5, 9), (0, 5)]])
+def test_a_head_in_any_place(tmp_path: Path, layers: list[tuple[int, int] | None]) -> None:
+    with RingProcesses(tmp_path, DEMO, layers, speculation=NO_GUESSES) as ring:
+        ring.wait_ok()
+        traced = trace_ring(load_config(ring.config_path), None, ask(8), Choices())
+    assert traced.trouble == []
+    check_rows(traced.file())
+    assert check_ways(traced) >= 8 * (len(layers) - (layers[-1] == (0, 5)))
+    check_table(traced)
+
+
 def test_every_row_of_every_node_is_there(config: ClusterConfig) -> None:
     traced = trace_ring(config, None, ask(8), Choices())
     have = {(span.rank, span.part) for span in traced.timeline.spans}
@@ -131,6 +142,28 @@ def test_a_client_that_dies_leaves_nothing_on(ring: RingProcesses, config: Clust
             assert time.monotonic() < deadline
     with ring.channel(0) as channel:  # those that were not refused were switched off again
         assert control_pb2_grpc.ControlStub(channel).Trace(asked).reason == ""
+
+
+def test_a_frozen_node_is_a_sentence_in_bounded_time(tmp_path: Path) -> None:
+    with RingProcesses(tmp_path, DEMO, [(0, 5), (5, 9)], speculation=NO_GUESSES) as ring:
+        ring.wait_ok()
+        config = load_config(ring.config_path)
+        found: list[Traced] = []
+        tracer = threading.Thread(
+            target=lambda: found.append(trace_ring(config, None, ask(400, is_warmed=False), Choices()))
+        )
+        tracer.start()
+        ring.wait_status(lambda status: status.num_completion_tokens > 8)
+        ring.pause(1)
+        began = time.monotonic()
+        tracer.join(30)
+        took_s = time.monotonic() - began
+        ring.resume(1)
+    (traced,) = found
+    assert took_s < 12
+    assert any("n1:" in trouble and "is it frozen?" in trouble for trouble in traced.trouble)
+    assert traced.answer.trips
+    check_rows(traced.file())
 
 
 def test_a_node_that_dies_leaves_a_partial_trace(ring: RingProcesses, config: ClusterConfig) -> None:

@@ -34,12 +34,12 @@ def check_rows(file: dict[str, Any]) -> int:
 def check_ways(traced: Traced) -> int:
     """A frame's way lies between the sender's copy out and the receiver's copy in; returns how many do."""
     line = traced.timeline
-    out = {(s.rank, s.seq): s for s in line.spans if s.part is Part.OUT and s.name == "to messages"}
-    came = {(s.rank, s.seq, s.args["bytes"]): s for s in line.spans if s.part is Part.IN}
+    out = {(s.rank, s.seq, s.args["to"]): s for s in line.spans if s.name == "to messages"}
+    came = {(s.rank, s.seq, s.args["from"]): s for s in line.spans if s.part is Part.IN}
     for hop in line.hops:
         doubt = line.clocks[hop.from_rank].uncertainty + line.clocks[hop.to_rank].uncertainty
-        copied = out.get((hop.from_rank, hop.seq))
-        decoded = came[hop.to_rank, hop.seq, hop.nbytes]
+        copied = out.get((hop.from_rank, hop.seq, hop.to_rank))
+        decoded = came[hop.to_rank, hop.seq, hop.from_rank]
         if copied is not None:
             assert copied.ended <= hop.sent + 1e-9
             assert copied.ended <= decoded.began + doubt

@@ -109,7 +109,7 @@ class Choice:
                 self.finish_reason = "stop"
                 return self._end(text, is_cut=True)
         if reply.finish_reason:
-            self.finish_reason = reply.finish_reason
+            self.finish_reason = reply.finish_reason if self._options.is_written else "length"
             text += self._filtered(self._detokenizer.flush())
             if self._stop is not None:
                 text += self._stop.flush()

@@ -3,27 +3,39 @@
 #pragma once
 #include <vector>
 #include "fibers.h"
+#if defined(__SANITIZE_ADDRESS__)
+extern "C" void __asan_poison_memory_region(void const volatile*, size_t);
+#endif
 
 namespace msl {
 
 enum Order { FORWARD = 0, REVERSE = 1, RANDOM = 2 };
 constexpr size_t MAX_THREADGROUP_BYTES = 32768;
 
-struct Variable { void* address; size_t bytes; };
+struct Variable { unsigned char *address, *room, *room_end; size_t bytes; const char* name; };
 struct Variables { Variable at[64]; int n = 0; };
 inline Variables threadgroup_memory;
+constexpr size_t ROOM_BYTES = 1024;  // before and behind a threadgroup variable: nothing may be there
 
 MSL_NO_SANITIZER inline void poison(void* p, size_t n) {  // 0xFF.. is a NaN in every float type
   for (volatile unsigned char* q = (unsigned char*)p; n--; q++) *q = 0xFF;
 }
 
-// Where a threadgroup variable is declared: known from the first thread on that comes by.
-__attribute__((noinline)) MSL_NO_SANITIZER inline void is_threadgroup(void* p, size_t n) {
+// Where a threadgroup variable is declared, in a struct with room around it: known from the first thread on that
+// comes by.
+__attribute__((noinline)) MSL_NO_SANITIZER inline void is_threadgroup(void* room, void* behind,
+                                                                              const char* name) {
   Variables& all = threadgroup_memory;
-  for (int i = 0; i < all.n; i++) if (all.at[i].address == p) return;
+  for (int i = 0; i < all.n; i++) if (all.at[i].room == room) return;
   if (all.n == 64) return fail("more than 64 threadgroup variables");
-  all.at[all.n++] = {p, n};
-  poison(p, n);
+  auto start = (unsigned char*)room;
+  const size_t bytes = (unsigned char*)behind - start - ROOM_BYTES;
+  all.at[all.n++] = {start + ROOM_BYTES, start, (unsigned char*)behind + ROOM_BYTES, bytes, name};
+  poison(start + ROOM_BYTES, bytes);
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_poison_memory_region(start, ROOM_BYTES);
+  __asan_poison_memory_region(start + ROOM_BYTES + bytes, ROOM_BYTES);
+#endif
 }
 
 MSL_NO_SANITIZER inline uint random(uint& seed, uint below) {
@@ -106,8 +118,8 @@ template <class F> MSL_NO_SANITIZER int dispatch(const int grid[3], const int si
   int count[3], whole = size[0] * size[1] * size[2];
   for (int i = 0; i < 3; i++) count[i] = (grid[i] + size[i] - 1) / size[i];
   if (whole > MAX_THREADS) { fail("a threadgroup of more than 1024 threads"); return 1; }
-  std::vector<Fiber> fibers(whole);
-  std::vector<Simdgroup> simdgroups((whole + SIMD - 1) / SIMD);
+  MSL_KEPT std::vector<Fiber> fibers(MSL_KEPT_SIZE(whole));
+  MSL_KEPT std::vector<Simdgroup> simdgroups(MSL_KEPT_SIZE(whole) / SIMD + 1);
   int num_groups = count[0] * count[1] * count[2];
   std::vector<int> places(whole), groups(num_groups);
   permute(groups, num_groups, order, seed);

@@ -21,10 +21,14 @@ void __tsan_acquire(void*);
 void __tsan_release(void*);
 }
 #define MSL_NO_SANITIZER __attribute__((no_sanitize("thread")))
+#define MSL_KEPT static  // what fibers have touched is never freed: that would be a race with fibers long gone
+#define MSL_KEPT_SIZE(n) MAX_THREADS
 #define MSL_ACQUIRE(p) __tsan_acquire(p)
 #define MSL_RELEASE(p) __tsan_release(p)
 #else
 #define MSL_NO_SANITIZER __attribute__((no_sanitize("thread")))
+#define MSL_KEPT
+#define MSL_KEPT_SIZE(n) n
 #define MSL_ACQUIRE(p)
 #define MSL_RELEASE(p)
 #endif
@@ -175,6 +179,7 @@ MSL_NO_SANITIZER inline void prepare(Fiber& fiber, char* stack) {
 // Returns the number of the meeting. `orders` says which memory the meeting orders (bit 0 threadgroup, bit 1 device).
 MSL_NO_SANITIZER inline uint64_t meet(Group& group, int line, const char* what, int orders = 0) {
   Fiber* me = current;
+  num_barriers += &group == &threadgroup_group;
   if (group.num_arrived == 0) {
     group.line = line;
     group.what = what;

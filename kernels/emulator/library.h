@@ -27,7 +27,6 @@ enum class mem_flags { mem_none = 0, mem_device = 1, mem_threadgroup = 2, mem_te
 inline mem_flags operator|(mem_flags a, mem_flags b) { return mem_flags(int(a) | int(b)); }
 inline int msl_orders(mem_flags f) { return (int(f) & 2) >> 1 | (int(f) & 1) << 1; }
 inline void threadgroup_barrier(mem_flags f, MSL_LINE) {
-  msl::num_barriers++;
   msl::meet(msl::threadgroup_group, line, "threadgroup_barrier", msl_orders(f));
 }
 inline void simdgroup_barrier(mem_flags f, MSL_LINE) {

@@ -8,7 +8,7 @@ import re
 
 from kernels.msl_text import Generated
 
-_DECLARATION = re.compile(r"((?:^|[;{}])\s*)threadgroup\s+([^;()]*;)", flags=re.M)
+DECLARATION = re.compile(r"((?:^|[;{}])\s*)threadgroup\s+([^;()]*;)", flags=re.M)
 _NAME = re.compile(r"(\w+)\s*(?:\[[^\]]*\]\s*)*(?=,|$)")
 
 
@@ -20,10 +20,16 @@ def with_storage(source: str) -> str:
         declared = re.split(r"[=;]", match[2])[0].strip()
         if "*" in declared or "&" in declared:
             return match[0]
-        known = "".join(f" msl::is_threadgroup((void*)&{n}, sizeof {n});" for n in _names(declared))
-        return f"{match[1]}static {match[2]}{known}"
+        names = _names(declared)
+        storage = f"msl_{names[0]}"
+        return (
+            f"{match[1]}static struct {{ alignas(16) unsigned char before[msl::ROOM_BYTES]; {match[2]} "
+            f"unsigned char behind[msl::ROOM_BYTES]; }} {storage}; "
+            f'msl::is_threadgroup(&{storage}, {storage}.behind, "{", ".join(names)}");'
+            + "".join(f" auto& {name} = {storage}.{name};" for name in names)
+        )
 
-    return _DECLARATION.sub(declare, source)
+    return DECLARATION.sub(declare, source)
 
 
 def _names(declared: str) -> list[str]:
@@ -58,8 +64,8 @@ def cpp(generated: Generated, file_name: str) -> str:
 {with_storage(body)}
 #line 1 "launch.cpp"
 #define MSL_EXPORT extern "C" __attribute__((visibility("default")))
-MSL_EXPORT int launch(void** b, const int* grid, const int* size, int order, unsigned seed, char* stacks,
-                      long* statistics) {{
+MSL_EXPORT MSL_NO_SANITIZER int launch(void** b, const int* grid, const int* size, int order, unsigned seed,
+                                       char* stacks, long* statistics) {{
   int status = msl::dispatch(grid, size, order, seed, stacks, [=](msl::Attributes& a) {{
     {generated.entry}{generated.arguments}({", ".join(arguments)});
   }});

@@ -29,7 +29,7 @@ struct Exl3Lane {
   uint at[3];
   uint shift;
 
-  METAL_FUNC void start(uint lane) thread {
+  METAL_FUNC void start(uint lane) {
     const uint bit = (8 * BITS * lane + 256 * BITS + BITS - 16) % (256 * BITS);
     shift = bit % 32;  // never 0: 8 BITS lane + BITS - 16 is odd, or even and no multiple of 32
     for (int i = 0; i < 3; i++) {
@@ -37,7 +37,7 @@ struct Exl3Lane {
     }
   }
 
-  METAL_FUNC void decode(const device uint* tile, thread half* values) thread {
+  METAL_FUNC void decode(const device uint* tile, thread half* values) {
     const uint a = tile[at[0]], b = tile[at[1]], c = COUNT == 3 ? tile[at[2]] : 0;
     uint window[3];
     window[0] = (a << shift) | (b >> (32 - shift));
