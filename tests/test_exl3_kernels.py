@@ -158,7 +158,8 @@ def test_experts_of_one_kind_take_the_kernels_and_mixed_ones_float16() -> None:
     assert (alike.choice, mixed.choice) == (EXPERT_KERNELS, Choice(0, is_unpacked=True))
 
 
-@pytest.mark.parametrize("name", ["exl3_decode", pytest.param("exl3_unpack", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["exl3_decode", "exl3_unpack"])
 def test_a_wrong_kernel_is_found_out_and_not_used(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     attribute = {"exl3_decode": "DECODE", "exl3_unpack": "UNPACK"}[name]
     right: Kernel = getattr(exl3_kernels, attribute)

@@ -61,6 +61,7 @@ def test_a_shard_computes_with_the_weights_that_the_tensors_stand_for(
     assert mx.array_equal(logits_of(exl3, [0, 1, 3]), whole)
 
 
+@pytest.mark.long
 def test_predicted_bytes_are_the_loaded_ones(tmp_path: Path) -> None:
     exl3, _ = write_exl3("qwen3_moe", tmp_path, num_layers=3, kind_of=all_kinds)
     model = read_model_profile(exl3)
@@ -191,6 +192,7 @@ def test_a_missing_tensor_fails_by_name(tmp_path: Path, leaf: str) -> None:
         read_model_profile(exl3)
 
 
+@pytest.mark.long
 def test_a_missing_expert_fails_by_name(tmp_path: Path) -> None:
     exl3, _ = write_exl3("qwen3_moe", tmp_path, num_layers=3)
 
