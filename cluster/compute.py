@@ -19,17 +19,20 @@ import mlx.core as mx
 from cluster.draft_load import DraftLoad, load_drafter
 from cluster.draft_queue import DraftEnd, DraftQueue, DraftWork, hand_over
 from cluster.engine import Engine
-from cluster.fault import Fault, injected
+from cluster.fault import Fault, injected, injected_text
 from cluster.guide_process import GuideProcess
 from cluster.memory_limits import MemoryLimits, apply_limits
 from cluster.step_times import StepTimes
 from cluster.work import LoadProgress, LoadWork, Running, StepWork, TrimWork, Work
+from kernels.self_test import Report
+from kernels.source import make_wrong
 from planner.load_options import LoadOptions
 from proto import ring_pb2
 from proto.codec import Tensor
 from shard_loader.adapters import load_adapters
 from shard_loader.exl3_kernels import choose_exl3_kernels
-from shard_loader.shard import ShardError
+from shard_loader.expert_kernels import choose_kernels
+from shard_loader.shard import Shard, ShardError
 from shard_loader.sources import FetchStoppedError, HubError
 from shard_loader.trim import trim_memory
 from shard_loader.weights import WeightsError, load_shard
@@ -72,6 +75,7 @@ class ComputeThread:
         self.engine: Engine | None = None
         self.exl3_kernels: list[str] = []  # of the engine's shard: what is said of them
         self.drafts: DraftQueue | None = None
+        self.kernels: Report | None = None  # of the engine's shard
         self.limits = MemoryLimits()
         self.load = LoadProgress()
         self.step_times = StepTimes()
@@ -140,7 +144,7 @@ class ComputeThread:
     def _drop_engine(self) -> None:
         if self.engine is not None and isinstance(self.engine.guides, GuideProcess):
             self.engine.guides.close()
-        self.engine = None
+        self.engine = self.kernels = None
 
     def _note_draft_bytes(self) -> None:
         """What the draft model's caches take is no scratch of the engine's steps."""
@@ -312,8 +316,18 @@ class ComputeThread:
             shard.quantize_kv(work.kv)
         adapters = load_adapters(shard, work.adapters)
         self.exl3_kernels = [verdict.line for verdict in choose_exl3_kernels(shard, self._tick)]
+        self.kernels = self._choose_kernels(shard)
         trim_memory()
         self.engine = Engine(shard, adapters, GuideProcess(model_dir, shard.vocab_size))
+
+    def _choose_kernels(self, shard: Shard) -> Report | None:
+        self.activity = "testing kernels"
+        if wrong := injected_text(Fault.WRONG_KERNEL):
+            make_wrong(wrong)
+        try:
+            return choose_kernels(shard, self._tick)
+        finally:
+            self.activity = "loading"
 
     def _fetch(
         self, work: LoadWork, fetch: Callable[[Callable[[int, int], None], threading.Event], Path]

@@ -12,6 +12,7 @@ from cluster.drafter import Drafter
 from planner.draft_bytes import session_bytes
 from planner.draft_part import DraftPart
 from planner.model_profile import ModelProfile
+from shard_loader.expert_kernels import choose_kernels
 from shard_loader.trim import trim_memory
 from shard_loader.weights import Progress, load_shard
 
@@ -36,6 +37,8 @@ def load_drafter(wanted: DraftLoad, folder: Path, on_progress: Progress) -> Draf
     """
     profile, part = wanted.profile, wanted.part
     shard = load_shard(folder, 0, profile.num_layers, on_progress=on_progress)
+    all_bytes = shard.footprint.total_bytes
+    choose_kernels(shard, lambda: on_progress(all_bytes, all_bytes))
     trim_memory()
     return Drafter(
         shard,

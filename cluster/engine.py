@@ -20,11 +20,13 @@ from cluster.sampler import RowDraws, draw_rows
 from cluster.session import Session
 from cluster.step import Output, Step, Steps, Wanted
 from cluster.step_memory import StepMemory
+from kernels import backend
 from proto import ring_pb2
 from proto.codec import Tensor
 from shard_loader.adapters import Adapters
 from shard_loader.batch_state import BatchState
 from shard_loader.carry import flatten, to_wire, unflatten
+from shard_loader.expert_kernels import distrust_kernels
 from shard_loader.host_arrays import HostArrays
 from shard_loader.reach import Reach
 from shard_loader.shard import Shard
@@ -74,7 +76,8 @@ class Engine:
         self.stats = StepStats()
         is_gpu = mx.default_device().type == mx.gpu
         if builds_ahead is None:
-            builds_ahead = is_gpu and not injected(Fault.PLAIN_STEPS)
+            is_lazy = backend.current() != "emulated"  # what is built computes nothing
+            builds_ahead = is_gpu and is_lazy and not injected(Fault.PLAIN_STEPS)
         self._host = HostArrays(is_kept=is_gpu)
         self.ahead = BuildAhead(shard, self.adapters.use, self._host, is_on=builds_ahead)
         self._error_at = int(injected(Fault.STEP_ERROR_AT))
@@ -311,6 +314,7 @@ class Engine:
 
     def _failed(self, slot: ring_pb2.Slot, failure: Exception) -> str:
         """The session of `slot` ends here; why, for its client."""
+        distrust_kernels(self.shard, failure)
         session = self.sessions.pop(slot.session, None)
         logger.exception(
             "session %d failed at position %d",

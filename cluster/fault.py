@@ -18,6 +18,7 @@ class Fault(Enum):
     AVAILABLE_SHARE = "available_share"  # a file with the share of memory that is said to be available
     FRAMES_IN_FLIGHT = "frames_in_flight"  # the head sends no more than so many
     ROWS_PER_FRAME = "rows_per_frame"  # and puts no more requests into one
+    WRONG_KERNEL = "wrong_kernel"  # this file of kernels/metal, without its suffix, stores other numbers
     EDGES_VIA = "edges_via"  # rank@port+rank@port: relays on loopback through which edges to those ranks go
 
 

@@ -16,6 +16,7 @@ from cluster.draft_load import DraftLoad
 from cluster.draft_model import Fetch
 from cluster.draft_queue import DraftEnd, DraftWork, OnDrafted
 from cluster.drafter import DraftCall
+from cluster.engine_status import fill_engine
 from cluster.fault import injected_address
 from cluster.load_bar import LoadBar
 from cluster.logs import UNSAID, said
@@ -237,22 +238,7 @@ class Node:
             status.certificate_ends_s = tls.current().expires_at.timestamp()
             status.certificate_warning = tls.warning()
         if engine is not None:
-            stats = engine.stats
-            status.num_sessions = engine.num_sessions
-            status.stats.num_steps = stats.num_steps
-            status.stats.num_tokens = stats.num_tokens
-            status.stats.busy_ms = stats.busy_ms
-            status.stats.num_overlapped = compute.num_overlapped
-            status.exl3_kernels.extend(compute.exl3_kernels)
-            ahead = engine.ahead
-            status.stats.num_built_ahead, status.stats.num_dropped_ahead = ahead.num_taken, ahead.num_dropped
-            status.stats.trim_window = -1 if (window := engine.trim_window) is None else window
-            status.stats.reach = engine.reach
-            status.stats.uptime_ms = (time.monotonic() - self._ready_at) * 1e3
-            status.stats.recent_step_ms.extend(list(stats.recent_step_ms))
-            status.stats.recent_hop_ms.extend(ms for _, ms in hops)
-            status.stats.recent_hop_rank.extend(rank for rank, _ in hops)
-            compute.step_times.fill(status.stats)
+            fill_engine(status, engine, compute, hops, self._ready_at)
         return status
 
     def beat(self) -> ring_pb2.Beat:

@@ -16,6 +16,7 @@ from deploy.narrow import fitted, width_of
 from deploy.rate import Rate
 from deploy.sizes import size
 from deploy.status_edges import render_edges
+from deploy.status_kernels import render_kernels
 from deploy.status_memory import render_memory
 from deploy.target import add_target, client_of
 from deploy.watch import add_watch, watch
@@ -107,6 +108,9 @@ def render(cluster: dict[str, Any], width: int | None = None) -> str:
     edges = render_edges(cluster["nodes"])
     if edges:
         lines += ["", *edges]
+    kernels = render_kernels(cluster["nodes"])
+    if kernels:
+        lines += ["", *kernels]
     memory = render_memory(cluster["nodes"], width)
     if memory:
         lines += ["", *memory]

@@ -144,7 +144,7 @@ def plan(indices: mx.array, num_experts: int) -> Plan:
     room = min(indices.size, num_experts + indices.size // TILE_PAIRS)
     order, tiles = PLAN(
         [indices],
-        template={"E": num_experts, "TOPK": 1},
+        template={"E": num_experts, "TOPK": 1, "TILE": TILE_PAIRS},
         grid=(PLAN_THREADS, 1, 1),
         threadgroup=(PLAN_THREADS, 1, 1),
         shapes=[(max(indices.size, 8),), (1 + room, 4)],

@@ -22,11 +22,13 @@ __all__ = [
     "PLAIN",
     "SWIGLU",
     "Activation",
+    "Block",
     "BlockSpec",
     "Experts",
     "Format",
     "Shared",
     "num_launches",
+    "run",
     "supports",
     "switch_glu",
 ]
@@ -69,27 +71,31 @@ def switch_glu(  # noqa: PLR0917
     down: Experts,
     shared: Shared | None = None,
 ) -> mx.array:
+    """`run` for weights that are used once."""
+    return run(Block(spec, gate, up, down), x, indices, scores, shared)
+
+
+def run(
+    block: Block, x: mx.array, indices: mx.array, scores: mx.array | None, shared: Shared | None = None
+) -> mx.array:
     """x (T, hidden), indices (T, k) uint32, scores (T, k): the weighted sum of the experts, (T, hidden).
 
     Without scores each expert's own answer, (T, k, hidden). In spec.dtype. By MLX's operations from 64 tokens
     on and where no kernel fits; by the kernels an answer has the same bits in any company of other tokens.
     Raises ValueError for a shared expert without scores.
     """
-    tokens = x.shape[0]
+    spec, tokens = block.spec, x.shape[0]
     other = None if shared is None else shared.spec
-    if backend.current() is None or not 0 < tokens <= moe_kernels.MAX_BATCH_TOKENS or supports(spec, other):
-        return moe_ops.switch_glu(spec, x, indices, scores, gate, up, down, shared)
+    if other not in block.reasons:
+        block.reasons[other] = supports(spec, other)
+    is_few = 0 < tokens <= moe_kernels.MAX_BATCH_TOKENS
+    if not is_few or backend.current() is None or block.reasons[other] is not None:
+        return moe_ops.switch_glu(spec, x, indices, scores, block.gate, block.up, block.down, shared)
     if shared is not None and scores is None:
         raise ValueError("a shared expert needs scores: its answer is added to the weighted sum")
-    run = moe_kernels.one_token if tokens == 1 else moe_kernels.few_tokens
+    compute = moe_kernels.one_token if tokens == 1 else moe_kernels.few_tokens
     shared_block = None
     if shared is not None:
-        block = Block(shared.spec, shared.gate, shared.up, shared.down)
-        shared_block = moe_kernels.SharedBlock(block, shared.scores)
-    return run(
-        Block(spec, gate, up, down),
-        x.astype(spec.dtype),
-        indices.astype(mx.uint32),
-        scores,
-        shared_block,
-    )
+        made = Block(shared.spec, shared.gate, shared.up, shared.down)
+        shared_block = moe_kernels.SharedBlock(made, shared.scores)
+    return compute(block, x.astype(spec.dtype), indices.astype(mx.uint32), scores, shared_block)

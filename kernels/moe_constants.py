@@ -14,7 +14,7 @@ from kernels.moe_spec import ACTIVATIONS, Activation, BlockSpec, Experts, Format
 
 SIMD = 32
 ROWS = 4  # of a simdgroup: MOE_ROWS of moe_weights.h
-TILE = 32  # pairs of one expert that meet a weight at a time at most: MOE_TILE
+TILE = 32  # the most pairs of one expert that meet a weight at a time
 MODES = {"affine": 0, "mxfp4": 1, "plain": 2}
 BUSY = 0.9
 PREFERRED = {2: (32, 16), 4: (16, 8), 8: (16, 8), 16: (8,), 32: (8,), 3: (32,), 5: (32,), 6: (32, 16)}
@@ -79,28 +79,51 @@ def limits(activation: Activation) -> mx.array:
     return mx.array([activation.alpha, activation.limit], dtype=mx.float32)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Block:
-    """A spec with its weights."""
+    """A spec with its weights. What follows from them is made once: whoever calls often keeps the block."""
 
     spec: BlockSpec
     gate: Experts
     up: Experts
     down: Experts
 
-    @property
+    @functools.cached_property
     def gate_up_arrays(self) -> list[mx.array]:
         return [*matrix_arrays(self.gate), *matrix_arrays(self.up), limits(self.spec.activation)]
 
-    @property
+    @functools.cached_property
     def down_arrays(self) -> list[mx.array]:
         return matrix_arrays(self.down)
 
+    @functools.cached_property
+    def reasons(self) -> dict[BlockSpec | None, str | None]:
+        """Why kernels cannot run it beside such a shared expert, once that was asked; None: they can."""
+        return {}
+
+    @functools.cached_property
+    def tile(self) -> int:
+        """Pairs of an expert that meet a weight at a time at most.
+
+        Of 63 tokens an expert meets 63 * top_k / num_experts on average. Where that is above 8, more than 16
+        are so frequent that weights would be read twice; elsewhere 32 would take registers for nothing.
+        """
+        return TILE // 2 if self.spec.num_experts >= 8 * self.spec.top_k else TILE
+
+    @functools.cached_property
     def sizes(self) -> Constants:
         spec = self.spec
         return {"T": spec.dtype, "H": spec.hidden_size, "I": spec.expert_size, "TOPK": spec.top_k}
 
-    def gate_up(self, prefix: str = "") -> Constants:
+    @functools.cached_property
+    def gate_up(self) -> Constants:
+        return self.gate_up_as("")
+
+    @functools.cached_property
+    def down_sum(self) -> Constants:
+        return self.down_sum_as("")
+
+    def gate_up_as(self, prefix: str) -> Constants:
         """The constants of the matrices; `prefix` tells a shared expert's from the others'."""
         spec = self.spec
         weights = chunk(spec.hidden_size, (spec.gate, spec.up), spec.dtype)
@@ -112,7 +135,7 @@ class Block:
             **_matrix(f"{prefix}UP", spec.up, self.up, spec.dtype),
         }
 
-    def down_sum(self, prefix: str = "") -> Constants:
+    def down_sum_as(self, prefix: str) -> Constants:
         spec = self.spec
         weights = chunk(spec.expert_size, (spec.down,), spec.dtype)
         assert weights is not None

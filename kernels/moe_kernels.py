@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from kernels.moe_constants import ROWS, SIMD, TILE, Block, matrix_names
+from kernels.moe_constants import ROWS, SIMD, Block, matrix_names
 from kernels.moe_spec import BlockSpec
 from kernels.source import Kernel
 
@@ -97,7 +97,7 @@ def one_token(
     if shared is None:
         inner = GATE_UP(
             [x, indices, *block.gate_up_arrays],
-            template={**block.sizes(), **block.gate_up()},
+            template={**block.sizes, **block.gate_up},
             grid=_gate_up_grid(spec.expert_size, spec.top_k),
             threadgroup=threadgroup,
             shapes=[(spec.top_k, spec.expert_size)],
@@ -105,7 +105,7 @@ def one_token(
         )[0]
         return DOWN_SUM(
             [inner, indices, indices if scores is None else scores, *block.down_arrays],
-            template={**block.sizes(), **block.down_sum(), "WEIGHTED": scores is not None},
+            template={**block.sizes, **block.down_sum, "WEIGHTED": scores is not None},
             grid=down_grid,
             threadgroup=(threads, 1, 1),
             shapes=[_answers(spec, 1, scores)],
@@ -113,10 +113,10 @@ def one_token(
         )[0]
     assert scores is not None
     other = shared.block
-    sizes = {**block.sizes(), "SHARED_I": other.spec.expert_size}
+    sizes = {**block.sizes, "SHARED_I": other.spec.expert_size}
     inner, shared_inner = GATE_UP_SHARED(
         [x, indices, *block.gate_up_arrays, *other.gate_up_arrays],
-        template={**sizes, **block.gate_up(), **other.gate_up("SHARED_")},
+        template={**sizes, **block.gate_up, **other.gate_up_as("SHARED_")},
         grid=_gate_up_grid(max(spec.expert_size, other.spec.expert_size), spec.top_k + 1),
         threadgroup=threadgroup,
         shapes=[(spec.top_k, spec.expert_size), (1, other.spec.expert_size)],
@@ -127,8 +127,8 @@ def one_token(
         [inner, indices, scores, *block.down_arrays, shared_inner, shared_scores, *other.down_arrays],
         template={
             **sizes,
-            **block.down_sum(),
-            **other.down_sum("SHARED_"),
+            **block.down_sum,
+            **other.down_sum_as("SHARED_"),
             "SHARED_SCORED": shared.scores is not None,
         },
         grid=down_grid,
@@ -138,12 +138,12 @@ def one_token(
     )[0]
 
 
-def plan(spec: BlockSpec, indices: mx.array) -> Plan:
+def plan(block: Block, indices: mx.array) -> Plan:
     """One launch, and no look at the indices: the grids behind it have room for all tiles there can be."""
-    room = min(indices.size, spec.num_experts + indices.size // TILE)
+    room = min(indices.size, block.spec.num_experts + indices.size // block.tile)
     order, tiles = PLAN(
         [indices],
-        template={"E": spec.num_experts, "TOPK": spec.top_k},
+        template={"E": block.spec.num_experts, "TOPK": block.spec.top_k, "TILE": block.tile},
         grid=(PLAN_THREADS, 1, 1),
         threadgroup=(PLAN_THREADS, 1, 1),
         shapes=[(max(indices.size, 8),), (1 + room, 4)],
@@ -153,9 +153,9 @@ def plan(spec: BlockSpec, indices: mx.array) -> Plan:
 
 
 @functools.cache
-def everyones_plan(tokens: int) -> Plan:
+def everyones_plan(tokens: int, tile: int) -> Plan:
     """That of an expert which every token uses: known beforehand, so no launch."""
-    cuts = [(0, first, min(TILE, tokens - first), 0) for first in range(0, tokens, TILE)]
+    cuts = [(0, first, min(tile, tokens - first), 0) for first in range(0, tokens, tile)]
     return Plan(
         mx.arange(MAX_BATCH_TOKENS + 1, dtype=mx.uint32),
         mx.array([(len(cuts), 0, 0, 0), *cuts], dtype=mx.uint32),
@@ -163,12 +163,12 @@ def everyones_plan(tokens: int) -> Plan:
     )
 
 
-def _gate_up_batch(block: Block, x: mx.array, made: Plan) -> mx.array:
+def _gate_up_batch(block: Block, x: mx.array, made: Plan, tile: int) -> mx.array:
     """(T * k, expert size), in the order of the pairs."""
     spec = block.spec
     return GATE_UP_BATCH(
         [x, made.order, made.tiles, *block.gate_up_arrays],
-        template={**block.sizes(), **block.gate_up()},
+        template={**block.sizes, **block.gate_up, "TILE": tile},
         grid=_gate_up_grid(spec.expert_size, made.room),
         threadgroup=(GATE_UP_SIMDGROUPS * SIMD, 1, 1),
         shapes=[(x.shape[0] * spec.top_k, spec.expert_size)],
@@ -182,9 +182,9 @@ def few_tokens(
     """Three launches, four with a shared expert, for up to 63 tokens; shapes as those of `one_token`."""
     spec, tokens = block.spec, x.shape[0]
     assert tokens <= MAX_BATCH_TOKENS
-    made = plan(spec, indices)
-    inner = _gate_up_batch(block, x, made)
-    constants = {**block.sizes(), **block.down_sum(), "MAX_TOKENS": MAX_BATCH_TOKENS}
+    made = plan(block, indices)
+    inner = _gate_up_batch(block, x, made, block.tile)
+    constants = {**block.sizes, **block.down_sum, "MAX_TOKENS": MAX_BATCH_TOKENS, "TILE": block.tile}
     grid = (-(-spec.hidden_size // ROWS) * DOWN_SIMDGROUPS * SIMD, 1, 1)
     threadgroup = (DOWN_SIMDGROUPS * SIMD, 1, 1)
     arrays = [
@@ -205,15 +205,15 @@ def few_tokens(
             dtypes=[spec.dtype],
         )[0]
     assert scores is not None
-    other, everyone = shared.block, everyones_plan(tokens)
-    shared_inner = _gate_up_batch(other, x, everyone)
+    other, everyone = shared.block, everyones_plan(tokens, block.tile)
+    shared_inner = _gate_up_batch(other, x, everyone, block.tile)
     shared_scores = scores if shared.scores is None else shared.scores
     return DOWN_BATCH_SHARED(
         [*arrays, shared_inner, everyone.order, shared_scores, *other.down_arrays],
         template={
             **constants,
             "SHARED_I": other.spec.expert_size,
-            **other.down_sum("SHARED_"),
+            **other.down_sum_as("SHARED_"),
             "SHARED_SCORED": shared.scores is not None,
         },
         grid=grid,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,9 +27,32 @@ Triple = tuple[int, int, int]
 
 
 @functools.cache
+def _read(name: str) -> str:
+    return (FOLDER / name).read_text(encoding="utf-8")
+
+
 def file_text(name: str) -> str:
     """A file of kernels/metal/."""
-    return (FOLDER / name).read_text(encoding="utf-8")
+    text = _read(name)
+    if name.partition(".")[0] not in _wrong:
+        return text
+    changed = re.sub(r"= T\((.+)\);", r"= T(1.25f * (\1));", text)
+    if changed == text:
+        raise ValueError(f"{name} cannot be made wrong: it stores nothing as T(...)")
+    return changed
+
+
+_wrong: set[str] = set()
+
+
+def make_wrong(name: str) -> None:
+    """From now on a file (without its suffix) stores other numbers: a test of those who must find out."""
+    _wrong.add(name)
+
+
+def wrong_files() -> list[str]:
+    """Those that were made wrong."""
+    return sorted(_wrong)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +68,11 @@ class Call:
     dtypes: tuple[mx.Dtype, ...]
 
     def __post_init__(self) -> None:
-        name, threads = self.kernel.name, self.threadgroup[0] * self.threadgroup[1] * self.threadgroup[2]
-        if len(self.arrays) != len(self.kernel.inputs):
-            raise ValueError(f"{name} takes {len(self.kernel.inputs)} arrays, not {len(self.arrays)}")
-        if not len(self.kernel.outputs) == len(self.shapes) == len(self.dtypes):
-            raise ValueError(
-                f"{name} has {len(self.kernel.outputs)} outputs, not {len(self.shapes)} shapes and "
-                f"{len(self.dtypes)} dtypes"
-            )
-        if threads % SIMD or not 0 < threads <= MAX_THREADS:
-            raise ValueError(
-                f"{name}: a threadgroup of {threads} threads, not a multiple of {SIMD} to {MAX_THREADS}"
-            )
+        _check(self.kernel, len(self.arrays), self.grid, self.threadgroup, len(self.shapes), len(self.dtypes))
         scalars = [key for key, a in zip(self.kernel.inputs, self.arrays, strict=True) if a.ndim == 0]
         if scalars:  # Metal would pass a reference, CUDA a pointer
-            raise ValueError(f"{name}: {', '.join(scalars)} has no dimension: pass an array of shape (1,)")
-        if any(size < 1 or size % part for size, part in zip(self.grid, self.threadgroup, strict=True)):
             raise ValueError(
-                f"{name}: a grid of {self.grid} threads is not made of threadgroups {self.threadgroup}"
+                f"{self.kernel.name}: {', '.join(scalars)} has no dimension: pass an array of shape (1,)"
             )
 
     @property
@@ -122,41 +133,70 @@ class Kernel:
 
         Every value of `template` is a compilation of its own: no number of tokens belongs there.
         Raises ValueError for a launch that cannot be, RuntimeError where no backend is."""
-        call = Call(
-            self,
-            tuple(arrays),
-            dict(template or {}),
-            grid,
-            threadgroup,
-            tuple(tuple(shape) for shape in shapes),
-            tuple(dtypes),
-        )
         where = backend.current()
         if where is None:
             raise RuntimeError(f"The kernel {self.name} has no GPU to run on: ask backend.current() first.")
-        for listener in _listeners:
-            listener(call)
-        if where == "emulated":
-            return launch.run(
-                self.name,
-                call.msl(),
-                inputs=dict(zip(self.inputs, call.arrays, strict=True)),
-                outputs=dict(zip(self.outputs, zip(call.shapes, call.dtypes, strict=True), strict=True)),
-                grid=grid,
-                threadgroup=threadgroup,
+        if where == "emulated" or _listeners:
+            call = Call(
+                self,
+                tuple(arrays),
+                dict(template or {}),
+                grid,
+                threadgroup,
+                tuple(tuple(shape) for shape in shapes),
+                tuple(dtypes),
             )
-        make = _metal if where == "metal" else _cuda
-        function = make(self, tuple(call.template.items()), tuple((x.dtype, x.ndim) for x in call.arrays))
+            for listener in _listeners:
+                listener(call)
+            if where == "emulated":
+                return launch.run(
+                    self.name,
+                    call.msl(),
+                    inputs=dict(zip(self.inputs, call.arrays, strict=True)),
+                    outputs=dict(zip(self.outputs, zip(call.shapes, call.dtypes, strict=True), strict=True)),
+                    grid=grid,
+                    threadgroup=threadgroup,
+                )
+        # The way of each block of each token: nothing is looked at here that was looked at before.
+        _check(self, len(arrays), grid, threadgroup, len(shapes), len(dtypes))
+        constants = list((template or {}).items())
+        function = _metal(self)
+        if where == "cuda":
+            function = _cuda(self, tuple(constants), tuple((x.dtype, x.ndim) for x in arrays))
         found: list[mx.array] = function(
-            inputs=list(call.arrays),
-            template=list(call.template.items()),
-            grid=call.grid,
-            threadgroup=call.threadgroup,
-            output_shapes=[list(shape) for shape in call.shapes],
-            output_dtypes=list(call.dtypes),
+            inputs=arrays,
+            template=constants,
+            grid=grid,
+            threadgroup=threadgroup,
+            output_shapes=shapes,
+            output_dtypes=dtypes,
             verbose=_is_shown,
         )
         return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _check(  # noqa: PLR0917
+    kernel: Kernel,
+    num_arrays: int,
+    grid: Triple,
+    threadgroup: Triple,
+    num_shapes: int,
+    num_dtypes: int,
+) -> None:
+    name, threads = kernel.name, threadgroup[0] * threadgroup[1] * threadgroup[2]
+    if num_arrays != len(kernel.inputs):
+        raise ValueError(f"{name} takes {len(kernel.inputs)} arrays, not {num_arrays}")
+    if not len(kernel.outputs) == num_shapes == num_dtypes:
+        raise ValueError(
+            f"{name} has {len(kernel.outputs)} outputs, not {num_shapes} shapes and {num_dtypes} dtypes"
+        )
+    if threads % SIMD or not 0 < threads <= MAX_THREADS:
+        raise ValueError(
+            f"{name}: a threadgroup of {threads} threads, not a multiple of {SIMD} to {MAX_THREADS}"
+        )
+    if any(size < 1 or size % part for size, part in zip(grid, threadgroup, strict=True)):
+        raise ValueError(f"{name}: a grid of {grid} threads is not made of threadgroups {threadgroup}")
 
 
 _listeners: list[Callable[[Call], None]] = []
@@ -188,7 +228,7 @@ def shown() -> Iterator[None]:
 
 
 @functools.cache
-def _metal(kernel: Kernel, _template: object, _inputs: object) -> Any:
+def _metal(kernel: Kernel) -> Any:
     return mx.fast.metal_kernel(
         name=kernel.name,
         input_names=list(kernel.inputs),

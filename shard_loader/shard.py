@@ -184,6 +184,10 @@ class Shard:
             return to_plain(out)
         return out
 
+    def dry_run(self) -> None:
+        """One forward pass of a throw-away state that is built and not evaluated."""
+        self._placeholder_pass()
+
     def warm_up(self) -> None:
         """One forward pass of a throw-away state, evaluated a few layers at a time: kernels get compiled."""
         layers = decoder_layers(self._model)

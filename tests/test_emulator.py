@@ -57,6 +57,9 @@ FAULTS = """
     case 9:  // every threadgroup writes the same
         out[i] = x[i];
         break;
+    case 13:  // half of the lanes load the same
+        out[g] = x[i / 2];
+        break;
     case 12:
         s[i + 1] = 1.0f;
         break;
@@ -92,6 +95,9 @@ def test_what_a_kernel_moves_is_counted(order: launch.Order) -> None:
     assert (read.requested_bytes, read.touched_bytes, read.written_bytes) == (2 * 64 * 4, 64 * 4, 0)
     assert traffic["out"].written_bytes == 128 * 4
     run_faulty(3, order)
+    halves = run_faulty(13, order).traffic["x"]
+    # each thread loads its own for s besides
+    assert (halves.loaded_bytes, halves.requested_bytes) == (2 * 64 * 4 * 2, 2 * 64 * 4 + 2 * 32 * 4)
 
 
 @pytest.mark.parametrize("order", launch.ORDERS)

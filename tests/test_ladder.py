@@ -14,7 +14,8 @@ from kernels.emulator import build
 from kernels.ladder import __main__ as ladder
 from kernels.ladder import address_spaces, cuda_compiler, emulation, gpu
 from kernels.ladder.case import Case
-from kernels.ladder.cases import all_cases, row_sum_cases
+from kernels.ladder.cases import all_cases
+from kernels.ladder.row_cases import row_sum_cases
 from kernels.ladder.tracing import traced
 from kernels.source import Kernel
 from tests.emulated import needs_compiler

@@ -45,6 +45,24 @@ void follow(Shadow& shadow, bool is_write, int memory, const char* name, long of
   }
 }
 
+uint64_t mixed(uint64_t a, uint64_t b) {
+  a ^= b + 0x9e3779b97f4a7c15 + (a << 6) + (a >> 2);
+  a *= 0xff51afd7ed558ccd;
+  return a ^ (a >> 33);
+}
+
+// Whether no other lane of the simdgroup has loaded the same in the same turn: a GPU asks for that once.
+bool is_first_of_simdgroup(unsigned char* p, void* place) {
+  if (watch.group != group_number) {
+    watch.group = group_number;
+    watch.visits.clear();
+    watch.requests.clear();
+  }
+  const uint thread = current->attributes.thread_index_in_threadgroup;
+  const uint32_t turn = watch.visits[mixed((uint64_t)place, thread)]++;
+  return watch.requests.insert(mixed(mixed(mixed((uint64_t)place, thread / SIMD), turn), (uint64_t)p)).second;
+}
+
 void in_buffers(unsigned char* p, long n, bool is_write, void* place) {
   char text[300];
   for (int i = 0; i < watch.num_buffers; i++) {
@@ -55,7 +73,8 @@ void in_buffers(unsigned char* p, long n, bool is_write, void* place) {
       return say(place, text);
     }
     const long offset = p - b.start;
-    (is_write ? b.bytes_written : b.bytes_requested) += n;
+    (is_write ? b.bytes_written : b.bytes_loaded) += n;
+    if (!is_write && is_first_of_simdgroup(p, place)) b.bytes_requested += n;
     for (long k = offset; k < offset + n; k++) {
       if (!is_write && !b.was_read[k]) {
         b.was_read[k] = 1;
@@ -142,15 +161,16 @@ extern "C" __attribute__((visibility("default"))) void watch_buffers(int n, cons
   w.stop = stop;
   w.place = nullptr;
   for (int i = 0; i < n; i++)
-    w.buffers[i] = {names[i], starts[i], bytes[i], are_outputs[i], were_read[i], (msl::Shadow*)shadows[i], 0, 0, 0};
+    w.buffers[i] = {names[i], starts[i], bytes[i], are_outputs[i], were_read[i], (msl::Shadow*)shadows[i], 0, 0, 0, 0};
 }
-// requested, touched, written of each buffer; returns the instruction of the fault, from the library's start.
+// loaded, requested, touched, written of each buffer; returns the instruction of the fault, from the library's start.
 extern "C" __attribute__((visibility("default"))) void* watched(long* counts) {
   for (int i = 0; i < msl::watch.num_buffers; i++) {
     const msl::Buffer& b = msl::watch.buffers[i];
-    counts[3 * i] = b.bytes_requested;
-    counts[3 * i + 1] = b.bytes_touched;
-    counts[3 * i + 2] = b.bytes_written;
+    counts[4 * i] = b.bytes_loaded;
+    counts[4 * i + 1] = b.bytes_requested;
+    counts[4 * i + 2] = b.bytes_touched;
+    counts[4 * i + 3] = b.bytes_written;
   }
   return msl::watch.place;
 }

@@ -2,6 +2,8 @@
 // the same byte with no barrier between them. The compiler's own instrumentation for ThreadSanitizer calls
 // watch.cpp here instead of that library, so that nothing has to be preloaded.
 #pragma once
+#include <unordered_map>
+#include <unordered_set>
 #include "dispatch.h"
 
 namespace msl {
@@ -21,7 +23,7 @@ struct Buffer {
   int is_output;
   unsigned char* was_read;  // a flag for each byte
   Shadow* shadow;           // of outputs
-  long bytes_requested, bytes_touched, bytes_written;
+  long bytes_loaded, bytes_requested, bytes_touched, bytes_written;
 };
 constexpr int MAX_BUFFERS = 64;
 
@@ -30,6 +32,10 @@ struct Watch {
   int num_buffers = 0;
   unsigned char *start = nullptr, *stop = nullptr;  // what holds all buffers and the room between them
   Shadow* shadows[64] = {};                         // of the threadgroup variables
+  // Of this threadgroup: how often each thread has come to each load, and what its simdgroup has asked for there.
+  int group = 0;
+  std::unordered_map<uint64_t, uint32_t> visits;
+  std::unordered_set<uint64_t> requests;
   void* place = nullptr;                            // the instruction of the first fault
 };
 inline Watch watch;

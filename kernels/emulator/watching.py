@@ -21,8 +21,10 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What a launch moved of one buffer. Bytes requested are summed over threads; touched ones count once."""
+    """What a launch moved of one buffer. What is loaded is summed over threads; requested, over simdgroups:
+    a place that several lanes load in the same turn counts once, as on a GPU. Touched bytes count once."""
 
+    loaded_bytes: int
     requested_bytes: int
     touched_bytes: int
     written_bytes: int
@@ -77,13 +79,13 @@ class Arena:
 
     def finish(self) -> tuple[dict[str, Traffic], int | None]:
         """Fills the outputs from their copies: what was moved, and the first fault's place in the library."""
-        counts = (ctypes.c_long * (3 * len(self._buffers)))()
+        counts = (ctypes.c_long * (4 * len(self._buffers)))()
         self._library.watched.restype = ctypes.c_void_p
         place: int | None = self._library.watched(counts)
         for part, buffer in zip(self._parts, self._buffers, strict=True):
             if buffer.is_output:
                 buffer.array.reshape(-1).view(np.uint8)[:] = part
-        moved = {b.name: Traffic(*counts[3 * i : 3 * i + 3]) for i, b in enumerate(self._buffers)}
+        moved = {b.name: Traffic(*counts[4 * i : 4 * i + 4]) for i, b in enumerate(self._buffers)}
         return moved, place
 
 

@@ -40,3 +40,7 @@ def relative_error(found: mx.array, wanted: mx.array) -> float:
         return float("inf")
     largest: list[float] = mx.stack([mx.abs(a - b).max(), mx.abs(b).max()]).tolist()  # type: ignore[assignment]
     return largest[0] / max(largest[1], 1e-30)
+
+
+def dtype_name(dtype: mx.Dtype) -> str:
+    return str(dtype).removeprefix("mlx.core.")

@@ -3,28 +3,26 @@
 // every token. Sums are float32, in an order that depends on C alone: a token's answer has the same bits in any
 // company.
 
-// sums[token * ROWS + row] += row . x[token], over the chunks of this lane
+// sums[token * ROWS + row] += row . x[token], for one chunk
 template <int ROWS, int TOKENS, int C, typename T, typename M>
-METAL_FUNC void moe_dot(
-    M m, ulong expert, uint first_row, const device T* x, const thread uint* at, uint lane, thread float* sums) {
-  for (uint chunk = lane; chunk < uint(M::CHUNKS); chunk += MOE_SIMD) {
-    uint w[ROWS * M::CHUNK_WORDS];
-    float s[ROWS], b[ROWS];
-    m.template load<ROWS>(expert, first_row, chunk, w, s, b);
+METAL_FUNC void moe_dot_chunk(
+    M m, ulong expert, uint first_row, const device T* x, const thread uint* at, uint chunk, thread float* sums) {
+  uint w[ROWS * M::CHUNK_WORDS];
+  float s[ROWS], b[ROWS];
+  m.template load<ROWS>(expert, first_row, chunk, w, s, b);
 #pragma unroll
-    for (int first = 0; first < C; first += 4) {
-      float v[ROWS * 4];
+  for (int first = 0; first < C; first += 4) {
+    float v[ROWS * 4];
 #pragma unroll
-      for (int r = 0; r < ROWS; r++) M::four(w + r * M::CHUNK_WORDS, s[r], b[r], first, v + 4 * r);
+    for (int r = 0; r < ROWS; r++) M::four(w + r * M::CHUNK_WORDS, s[r], b[r], first, v + 4 * r);
 #pragma unroll
-      for (int t = 0; t < TOKENS; t++) {
-        float y[4];
-        MoeFour<T>::load(x + ulong(at[t]) * (M::CHUNKS * C) + chunk * C + first, y);
+    for (int t = 0; t < TOKENS; t++) {
+      float y[4];
+      MoeFour<T>::load(x + (at[t] * (M::CHUNKS * C) + chunk * C + first), y);
 #pragma unroll
-        for (int r = 0; r < ROWS; r++) {
+      for (int r = 0; r < ROWS; r++) {
 #pragma unroll
-          for (int i = 0; i < 4; i++) sums[t * ROWS + r] = metal::fma(y[i], v[4 * r + i], sums[t * ROWS + r]);
-        }
+        for (int i = 0; i < 4; i++) sums[t * ROWS + r] = metal::fma(y[i], v[4 * r + i], sums[t * ROWS + r]);
       }
     }
   }
@@ -32,33 +30,31 @@ METAL_FUNC void moe_dot(
 
 // The same for two matrices, so that x is read once.
 template <int ROWS, int TOKENS, int C, typename T, typename G, typename U>
-METAL_FUNC void moe_dot_two(
-    G gate, U up, ulong expert, uint first_row, const device T* x, const thread uint* at, uint lane,
+METAL_FUNC void moe_dot_two_chunk(
+    G gate, U up, ulong expert, uint first_row, const device T* x, const thread uint* at, uint chunk,
     thread float* gates, thread float* ups) {
-  for (uint chunk = lane; chunk < uint(G::CHUNKS); chunk += MOE_SIMD) {
-    uint wg[ROWS * G::CHUNK_WORDS], wu[ROWS * U::CHUNK_WORDS];
-    float sg[ROWS], bg[ROWS], su[ROWS], bu[ROWS];
-    gate.template load<ROWS>(expert, first_row, chunk, wg, sg, bg);
-    up.template load<ROWS>(expert, first_row, chunk, wu, su, bu);
+  uint wg[ROWS * G::CHUNK_WORDS], wu[ROWS * U::CHUNK_WORDS];
+  float sg[ROWS], bg[ROWS], su[ROWS], bu[ROWS];
+  gate.template load<ROWS>(expert, first_row, chunk, wg, sg, bg);
+  up.template load<ROWS>(expert, first_row, chunk, wu, su, bu);
 #pragma unroll
-    for (int first = 0; first < C; first += 4) {
-      float vg[ROWS * 4], vu[ROWS * 4];
+  for (int first = 0; first < C; first += 4) {
+    float vg[ROWS * 4], vu[ROWS * 4];
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+      G::four(wg + r * G::CHUNK_WORDS, sg[r], bg[r], first, vg + 4 * r);
+      U::four(wu + r * U::CHUNK_WORDS, su[r], bu[r], first, vu + 4 * r);
+    }
+#pragma unroll
+    for (int t = 0; t < TOKENS; t++) {
+      float y[4];
+      MoeFour<T>::load(x + (at[t] * (G::CHUNKS * C) + chunk * C + first), y);
 #pragma unroll
       for (int r = 0; r < ROWS; r++) {
-        G::four(wg + r * G::CHUNK_WORDS, sg[r], bg[r], first, vg + 4 * r);
-        U::four(wu + r * U::CHUNK_WORDS, su[r], bu[r], first, vu + 4 * r);
-      }
 #pragma unroll
-      for (int t = 0; t < TOKENS; t++) {
-        float y[4];
-        MoeFour<T>::load(x + ulong(at[t]) * (G::CHUNKS * C) + chunk * C + first, y);
-#pragma unroll
-        for (int r = 0; r < ROWS; r++) {
-#pragma unroll
-          for (int i = 0; i < 4; i++) {
-            gates[t * ROWS + r] = metal::fma(y[i], vg[4 * r + i], gates[t * ROWS + r]);
-            ups[t * ROWS + r] = metal::fma(y[i], vu[4 * r + i], ups[t * ROWS + r]);
-          }
+        for (int i = 0; i < 4; i++) {
+          gates[t * ROWS + r] = metal::fma(y[i], vg[4 * r + i], gates[t * ROWS + r]);
+          ups[t * ROWS + r] = metal::fma(y[i], vu[4 * r + i], ups[t * ROWS + r]);
         }
       }
     }
@@ -116,29 +112,38 @@ struct MoeLane {
   }
 };
 
-// ROWS rows of gate and up for the rows `at` of x: what MoeLane says, in this lane.
+// ROWS rows for the rows `at` of x, over all chunks and lanes: what MoeLane says, in this lane.
+template <int ROWS, int TOKENS, int C, typename T, typename M>
+METAL_FUNC float moe_sums(M m, ulong expert, uint first_row, const device T* x, const thread uint* at, uint lane) {
+  float sums[ROWS * TOKENS];
+#pragma unroll
+  for (int i = 0; i < ROWS * TOKENS; i++) sums[i] = 0.0f;
+  for (uint chunk = lane; chunk < uint(M::CHUNKS); chunk += MOE_SIMD) {
+    moe_dot_chunk<ROWS, TOKENS, C, T>(m, expert, first_row, x, at, chunk, sums);
+  }
+  MoeFold<ROWS * TOKENS, 16>::run(sums, lane);
+  return sums[0];
+}
+// Gate and up together while their sums fit into the registers, else one after the other.
 template <int ROWS, int TOKENS, int C, typename T, typename G, typename U>
 METAL_FUNC void moe_gate_up_sums(
     G gate, U up, ulong expert, uint first_row, const device T* x, const thread uint* at, uint lane,
     thread float& gate_sum, thread float& up_sum) {
+  if (ROWS * TOKENS > 16) {
+    gate_sum = moe_sums<ROWS, TOKENS, C, T>(gate, expert, first_row, x, at, lane);
+    up_sum = moe_sums<ROWS, TOKENS, C, T>(up, expert, first_row, x, at, lane);
+    return;
+  }
   float gates[ROWS * TOKENS], ups[ROWS * TOKENS];
 #pragma unroll
   for (int i = 0; i < ROWS * TOKENS; i++) gates[i] = ups[i] = 0.0f;
-  moe_dot_two<ROWS, TOKENS, C, T>(gate, up, expert, first_row, x, at, lane, gates, ups);
+  for (uint chunk = lane; chunk < uint(G::CHUNKS); chunk += MOE_SIMD) {
+    moe_dot_two_chunk<ROWS, TOKENS, C, T>(gate, up, expert, first_row, x, at, chunk, gates, ups);
+  }
   MoeFold<ROWS * TOKENS, 16>::run(gates, lane);
   MoeFold<ROWS * TOKENS, 16>::run(ups, lane);
   gate_sum = gates[0];
   up_sum = ups[0];
-}
-template <int ROWS, int TOKENS, int C, typename T, typename D>
-METAL_FUNC float moe_down_sums(
-    D down, ulong expert, uint first_row, const device T* inner, const thread uint* at, uint lane) {
-  float sums[ROWS * TOKENS];
-#pragma unroll
-  for (int i = 0; i < ROWS * TOKENS; i++) sums[i] = 0.0f;
-  moe_dot<ROWS, TOKENS, C, T>(down, expert, first_row, inner, at, lane, sums);
-  MoeFold<ROWS * TOKENS, 16>::run(sums, lane);
-  return sums[0];
 }
 
 // ---- one token: MOE_ROWS rows of one expert -------------------------------------------------------------------
@@ -163,7 +168,7 @@ METAL_FUNC void moe_down_one(
     threadgroup float* answers) {
   const uint at[1] = {0};
   const MoeLane<MOE_ROWS, 1> mine(lane);
-  float sum = moe_down_sums<MOE_ROWS, 1, C, T>(down, expert, first_row, inner, at, lane);
+  float sum = moe_sums<MOE_ROWS, 1, C, T>(down, expert, first_row, inner, at, lane);
   const uint row = first_row + mine.row;
   if (mine.is_first && row < uint(D::NUM_ROWS)) {
     if (is_biased) sum += float(bias[expert * D::NUM_ROWS + row]);
@@ -171,10 +176,10 @@ METAL_FUNC void moe_down_one(
   }
 }
 
-// ---- a tile: MOE_ROWS rows of one expert for up to MOE_TILE of its pairs ---------------------------------------
+// ---- a tile: MOE_ROWS rows of one expert for up to TILE of its pairs -------------------------------------------
 // A pair is a token's choice of an expert. A tile takes TOKENS places, as many as it needs in powers of two (behind
 // its last pair they hold that pair again, which is not written), and ROWS rows at a time, as many as the registers
-// hold. Its weights are read once in any case.
+// hold: a kernel takes as many for all its threads as its greediest path. Weights are read once in any case.
 template <int ROWS, int TOKENS, int C, int ACTIVATION, typename T, typename G, typename U, typename GB, typename UB>
 METAL_FUNC void moe_gate_up_tile(
     G gate, U up, const device GB* gate_bias, const device UB* up_bias, bool gate_biased, bool up_biased,
@@ -205,7 +210,7 @@ METAL_FUNC void moe_down_tile(
   for (int t = 0; t < TOKENS; t++) at[t] = order[metal::min(uint(t), count - 1)];
   const MoeLane<ROWS, TOKENS> mine(lane);
   for (int part = 0; part < MOE_ROWS; part += ROWS) {
-    float sum = moe_down_sums<ROWS, TOKENS, C, T>(down, expert, first_row + part, inner, at, lane);
+    float sum = moe_sums<ROWS, TOKENS, C, T>(down, expert, first_row + part, inner, at, lane);
     const uint row = first_row + part + mine.row;
     if (mine.is_first && mine.token < count && row < uint(D::NUM_ROWS)) {
       if (is_biased) sum += float(bias[expert * D::NUM_ROWS + row]);
@@ -222,13 +227,13 @@ METAL_FUNC void moe_down_tile(
   } else if (count <= 4) {                     \
     CALL(4, 4);                                \
   } else if (count <= 8) {                     \
-    CALL(4, 8);                                \
-  } else if (count <= 16) {                    \
-    CALL(2, 16);                               \
+    CALL(2, 8);                                \
+  } else if (count <= 16 || TILE <= 16) {      \
+    CALL(1, 16);                               \
   } else {                                     \
-    CALL(1, 32);                               \
+    CALL(1, (TILE > 16 ? 32 : 16));            \
   }
-template <int C, int ACTIVATION, typename T, typename G, typename U, typename GB, typename UB>
+template <int TILE, int C, int ACTIVATION, typename T, typename G, typename U, typename GB, typename UB>
 METAL_FUNC void moe_gate_up_any(
     G gate, U up, const device GB* gate_bias, const device UB* up_bias, bool gate_biased, bool up_biased,
     ulong expert, uint first_row, const device T* x, uint choices, const device uint* order, uint count, uint lane,
@@ -240,7 +245,7 @@ METAL_FUNC void moe_gate_up_any(
   MOE_BY_COUNT(MOE_CALL)
 #undef MOE_CALL
 }
-template <int C, typename T, typename D, typename B>
+template <int TILE, int C, typename T, typename D, typename B>
 METAL_FUNC void moe_down_any(
     D down, const device B* bias, bool is_biased, ulong expert, uint first_row, const device T* inner,
     const device uint* order, uint count, uint lane, threadgroup float* answers) {

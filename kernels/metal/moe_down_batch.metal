@@ -9,7 +9,7 @@
     const uint num_tiles = tiles[0];
     for (uint tile = simdgroup_index_in_threadgroup; tile < num_tiles; tile += simdgroups_per_threadgroup) {
         const uint expert = tiles[4 * tile + 4], first = tiles[4 * tile + 5], count = tiles[4 * tile + 6];
-        moe_down_any<C, T>(
+        moe_down_any<TILE, C, T>(
             down, down_bias, DOWN_BIASED, expert, first_row, inner, order + first, count, thread_index_in_simdgroup,
             answers);
     }

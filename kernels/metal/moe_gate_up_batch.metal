@@ -11,6 +11,6 @@
     const Gate gate = {(const device uint*)gate_weight, gate_scales, gate_biases};
     const Up up = {(const device uint*)up_weight, up_scales, up_biases};
     const uint expert = tiles[4 * tile + 4], first = tiles[4 * tile + 5], count = tiles[4 * tile + 6];
-    moe_gate_up_any<C, ACTIVATION, T>(
+    moe_gate_up_any<TILE, C, ACTIVATION, T>(
         gate, up, gate_bias, up_bias, GATE_BIASED, UP_BIASED, expert, first_row, x, TOPK, order + first, count,
         thread_index_in_simdgroup, limits[0], limits[1], inner);

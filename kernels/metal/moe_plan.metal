@@ -1,5 +1,5 @@
     // One threadgroup sorts the pairs (token, choice) by expert, each expert's in the order of the tokens, and cuts
-    // them into tiles of at most MOE_TILE. order: the pairs sorted; tiles: how many there are, then four numbers each:
+    // them into tiles of at most TILE. order: the pairs sorted; tiles: how many there are, then four numbers each:
     // expert, first place in order, pairs, 0. Nothing but whole numbers, no atomics.
     threadgroup uint counts[E];
     threadgroup uint places[E];
@@ -21,7 +21,7 @@
         uint num_placed = 0, num_tiles = 0;
         for (uint base = 0; base < uint(E); base += MOE_SIMD) {
             const uint count = base + lane < uint(E) ? counts[base + lane] : 0;
-            const uint cut = (count + MOE_TILE - 1) / MOE_TILE;
+            const uint cut = (count + TILE - 1) / TILE;
             const uint place = num_placed + simd_prefix_exclusive_sum(count);
             const uint first = num_tiles + simd_prefix_exclusive_sum(cut);
             if (base + lane < uint(E)) {
@@ -51,11 +51,11 @@
             }
             place += simd_sum(mine);
         }
-        for (uint cut = lane; cut * MOE_TILE < count; cut += MOE_SIMD) {
+        for (uint cut = lane; cut * TILE < count; cut += MOE_SIMD) {
             const uint at = 4 * (1 + firsts[e] + cut);
             tiles[at] = e;
-            tiles[at + 1] = places[e] + cut * MOE_TILE;
-            tiles[at + 2] = metal::min(count - cut * MOE_TILE, uint(MOE_TILE));
+            tiles[at + 1] = places[e] + cut * TILE;
+            tiles[at + 2] = metal::min(count - cut * TILE, uint(TILE));
             tiles[at + 3] = 0;
         }
     }

@@ -3,7 +3,7 @@
 
 enum { MOE_AFFINE = 0, MOE_MXFP4 = 1, MOE_PLAIN = 2 };
 enum { MOE_SWIGLU = 0, MOE_GEGLU = 1, MOE_SWIGLU_OAI = 2, MOE_SWIGLU_CLAMPED = 3, MOE_SWIGLU_CLAMPED_AFTER = 4 };
-enum { MOE_SIMD = 32, MOE_ROWS = 4, MOE_TILE = 32 };
+enum { MOE_SIMD = 32, MOE_ROWS = 4 };
 
 // ---- four numbers of type T out of 32-bit words ---------------------------------------------------------------
 template <typename T>
@@ -93,18 +93,18 @@ struct MoeWeights<MOE_PLAIN, BITS, T> {
 // ---- scales ---------------------------------------------------------------------------------------------------
 template <int MODE, typename S>
 struct MoeScale {
-  static METAL_FUNC float scale(const device S* p, ulong i) { return float(p[i]); }
-  static METAL_FUNC float bias(const device S* p, ulong i) { return float(p[i]); }
+  static METAL_FUNC float scale(const device S* p, int i) { return float(p[i]); }
+  static METAL_FUNC float bias(const device S* p, int i) { return float(p[i]); }
 };
 template <typename S>
 struct MoeScale<MOE_MXFP4, S> {  // a power of two; 2^14 as its weights are 2^-14 of theirs
-  static METAL_FUNC float scale(const device S* p, ulong i) { return as_type<float>(uint(p[i]) << 23) * 16384.0f; }
-  static METAL_FUNC float bias(const device S* p, ulong i) { return 0.0f; }
+  static METAL_FUNC float scale(const device S* p, int i) { return as_type<float>(uint(p[i]) << 23) * 16384.0f; }
+  static METAL_FUNC float bias(const device S* p, int i) { return 0.0f; }
 };
 template <typename S>
 struct MoeScale<MOE_PLAIN, S> {
-  static METAL_FUNC float scale(const device S* p, ulong i) { return 1.0f; }
-  static METAL_FUNC float bias(const device S* p, ulong i) { return 0.0f; }
+  static METAL_FUNC float scale(const device S* p, int i) { return 1.0f; }
+  static METAL_FUNC float bias(const device S* p, int i) { return 0.0f; }
 };
 
 template <int N>
@@ -143,14 +143,16 @@ struct MoeMatrix {
 
   template <int ROWS>
   METAL_FUNC void load(ulong expert, uint first_row, uint chunk, thread uint* w, thread float* s, thread float* b) const {
+    const ulong first = expert * N + first_row;
+    const device uint* words = weight + first * ROW_WORDS + chunk * CHUNK_WORDS;
+    const ulong group = first * ROW_GROUPS + chunk / CHUNKS_IN_GROUP;
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
       // behind the last row: that row again, which nobody writes down
-      const ulong row = expert * N + metal::min(first_row + uint(r), uint(N - 1));
-      moe_words<CHUNK_WORDS>(weight + row * ROW_WORDS + chunk * CHUNK_WORDS, w + r * CHUNK_WORDS);
-      const ulong group = row * ROW_GROUPS + chunk / CHUNKS_IN_GROUP;
-      s[r] = MoeScale<MODE, S>::scale(scales, group);
-      b[r] = MoeScale<MODE, S>::bias(biases, group);
+      const int row = N % MOE_ROWS == 0 ? r : int(metal::min(first_row + uint(r), uint(N - 1))) - int(first_row);
+      moe_words<CHUNK_WORDS>(words + row * ROW_WORDS, w + r * CHUNK_WORDS);
+      s[r] = MoeScale<MODE, S>::scale(scales + group, row * ROW_GROUPS);
+      b[r] = MoeScale<MODE, S>::bias(biases + group, row * ROW_GROUPS);
     }
   }
   static METAL_FUNC void four(const thread uint* w, float s, float b, int first, thread float* v) {

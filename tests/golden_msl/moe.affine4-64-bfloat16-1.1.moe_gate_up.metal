@@ -3,7 +3,7 @@
 
 enum { MOE_AFFINE = 0, MOE_MXFP4 = 1, MOE_PLAIN = 2 };
 enum { MOE_SWIGLU = 0, MOE_GEGLU = 1, MOE_SWIGLU_OAI = 2, MOE_SWIGLU_CLAMPED = 3, MOE_SWIGLU_CLAMPED_AFTER = 4 };
-enum { MOE_SIMD = 32, MOE_ROWS = 4, MOE_TILE = 32 };
+enum { MOE_SIMD = 32, MOE_ROWS = 4 };
 
 // ---- four numbers of type T out of 32-bit words ---------------------------------------------------------------
 template <typename T>
@@ -93,18 +93,18 @@ struct MoeWeights<MOE_PLAIN, BITS, T> {
 // ---- scales ---------------------------------------------------------------------------------------------------
 template <int MODE, typename S>
 struct MoeScale {
-  static METAL_FUNC float scale(const device S* p, ulong i) { return float(p[i]); }
-  static METAL_FUNC float bias(const device S* p, ulong i) { return float(p[i]); }
+  static METAL_FUNC float scale(const device S* p, int i) { return float(p[i]); }
+  static METAL_FUNC float bias(const device S* p, int i) { return float(p[i]); }
 };
 template <typename S>
 struct MoeScale<MOE_MXFP4, S> {  // a power of two; 2^14 as its weights are 2^-14 of theirs
-  static METAL_FUNC float scale(const device S* p, ulong i) { return as_type<float>(uint(p[i]) << 23) * 16384.0f; }
-  static METAL_FUNC float bias(const device S* p, ulong i) { return 0.0f; }
+  static METAL_FUNC float scale(const device S* p, int i) { return as_type<float>(uint(p[i]) << 23) * 16384.0f; }
+  static METAL_FUNC float bias(const device S* p, int i) { return 0.0f; }
 };
 template <typename S>
 struct MoeScale<MOE_PLAIN, S> {
-  static METAL_FUNC float scale(const device S* p, ulong i) { return 1.0f; }
-  static METAL_FUNC float bias(const device S* p, ulong i) { return 0.0f; }
+  static METAL_FUNC float scale(const device S* p, int i) { return 1.0f; }
+  static METAL_FUNC float bias(const device S* p, int i) { return 0.0f; }
 };
 
 template <int N>
@@ -143,14 +143,16 @@ struct MoeMatrix {
 
   template <int ROWS>
   METAL_FUNC void load(ulong expert, uint first_row, uint chunk, thread uint* w, thread float* s, thread float* b) const {
+    const ulong first = expert * N + first_row;
+    const device uint* words = weight + first * ROW_WORDS + chunk * CHUNK_WORDS;
+    const ulong group = first * ROW_GROUPS + chunk / CHUNKS_IN_GROUP;
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
       // behind the last row: that row again, which nobody writes down
-      const ulong row = expert * N + metal::min(first_row + uint(r), uint(N - 1));
-      moe_words<CHUNK_WORDS>(weight + row * ROW_WORDS + chunk * CHUNK_WORDS, w + r * CHUNK_WORDS);
-      const ulong group = row * ROW_GROUPS + chunk / CHUNKS_IN_GROUP;
-      s[r] = MoeScale<MODE, S>::scale(scales, group);
-      b[r] = MoeScale<MODE, S>::bias(biases, group);
+      const int row = N % MOE_ROWS == 0 ? r : int(metal::min(first_row + uint(r), uint(N - 1))) - int(first_row);
+      moe_words<CHUNK_WORDS>(words + row * ROW_WORDS, w + r * CHUNK_WORDS);
+      s[r] = MoeScale<MODE, S>::scale(scales + group, row * ROW_GROUPS);
+      b[r] = MoeScale<MODE, S>::bias(biases + group, row * ROW_GROUPS);
     }
   }
   static METAL_FUNC void four(const thread uint* w, float s, float b, int first, thread float* v) {
@@ -166,28 +168,26 @@ struct MoeMatrix {
 // every token. Sums are float32, in an order that depends on C alone: a token's answer has the same bits in any
 // company.
 
-// sums[token * ROWS + row] += row . x[token], over the chunks of this lane
+// sums[token * ROWS + row] += row . x[token], for one chunk
 template <int ROWS, int TOKENS, int C, typename T, typename M>
-METAL_FUNC void moe_dot(
-    M m, ulong expert, uint first_row, const device T* x, const thread uint* at, uint lane, thread float* sums) {
-  for (uint chunk = lane; chunk < uint(M::CHUNKS); chunk += MOE_SIMD) {
-    uint w[ROWS * M::CHUNK_WORDS];
-    float s[ROWS], b[ROWS];
-    m.template load<ROWS>(expert, first_row, chunk, w, s, b);
+METAL_FUNC void moe_dot_chunk(
+    M m, ulong expert, uint first_row, const device T* x, const thread uint* at, uint chunk, thread float* sums) {
+  uint w[ROWS * M::CHUNK_WORDS];
+  float s[ROWS], b[ROWS];
+  m.template load<ROWS>(expert, first_row, chunk, w, s, b);
 #pragma unroll
-    for (int first = 0; first < C; first += 4) {
-      float v[ROWS * 4];
+  for (int first = 0; first < C; first += 4) {
+    float v[ROWS * 4];
 #pragma unroll
-      for (int r = 0; r < ROWS; r++) M::four(w + r * M::CHUNK_WORDS, s[r], b[r], first, v + 4 * r);
+    for (int r = 0; r < ROWS; r++) M::four(w + r * M::CHUNK_WORDS, s[r], b[r], first, v + 4 * r);
 #pragma unroll
-      for (int t = 0; t < TOKENS; t++) {
-        float y[4];
-        MoeFour<T>::load(x + ulong(at[t]) * (M::CHUNKS * C) + chunk * C + first, y);
+    for (int t = 0; t < TOKENS; t++) {
+      float y[4];
+      MoeFour<T>::load(x + (at[t] * (M::CHUNKS * C) + chunk * C + first), y);
 #pragma unroll
-        for (int r = 0; r < ROWS; r++) {
+      for (int r = 0; r < ROWS; r++) {
 #pragma unroll
-          for (int i = 0; i < 4; i++) sums[t * ROWS + r] = metal::fma(y[i], v[4 * r + i], sums[t * ROWS + r]);
-        }
+        for (int i = 0; i < 4; i++) sums[t * ROWS + r] = metal::fma(y[i], v[4 * r + i], sums[t * ROWS + r]);
       }
     }
   }
@@ -195,33 +195,31 @@ METAL_FUNC void moe_dot(
 
 // The same for two matrices, so that x is read once.
 template <int ROWS, int TOKENS, int C, typename T, typename G, typename U>
-METAL_FUNC void moe_dot_two(
-    G gate, U up, ulong expert, uint first_row, const device T* x, const thread uint* at, uint lane,
+METAL_FUNC void moe_dot_two_chunk(
+    G gate, U up, ulong expert, uint first_row, const device T* x, const thread uint* at, uint chunk,
     thread float* gates, thread float* ups) {
-  for (uint chunk = lane; chunk < uint(G::CHUNKS); chunk += MOE_SIMD) {
-    uint wg[ROWS * G::CHUNK_WORDS], wu[ROWS * U::CHUNK_WORDS];
-    float sg[ROWS], bg[ROWS], su[ROWS], bu[ROWS];
-    gate.template load<ROWS>(expert, first_row, chunk, wg, sg, bg);
-    up.template load<ROWS>(expert, first_row, chunk, wu, su, bu);
+  uint wg[ROWS * G::CHUNK_WORDS], wu[ROWS * U::CHUNK_WORDS];
+  float sg[ROWS], bg[ROWS], su[ROWS], bu[ROWS];
+  gate.template load<ROWS>(expert, first_row, chunk, wg, sg, bg);
+  up.template load<ROWS>(expert, first_row, chunk, wu, su, bu);
 #pragma unroll
-    for (int first = 0; first < C; first += 4) {
-      float vg[ROWS * 4], vu[ROWS * 4];
+  for (int first = 0; first < C; first += 4) {
+    float vg[ROWS * 4], vu[ROWS * 4];
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+      G::four(wg + r * G::CHUNK_WORDS, sg[r], bg[r], first, vg + 4 * r);
+      U::four(wu + r * U::CHUNK_WORDS, su[r], bu[r], first, vu + 4 * r);
+    }
+#pragma unroll
+    for (int t = 0; t < TOKENS; t++) {
+      float y[4];
+      MoeFour<T>::load(x + (at[t] * (G::CHUNKS * C) + chunk * C + first), y);
 #pragma unroll
       for (int r = 0; r < ROWS; r++) {
-        G::four(wg + r * G::CHUNK_WORDS, sg[r], bg[r], first, vg + 4 * r);
-        U::four(wu + r * U::CHUNK_WORDS, su[r], bu[r], first, vu + 4 * r);
-      }
 #pragma unroll
-      for (int t = 0; t < TOKENS; t++) {
-        float y[4];
-        MoeFour<T>::load(x + ulong(at[t]) * (G::CHUNKS * C) + chunk * C + first, y);
-#pragma unroll
-        for (int r = 0; r < ROWS; r++) {
-#pragma unroll
-          for (int i = 0; i < 4; i++) {
-            gates[t * ROWS + r] = metal::fma(y[i], vg[4 * r + i], gates[t * ROWS + r]);
-            ups[t * ROWS + r] = metal::fma(y[i], vu[4 * r + i], ups[t * ROWS + r]);
-          }
+        for (int i = 0; i < 4; i++) {
+          gates[t * ROWS + r] = metal::fma(y[i], vg[4 * r + i], gates[t * ROWS + r]);
+          ups[t * ROWS + r] = metal::fma(y[i], vu[4 * r + i], ups[t * ROWS + r]);
         }
       }
     }
@@ -279,29 +277,38 @@ struct MoeLane {
   }
 };
 
-// ROWS rows of gate and up for the rows `at` of x: what MoeLane says, in this lane.
+// ROWS rows for the rows `at` of x, over all chunks and lanes: what MoeLane says, in this lane.
+template <int ROWS, int TOKENS, int C, typename T, typename M>
+METAL_FUNC float moe_sums(M m, ulong expert, uint first_row, const device T* x, const thread uint* at, uint lane) {
+  float sums[ROWS * TOKENS];
+#pragma unroll
+  for (int i = 0; i < ROWS * TOKENS; i++) sums[i] = 0.0f;
+  for (uint chunk = lane; chunk < uint(M::CHUNKS); chunk += MOE_SIMD) {
+    moe_dot_chunk<ROWS, TOKENS, C, T>(m, expert, first_row, x, at, chunk, sums);
+  }
+  MoeFold<ROWS * TOKENS, 16>::run(sums, lane);
+  return sums[0];
+}
+// Gate and up together while their sums fit into the registers, else one after the other.
 template <int ROWS, int TOKENS, int C, typename T, typename G, typename U>
 METAL_FUNC void moe_gate_up_sums(
     G gate, U up, ulong expert, uint first_row, const device T* x, const thread uint* at, uint lane,
     thread float& gate_sum, thread float& up_sum) {
+  if (ROWS * TOKENS > 16) {
+    gate_sum = moe_sums<ROWS, TOKENS, C, T>(gate, expert, first_row, x, at, lane);
+    up_sum = moe_sums<ROWS, TOKENS, C, T>(up, expert, first_row, x, at, lane);
+    return;
+  }
   float gates[ROWS * TOKENS], ups[ROWS * TOKENS];
 #pragma unroll
   for (int i = 0; i < ROWS * TOKENS; i++) gates[i] = ups[i] = 0.0f;
-  moe_dot_two<ROWS, TOKENS, C, T>(gate, up, expert, first_row, x, at, lane, gates, ups);
+  for (uint chunk = lane; chunk < uint(G::CHUNKS); chunk += MOE_SIMD) {
+    moe_dot_two_chunk<ROWS, TOKENS, C, T>(gate, up, expert, first_row, x, at, chunk, gates, ups);
+  }
   MoeFold<ROWS * TOKENS, 16>::run(gates, lane);
   MoeFold<ROWS * TOKENS, 16>::run(ups, lane);
   gate_sum = gates[0];
   up_sum = ups[0];
-}
-template <int ROWS, int TOKENS, int C, typename T, typename D>
-METAL_FUNC float moe_down_sums(
-    D down, ulong expert, uint first_row, const device T* inner, const thread uint* at, uint lane) {
-  float sums[ROWS * TOKENS];
-#pragma unroll
-  for (int i = 0; i < ROWS * TOKENS; i++) sums[i] = 0.0f;
-  moe_dot<ROWS, TOKENS, C, T>(down, expert, first_row, inner, at, lane, sums);
-  MoeFold<ROWS * TOKENS, 16>::run(sums, lane);
-  return sums[0];
 }
 
 // ---- one token: MOE_ROWS rows of one expert -------------------------------------------------------------------
@@ -326,7 +333,7 @@ METAL_FUNC void moe_down_one(
     threadgroup float* answers) {
   const uint at[1] = {0};
   const MoeLane<MOE_ROWS, 1> mine(lane);
-  float sum = moe_down_sums<MOE_ROWS, 1, C, T>(down, expert, first_row, inner, at, lane);
+  float sum = moe_sums<MOE_ROWS, 1, C, T>(down, expert, first_row, inner, at, lane);
   const uint row = first_row + mine.row;
   if (mine.is_first && row < uint(D::NUM_ROWS)) {
     if (is_biased) sum += float(bias[expert * D::NUM_ROWS + row]);
@@ -334,10 +341,10 @@ METAL_FUNC void moe_down_one(
   }
 }
 
-// ---- a tile: MOE_ROWS rows of one expert for up to MOE_TILE of its pairs ---------------------------------------
+// ---- a tile: MOE_ROWS rows of one expert for up to TILE of its pairs -------------------------------------------
 // A pair is a token's choice of an expert. A tile takes TOKENS places, as many as it needs in powers of two (behind
 // its last pair they hold that pair again, which is not written), and ROWS rows at a time, as many as the registers
-// hold. Its weights are read once in any case.
+// hold: a kernel takes as many for all its threads as its greediest path. Weights are read once in any case.
 template <int ROWS, int TOKENS, int C, int ACTIVATION, typename T, typename G, typename U, typename GB, typename UB>
 METAL_FUNC void moe_gate_up_tile(
     G gate, U up, const device GB* gate_bias, const device UB* up_bias, bool gate_biased, bool up_biased,
@@ -368,7 +375,7 @@ METAL_FUNC void moe_down_tile(
   for (int t = 0; t < TOKENS; t++) at[t] = order[metal::min(uint(t), count - 1)];
   const MoeLane<ROWS, TOKENS> mine(lane);
   for (int part = 0; part < MOE_ROWS; part += ROWS) {
-    float sum = moe_down_sums<ROWS, TOKENS, C, T>(down, expert, first_row + part, inner, at, lane);
+    float sum = moe_sums<ROWS, TOKENS, C, T>(down, expert, first_row + part, inner, at, lane);
     const uint row = first_row + part + mine.row;
     if (mine.is_first && mine.token < count && row < uint(D::NUM_ROWS)) {
       if (is_biased) sum += float(bias[expert * D::NUM_ROWS + row]);
@@ -385,13 +392,13 @@ METAL_FUNC void moe_down_tile(
   } else if (count <= 4) {                     \
     CALL(4, 4);                                \
   } else if (count <= 8) {                     \
-    CALL(4, 8);                                \
-  } else if (count <= 16) {                    \
-    CALL(2, 16);                               \
+    CALL(2, 8);                                \
+  } else if (count <= 16 || TILE <= 16) {      \
+    CALL(1, 16);                               \
   } else {                                     \
-    CALL(1, 32);                               \
+    CALL(1, (TILE > 16 ? 32 : 16));            \
   }
-template <int C, int ACTIVATION, typename T, typename G, typename U, typename GB, typename UB>
+template <int TILE, int C, int ACTIVATION, typename T, typename G, typename U, typename GB, typename UB>
 METAL_FUNC void moe_gate_up_any(
     G gate, U up, const device GB* gate_bias, const device UB* up_bias, bool gate_biased, bool up_biased,
     ulong expert, uint first_row, const device T* x, uint choices, const device uint* order, uint count, uint lane,
@@ -403,7 +410,7 @@ METAL_FUNC void moe_gate_up_any(
   MOE_BY_COUNT(MOE_CALL)
 #undef MOE_CALL
 }
-template <int C, typename T, typename D, typename B>
+template <int TILE, int C, typename T, typename D, typename B>
 METAL_FUNC void moe_down_any(
     D down, const device B* bias, bool is_biased, ulong expert, uint first_row, const device T* inner,
     const device uint* order, uint count, uint lane, threadgroup float* answers) {
@@ -413,77 +420,40 @@ METAL_FUNC void moe_down_any(
   MOE_BY_COUNT(MOE_CALL)
 #undef MOE_CALL
 }
-template <int E, int TOPK>
-[[kernel]] void custom_kernel_moe_plan__6_1_uint32_t_uint32_t_uint32_t(
-  const device uint32_t* indices [[buffer(0)]],
-  const constant int* indices_shape [[buffer(1)]],
-  device uint32_t* order [[buffer(2)]],
-  device uint32_t* tiles [[buffer(3)]],
+template <typename T, int H, int I, int TOPK, int C, int ACTIVATION, int GATE_MODE, int GATE_BITS, int GATE_GROUP, bool GATE_BIASED, typename GATE_S, int UP_MODE, int UP_BITS, int UP_GROUP, bool UP_BIASED, typename UP_S>
+[[kernel]] void custom_kernel_moe_gate_up__bfloat16_t_256_128_3_8_0_0_4_64_0_bfloat16_t_0_4_64_0_bfloat16_t_bfloat16_t_uint32_tc_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_floatc_bfloat16_t(
+  const device bfloat16_t* x [[buffer(0)]],
+  const constant uint32_t* indices [[buffer(1)]],
+  const device uint32_t* gate_weight [[buffer(2)]],
+  const device bfloat16_t* gate_scales [[buffer(3)]],
+  const device bfloat16_t* gate_biases [[buffer(4)]],
+  const device bfloat16_t* gate_bias [[buffer(5)]],
+  const device uint32_t* up_weight [[buffer(6)]],
+  const device bfloat16_t* up_scales [[buffer(7)]],
+  const device bfloat16_t* up_biases [[buffer(8)]],
+  const device bfloat16_t* up_bias [[buffer(9)]],
+  const constant float* limits [[buffer(10)]],
+  device bfloat16_t* inner [[buffer(11)]],
   uint simdgroup_index_in_threadgroup [[simdgroup_index_in_threadgroup]],
   uint simdgroups_per_threadgroup [[simdgroups_per_threadgroup]],
-  uint thread_index_in_simdgroup [[thread_index_in_simdgroup]]) {
-    // One threadgroup sorts the pairs (token, choice) by expert, each expert's in the order of the tokens, and cuts
-    // them into tiles of at most MOE_TILE. order: the pairs sorted; tiles: how many there are, then four numbers each:
-    // expert, first place in order, pairs, 0. Nothing but whole numbers, no atomics.
-    threadgroup uint counts[E];
-    threadgroup uint places[E];
-    threadgroup uint firsts[E];
-    const uint lane = thread_index_in_simdgroup;
-    const uint num_pairs = uint(indices_shape[0]) * TOPK;
-    for (uint e = simdgroup_index_in_threadgroup; e < uint(E); e += simdgroups_per_threadgroup) {
-        uint mine = 0;
-        for (uint pair = lane; pair < num_pairs; pair += MOE_SIMD) {
-            mine += indices[pair] == e ? 1 : 0;
-        }
-        mine = simd_sum(mine);
-        if (lane == 0) {
-            counts[e] = mine;
-        }
+  uint thread_index_in_simdgroup [[thread_index_in_simdgroup]],
+  uint3 threadgroup_position_in_grid [[threadgroup_position_in_grid]]) {
+    // One token: inner (TOPK, I) = activation(gate . x, up . x) of the experts it chose. A threadgroup in x makes
+    // MOE_ROWS rows a simdgroup, y is the choice.
+    typedef MoeMatrix<GATE_MODE, GATE_BITS, GATE_GROUP, I, H, C, GATE_S, T> Gate;
+    typedef MoeMatrix<UP_MODE, UP_BITS, UP_GROUP, I, H, C, UP_S, T> Up;
+    const uint first_row =
+        (threadgroup_position_in_grid.x * simdgroups_per_threadgroup + simdgroup_index_in_threadgroup) * MOE_ROWS;
+    if (first_row >= uint(I)) {
+        return;
     }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    if (simdgroup_index_in_threadgroup == 0) {
-        uint num_placed = 0, num_tiles = 0;
-        for (uint base = 0; base < uint(E); base += MOE_SIMD) {
-            const uint count = base + lane < uint(E) ? counts[base + lane] : 0;
-            const uint cut = (count + MOE_TILE - 1) / MOE_TILE;
-            const uint place = num_placed + simd_prefix_exclusive_sum(count);
-            const uint first = num_tiles + simd_prefix_exclusive_sum(cut);
-            if (base + lane < uint(E)) {
-                places[base + lane] = place;
-                firsts[base + lane] = first;
-            }
-            num_placed += simd_sum(count);
-            num_tiles += simd_sum(cut);
-        }
-        if (lane == 0) {
-            tiles[0] = num_tiles;
-        }
-    }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    for (uint e = simdgroup_index_in_threadgroup; e < uint(E); e += simdgroups_per_threadgroup) {
-        const uint count = counts[e];
-        if (count == 0) {
-            continue;
-        }
-        uint place = places[e];
-        for (uint base = 0; base < num_pairs; base += MOE_SIMD) {
-            const uint pair = base + lane;
-            const uint mine = pair < num_pairs && indices[pair] == e ? 1 : 0;
-            const uint before = simd_prefix_exclusive_sum(mine);
-            if (mine) {
-                order[place + before] = pair;
-            }
-            place += simd_sum(mine);
-        }
-        for (uint cut = lane; cut * MOE_TILE < count; cut += MOE_SIMD) {
-            const uint at = 4 * (1 + firsts[e] + cut);
-            tiles[at] = e;
-            tiles[at + 1] = places[e] + cut * MOE_TILE;
-            tiles[at + 2] = metal::min(count - cut * MOE_TILE, uint(MOE_TILE));
-            tiles[at + 3] = 0;
-        }
-    }
+    const Gate gate = {(const device uint*)gate_weight, gate_scales, gate_biases};
+    const Up up = {(const device uint*)up_weight, up_scales, up_biases};
+    const uint choice = threadgroup_position_in_grid.y;
+    moe_gate_up_one<C, ACTIVATION, T>(
+        gate, up, gate_bias, up_bias, GATE_BIASED, UP_BIASED, indices[choice], first_row, x,
+        thread_index_in_simdgroup, limits[0], limits[1], inner + choice * I);
 
 }
 
-template [[host_name("custom_kernel_moe_plan__6_1_uint32_t_uint32_t_uint32_t")]] [[kernel]] decltype(custom_kernel_moe_plan__6_1_uint32_t_uint32_t_uint32_t<6, 1>) custom_kernel_moe_plan__6_1_uint32_t_uint32_t_uint32_t<6, 1>;
+template [[host_name("custom_kernel_moe_gate_up__bfloat16_t_256_128_3_8_0_0_4_64_0_bfloat16_t_0_4_64_0_bfloat16_t_bfloat16_t_uint32_tc_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_floatc_bfloat16_t")]] [[kernel]] decltype(custom_kernel_moe_gate_up__bfloat16_t_256_128_3_8_0_0_4_64_0_bfloat16_t_0_4_64_0_bfloat16_t_bfloat16_t_uint32_tc_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_floatc_bfloat16_t<bfloat16_t, 256, 128, 3, 8, 0, 0, 4, 64, 0, bfloat16_t, 0, 4, 64, 0, bfloat16_t>) custom_kernel_moe_gate_up__bfloat16_t_256_128_3_8_0_0_4_64_0_bfloat16_t_0_4_64_0_bfloat16_t_bfloat16_t_uint32_tc_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_floatc_bfloat16_t<bfloat16_t, 256, 128, 3, 8, 0, 0, 4, 64, 0, bfloat16_t, 0, 4, 64, 0, bfloat16_t>;

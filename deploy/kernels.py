@@ -1,0 +1,212 @@
+"""`macrame kernels`: are the kernels for expert layers right on this machine, and how fast are they.
+
+The main thread owns MLX here. Progress goes to standard error, tables or the JSON object to standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from cluster.arguments import Parser
+from cluster.console import say
+from cluster.errors import EXIT_ERROR, EXIT_OK, UserError
+from cluster.probe import seen_machine
+from deploy.command import run_command
+
+if TYPE_CHECKING:
+    from deploy.kernel_forms import Form
+    from kernels.self_test import Trial
+    from kernels.verdicts import Machine, Verdict
+
+MODELS = ("qwen3-30b-a3b", "glm-4.7-flash")
+FORMATS = ("affine2", "affine3", "affine4", "affine5", "affine6", "affine8", "mxfp4", "plain")
+EMULATED_TOKENS = (1, 2, 8)
+EMULATED_EXPERTS = 16
+MAX_LAYERS = 4
+MEMORY_PARTS = 3  # a layer takes no more of the available memory than one of these
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one form of block gave. verdicts: of the classes of which every size was tried."""
+
+    form: Form
+    name: str
+    layer_bytes: int
+    num_layers: int
+    trials: list[Trial]
+    verdicts: list[Verdict]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0, or 1 where a kernel is wrong, or none can run."""
+    args = _parser().parse_args(argv)
+    return run_command("macrame kernels", lambda: _run(args), is_verbose=args.verbose)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="macrame kernels",
+        description="Compare this machine's kernels for expert layers with the reference, and time them "
+        "against MLX's operations. Run it while nothing else runs.",
+        examples=(
+            ("macrame kernels", "two known blocks in 4 bits, at all sizes that a node tests"),
+            ("macrame kernels --model mlx-community/Qwen3-30B-A3B-4bit --json", "a model's own blocks"),
+            ("macrame kernels --emulate", "on a machine without a GPU: only whether they are right"),
+        ),
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--block", choices=MODELS, action="append", help="a known block; may be repeated")
+    what.add_argument("--model", metavar="DIR_OR_ID", help="the blocks of a folder's or a hub's model")
+    parser.add_argument("--format", choices=FORMATS, default="affine4", help="of a known block (affine4)")
+    parser.add_argument("--group-size", type=int, choices=(32, 64, 128), default=64, help="of affine (64)")
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of a known block"
+    )
+    parser.add_argument("--tokens", type=_sizes, metavar="N,N", help="numbers of tokens instead of all")
+    parser.add_argument(
+        "--emulate", action="store_true", help="on the CPU, thread by thread: right or wrong, no times"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
+    return parser
+
+
+def _sizes(text: str) -> list[int]:
+    sizes = sorted({int(part) for part in text.split(",")})
+    if not 0 < sizes[0] <= sizes[-1] <= 4096:
+        raise argparse.ArgumentTypeError("numbers from 1 to 4096")
+    return sizes
+
+
+def _run(args: argparse.Namespace) -> int:
+    from kernels import backend
+
+    if args.emulate:
+        os.environ[backend.VARIABLE] = "emulate"
+    where = _backend()
+    started = time.monotonic()
+
+    def progress(line: str) -> None:
+        say(f"macrame kernels: {time.monotonic() - started:5.1f} s  {line}")
+
+    results = [_try(form, where, args.tokens, progress) for form in _forms(args, where)]
+    from deploy.kernels_text import results_text
+    from kernels.verdicts import this_machine
+
+    machine = this_machine(where)
+    if args.json:
+        print(json.dumps(_object(machine, results, time.monotonic() - started), indent=2))
+    else:
+        print(results_text(machine, results))
+    return EXIT_ERROR if any(t.failure for result in results for t in result.trials) else EXIT_OK
+
+
+def _backend() -> str:
+    """Raises UserError where the kernels cannot run."""
+    from kernels import backend
+    from kernels.emulator import build
+
+    try:
+        where = backend.current()
+    except ValueError as error:
+        raise UserError(str(error), EXIT_ERROR) from None
+    if where is None:
+        why = (
+            f"{backend.VARIABLE} is off"
+            if os.environ.get(backend.VARIABLE) == "off"
+            else "MLX uses no GPU here"
+        )
+        raise UserError(f"{why}: run macrame kernels --emulate to learn whether they are right", EXIT_ERROR)
+    if where == "emulated" and build.compiler() is None:
+        raise UserError("the emulator needs a C++ compiler: install g++ or clang++, or set CXX", EXIT_ERROR)
+    return where
+
+
+def _forms(args: argparse.Namespace, where: str) -> list[Form]:
+    from deploy.kernel_forms import format_of, forms_of_model, known_form
+
+    if args.model is not None:
+        forms = forms_of_model(args.model)
+    else:
+        form = format_of(args.format, args.group_size)
+        forms = [known_form(name, form, args.dtype) for name in args.block or MODELS]
+    if where == "emulated":
+        return [form.with_few_experts(EMULATED_EXPERTS) for form in forms]
+    node = seen_machine()
+    most_bytes = (node.available_bytes or node.memory_bytes) // MEMORY_PARTS
+    return [form.with_few_experts(most_bytes // form.expert_bytes) for form in forms]
+
+
+def _try(form: Form, where: str, asked: list[int] | None, progress: Callable[[str], None]) -> Result:
+    from kernels import measure, moe
+    from kernels.random_block import random_layer
+    from kernels.self_test import CLASSES, decide, describe, sizes_of, try_size
+
+    is_timed = where != "emulated"
+    spec = form.spec
+    progress(f"{form.name}: random weights")
+    layers = [random_layer(spec, has_bias=form.has_bias)]
+    layer_bytes = measure.expert_nbytes(spec, layers[0]) * spec.num_experts
+    while is_timed and len(layers) < MAX_LAYERS and len(layers) * layer_bytes < measure.CACHE_BYTES / 2:
+        layers.append(random_layer(spec, has_bias=form.has_bias, seed=len(layers)))
+    classes = [ends for ends in CLASSES if moe.num_launches(ends[0]) is not None]
+    every = sorted({size for ends in classes for size in sizes_of(*ends, is_timed=is_timed)})
+    trials = []
+    for size in asked or (every if is_timed else EMULATED_TOKENS):
+        progress(f"{form.name}: {size} tokens")
+        trials.append(try_size(spec, layers, size, is_timed=is_timed))
+    by_size = {trial.num_tokens: trial for trial in trials}
+    verdicts = [
+        decide(*ends, [by_size[size] for size in sizes])
+        for ends in classes
+        if by_size.keys() >= {*(sizes := sizes_of(*ends, is_timed=is_timed))}
+    ]
+    return Result(form, describe(spec, layers[0]), layer_bytes, len(layers), trials, verdicts)
+
+
+def _object(machine: Machine, results: list[Result], took_s: float) -> dict[str, Any]:
+    return {
+        "machine": asdict(machine),
+        "is_timed": machine.backend != "emulated",
+        "blocks": [
+            {
+                "name": result.form.name,
+                "block": result.name,
+                "layer_bytes": result.layer_bytes,
+                "num_layers": result.num_layers,
+                "trials": [_trial(trial) for trial in result.trials],
+                "verdicts": [asdict(one) for one in result.verdicts],
+            }
+            for result in results
+        ],
+        "took_s": round(took_s, 2),
+    }
+
+
+def _trial(trial: Trial) -> dict[str, Any]:
+    times = trial.times
+    return {
+        "tokens": trial.num_tokens,
+        "error": trial.error,
+        "launches": trial.num_launches,
+        "failure": trial.failure,
+        "kernels_us": None if times is None else times.ours_us,
+        "mlx_us": None if times is None else times.mlx_us,
+        "ratio": None if times is None else times.ratio,
+        "kernels_eval_us": None if times is None else times.ours_eval_us,
+        "mlx_eval_us": None if times is None else times.mlx_eval_us,
+        "needed_bytes": None if times is None else times.needed_bytes,
+        "gb_s": None if times is None else times.gb_s,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""What `macrame kernels` found, as tables for people. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from deploy.sizes import size
+from planner.render import table
+
+if TYPE_CHECKING:
+    from deploy.kernels import Result
+    from kernels.self_test import Trial
+    from kernels.verdicts import Machine
+
+
+def results_text(machine: Machine, results: Sequence[Result]) -> str:
+    """A table for each form of block, and what a node would use."""
+    lines = [
+        f"{machine.chip}, {machine.system}, MLX {machine.mlx}: {machine.backend} kernels {machine.kernels}"
+    ]
+    for result in results:
+        lines += ["", f"{result.form.name}: {result.name}", *table([_row(trial) for trial in result.trials])]
+        lines += [f"{t.num_tokens} tokens: {t.failure}" for t in result.trials if t.failure]
+        lines.append(_conclusion(result))
+    return "\n".join(lines)
+
+
+def _row(trial: Trial) -> dict[str, str]:
+    row = {
+        "tokens": str(trial.num_tokens),
+        "answer": "FAILED" if trial.failure else "right",
+        "error": f"{trial.error:.1e}" if trial.error else "",
+        "launches": str(trial.num_launches or ""),
+    }
+    times = trial.times
+    if times is None:
+        return row | dict.fromkeys(("kernels", "MLX", "ratio", "GB/s"), "")
+    return row | {
+        "kernels": f"{times.ours_us:.1f} us",
+        "MLX": f"{times.mlx_us:.1f} us",
+        "ratio": f"{times.ratio:.2f}",
+        "GB/s": f"{times.gb_s:.0f}",
+    }
+
+
+def _conclusion(result: Result) -> str:
+    if not any(trial.times for trial in result.trials):
+        return (
+            f"nothing was timed; {result.form.spec.num_experts} experts of random weights, "
+            f"{size(result.layer_bytes)}"
+        )
+    used = [
+        str(v.first) if v.first == v.last else f"{v.first} to {v.last}" for v in result.verdicts if v.is_taken
+    ]
+    what = (
+        f"a node would use them for {', '.join(used)} tokens" if used else "a node would use MLX's operations"
+    )
+    return f"{what}; {result.num_layers} layers of random weights, {size(result.layer_bytes)} each"

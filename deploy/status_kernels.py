@@ -1,0 +1,58 @@
+"""The lines of `macrame status` about kernels for expert layers. Pure."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+
+def render_kernels(nodes: list[dict[str, Any]]) -> list[str]:
+    """A line for each form of block of each node with expert layers, or why it uses no kernels."""
+    return [line for node in nodes for line in _lines(node)]
+
+
+def _lines(node: dict[str, Any]) -> list[str]:
+    told = node["node"].get("kernels")
+    if not told or not told["num_layers"]:
+        return []
+    who = f"rank {node['rank']} ({node['name']}): "
+    lines = [f"{who}MLX's operations for experts: {told['reason']}"] if told["reason"] else []
+    for block, verdicts in groupby(told["verdicts"], key=lambda one: one["block"]):
+        lines.append(f"{who}{_of_block(list(verdicts), told['backend'])} ({_short(block)})")
+    return lines
+
+
+def _of_block(verdicts: list[dict[str, Any]], backend: str) -> str:
+    taken = [one for one in verdicts if one["is_taken"]]
+    if not taken:
+        return f"MLX's operations for experts: {verdicts[0]['reason']}"
+    ratios = [one["mlx_us"] / one["ours_us"] for one in taken if one["ours_us"]]
+    gain = f", {_range(min(ratios), max(ratios))} times as fast as MLX's" if ratios else ", not timed"
+    return f"kernels ({backend}) for {_sizes(taken)} tokens{gain}"
+
+
+def _sizes(taken: list[dict[str, Any]]) -> str:
+    """Ranges that touch are one."""
+    spans: list[tuple[int, int]] = []
+    for one in taken:
+        first, last = one["first_tokens"], one["last_tokens"]
+        if spans and spans[-1][1] + 1 == first:
+            spans[-1] = spans[-1][0], last
+        else:
+            spans.append((first, last))
+    return ", ".join(_span(*span) for span in spans)
+
+
+def _span(first: int, last: int) -> str:
+    if not last:
+        return f"{first} and more"
+    return str(first) if first == last else f"{first} to {last}"
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:.1f}" if f"{low:.1f}" == f"{high:.1f}" else f"{low:.1f} to {high:.1f}"
+
+
+def _short(block: str) -> str:
+    """Its numbers and sizes, without the formats."""
+    return block.partition(", gate ")[0]

@@ -1,0 +1,143 @@
+"""Blocks of experts on the ladder: every format of a weight, every activation, and two real models' sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+
+from kernels import moe_reference
+from kernels.ladder.case import Case, dtype_name
+from kernels.moe import GEGLU, PLAIN, Activation, BlockSpec, Experts, Format, Shared, switch_glu
+from kernels.moe_constants import matrix_names
+
+TOLERANCES = {mx.float16: 1e-3, mx.bfloat16: 8e-3, mx.float32: 5e-6}
+MXFP4 = Format(4, 32, "mxfp4")
+FORMATS = (*(Format(bits, 64) for bits in (2, 3, 4, 5, 6, 8)), Format(4, 32), Format(4, 128), MXFP4, PLAIN)
+ONCE = tuple(
+    name
+    for matrix in ("gate", "up", "down", "shared_gate", "shared_up", "shared_down")
+    for name in matrix_names(matrix)
+)
+SMALL = BlockSpec(5, 256, 128, 3, PLAIN, PLAIN, PLAIN)
+QWEN3_30B_A3B = BlockSpec(128, 2048, 768, 8, *(Format(4, 64),) * 3)
+GLM_4_7_FLASH = BlockSpec(64, 2048, 1536, 4, *(Format(4, 64),) * 3)
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Random experts for so many tokens; the arrays of a case are x, indices, scores and then theirs."""
+
+    spec: BlockSpec
+    num_tokens: int
+    shared: BlockSpec | None = None
+    has_bias: bool = False
+
+    def arrays(self) -> list[mx.array]:
+        spec, keys = self.spec, _keys()
+        x = mx.random.normal((self.num_tokens, spec.hidden_size), key=next(keys)).astype(spec.dtype)
+        drawn = mx.random.uniform(shape=(self.num_tokens, spec.num_experts), key=next(keys))
+        indices = mx.argsort(drawn, axis=1)[:, : spec.top_k].astype(mx.uint32)
+        scores = mx.softmax(mx.random.normal((self.num_tokens, spec.top_k), key=next(keys)), axis=1)
+        found = [x, indices, scores.astype(spec.dtype)]
+        for block in (spec, self.shared):
+            for form, shape in _matrices(block) if block is not None else ():
+                found.extend(_random_experts(form, shape, spec.dtype, self.has_bias, keys))
+        return found
+
+    def run(self, *arrays: mx.array) -> mx.array:
+        return switch_glu(self.spec, *self._parts(arrays))
+
+    def reference(self, *arrays: mx.array) -> mx.array:
+        return moe_reference.switch_glu(self.spec, *self._parts(arrays))
+
+    def _parts(
+        self, arrays: tuple[mx.array, ...]
+    ) -> tuple[mx.array, mx.array, mx.array, Experts, Experts, Experts, Shared | None]:
+        x, indices, scores, *rest = arrays
+        given = iter(rest)
+        gate, up, down = (self._taken(form, given) for form, _ in _matrices(self.spec))
+        shared = None
+        if self.shared is not None:
+            one, two, three = (self._taken(form, given) for form, _ in _matrices(self.shared))
+            shared = Shared(self.shared, one, two, three)
+        return x, indices, scores, gate, up, down, shared
+
+    def _taken(self, form: Format, given: Iterator[mx.array]) -> Experts:
+        weight = next(given)
+        scales = next(given) if form.mode != "plain" else None
+        biases = next(given) if form.mode == "affine" else None
+        return Experts(weight, scales, biases, next(given) if self.has_bias else None)
+
+
+def _keys() -> Iterator[mx.array]:
+    key = mx.random.key(7)
+    while True:
+        key, drawn = mx.random.split(key)
+        yield drawn
+
+
+def _matrices(spec: BlockSpec) -> list[tuple[Format, tuple[int, int, int]]]:
+    """Of gate, up and down: format and (E, N, K)."""
+    inner = (spec.num_experts, spec.expert_size, spec.hidden_size)
+    outer = (spec.num_experts, spec.hidden_size, spec.expert_size)
+    return [(spec.gate, inner), (spec.up, inner), (spec.down, outer)]
+
+
+def _random_experts(
+    form: Format, shape: tuple[int, int, int], dtype: mx.Dtype, has_bias: bool, keys: Iterator[mx.array]
+) -> list[mx.array]:
+    weight = mx.random.normal(shape, key=next(keys)) * shape[2] ** -0.5
+    if form.mode == "plain":
+        made = [weight.astype(dtype)]
+    else:
+        packed, *rest = mx.quantize(weight, form.group_size, form.bits, mode=form.mode)
+        made = [packed, *(a if form.mode == "mxfp4" else a.astype(dtype) for a in rest)]
+    if has_bias:
+        made.append(mx.random.normal(shape[:2], key=next(keys)).astype(dtype))
+    return made
+
+
+def _case(
+    name: str, block: _Block, *, is_golden: bool = False, is_full: bool = False, is_long: bool = True
+) -> Case:
+    spec = block.spec
+    return Case(
+        name=f"moe/{name}-{dtype_name(spec.dtype)}-{block.num_tokens}",
+        inputs=block.arrays,
+        run=block.run,
+        reference=block.reference,
+        tolerance=TOLERANCES[spec.dtype],
+        is_golden=is_golden,
+        is_full=is_full,
+        is_long=is_long,
+        once=ONCE,
+    )
+
+
+def moe_cases() -> list[Case]:
+    """Of one token and of nine. In CI one format alone and one with all that can be added to it."""
+    cases = []
+    four = replace(SMALL, gate=Format(4, 64), up=Format(4, 64), down=Format(4, 64))
+    for tokens in (1, 9):
+        cases.append(_case("affine4-64", _Block(four, tokens), is_golden=True, is_long=tokens == 9))
+        mixed = replace(
+            SMALL, gate=Format(3, 32), up=MXFP4, down=Format(8, 128), activation=GEGLU, dtype=mx.float16
+        )
+        shared = BlockSpec(1, 256, 192, 1, Format(6, 32), PLAIN, Format(2, 64), dtype=mx.float16)
+        block = _Block(mixed, tokens, shared, has_bias=True)
+        cases.append(_case("mixed-shared-biased", block, is_golden=True, is_long=tokens == 1))
+        for number, form in enumerate(FORMATS):
+            kind = ("swiglu", "swiglu_oai", "swiglu_clamped", "swiglu_clamped_after", "geglu")[number % 5]
+            activation = Activation(kind, limit=1.0) if kind not in {"swiglu", "geglu"} else Activation(kind)
+            dtype = mx.float16 if number % 2 else mx.bfloat16
+            spec = replace(SMALL, gate=form, up=form, down=form, activation=activation, dtype=dtype)
+            name = f"{form.mode}{form.bits}-{form.group_size}-{kind}"
+            cases.append(_case(name, _Block(spec, tokens)))
+    for name, spec in (("Qwen3-30B-A3B", QWEN3_30B_A3B), ("GLM-4.7-Flash", GLM_4_7_FLASH)):
+        other = replace(spec, num_experts=1, top_k=1) if spec is GLM_4_7_FLASH else None
+        cases.extend(
+            _case(name, _Block(spec, tokens, other), is_full=True) for tokens in (1, 2, 8, 16, 32, 63)
+        )
+    return cases

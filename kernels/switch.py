@@ -1,0 +1,293 @@
+"""Takes over the expert layers of any mlx-lm model, whole or a shard: what was proven faster is used there.
+
+Only the classes of the layer objects change. A layer goes on calling mlx-lm's own code, bit for bit, where it
+has another form than the kernels know, where the chooser does not ask for them, or where they fail.
+Thread: the one that owns MLX.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import mlx.core as mx
+from mlx import nn
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchGLU, SwitchLinear
+
+from kernels import backend, moe
+from kernels.exl3 import Exl3SwitchLinear
+from kernels.expert_outputs import Use, outputs, watched
+from kernels.measure import experts_of
+from kernels.moe_spec import GEGLU, PLAIN, SWIGLU, Activation, BlockSpec, Format
+
+logger = logging.getLogger(__name__)
+
+MAX_SHAPES = 256  # of calls that a layer remembers
+# What joins gate and up in mlx-lm, by the qualified name of its class below mlx_lm.models.
+_ACTIVATIONS: dict[str, Callable[[Any], Activation]] = {
+    "switch_layers.SwiGLU": lambda _: SWIGLU,
+    "muse_spark.PreciseSwiGLU": lambda _: SWIGLU,  # in float32, as the kernels have it anyway
+    "gemma4_text.GeGLU": lambda _: GEGLU,
+    "activations.SwigluOAI": lambda a: Activation("swiglu_oai", a._alpha, a._limit),
+    "deepseek_v41.DeepseekV41SwiGLU": lambda a: (
+        Activation("swiglu_clamped", limit=a.limit) if a.limit > 0 else SWIGLU
+    ),
+    "step3p5.ClampedSwiGLU": lambda a: Activation("swiglu_clamped_after", limit=a.limit),
+}
+
+
+class Chooser(Protocol):
+    """Whether the kernels are to be used for a block of this form and so many tokens."""
+
+    def takes(self, spec: BlockSpec, num_tokens: int) -> bool: ...
+
+
+class Always:
+    """Wherever they can: for tests, and for looking what a model would need."""
+
+    def takes(self, spec: BlockSpec, num_tokens: int) -> bool:
+        return True
+
+
+class Never:
+    """MLX's operations, while the forms of a model's blocks are being learned."""
+
+    def takes(self, spec: BlockSpec, num_tokens: int) -> bool:
+        return False
+
+
+@dataclass(slots=True)
+class Plan:
+    """What is done with calls of one shape. has_run: the model's use of the outputs was watched once."""
+
+    spec: BlockSpec | None  # None: MLX's operations
+    reason: str = ""  # why it is None
+    has_run: bool = False
+    use: Use | None = None
+
+
+@dataclass(slots=True)
+class Taken:
+    """One taken-over layer: what it does with calls of each shape, and how often it used the kernels."""
+
+    chooser: Chooser
+    plans: dict[tuple[Any, ...], Plan] = field(default_factory=dict)
+    specs: dict[tuple[Any, ...], BlockSpec | str] = field(default_factory=dict)  # or why there is none
+    bound: moe.Block | None = None
+    num_fused: int = 0  # calls whose weighted sum was fused
+    num_plain: int = 0  # calls of the kernels that gave each expert's outputs
+    failure: str = ""  # why the kernels are no longer used here
+
+    def choose(self, chooser: Chooser) -> None:
+        """From now on this one decides."""
+        self.chooser = chooser
+        self.plans.clear()
+
+    @property
+    def forms(self) -> list[BlockSpec]:
+        """The forms that calls have had so far and the kernels know."""
+        return [spec for spec in self.specs.values() if isinstance(spec, BlockSpec)]
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why calls had none."""
+        return [spec for spec in self.specs.values() if isinstance(spec, str)]
+
+
+def take_over(modules: Iterable[nn.Module], chooser: Chooser) -> list[nn.Module]:
+    """Take over every expert layer among `modules` and what they contain; returns these layers.
+
+    Nothing is touched where no backend can run the kernels.
+    """
+    if backend.current() is None:
+        return []
+    layers = [layer for layer in expert_layers(modules) if taken_of(layer) is None]
+    for layer in layers:
+        _swap(layer, Taken(chooser))
+    return layers
+
+
+def expert_layers(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Every SwitchGLU among `modules` and what they contain, but those of EXL3, which has its own kernels."""
+    found = {id(layer): layer for root in modules for layer in root.modules() if _is_known(layer)}
+    return list(found.values())
+
+
+def release(layers: Iterable[nn.Module]) -> None:
+    """The opposite of `take_over`."""
+    for layer in layers:
+        if taken_of(layer) is not None:
+            layer.__class__ = type(layer).__bases__[0]
+
+
+def give_up(layers: Iterable[nn.Module], error: Exception) -> None:
+    """From now on these layers stay with MLX's operations."""
+    for layer in layers:
+        if (taken := taken_of(layer)) is not None and not taken.failure:
+            _give_up(taken, error)
+
+
+def taken_of(layer: nn.Module) -> Taken | None:
+    """What is known of a layer; None for one that is not taken over."""
+    return getattr(type(layer), "macrame_taken", None)
+
+
+def _is_known(module: nn.Module) -> bool:
+    if not isinstance(module, SwitchGLU) or isinstance(module.gate_proj, Exl3SwitchLinear):
+        return False
+    return taken_of(module) is not None or type(module).__call__ is SwitchGLU.__call__
+
+
+def _swap(layer: nn.Module, taken: Taken) -> None:
+    base = type(layer)
+
+    def call(self: Any, x: mx.array, indices: mx.array) -> Any:
+        if self.training:  # the kernels have no gradient
+            return base.__call__(self, x, indices)
+        # An adapter puts other modules in the place of these.
+        kinds = type(self["gate_proj"]), type(self["up_proj"]), type(self["down_proj"])
+        key = (*indices.shape, x.dtype, *kinds)
+        plan = taken.plans.get(key)
+        if plan is None:
+            if len(taken.plans) >= MAX_SHAPES:
+                taken.plans.clear()
+            plan = taken.plans[key] = _plan(self, taken, x, indices)
+        if plan.spec is None:
+            return base.__call__(self, x, indices)
+        block = _Call(self, taken, plan.spec, x, indices)
+        if not plan.has_run:
+            plan.has_run = True
+
+            def record(use: Use) -> None:
+                plan.use = use
+
+            return watched(block, record)
+        return block.plain() if plan.use is None else outputs(block, plan.use)
+
+    layer.__class__ = type(base.__name__, (base,), {"__call__": call, "macrame_taken": taken})
+
+
+def _plan(layer: Any, taken: Taken, x: mx.array, indices: mx.array) -> Plan:
+    top_k = indices.shape[-1]
+    if taken.failure:
+        return Plan(None, taken.failure)
+    if x.shape[:-1] != indices.shape[:-1] or not indices.size:
+        return Plan(None, "each token has its experts")
+    key = (top_k, x.dtype, type(layer.gate_proj), type(layer.up_proj), type(layer.down_proj))
+    if key not in taken.specs:
+        taken.specs[key] = spec_of(layer, top_k, x.dtype)
+    spec = taken.specs[key]
+    if isinstance(spec, str):
+        return Plan(None, spec)
+    if not taken.chooser.takes(spec, indices.size // top_k):
+        return Plan(None, "the chooser has it so")
+    return Plan(spec)
+
+
+class _Call:
+    """A call of the kernels, or of MLX's operations once that fails: an expert_outputs.Block."""
+
+    __slots__ = ("_indices", "_layer", "_spec", "_taken", "_x", "dtype", "shape")
+
+    def __init__(self, layer: Any, taken: Taken, spec: BlockSpec, x: mx.array, indices: mx.array) -> None:
+        self._layer, self._taken, self._spec, self._x, self._indices = layer, taken, spec, x, indices
+        self.shape: tuple[int, ...] = (*indices.shape, x.shape[-1])
+        self.dtype = x.dtype
+
+    def plain(self) -> mx.array:
+        try:
+            out = self._run(None)
+        except Exception as error:  # border: whatever a kernel raises, the answer is MLX's
+            _give_up(self._taken, error)
+            return self._by_mlx()
+        self._taken.num_plain += 1
+        return out.reshape(self.shape)
+
+    def summed(self, scores: mx.array) -> mx.array:
+        try:
+            out = self._run(scores)
+        except Exception as error:  # border, as above
+            _give_up(self._taken, error)
+            y = self._by_mlx()
+            return (y * scores[..., None]).sum(axis=-2).astype(y.dtype)
+        self._taken.num_fused += 1
+        return out.reshape(self._x.shape)
+
+    def _run(self, scores: mx.array | None) -> mx.array:
+        top_k = self.shape[-2]
+        return moe.run(
+            _bound(self._layer, self._taken, self._spec),
+            self._x.reshape(-1, self.shape[-1]),
+            _uint32(self._indices).reshape(-1, top_k),
+            None if scores is None else scores.reshape(-1, top_k),
+        )
+
+    def _by_mlx(self) -> mx.array:
+        y: mx.array = type(self._layer).__bases__[0].__call__(self._layer, self._x, self._indices)
+        return y
+
+
+def _bound(layer: Any, taken: Taken, spec: BlockSpec) -> moe.Block:
+    """The layer's weights as the kernels take them, kept while they are the same arrays."""
+    kept = taken.bound
+    if (
+        kept is None
+        or kept.spec is not spec
+        or kept.gate.weight is not layer["gate_proj"]["weight"]
+        or kept.up.weight is not layer["up_proj"]["weight"]
+        or kept.down.weight is not layer["down_proj"]["weight"]
+    ):
+        kept = taken.bound = moe.Block(spec, *experts_of(layer))
+    return kept
+
+
+def _uint32(indices: mx.array) -> mx.array:
+    return indices if indices.dtype == mx.uint32 else indices.astype(mx.uint32)
+
+
+def _give_up(taken: Taken, error: Exception) -> None:
+    taken.failure = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    taken.plans.clear()
+    logger.warning("an expert layer goes back to MLX's operations: %s", taken.failure)
+
+
+def spec_of(layer: Any, top_k: int, dtype: mx.Dtype) -> BlockSpec | str:
+    """The form of a layer's block for x of `dtype`, or why the kernels do not know it; one sentence."""
+    name = _qualified(layer.activation)
+    if name not in _ACTIVATIONS:
+        return f"the activation {type(layer.activation).__name__} has no kernel"
+    gate = layer.gate_proj
+    try:
+        formats = [_format(layer[name]) for name in ("gate_proj", "up_proj", "down_proj")]
+        spec = BlockSpec(
+            num_experts=int(gate.num_experts),
+            hidden_size=int(gate.input_dims),
+            expert_size=int(gate.output_dims),
+            top_k=top_k,
+            gate=formats[0],
+            up=formats[1],
+            down=formats[2],
+            activation=_ACTIVATIONS[name](layer.activation),
+            dtype=dtype,
+        )
+    except ValueError as error:
+        return str(error)
+    return moe.supports(spec) or spec
+
+
+def _qualified(activation: Any) -> str:
+    kind = type(activation)
+    return f"{kind.__module__}.{kind.__qualname__}".removeprefix("mlx_lm.models.")
+
+
+def _format(projection: Any) -> Format:
+    """Raises ValueError for one that the kernels do not know."""
+    if type(projection) is SwitchLinear:
+        return PLAIN
+    if type(projection) is not QuantizedSwitchLinear:
+        raise ValueError(f"a {type(projection).__name__} has no kernel")
+    if projection.get("global_scale") is not None:
+        raise ValueError(f"{projection.mode} with a scale of each expert has no kernel")
+    return Format(projection.bits, projection.group_size, projection.mode)

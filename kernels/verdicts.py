@@ -1,0 +1,143 @@
+"""What the self-test found, by form of block and number of tokens, and the file that keeps it.
+
+A file belongs to a chip, a system, an MLX and the text of all kernels: where any of it is another, the test
+is made again. Any thread.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import mlx.core as mx
+
+from kernels.source import wrong_files
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1  # of how it is measured: a higher one makes older files void
+MAX_FILE_BYTES = 1 << 20
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """For first to last tokens (0: any more). Times of one block, at the size where kernels gain least."""
+
+    first: int
+    last: int
+    is_taken: bool
+    reason: str = ""  # why not
+    error: float = 0.0  # the largest difference from the reference, over the largest value of that
+    ours_us: float = 0.0  # 0: not timed
+    mlx_us: float = 0.0
+    gb_s: float = 0.0  # bytes of the experts that were needed, each once, over our time without Python's part
+    num_launches: int = 0  # of ours
+    is_final: bool = True  # False: there was no time, or an exception came; next time it is tried again
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster than MLX's operations; 0: not timed."""
+        return self.mlx_us / self.ours_us if self.ours_us else 0.0
+
+    def covers(self, num_tokens: int) -> bool:
+        return self.first <= num_tokens and (not self.last or num_tokens <= self.last)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What verdicts belong to."""
+
+    chip: str
+    system: str
+    mlx: str
+    kernels: str  # digest of their texts and of the code that launches them
+    backend: str
+    version: int = VERSION
+
+
+def this_machine(backend: str) -> Machine:
+    """The machine of MLX's default device."""
+    chip = "cpu" if backend == "emulated" else _chip()
+    system = platform.mac_ver()[0] or platform.release()
+    return Machine(chip, f"{platform.system()} {system}", version("mlx"), kernel_digest(), backend)
+
+
+def _chip() -> str:
+    told = mx.device_info()
+    return " ".join(str(told.get(key, "")) for key in ("device_name", "architecture", "memory_size")).strip()
+
+
+@functools.cache
+def kernel_digest() -> str:
+    """Of every file that a kernel's answer or its speed can depend on."""
+    found = hashlib.sha256(" ".join(wrong_files()).encode())
+    for path in sorted(HERE.rglob("*")):
+        if path.suffix in {".py", ".metal", ".h"}:
+            found.update(path.relative_to(HERE).as_posix().encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+class Verdicts:
+    """The file of one machine in `folder`; None: nothing is kept."""
+
+    def __init__(self, folder: Path | None, machine: Machine) -> None:
+        text = json.dumps(asdict(machine), sort_keys=True)
+        self._machine = machine
+        self._path = None
+        if folder is not None:
+            self._path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+
+    def find(self, block: str) -> tuple[Verdict, ...] | None:
+        """Of a form of block, as `blocks.describe` has it; None where it was not tested."""
+        return self._read().get(block)
+
+    def keep(self, block: str, verdicts: Sequence[Verdict]) -> None:
+        """Write them beside those of other forms; a failure is said, and means a test next time."""
+        if self._path is None:
+            return
+        kept = {**self._read(), block: tuple(verdicts)}
+        content = {
+            "machine": asdict(self._machine),
+            "blocks": {name: [asdict(one) for one in found] for name, found in kept.items()},
+        }
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            _write_whole(self._path, json.dumps(content, indent=1))
+        except OSError as error:
+            logger.warning("verdicts on kernels cannot be kept in %s: %s", self._path, error)
+
+    def _read(self) -> Mapping[str, tuple[Verdict, ...]]:
+        if self._path is None:
+            return {}
+        try:
+            with self._path.open("rb") as file:
+                content = json.loads(file.read(MAX_FILE_BYTES))
+            if content["machine"] != asdict(self._machine):
+                raise ValueError("they are of another machine")
+            return {name: tuple(Verdict(**one) for one in found) for name, found in content["blocks"].items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            logger.warning("the verdicts on kernels in %s cannot be used: %s", self._path, error)
+            return {}
+
+
+def _write_whole(path: Path, text: str) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        Path(name).replace(path)
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+        raise

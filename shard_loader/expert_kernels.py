@@ -1,0 +1,64 @@
+"""The kernels of a loaded shard's expert layers: taken over, tested, and chosen. Compute thread only."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from mlx import nn
+
+from kernels import backend, switch
+from kernels.self_test import Report, self_test
+from kernels.source import FOLDER
+from shard_loader.cache_home import user_cache_dir
+from shard_loader.shard import Shard
+from shard_loader.trim import clear_cache
+
+logger = logging.getLogger(__name__)
+
+NO_GPU = "MLX uses no GPU here"
+
+
+def verdict_folder() -> Path:
+    """Where verdicts on kernels are kept."""
+    return user_cache_dir() / "kernels"
+
+
+def choose_kernels(shard: Shard, on_step: Callable[[], None] = lambda: None) -> Report | None:
+    """Test the kernels on the shard's own expert layers, and use them where they are right and faster.
+
+    None where it has none. Whatever fails, the shard computes as before, and the report says why. on_step is
+    called after each piece of work; all of it ends within some 20 s.
+    """
+    layers = switch.expert_layers(shard.own_modules)
+    if not layers:
+        return None
+    taken: list[nn.Module] = []
+    try:
+        taken = switch.take_over(layers, switch.Never())
+        if not taken:
+            reason = f"{backend.VARIABLE} is off" if os.environ.get(backend.VARIABLE) == "off" else NO_GPU
+            return Report("", len(layers), reasons=[reason])
+        shard.dry_run()  # the layers learn how the model calls them
+        report = self_test(taken, verdict_folder(), on_step=on_step)
+        if report.is_used:
+            shard.warm_up()
+        else:
+            switch.release(taken)
+    except Exception as error:  # border: kernels are an extra, without which the node serves as well
+        switch.release(taken)
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        logger.warning("no kernels are used: %s", reason, exc_info=True)
+        report = Report("", len(layers), reasons=[reason])
+    clear_cache()
+    return report
+
+
+def distrust_kernels(shard: Shard, failure: Exception) -> None:
+    """After a step failed: where the device says that it was a kernel, the next steps do without."""
+    text = str(failure)
+    names = (path.stem for path in FOLDER.glob("*.metal"))
+    if isinstance(failure, RuntimeError) and any(name in text for name in names):
+        switch.give_up(switch.expert_layers(shard.own_modules), failure)

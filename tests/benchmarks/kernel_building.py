@@ -1,0 +1,70 @@
+"""What Python needs to build one block of experts, by mlx-lm's operations and by the kernels; us of CPU.
+
+    python -m tests.benchmarks.kernel_building
+
+Nothing is computed: of the kernels everything runs but the call into MLX's Metal backend, which only a Mac
+has and which comes on top. One token, 8 of 16 experts, 4 bits; the sizes of the matrices do not matter.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from kernels import backend, source, switch
+from kernels.moe_spec import BlockSpec, Format
+from kernels.random_block import random_layer
+
+FORM = Format(4, 64)
+SPEC = BlockSpec(16, 256, 64, 8, FORM, FORM, FORM, dtype=mx.bfloat16)
+NUM_CALLS, NUM_ROUNDS = 500, 15
+
+
+def _device(_: source.Kernel) -> Callable[..., list[mx.array]]:
+    """Stands for mx.fast.metal_kernel's object: arrays of the right shapes, made before."""
+    made: dict[tuple[int, ...], mx.array] = {}
+
+    def call(*, output_shapes: Sequence[Sequence[int]], **_: Any) -> list[mx.array]:
+        return [made.setdefault(tuple(s), mx.zeros(s, mx.bfloat16)) for s in output_shapes]
+
+    return call
+
+
+def _us(block: Callable[[], mx.array]) -> float:
+    best = float("inf")
+    for _ in range(NUM_ROUNDS):
+        started = time.process_time()
+        for _ in range(NUM_CALLS):
+            block()
+        best = min(best, (time.process_time() - started) / NUM_CALLS)
+    return best * 1e6
+
+
+def main() -> None:
+    """Prints one line for each way."""
+    mx.set_default_device(mx.cpu)
+    layer: Any = random_layer(SPEC)
+    x = mx.zeros((1, 1, SPEC.hidden_size), SPEC.dtype)
+    indices, scores = mx.zeros((1, 1, SPEC.top_k), mx.uint32), mx.ones((1, 1, SPEC.top_k), SPEC.dtype)
+
+    def block() -> mx.array:
+        y = layer(x, indices)
+        return (y * scores[..., None]).sum(axis=-2).astype(y.dtype)
+
+    print(f"mlx-lm's operations: {_us(block):.1f} us")
+    devices: dict[source.Kernel, Any] = {}
+    source._metal = lambda kernel: devices.setdefault(kernel, _device(kernel))  # type: ignore[assignment]
+    backend.current = lambda: "metal"
+    taken = switch.take_over([layer], switch.Never())
+    print(f"the same, in a layer that is taken over: {_us(block):.1f} us")
+    switch.release(taken)
+    switch.take_over([layer], switch.Always())
+    block()  # its use is watched
+    print(f"the kernels, without MLX's own part: {_us(block):.1f} us")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The kernels of a loaded shard: tested on its own layers, and never in the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from kernels import moe, self_test, switch
+from shard_loader import expert_kernels
+from shard_loader.expert_kernels import choose_kernels, distrust_kernels
+from shard_loader.shard import Shard
+from shard_loader.weights import load_shard
+from tests.mlx_kernels import run_by_mlx
+from tests.tiny_models import write_checkpoint
+
+CARRY = {"start": 1, "stop": 4}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint("qwen3_moe", tmp_path_factory.mktemp("moe") / "model", num_layers=5)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("MACRAME_KERNELS", "emulate")
+    monkeypatch.setattr(moe, "run", run_by_mlx)
+    monkeypatch.setattr(self_test, "CLASSES", ((1, 1), (2, 4)))
+
+
+def outputs_of(shard: Shard) -> list[mx.array]:
+    state, found = shard.new_state(), []
+    for num_tokens in (4, 1, 1, 4):
+        carry = mx.random.normal((1, num_tokens, 64), key=mx.random.key(num_tokens))
+        found.append(shard.forward(mx.zeros((1, num_tokens), mx.int32), carry, state))
+        mx.eval(found[-1])
+    return found
+
+
+def test_own_layers_are_tested_and_used(checkpoint: Path) -> None:
+    shard, steps = load_shard(checkpoint, **CARRY), []
+    wanted = outputs_of(shard)
+    report = choose_kernels(shard, lambda: steps.append(1))
+    assert report is not None
+    assert (report.backend, report.num_layers, report.is_used) == ("emulated", 3, True)
+    assert steps
+    for found, one in zip(outputs_of(shard), wanted, strict=True):
+        assert mx.allclose(found, one, rtol=1e-4, atol=1e-4)
+    known = [switch.taken_of(layer) for layer in switch.expert_layers(shard.own_modules)]
+    assert [one.num_fused for one in known if one is not None] == [3, 3, 3]
+    kept = list(expert_kernels.verdict_folder().iterdir())
+    assert len(kept) == 1
+
+
+def test_a_kernel_that_fails_on_the_device_is_distrusted(checkpoint: Path) -> None:
+    """It shows when a step is evaluated and nothing can be built anew: that request fails, no other."""
+    shard = load_shard(checkpoint, **CARRY)
+    wanted = outputs_of(shard)
+    report = choose_kernels(shard)
+    assert report is not None
+    distrust_kernels(shard, RuntimeError("[malloc] Unable to allocate"))
+    distrust_kernels(shard, ValueError("moe_down_sum"))
+    assert report.failures == []
+    distrust_kernels(shard, RuntimeError("Unable to build metal library: custom_kernel_moe_down_sum_4"))
+    assert report.failures == ["RuntimeError: Unable to build metal library: custom_kernel_moe_down_sum_4"]
+    before = report.num_calls
+    assert all(mx.array_equal(*pair) for pair in zip(outputs_of(shard), wanted, strict=True))
+    assert report.num_calls == before
+
+
+def test_without_experts_there_is_nothing_to_say(tmp_path: Path) -> None:
+    dense = write_checkpoint("llama", tmp_path / "model", num_layers=3)
+    assert choose_kernels(load_shard(dense, 0, 2)) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ("off", "MACRAME_KERNELS is off"),
+        ("on", "MLX uses no GPU here"),
+        ("fast", "ValueError: MACRAME_KERNELS is 'fast': say on, off or emulate."),
+    ],
+)
+def test_without_a_backend_nothing_changes(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, asked: str, reason: str
+) -> None:
+    shard = load_shard(checkpoint, **CARRY)
+    wanted = outputs_of(shard)
+    monkeypatch.setenv("MACRAME_KERNELS", asked)
+    report = choose_kernels(shard)
+    assert report is not None
+    assert (report.backend, report.num_layers, report.reasons) == ("", 3, [reason])
+    assert all(mx.array_equal(*pair) for pair in zip(outputs_of(shard), wanted, strict=True))
+
+
+def test_whatever_fails_the_shard_computes_as_before(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shard = load_shard(checkpoint, **CARRY)
+    wanted = outputs_of(shard)
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise OSError("the device is lost")
+
+    monkeypatch.setattr(expert_kernels, "self_test", fails)
+    report = choose_kernels(shard)
+    assert report is not None
+    assert report.reasons == ["OSError: the device is lost"]
+    assert "no kernels are used: OSError: the device is lost" in caplog.text
+    assert all(mx.array_equal(*pair) for pair in zip(outputs_of(shard), wanted, strict=True))

@@ -1,0 +1,176 @@
+"""`macrame kernels`: what it tries, prints and refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from deploy import kernel_forms, kernels
+from deploy.kernel_forms import Form, format_of, forms_of_model, known_form
+from deploy.kernels_text import results_text
+from kernels import measure, moe, self_test
+from kernels.emulator import build
+from kernels.measure import Times
+from kernels.moe_spec import ACTIVATIONS, GEGLU, PLAIN, Activation, BlockSpec, Format
+from kernels.random_block import random_layer
+from kernels.self_test import decide, describe
+from kernels.verdicts import Machine
+from tests.big_shapes import write_shape
+from tests.mlx_kernels import run_by_mlx
+from tests.tiny_models import write_checkpoint
+
+MACHINE = Machine("Apple M4 Max", "Darwin 26.1", "0.32.4", "0123456789abcdef", "metal")
+TINY = BlockSpec(4, 64, 32, 2, Format(4, 32), Format(4, 32), Format(4, 32), dtype=mx.float32)
+
+
+@pytest.fixture(autouse=True)
+def _emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MACRAME_KERNELS", "emulate")
+
+
+def test_known_blocks() -> None:
+    form = known_form("qwen3-30b-a3b", format_of("affine4", 64), "bfloat16")
+    assert form.spec == BlockSpec(128, 2048, 768, 8, *[Format(4, 64)] * 3, dtype=mx.bfloat16)
+    assert form.with_few_experts(16).spec.num_experts == 16
+    assert (
+        known_form("glm-4.7-flash", PLAIN, "float16").with_few_experts(2).spec.num_experts == 4
+    )  # its top k
+    assert (format_of("plain", 64), format_of("mxfp4", 64)) == (PLAIN, Format(4, 32, "mxfp4"))
+    assert form.expert_bytes == 3 * 2048 * 768 // 2
+    assert set(kernels.MODELS) == kernel_forms.SHAPES.keys()
+    assert set(kernels.FORMATS) == set(kernel_forms.FORMATS)
+
+
+@pytest.mark.parametrize("form", [Format(3, 64), Format(8, 32), Format(4, 32, "mxfp4"), PLAIN])
+def test_random_layers_have_the_form_and_sensible_numbers(form: Format) -> None:
+    dtype = mx.float32 if form == PLAIN else mx.bfloat16  # MLX's gather_mm on a CPU takes nothing else
+    spec = BlockSpec(4, 128, 64, 2, form, form, form, activation=GEGLU, dtype=dtype)
+    layer: Any = random_layer(spec, has_bias=True)
+    assert measure.experts_of(layer)[0].bias is not None
+    made = measure.tokens(spec, 3, 1)
+    answer = measure.by_mlx(layer, made.x, made.indices, made.scores)
+    assert (answer.shape, answer.dtype) == ((3, 128), dtype)
+    assert 1e-3 < float(mx.abs(answer).max()) < 100
+    assert describe(spec, layer).startswith("2 of 4 experts, 128 x 64, gate ")
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_random_layers_of_each_activation(kind: str) -> None:
+    spec = BlockSpec(4, 64, 32, 2, PLAIN, PLAIN, PLAIN, activation=Activation(kind), dtype=mx.float32)
+    layer: Any = random_layer(spec)
+    made = measure.tokens(spec, 2, 1)
+    mine = run_by_mlx(moe.Block(spec, *measure.experts_of(layer)), made.x, made.indices, made.scores)
+    theirs = measure.by_mlx(layer, made.x, made.indices, made.scores)
+    assert mx.allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_blocks_of_a_model(tmp_path: Path) -> None:
+    quantize = {"bits": 4, "group_size": 32}
+    folder = write_checkpoint("gpt_oss", tmp_path / "model", num_layers=2, quantize=quantize)
+    (form,) = forms_of_model(str(folder))
+    assert (form.name, form.has_bias) == ("model", True)
+    assert form.spec.activation == Activation("swiglu_oai")
+    assert (form.spec.num_experts, form.spec.top_k, form.spec.gate) == (4, 2, Format(4, 32))
+
+
+@pytest.mark.long
+def test_the_blocks_of_a_model_of_which_only_headers_are_here(tmp_path: Path) -> None:
+    (form,) = forms_of_model(str(write_shape("GLM-4.7-Flash-4bit", tmp_path / "GLM-4.7-Flash-4bit")))
+    assert form == Form("GLM-4.7-Flash-4bit", known_form("glm-4.7-flash", Format(4, 64), "bfloat16").spec)
+
+
+def test_a_model_without_experts_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_checkpoint("llama", tmp_path / "dense", num_layers=1)
+    assert kernels.main(["--emulate", "--model", str(folder)]) == 1
+    assert f"{folder} has no expert layers that kernels are for" in capsys.readouterr().err
+    assert kernels.main(["--emulate", "--model", str(tmp_path / "none")]) == 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("on", "MLX uses no GPU here: run macrame kernels --emulate to learn whether they are right"),
+        ("off", "MACRAME_KERNELS is off: run macrame kernels --emulate"),
+        ("fast", "MACRAME_KERNELS is 'fast': say on, off or emulate"),
+    ],
+)
+def test_without_a_gpu_it_says_what_can_be_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], asked: str, said: str
+) -> None:
+    monkeypatch.setenv("MACRAME_KERNELS", asked)
+    assert kernels.main([]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_the_emulator_needs_a_compiler(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(build, "compiler", lambda: None)
+    assert kernels.main(["--emulate"]) == 1
+    assert "the emulator needs a C++ compiler: install g++ or clang++" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tokens", ["0", "5000", "a"])
+def test_sizes_are_numbers(tokens: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        kernels.main(["--tokens", tokens])
+    assert ended.value.code == 3
+    assert "--tokens" in capsys.readouterr().err
+
+
+def run(monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], kernel: Any) -> int:
+    """The command on a tiny block, with `kernel` in the place of the kernels."""
+    monkeypatch.setattr(build, "compiler", lambda: "c++")
+    monkeypatch.setattr(moe, "run", kernel)
+    monkeypatch.setattr(kernel_forms, "known_form", lambda name, *_: Form(name, TINY))
+    return kernels.main(["--emulate", "--block", "glm-4.7-flash", *arguments])
+
+
+def test_json_without_times(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, ["--json"], run_by_mlx) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["is_timed"], found["machine"]["backend"]) == (False, "emulated")
+    (block,) = found["blocks"]
+    assert (block["name"], [trial["tokens"] for trial in block["trials"]]) == ("glm-4.7-flash", [1, 2, 8])
+    assert {(trial["failure"], trial["kernels_us"], trial["gb_s"]) for trial in block["trials"]} == {
+        ("", None, None)
+    }
+    assert [(one["first"], one["last"]) for one in block["verdicts"]] == [(1, 1)]
+
+
+def test_a_wrong_kernel_is_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, ["--tokens", "2"], lambda *args: run_by_mlx(*args) + 1) == 1
+    out = capsys.readouterr().out
+    assert "2 tokens: wrong by " in out
+    assert "nothing was timed; 4 experts of random weights" in out
+
+
+def test_the_table() -> None:
+    trials = [
+        self_test.Trial(1, 1.5e-3, 2, Times(60.0, 114.0, 50.0, 90.0, 21e6)),
+        self_test.Trial(2, 1.7e-3, 3, Times(100.0, 120.0, 90.0, 100.0, 40e6)),
+        self_test.Trial(4, 1.7e-3, 3, Times(160.0, 150.0, 150.0, 140.0, 75e6)),
+    ]
+    verdicts = [decide(1, 1, trials[:1]), decide(2, 4, trials[1:])]
+    form = Form("glm-4.7-flash", TINY)
+    text = results_text(MACHINE, [kernels.Result(form, "the block", 301 * 10**6, 2, trials, verdicts)])
+    assert text.splitlines() == [
+        "Apple M4 Max, Darwin 26.1, MLX 0.32.4: metal kernels 0123456789abcdef",
+        "",
+        "glm-4.7-flash: the block",
+        "tokens  answer    error  launches   kernels       MLX  ratio  GB/s",
+        "------  ------  -------  --------  --------  --------  -----  ----",
+        "     1   right  1.5e-03         2   60.0 us  114.0 us   1.90   420",
+        "     2   right  1.7e-03         3  100.0 us  120.0 us   1.20   444",
+        "     4   right  1.7e-03         3  160.0 us  150.0 us   0.94   500",
+        "a node would use them for 1 tokens; 2 layers of random weights, 301 MB each",
+    ]

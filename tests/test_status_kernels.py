@@ -1,0 +1,63 @@
+"""What `macrame status` says of kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cluster.api.status import to_plain
+from cluster.kernel_status import fill_kernels
+from deploy.status_kernels import render_kernels
+from kernels.self_test import Report
+from kernels.verdicts import Verdict
+from proto import control_pb2
+
+BLOCK = "8 of 128 experts, 2048 x 768, gate affine4/64 (bfloat16), up affine4/64 (bfloat16), down ..."
+
+
+def lines_of(report: Report | None) -> list[str]:
+    """As they come from a node's report, over its status, as JSON."""
+    status = control_pb2.NodeStatus()
+    fill_kernels(status, report)
+    node: dict[str, Any] = {"rank": 1, "name": "mini", "node": to_plain(status)}
+    return render_kernels([node])
+
+
+def report_of(*verdicts: Verdict, backend: str = "metal", reasons: tuple[str, ...] = ()) -> Report:
+    return Report(backend, 5, {BLOCK: verdicts} if verdicts else {}, list(reasons))
+
+
+def test_a_node_without_expert_layers_says_nothing() -> None:
+    assert lines_of(None) == []
+    assert render_kernels([{"rank": 0, "name": "old", "node": {}}]) == []  # of an earlier release
+
+
+def test_what_is_used_and_what_it_gains() -> None:
+    report = report_of(
+        Verdict(1, 1, True, ours_us=10, mlx_us=19),
+        Verdict(2, 4, True, ours_us=10, mlx_us=14),
+        Verdict(5, 8, False, "0.90 times as fast as MLX's operations", ours_us=10, mlx_us=9),
+        Verdict(9, 16, True, ours_us=10, mlx_us=13),
+        Verdict(64, 0, True, ours_us=10, mlx_us=11),
+    )
+    assert lines_of(report) == [
+        "rank 1 (mini): kernels (metal) for 1 to 4, 9 to 16, 64 and more tokens, 1.1 to 1.9 times as fast as "
+        "MLX's (8 of 128 experts, 2048 x 768)"
+    ]
+
+
+def test_what_was_not_timed() -> None:
+    report = report_of(Verdict(1, 1, True), Verdict(2, 4, True), Verdict(5, 0, True), backend="emulated")
+    assert lines_of(report) == [
+        "rank 1 (mini): kernels (emulated) for 1 and more tokens, not timed (8 of 128 experts, 2048 x 768)"
+    ]
+
+
+def test_why_none_is_used() -> None:
+    wrong = Verdict(1, 1, False, "wrong by 2.5e-01 of the largest value; 8e-03 is allowed")
+    assert lines_of(report_of(wrong)) == [
+        "rank 1 (mini): MLX's operations for experts: wrong by 2.5e-01 of the largest value; 8e-03 is "
+        "allowed (8 of 128 experts, 2048 x 768)"
+    ]
+    assert lines_of(report_of(backend="", reasons=("MLX uses no GPU here",))) == [
+        "rank 1 (mini): MLX's operations for experts: MLX uses no GPU here"
+    ]

@@ -1,0 +1,88 @@
+"""A mixture of experts through a real ring whose nodes use the kernels, run by the emulator."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from kernels.emulator import build
+from tests.reference import greedy
+from tests.ring_processes import RingProcesses
+from tests.test_whole_ring_exact import CUTS, NUM_LAYERS, PROMPTS, ranges
+from tests.tiny_models import write_checkpoint
+
+NUM_TOKENS = 16
+TOLERANCE = 1e-3  # of a token's log-probability
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler (g++ or clang++) is here"),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Float32 scales: what both sides round is so little that greedy tokens are the same."""
+    folder = tmp_path_factory.mktemp("moe") / "model"
+    quantize = {"bits": 4, "group_size": 32}
+    return write_checkpoint("qwen3_moe", folder, num_layers=NUM_LAYERS, quantize=quantize)
+
+
+def check(ring: RingProcesses, model: Path) -> None:
+    """Each prompt alone, then all at once in shared steps."""
+    for prompt in PROMPTS:
+        got = [t for reply in ring.generate(prompt, NUM_TOKENS, logprobs=True) for t in reply.tokens]
+        tokens, logprobs = greedy(model, prompt, NUM_TOKENS)
+        assert [token.id for token in got] == tokens
+        assert [token.logprob for token in got] == pytest.approx(logprobs, abs=TOLERANCE)
+    with ThreadPoolExecutor(len(PROMPTS)) as pool:
+        answers = list(pool.map(lambda prompt: ring.tokens(prompt, NUM_TOKENS), PROMPTS))
+    assert answers == [greedy(model, prompt, NUM_TOKENS)[0] for prompt in PROMPTS]
+
+
+def test_three_stages_with_kernels_are_the_reference(model: Path, tmp_path: Path) -> None:
+    env = {"MACRAME_KERNELS": "emulate"}
+    with RingProcesses(tmp_path, model, ranges(NUM_LAYERS, CUTS[3]), env=env) as ring:
+        ring.wait_ok(300)
+        check(ring, model)
+        for rank, (start, stop) in enumerate(ranges(NUM_LAYERS, CUTS[3])):
+            told = ring.node_status(rank).kernels
+            assert (told.backend, told.num_layers, told.reason) == ("emulated", stop - start, "")
+            assert [verdict.is_taken for verdict in told.verdicts] == [True] * 6 + [False]  # not from 64 on
+            assert all(verdict.error < 1e-4 for verdict in told.verdicts)
+            assert told.num_calls > 4 * NUM_TOKENS * (stop - start)
+
+
+@pytest.mark.parametrize("kernel", ["moe", "moe_down_sum"])
+def test_a_kernel_that_is_wrong_is_found_out_and_not_used(model: Path, tmp_path: Path, kernel: str) -> None:
+    """On one node alone: the others use theirs. moe.h has what stores gate and up."""
+    ring = RingProcesses(
+        tmp_path,
+        model,
+        ranges(NUM_LAYERS, CUTS[3]),
+        env={"MACRAME_KERNELS": "emulate"},
+        faults={1: f"wrong_kernel={kernel}"},
+    )
+    with ring:
+        ring.wait_ok(300)
+        check(ring, model)
+        wrong, right = ring.node_status(1).kernels, ring.node_status(2).kernels
+    one_token = wrong.verdicts[0]
+    assert (one_token.first_tokens, one_token.is_taken) == (1, False)
+    assert one_token.reason.startswith("wrong by ")
+    assert one_token.error > 0.1
+    assert right.verdicts[0].is_taken
+
+
+def test_off_is_bit_for_bit_mlx_lm(model: Path, tmp_path: Path) -> None:
+    env = {"MACRAME_KERNELS": "off"}
+    with RingProcesses(tmp_path, model, ranges(NUM_LAYERS, CUTS[3]), env=env) as ring:
+        ring.wait_ok()
+        got = [t for reply in ring.generate(PROMPTS[0], NUM_TOKENS, logprobs=True) for t in reply.tokens]
+        told = ring.node_status(1).kernels
+    tokens, logprobs = greedy(model, PROMPTS[0], NUM_TOKENS)
+    assert ([token.id for token in got], [token.logprob for token in got]) == (tokens, logprobs)
+    assert (told.backend, told.reason, told.num_calls) == ("", "MACRAME_KERNELS is off", 0)
