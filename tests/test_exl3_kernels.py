@@ -60,12 +60,12 @@ def test_a_product_is_that_of_the_reference_and_one_launch() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("codebook", CODEBOOKS)
 @pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("shape", [(128, 128), (300, 200), (136, 1100)])
 def test_products_are_the_same_in_every_order_and_near_the_reference(
-    shape: tuple[int, int], bits: int, codebook: Codebook
+    shape: tuple[int, int], bits: int
 ) -> None:
+    codebook = CODEBOOKS[(bits + shape[0]) % 3]
     made, (weight, bias) = layer(shape, (bits, codebook), bias=True)
     for rows, dtype, choice in (
         (1, mx.float32, IN_PLACE),
