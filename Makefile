@@ -40,7 +40,7 @@ format:
 
 proto:
 	@$(VENV) dev
-	@$(PY) -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. proto/ring.proto proto/control.proto proto/head.proto
+	@$(PY) -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. proto/ring.proto proto/control.proto proto/head.proto proto/trace.proto
 
 clean:
 	rm -rf .venv build dist macrame.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from cluster.instructions import Emit, Fail, FailureKind
+from cluster.instructions import Emit, Fail, FailureKind, Score
 from cluster.log_line import checked_id
 from cluster.request_log import RequestLog
 from proto import head_pb2
 
-Item = Emit | Fail | None  # None: the client left
+Item = Score | Emit | Fail | None  # None: the client left
 
 STATUS_CODES = {
     FailureKind.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
@@ -47,8 +47,10 @@ class Client:
         client = cls(request_id, lambda item: put(client, item), log)  # the client that is made here
         return client
 
-    def reply(self, item: Emit) -> head_pb2.GenerateReply:
-        """What it is told of a token; called once for each, in their order."""
+    def reply(self, item: Score | Emit) -> head_pb2.GenerateReply:
+        """What it is told of a token, or of its prompt; called once for each, in their order."""
+        if isinstance(item, Score):
+            return head_pb2.GenerateReply(prompt=item.tokens)
         reply = head_pb2.GenerateReply(tokens=[item.token], finish_reason=item.finish_reason)
         if item.num_completion == 1 or item.finish_reason:
             if item.num_completion == 1:

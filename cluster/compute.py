@@ -23,6 +23,7 @@ from cluster.fault import Fault, injected, injected_text
 from cluster.guide_process import GuideProcess
 from cluster.memory_limits import MemoryLimits, apply_limits
 from cluster.step_times import StepTimes
+from cluster.trace_recorder import Kind, recorder
 from cluster.work import LoadProgress, LoadWork, Running, StepWork, TrimWork, Work
 from kernels.self_test import Report
 from kernels.source import make_wrong
@@ -124,7 +125,10 @@ class ComputeThread:
             if isinstance(work, LoadWork):
                 self._end_running()
                 self.activity = "loading"
+                began = time.perf_counter()
                 self._load(work)
+                if recorder.on:
+                    recorder.add(Kind.LOADED, 0, began, time.perf_counter())
             elif isinstance(work, TrimWork):
                 trim_memory()
             elif isinstance(work, (DraftWork, DraftEnd)):
@@ -170,7 +174,10 @@ class ComputeThread:
             except Empty:
                 self.activity = "drafting"
                 self._tick()
+                began = time.perf_counter() if recorder.on else 0.0
                 self.drafts.step()
+                if began:
+                    recorder.add(Kind.DRAFTED, 0, began, time.perf_counter())
                 self._note_draft_bytes()
                 self.activity, self._busy_since = "idle", None
         return self._inbox.get()
@@ -195,6 +202,9 @@ class ComputeThread:
             if self._overlaps:
                 step.start()
             running = Running(work, step, started, time.perf_counter(), sessions)
+            if recorder.on:
+                numbers = len(frame.slots), sum(len(slot.tokens) for slot in frame.slots)
+                recorder.add(Kind.BUILT, frame.seq, started, running.built, numbers=numbers)
         except Exception as error:  # border, as below
             self._give_up(work, error)
             return
@@ -234,8 +244,10 @@ class ComputeThread:
 
     def _prepare(self) -> None:
         """The time until the next frame comes is used."""
+        began = time.perf_counter() if recorder.on else 0.0
         while self._inbox.empty() and self.engine is not None and self.engine.prepare():
-            pass
+            if began:
+                recorder.add(Kind.AHEAD, 0, began, began := time.perf_counter())
 
     def _load(self, work: LoadWork) -> None:
         self._epoch, self.step_times = work.epoch, StepTimes()

@@ -32,12 +32,13 @@ DEFAULT_CONTEXT = 8192  # or the model's own, where that is smaller
 MAX_CONTEXT = 10**12
 MAX_CONCURRENCY = 10**6
 MAX_BATCH_SIZE = 256
+MIN_SILENCE_S, MAX_SILENCE_S = 0.5, 60.0  # nodes beat every 0.2 s
 MAX_PREFILL_CHUNK = 4096  # its token ids fit into a frame's header
 
 TOP_KEYS = (
     *("model", "context", "concurrency", "max_batch_size", "prefill_chunk", "strategy", "objective"),
-    *("nodes", "links", "api", "security", "load", "stall_timeout_s", "announce", "prefix_cache"),
-    "speculation",
+    *("nodes", "links", "api", "security", "load", "silence_timeout_s", "stall_timeout_s", "announce"),
+    *("prefix_cache", "speculation"),
 )
 
 
@@ -56,6 +57,7 @@ class ClusterConfig:
     api: ApiConfig = field(default_factory=ApiConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
     load: LoadConfig = field(default_factory=LoadConfig)
+    silence_timeout_s: float = 1.0  # without a sign of a node's life; then it is given up
     stall_timeout_s: float = 120.0
     prefix_cache: bool = True  # ended sessions stay for prompts that begin like them, where there is room
     announce: bool = True  # nodes beyond loopback tell the local network that they are there
@@ -210,6 +212,7 @@ def read_config(table: Table, model: str | None = None) -> ClusterConfig:
         api=api,
         security=read_security(table.take_table("security", SECURITY_KEYS)),
         load=read_load(table.take_table("load", LOAD_KEYS), named),
+        silence_timeout_s=table.take_number("silence_timeout_s", MAX_SILENCE_S, low=MIN_SILENCE_S) or 1.0,
         stall_timeout_s=table.take_number("stall_timeout_s", 86400) or 120.0,
         prefix_cache=table.take_bool("prefix_cache", True),
         announce=table.take_bool("announce", True),

@@ -65,6 +65,10 @@ KEYS: dict[str, Key] = {
     ),
     "announce": Key("nodes tell the local network that they are there: [nodes.md](nodes.md)", "true"),
     "speculation": Key("who guesses the next tokens: [draft_model.md](draft_model.md)", "{}"),
+    "silence_timeout_s": Key(
+        "a node that is silent for so long is given up; more where machines or networks halt now and then",
+        "1",
+    ),
     "stall_timeout_s": Key("a node that loads or computes so long without progress is given up", "120"),
     "nodes[].name": Key("for people, `links` and certificates", "the host, or `node` and the rank"),
     "nodes[].host": Key("where the node listens and the others find it", "needed", _HOST),

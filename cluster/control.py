@@ -14,9 +14,10 @@ from cluster.lan_copy import CopyService
 from cluster.link_measurer import LinkMeasurer
 from cluster.measured_speeds import told_speeds
 from cluster.node import Node
+from cluster.trace_service import TraceService
 from cluster.versions import macrame_version, mlx_lm_version, mlx_version
 from planner.node_profile import NodeProfile
-from proto import control_pb2, control_pb2_grpc
+from proto import control_pb2, control_pb2_grpc, trace_pb2
 
 MAX_WATCHERS = 16  # heads, and as many others: each holds a worker, and edges need those
 HEAD_GONE_S = 2.0  # without a watching head for so long, a node frees its sessions
@@ -32,6 +33,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         self.measurer = LinkMeasurer(node)
         self._copies = CopyService(node.config.model)
         self._diagnoses = DiagnosisService(node)
+        self._trace = TraceService(node)
         self._lock = threading.Lock()
         self._num_heads = 0
         self._watchers = {is_head: threading.BoundedSemaphore(MAX_WATCHERS) for is_head in (True, False)}
@@ -154,6 +156,18 @@ class ControlService(control_pb2_grpc.ControlServicer):
     ) -> control_pb2.DiagnoseReply:
         """What is wrong with this machine, for `macrame doctor --all`."""
         return self._diagnoses.answer(request, context)
+
+    def Trace(  # noqa: N802
+        self, request: trace_pb2.TraceRequest, context: grpc.ServicerContext
+    ) -> trace_pb2.TraceReply:
+        """Record what this node does, for a while; or stop that."""
+        return self._trace.switch(request)
+
+    def PullTrace(  # noqa: N802
+        self, request: trace_pb2.PullTraceRequest, context: grpc.ServicerContext
+    ) -> Iterator[trace_pb2.TraceChunk]:
+        """What was recorded."""
+        return self._trace.pull(request, context)
 
     def _head_came(self) -> None:
         with self._lock:

@@ -9,7 +9,7 @@ from queue import Empty, SimpleQueue
 import grpc
 
 from cluster.client import STATUS_CODES, Client, Item
-from cluster.instructions import Emit, Fail, FailureKind
+from cluster.instructions import Emit, Fail, FailureKind, Score
 from proto import head_pb2
 
 
@@ -99,9 +99,9 @@ class Conversation:
         if self._clients.get(client.request_id) is not client:
             return  # it left
         answer = message.answers.add(request_id=client.request_id)
-        if isinstance(item, Emit):
+        if isinstance(item, (Score, Emit)):
             answer.reply.CopyFrom(client.reply(item))
-            if item.finish_reason:
+            if isinstance(item, Emit) and item.finish_reason:
                 self._end(client)
             return
         failure = item or Fail(client.request_id, FailureKind.CANCELLED, "the request was cancelled")

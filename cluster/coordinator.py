@@ -88,7 +88,15 @@ class Coordinator:
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._watchers = [
-            Watcher(n, config.digest, node.incarnation, node.credentials, self._wake.set, logs=logs)
+            Watcher(
+                n,
+                config.digest,
+                node.incarnation,
+                node.credentials,
+                self._wake.set,
+                logs=logs,
+                silence_limit_s=config.silence_timeout_s,
+            )
             for n in config.nodes
             if n.use
         ]

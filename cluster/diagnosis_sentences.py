@@ -98,7 +98,8 @@ KNOWN = (
     _known(
         r"has been silent for|does not answer in time|is frozen|without progress",
         "the process or its machine stands still: asleep, swapping, stopped, or its cable is gone",
-        "macrame doctor --config cluster.json    # on that machine: sleep settings and memory",
+        "macrame doctor --config cluster.json    # on that machine: sleep settings and memory. If it "
+        "only halts now and then: a longer silence_timeout_s",
     ),
     _known(
         r"can be read by other users",

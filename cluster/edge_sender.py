@@ -23,6 +23,7 @@ from cluster.rpc import open_channel, token_metadata
 from cluster.stream import Stream, StreamEnded, open_stream
 from cluster.tls import Credentials
 from cluster.tls_trouble import handshake_trouble
+from cluster.trace_recorder import Kind, recorder
 from proto import ring_pb2
 from proto.codec import Tensor, encode
 
@@ -54,6 +55,10 @@ _TRANSPORT_CODES = frozenset(
     )
 )
 
+_Mark = tuple[
+    int, int, float
+]  # of a frame, while it is traced: its number, its kind, and when it was in bytes
+
 
 class EdgeSender:
     """One edge of one epoch, from connecting to the end; after on_down or on_refused it is over.
@@ -77,7 +82,9 @@ class EdgeSender:
         beat: Callable[[], ring_pb2.Beat],
         on_beat: Callable[[ring_pb2.Beat], None] | None = None,
         places: Callable[[], Sequence[Place]] | None = None,
+        silence_limit_s: float = SILENCE_LIMIT_S,
     ) -> None:
+        self._silence_limit_s = silence_limit_s
         self._places = places or (lambda: (Place(address),))
         self._configured, self.place = address, Place(address)
         self._name, self._credentials = peer, Credentials.of(credentials)
@@ -93,7 +100,7 @@ class EdgeSender:
         self._lock = threading.Lock()  # guards what follows
         self._stream: Stream | None = None
         self._outbox: Stream | None = None  # the stream, while the edge is up
-        self._waiting: deque[tuple[list[bytes], int]] = deque()  # frames without credit yet
+        self._waiting: deque[tuple[list[bytes], int, _Mark | None]] = deque()  # frames without credit yet
         self._waiting_bytes = 0
         self._window_bytes = 0
         self._outstanding_bytes = 0  # sent, and no credit for them yet
@@ -133,18 +140,19 @@ class EdgeSender:
 
         Raises WireError for a frame that the format cannot carry.
         """
+        began = time.perf_counter() if recorder.on else 0.0
         messages = encode(frame, tensors)
         nbytes = sum(map(len, messages))
+        mark = self._encoded(frame, nbytes, began) if began else None
         with self._lock:
             outbox = self._outbox
             if outbox is None:
                 return False
             if not self._waiting and self._may_go(nbytes):
                 self._outstanding_bytes += nbytes
-                for message in messages:
-                    outbox.put(message)
+                _hand_over(messages, nbytes, outbox, self.to_rank, mark)
                 return True
-            self._waiting.append((messages, nbytes))
+            self._waiting.append((messages, nbytes, mark))
             self._waiting_bytes += nbytes
             if self._waiting_bytes > MAX_WAITING_BYTES:
                 self._give_up(f"{self._peer} does not keep up: {self._waiting_bytes} bytes wait to be sent")
@@ -165,7 +173,7 @@ class EdgeSender:
             self._silent_s += elapsed_s
             self._since_beat_s += elapsed_s
             outbox = self._outbox
-            limit_s = CONNECT_LIMIT_S if outbox is None else SILENCE_LIMIT_S
+            limit_s = CONNECT_LIMIT_S if outbox is None else self._silence_limit_s
             if self._silent_s >= limit_s:
                 self._give_up(f"{self._peer} has been silent for {limit_s:.1f} s")
             if self._broken or outbox is None or self._since_beat_s < BEAT_INTERVAL_S - TICK_S / 2:
@@ -209,7 +217,7 @@ class EdgeSender:
         A channel whose connecting failed is not used again: gRPC would go on connecting while no stream waits
         for it, and then notices a connection only every 5 s.
         """
-        channel = open_channel(self.place.address, self._credentials, self._name)
+        channel = open_channel(self.place.address, self._credentials, self._name, self._silence_limit_s)
         pause_s = RETRY_S
         try:
             while not self._closing.is_set():
@@ -325,11 +333,28 @@ class EdgeSender:
             self._outstanding_bytes -= nbytes
             outbox = self._outbox
             while outbox is not None and self._waiting and self._may_go(self._waiting[0][1]):
-                messages, frame_bytes = self._waiting.popleft()
+                messages, frame_bytes, mark = self._waiting.popleft()
                 self._waiting_bytes -= frame_bytes
                 self._outstanding_bytes += frame_bytes
-                for message in messages:
-                    outbox.put(message)
+                _hand_over(messages, frame_bytes, outbox, self.to_rank, mark)
+
+    def _encoded(self, frame: ring_pb2.Frame, nbytes: int, began: float) -> _Mark:
+        """For the trace: it is in bytes now."""
+        now = time.perf_counter()
+        recorder.add(Kind.ENCODED, frame.seq, began, now, peer=self.to_rank, numbers=(nbytes, frame.kind))
+        return frame.seq, frame.kind, now
+
+
+def _hand_over(
+    messages: Sequence[bytes], nbytes: int, stream: Stream, to_rank: int, mark: _Mark | None
+) -> None:
+    """To gRPC. The other side may have them before this returns, so their way begins with it."""
+    now = 0.0 if mark is None else time.perf_counter()
+    for message in messages:
+        stream.put(message)
+    if mark is not None:
+        seq, kind, since = mark
+        recorder.add(Kind.SENT, seq, since, now, peer=to_rank, numbers=(nbytes, kind))
 
 
 def _parse(message: bytes) -> ring_pb2.EdgeReply:

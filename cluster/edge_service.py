@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ import grpc
 from cluster.edge_sender import CREDIT_BATCH_BYTES, EDGE_METHOD, NOT_ASSIGNED, PROTOCOL
 from cluster.heartbeat import SILENCE_LIMIT_S, heartbeat
 from cluster.raw_handler import RawHandler
+from cluster.trace_recorder import Kind, recorder
 from proto import ring_pb2
 from proto.codec import MAX_FRAME_BYTES, FrameAssembler, Tensor, WireError
 
@@ -60,10 +62,12 @@ class EdgeService:
         on_beat: Callable[[ring_pb2.Hello, ring_pb2.Beat], None] | None = None,
         window_bytes: int = WINDOW_BYTES,
         max_frame_bytes: int = MAX_FRAME_BYTES,
+        silence_limit_s: float = SILENCE_LIMIT_S,
     ) -> None:
         self.accept, self.on_frame, self.on_edge_down = accept, on_frame, on_edge_down
         self.beat, self.on_beat = beat, on_beat
         self.incarnation, self.window_bytes, self.max_frame_bytes = incarnation, window_bytes, max_frame_bytes
+        self.silence_limit_s = silence_limit_s
         self._lock = threading.Lock()
         self._streams: set[_Stream] = set()
         self.is_closing = False
@@ -214,6 +218,7 @@ class _Stream:
         return b""
 
     def _take(self, message: bytes) -> None:
+        began = time.perf_counter() if recorder.on else 0.0
         whole = self._assembler.feed(message)
         if whole is not None and whole[0].kind == ring_pb2.BEAT:
             self._replies.put(ring_pb2.EdgeReply(beat=self._service.beat()).SerializeToString())
@@ -234,6 +239,9 @@ class _Stream:
         nbytes, self._frame_bytes = self._frame_bytes, 0
         with self._lock:
             self._uncredited_bytes += nbytes
+        if began:
+            numbers, peer = (nbytes, frame.kind), self.hello.from_rank
+            recorder.add(Kind.ARRIVED, frame.seq, began, time.perf_counter(), peer=peer, numbers=numbers)
         if frame.epoch != self.hello.epoch:
             self._consumed(nbytes)
             return
@@ -268,8 +276,9 @@ class _Stream:
     def tick(self, elapsed_s: float) -> None:
         """Timer thread: cut off a peer that is silent."""
         self._silent_s += elapsed_s
-        if self._silent_s >= SILENCE_LIMIT_S:
-            self._finish(None, f"rank {self.hello.from_rank} has been silent for {SILENCE_LIMIT_S:.1f} s")
+        limit_s = self._service.silence_limit_s
+        if self._silent_s >= limit_s:
+            self._finish(None, f"rank {self.hello.from_rank} has been silent for {limit_s:.1f} s")
             self._cancel()
 
     def _finish(self, code: grpc.StatusCode | None, reason: str) -> None:

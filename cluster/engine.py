@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 
 import mlx.core as mx
 
@@ -15,11 +13,14 @@ from cluster.build_ahead import BuildAhead
 from cluster.fault import Fault, injected
 from cluster.guide import Guides
 from cluster.guide_process import GuideProcess
+from cluster.last_stage import Answers
 from cluster.open_sessions import OpenSessions, about
-from cluster.sampler import RowDraws, draw_rows
 from cluster.session import Session
 from cluster.step import Output, Step, Steps, Wanted
 from cluster.step_memory import StepMemory
+from cluster.step_stats import StepStats
+from cluster.trace_layers import forward
+from cluster.trace_recorder import Kind, recorder
 from kernels import backend
 from proto import ring_pb2
 from proto.codec import Tensor
@@ -35,22 +36,11 @@ from shard_loader.trim import clear_cache
 
 logger = logging.getLogger(__name__)
 
-RECENT_STEPS = 64
 MAX_ERROR_CHARS = 4000  # of a failure's text in a frame
 KV_MEASURE_STEPS = 32  # decode steps between two sums over all caches
 
 
 _Compiled = Future[tuple[bytes, bytes]]  # a grammar's first mask
-
-
-@dataclass(slots=True)
-class StepStats:
-    """What the stage did since it became ready. Times in ms."""
-
-    num_steps: int = 0
-    num_tokens: int = 0
-    busy_ms: float = 0.0
-    recent_step_ms: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
 
 
 class Engine:
@@ -112,7 +102,7 @@ class Engine:
 
     def begin(self, frame: ring_pb2.Frame, tensors: Sequence[Tensor]) -> Step:
         """The same, built but not evaluated. Steps end in the order in which they began."""
-        return Step(self._run(frame, tensors))
+        return Step(self._run(frame, tensors), frame.seq)
 
     def _run(self, frame: ring_pb2.Frame, tensors: Sequence[Tensor]) -> Steps[Output]:
         started = time.perf_counter()
@@ -234,6 +224,8 @@ class Engine:
         """One forward pass of all these slots, a row each; adds them to `out`, whose tensors it returns."""
         shard = self.shard
         sessions = [self._session(slot) for slot in slots]
+        if recorder.layers_per_span:
+            self.ahead.drop()  # it would be evaluated as a whole
         taken = self.ahead.take(slots, sessions, carry)
         if taken is not None:
             state, outgoing, draws = taken.state, taken.out, taken.draws
@@ -247,15 +239,16 @@ class Engine:
                 None if shard.is_first else unflatten([self._host.of(t) for t in carry], slots[0].structure)
             )
             self.adapters.use(sessions[0].spec.adapter)
-            outgoing = shard.forward(tokens, incoming, state)
+            outgoing = forward(shard, tokens, incoming, state, out.seq)
         for session, slot in zip(sessions, slots, strict=True):
             session.position += len(slot.tokens)
         if shard.is_last:
             assert isinstance(outgoing, mx.array)
-            yield from self._draw(slots, sessions, outgoing if draws is None else draws, state, out)
+            answers = Answers(slots, sessions, out, lambda: self._caches(state), self._failed)
+            yield from answers.of(outgoing if draws is None else draws)
             return []
         arrays, structure = flatten(outgoing)
-        yield Wanted(arrays, [*state.arrays(), *self._open.groups.take_pending()])
+        yield Wanted(arrays, self._caches(state))
         for i, slot in enumerate(slots):
             added = out.slots.add(
                 session=slot.session,
@@ -266,51 +259,15 @@ class Engine:
             )
             if i == 0:  # the carry of all of them
                 added.structure, added.num_tensors = structure, len(arrays)
-        return [to_wire(x) for x in arrays]
+        began = time.perf_counter() if recorder.on else 0.0
+        copied = [to_wire(x) for x in arrays]
+        if began:
+            recorder.add(Kind.COPIED_OUT, out.seq, began, time.perf_counter())
+        return copied
 
-    def _draw(
-        self,
-        slots: Sequence[ring_pb2.Slot],
-        sessions: Sequence[Session],
-        logits: mx.array | RowDraws,  # draws, where they were built ahead
-        state: ShardState | BatchState,
-        out: ring_pb2.Frame,
-    ) -> Steps[None]:
-        for session, slot in zip(sessions, slots, strict=True):
-            session.history.extend(slot.tokens)
-        if not slots[0].is_sampled:  # a chunk, by itself: its logits are never computed
-            yield Wanted([], [*state.arrays(), *self._open.groups.take_pending()])
-            out.slots.add(session=slots[0].session, position=slots[0].position)
-            return
-        num_draws = max(slots[0].num_draws, 1)  # guesses come by themselves, too
-        if isinstance(logits, RowDraws):
-            draws = logits
-        elif num_draws > 1:
-            rows = [sessions[0].row(num_guessed) for num_guessed in reversed(range(num_draws))]
-            draws = draw_rows(rows, logits[0, -num_draws:])
-        else:
-            draws = draw_rows([session.row() for session in sessions], logits[:, -1])
-        yield Wanted(draws.arrays(), [*state.arrays(), *self._open.groups.take_pending()])
-        if num_draws > 1:
-            self._add_draws(slots[0], draws.until(slots[0].tokens[1 - num_draws :]), out)
-            return
-        for slot, token in zip(slots, draws.finish(), strict=True):
-            self._add_draws(slot, [token], out)
-
-    def _add_draws(
-        self,
-        slot: ring_pb2.Slot,
-        drawn: Sequence[ring_pb2.SampledToken | ValueError],
-        out: ring_pb2.Frame,
-    ) -> None:
-        added = out.slots.add(session=slot.session, position=slot.position, is_sampled=True)
-        for i, token in enumerate(drawn):
-            if isinstance(token, Exception):  # of this row alone
-                added.error = self._failed(slot, token)
-            elif i:
-                added.more.append(token)
-            else:
-                added.result.CopyFrom(token)
+    def _caches(self, state: ShardState | BatchState) -> list[mx.array]:
+        """What a frame is evaluated for beside its result: nothing may stay a graph."""
+        return [*state.arrays(), *self._open.groups.take_pending()]
 
     def _failed(self, slot: ring_pb2.Slot, failure: Exception) -> str:
         """The session of `slot` ends here; why, for its client."""
@@ -330,7 +287,9 @@ class Engine:
 
     def prepare(self) -> bool:
         """Do a piece of what the next frames will need, while there is none; False: nothing was left."""
-        return self.ahead.prepare() or (self.guides is not None and self.guides.prepare())
+        return (not recorder.layers_per_span and self.ahead.prepare()) or (
+            self.guides is not None and self.guides.prepare()
+        )
 
     def _session(self, slot: ring_pb2.Slot) -> Session:
         """The session of a slot that can be computed."""
@@ -361,7 +320,7 @@ class Engine:
         if not frame.slots[0].is_sampled:
             clear_cache()  # a prefill chunk's temporaries are larger than any decode step's
             self._measure_kv()
-        elif self.stats.num_steps % KV_MEASURE_STEPS == 0 or frame.closes:
+        elif self.stats.num_steps % KV_MEASURE_STEPS == 0 or frame.closes or recorder.has_memory:
             self._measure_kv()
 
     def _measure_kv(self) -> None:

@@ -34,7 +34,7 @@ class Guessing:
 
     def begin(self, request: Request, limits: Limits) -> None:
         """A request starts. One that asks for log-probabilities gets them token by token."""
-        if not self.speculation.max_drafts or request.sampling.logprobs:
+        if not self.speculation.max_drafts or request.sampling.logprobs or request.is_scored:
             return
         request.drafting = Drafting(NGrams(request.prompt))
         if limits.has_drafter:

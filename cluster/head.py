@@ -24,6 +24,8 @@ from cluster.request import Request
 from cluster.room import Limits
 from cluster.sampler import validate
 from cluster.scheduler import Scheduler
+from cluster.trace_head import note_fed, note_returned
+from cluster.trace_recorder import recorder
 from proto import head_pb2, head_pb2_grpc, ring_pb2
 from proto.codec import MAX_HEADER_BYTES
 
@@ -109,11 +111,14 @@ class Head(head_pb2_grpc.HeadServicer):
 
     def on_result(self, frame: ring_pb2.Frame) -> None:
         """A RESULT frame, on whatever thread received it."""
+        began = time.perf_counter() if recorder.on else 0.0
         now = time.monotonic()
         with self._lock:
             sent_at = self._sent_at.pop(frame.seq, now)
             trip_ms = (now - sent_at) * 1e3
             self._carry_out(self._scheduler.on_result(frame.epoch, frame.seq, frame.slots, trip_ms))
+        if began:
+            note_returned(frame, began)
 
     def on_drafted(self, session: int, position: int, ids: list[int]) -> None:
         """The draft model's answer, on the compute thread."""
@@ -190,9 +195,8 @@ class Head(head_pb2_grpc.HeadServicer):
                 if isinstance(item, Fail):
                     client.log.fail(item)
                     context.abort(STATUS_CODES[item.kind], item.message)
-                assert isinstance(item, Emit)
                 yield client.reply(item)
-                if item.finish_reason:
+                if isinstance(item, Emit) and item.finish_reason:
                     return
         finally:
             self._ended(client)
@@ -328,6 +332,8 @@ class Head(head_pb2_grpc.HeadServicer):
             if isinstance(instruction, Send):
                 if instruction.frame.slots:
                     self._sent_at[instruction.frame.seq] = time.monotonic()
+                    if recorder.on:
+                        note_fed(instruction.frame)
                 self._feed(instruction.frame)
             elif isinstance(instruction, (Draft, EndDrafts)):
                 self._draft(instruction)
@@ -340,7 +346,7 @@ class Head(head_pb2_grpc.HeadServicer):
                 client.started_at = time.monotonic()
                 continue
             client.put(instruction)
-            if isinstance(instruction, Fail) or instruction.finish_reason:
+            if isinstance(instruction, Fail) or (isinstance(instruction, Emit) and instruction.finish_reason):
                 del self._clients[instruction.request_id]
 
     def _draft(self, instruction: Draft | EndDrafts) -> None:

@@ -47,6 +47,14 @@ class Emit:
 
 
 @dataclass(frozen=True, slots=True)
+class Score:
+    """The next tokens of its prompt, with their log-probabilities, for the client."""
+
+    request_id: str
+    tokens: Sequence[ring_pb2.SampledToken]
+
+
+@dataclass(frozen=True, slots=True)
 class Fail:
     """The request ends with an error."""
 
@@ -74,4 +82,4 @@ class EndDrafts:
     session: int
 
 
-Instruction = Send | Start | Emit | Fail | Draft | EndDrafts
+Instruction = Send | Start | Score | Emit | Fail | Draft | EndDrafts

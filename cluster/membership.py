@@ -1,6 +1,6 @@
 """The head's view of the nodes: one watcher thread per rank keeps a stream of statuses open.
 
-A node whose stream breaks is lost at once; one that is silent is lost after SILENCE_LIMIT_S.
+A node whose stream breaks is lost at once; one that is silent is lost after `silence_timeout_s`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ class Watcher:
         on_change: Callable[[], None],
         *,
         logs: LogBook | None = None,
+        silence_limit_s: float = SILENCE_LIMIT_S,
     ) -> None:
+        self._silence_limit_s = silence_limit_s
         self.member = Member(node.rank, node)
         self._logs = logs
         self._config_digest, self._incarnation, self._credentials = config_digest, incarnation, credentials
@@ -101,9 +103,10 @@ class Watcher:
         """Timer thread: a silent node is cut off."""
         member = self.member
         self._silent_s += elapsed_s
-        if member.reach is Reach.CONNECTED and self._silent_s >= SILENCE_LIMIT_S:
+        if member.reach is Reach.CONNECTED and self._silent_s >= self._silence_limit_s:
             self._set(
-                Reach.FROZEN, f"{member.label} has been silent for {SILENCE_LIMIT_S:.1f} s; is it frozen?"
+                Reach.FROZEN,
+                f"{member.label} has been silent for {self._silence_limit_s:.1f} s; is it frozen?",
             )
             self._cancel()
 

@@ -273,13 +273,8 @@ class Node:
             epoch = self._epoch
             if epoch is None or got.epoch > epoch.number:
                 return NOT_ASSIGNED
-            return refusal(
-                got,
-                epoch.route,
-                config_digest=self.config.digest,
-                plan_digest=epoch.plan_digest,
-                epoch=epoch.number,
-            )
+            digests = {"config_digest": self.config.digest, "plan_digest": epoch.plan_digest}
+            return refusal(got, epoch.route, epoch=epoch.number, **digests)
 
     def on_frame(self, incoming: IncomingFrame) -> None:
         """A frame from another rank, on its stream's reader thread."""
@@ -314,6 +309,7 @@ class Node:
             on_refused=lambda reason: self._lose(epoch.number, reason),
             beat=self.beat,
             places=lambda: self.links.places(edge.to_rank),
+            silence_limit_s=self.config.silence_timeout_s,
         )
 
     def _take_senders(self) -> list[EdgeSender]:

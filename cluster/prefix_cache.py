@@ -42,7 +42,7 @@ class PrefixCache:
 
         busy: sessions of which a frame is still in the ring.
         """
-        if limits.trim_window < 0:
+        if limits.trim_window < 0 or request.is_scored:
             return
         match = self._kept.match(request.prompt, request.adapter, limits.trim_window, busy)
         if match is not None:

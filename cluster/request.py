@@ -43,6 +43,11 @@ class Request:
     is_open: bool = False  # its spec has entered the ring
 
     @property
+    def is_scored(self) -> bool:
+        """The log-probabilities of its prompt are wanted: all of it is read."""
+        return self.sampling.prompt_logprobs
+
+    @property
     def is_prefilling(self) -> bool:
         return self.num_sent < len(self.prompt)
 

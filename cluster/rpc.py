@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import grpc
 
 from cluster.config_security import identity
+from cluster.heartbeat import SILENCE_LIMIT_S
 from cluster.tls import Credentials
 
 MAX_MESSAGE_BYTES = 4 << 20
@@ -25,24 +26,14 @@ _SIZES = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
 )
-# The heartbeats of the ring are faster; this finds dead peers of the other services. Without the ping timeout
-# a frozen peer took 60 s to be noticed.
-_KEEPALIVE = (
-    ("grpc.keepalive_time_ms", 5000),
-    ("grpc.keepalive_timeout_ms", 2000),
-    ("grpc.http2.ping_timeout_ms", 2000),
-    ("grpc.http2.max_pings_without_data", 0),
-)
 _SERVER_OPTIONS = (
     *_SIZES,
-    *_KEEPALIVE,
     ("grpc.so_reuseport", 0),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
 )
 _CHANNEL_OPTIONS = (
     *_SIZES,
-    *_KEEPALIVE,
     ("grpc.use_local_subchannel_pool", 1),  # closing the channel closes its connection
     ("grpc.enable_http_proxy", 0),
     ("grpc.enable_retries", 0),
@@ -52,6 +43,21 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
 _UNAUTHENTICATED = "the cluster token is missing or wrong; give every node and client the same token file"
+
+
+def keepalive(silence_limit_s: float) -> tuple[tuple[str, int], ...]:
+    """The options that find dead peers where no heartbeat of ours does, or later than such.
+
+    Without the ping timeout a frozen peer took 60 s to be noticed. gRPC pings on its own as well, to measure
+    a busy connection: a peer that may halt for the silence limit must have the time to answer.
+    """
+    timeout_ms = int(2000 * max(silence_limit_s, 1.0))
+    return (
+        ("grpc.keepalive_time_ms", 5000),
+        ("grpc.keepalive_timeout_ms", timeout_ms),
+        ("grpc.http2.ping_timeout_ms", timeout_ms),
+        ("grpc.http2.max_pings_without_data", 0),
+    )
 
 
 class BindError(Exception):
@@ -91,12 +97,18 @@ def connect(address: str, credentials: Credentials | str | None, peer: str | Non
     return channel if shown.token is None else grpc.intercept_channel(channel, _TokenSender(shown.token))
 
 
-def open_channel(address: str, credentials: Credentials | str | None, peer: str | None) -> grpc.Channel:
+def open_channel(
+    address: str,
+    credentials: Credentials | str | None,
+    peer: str | None,
+    silence_limit_s: float = SILENCE_LIMIT_S,
+) -> grpc.Channel:
     """As `connect`, but no call carries the token."""
     tls = Credentials.of(credentials).tls
+    options: tuple[tuple[str, int | str], ...] = (*_CHANNEL_OPTIONS, *keepalive(silence_limit_s))
     if tls is None:
-        return grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
-    options = (*_CHANNEL_OPTIONS, *peer_options(peer))
+        return grpc.insecure_channel(address, options=options)
+    options = (*options, *peer_options(peer))
     return grpc.secure_channel(address, tls.channel_credentials(), options=options)
 
 
@@ -111,6 +123,7 @@ def make_server(
     credentials: Credentials | str | None,
     *,
     max_workers: int,
+    silence_limit_s: float = SILENCE_LIMIT_S,
 ) -> tuple[grpc.Server, int]:
     """A server bound to host:port, not started yet, and its port (port 0: a free one).
 
@@ -123,7 +136,7 @@ def make_server(
     server = grpc.server(
         workers,
         interceptors=[] if shown.token is None else [_TokenCheck(shown.token)],
-        options=_SERVER_OPTIONS,
+        options=(*_SERVER_OPTIONS, *keepalive(silence_limit_s)),
         maximum_concurrent_rpcs=max_workers,
     )
     for add_to in services:

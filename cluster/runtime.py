@@ -87,6 +87,7 @@ class Runtime:
             on_edge_down=self._node.on_edge_lost,
             beat=self._node.beat,
             incarnation=self._node.incarnation,
+            silence_limit_s=config.silence_timeout_s,
         )
         self._control: ControlService | None = None
         self._server: grpc.Server | None = None
@@ -124,7 +125,11 @@ class Runtime:
             num_workers += num_requests + 4 * len(self.config.nodes)
         try:
             self._server, port = make_server(
-                mine.address, services, node.credentials, max_workers=num_workers
+                mine.address,
+                services,
+                node.credentials,
+                max_workers=num_workers,
+                silence_limit_s=self.config.silence_timeout_s,
             )
         except BindError as error:
             raise UserError(str(error), EXIT_ERROR) from error

@@ -60,8 +60,7 @@ class Draw:
         if self._top_ids is not None and self._top_logprobs is not None:
             ids = cast("list[int]", self._top_ids.tolist())
             logprobs = cast("list[float]", self._top_logprobs.tolist())
-            for token_id, logprob in sorted(zip(ids, logprobs, strict=True), key=lambda t: (-t[1], t[0])):
-                token.top.add(id=token_id, logprob=logprob)
+            add_top(token, ids, logprobs)
         return token
 
 
@@ -158,7 +157,7 @@ class Sampler:
         if not self._has_logprobs:
             return Draw(token)
 
-        logprobs = _log_softmax(raw)
+        logprobs = log_softmax(raw)
         if not self._num_top:
             return Draw(token, logprobs[token])
         if self._num_top == self._vocab_size:
@@ -199,7 +198,7 @@ class Sampler:
     def _filtered(self, scores: mx.array) -> mx.array:
         """-inf for what top_p, min_p and top_k remove, each on what the one before left; (vocab,) float32."""
         if self._top_p < 1.0:
-            scores = _top_p(_log_softmax(scores), self._top_p)
+            scores = _top_p(log_softmax(scores), self._top_p)
         if self._log_min_p > _NEG_INF:
             scores = mx.where(scores < mx.max(scores) + self._log_min_p, _NEG_INF, scores)
         if self._top_k:
@@ -293,11 +292,18 @@ def _greedy(logits: mx.array) -> mx.array:
 
     In bf16 two neighbouring logits often round to one log-probability; the first of them wins.
     """
-    return mx.argmax(_log_softmax(logits))
+    return mx.argmax(log_softmax(logits))
 
 
-def _log_softmax(logits: mx.array) -> mx.array:
-    return logits - mx.logsumexp(logits)
+def log_softmax(logits: mx.array) -> mx.array:
+    """Over the last axis."""
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def add_top(token: ring_pb2.SampledToken, ids: Sequence[int], logprobs: Sequence[float]) -> None:
+    """The most probable ones in the token's place, by falling log-probability, then by id."""
+    for token_id, logprob in sorted(zip(ids, logprobs, strict=True), key=lambda t: (-t[1], t[0])):
+        token.top.add(id=token_id, logprob=logprob)
 
 
 def _top_p(logprobs: mx.array, top_p: float) -> mx.array:

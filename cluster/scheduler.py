@@ -13,7 +13,7 @@ from functools import partial
 
 from cluster import turns
 from cluster.guessing import Guessing
-from cluster.instructions import Emit, Fail, FailureKind, Instruction, Send, Start
+from cluster.instructions import Emit, Fail, FailureKind, Instruction, Score, Send, Start
 from cluster.outbox import Outbox
 from cluster.prefix_cache import PrefixCache
 from cluster.prompt_points import next_end
@@ -199,6 +199,8 @@ class Scheduler:
             if request is None:
                 continue
             request.num_in_flight -= 1
+            if slot.prompt:
+                instructions.append(Score(request.request_id, slot.prompt))
             if slot.error:
                 instructions.append(self._fail(request, slot.error))
             elif slot.is_sampled:
@@ -353,6 +355,8 @@ class Scheduler:
     def _chunk(self, request: Request, limits: Limits) -> ring_pb2.Frame:
         """The next part of a prompt, copied behind it where others may begin there."""
         most = turns.chunk_tokens(self._active, limits)
+        if request.is_scored:
+            most = min(most, turns.scored_chunk(limits))
         end = next_end(request.num_sent, len(request.prompt), most, request.points)
         begins, request.is_open = not request.is_open, True
         copy: int | None = None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import mlx.core as mx
+
 from cluster.guide import Guides
 from cluster.guide_process import GuideProcess
 from cluster.sampler import Row, Sampler
@@ -36,6 +38,7 @@ class Session:
     position: int = 0  # tokens seen
     group: Group | None = None
     is_closed: bool = False
+    last_logits: mx.array | None = None  # (1, vocab) behind the last token, where prompts are scored
 
     @classmethod
     def open(

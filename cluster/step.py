@@ -6,12 +6,14 @@ goes on when that is there. Compute thread only.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TypeVar
 
 import mlx.core as mx
 
+from cluster.trace_recorder import Kind, recorder
 from proto import ring_pb2
 from proto.codec import Tensor
 
@@ -33,8 +35,8 @@ Steps = Generator[Wanted, None, T]
 class Step:
     """Built up to its first evaluation. `start` lets that begin, `finish` waits for it and does the rest."""
 
-    def __init__(self, code: Steps[Output]) -> None:
-        self._code = code
+    def __init__(self, code: Steps[Output], seq: int = 0) -> None:
+        self._code, self._seq = code, seq
         self._wanted: Wanted | None = None
         self._is_started = False
         self._output: Output = None
@@ -56,6 +58,7 @@ class Step:
         """What the frame comes to."""
         while (wanted := self._wanted) is not None:
             failure = None
+            began = time.perf_counter() if recorder.on else 0.0
             try:
                 if self._is_started and wanted.read:
                     mx.eval(wanted.read)
@@ -63,6 +66,8 @@ class Step:
                     mx.eval(wanted.read, wanted.others)
             except Exception as error:  # border, as above
                 failure = error
+            if began:
+                recorder.add(Kind.COMPUTED, self._seq, began, time.perf_counter())
             self._is_started = False
             self._go_on(failure)
         return self._output

@@ -61,6 +61,11 @@ def chunk_tokens(active: Collection[Request], limits: Limits) -> int:
     return limits.prefill_chunk if is_alone else limits.shared_chunk or limits.prefill_chunk
 
 
+def scored_chunk(limits: Limits) -> int:
+    """Of a prompt whose tokens are scored: in float32, and more than once, within the memory of any chunk."""
+    return max(1, limits.prefill_chunk // 8)
+
+
 def num_row_frames(active: Collection[Request], limits: Limits) -> int:
     """In how many frames at once the tokens of answers go."""
     if not any(request.is_chunk_due for request in active):

@@ -17,6 +17,11 @@ def peak_rss_bytes() -> int:
     return _rss_bytes()[1]
 
 
+def rss_bytes() -> int:
+    """The resident set now."""
+    return _rss_bytes()[0]
+
+
 def _rss_bytes() -> tuple[int, int]:
     """The resident set, now and at its largest.
 

@@ -9,7 +9,7 @@ import math
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -40,13 +40,18 @@ class Running:
 
 @contextlib.contextmanager
 def running(
-    path: Path, out: TextIO, *, keeps_ports: bool = False, limit_s: float | None = READY_LIMIT_S
+    path: Path,
+    out: TextIO,
+    *,
+    keeps_ports: bool = False,
+    limit_s: float | None = READY_LIMIT_S,
+    on_start: Callable[[ClusterConfig], object] = lambda _config: None,
 ) -> Iterator[Running]:
     """A ring of all the config's nodes, until the block ends; says on `out` what it does.
 
-    Taken ports are replaced, or with `keeps_ports` refused. Raises UserError for a config of other machines,
-    a node that ends, a ring that is not ready within `limit_s`, and one that does not stop by itself; SIGTERM
-    and SIGHUP act as Ctrl-C does.
+    `on_start` is called once the processes are there, before anything is loaded. Taken ports are replaced, or
+    with `keeps_ports` refused. Raises UserError for a config of other machines, a node that ends, a ring that
+    is not ready within `limit_s`, one that does not stop by itself; SIGTERM and SIGHUP act as Ctrl-C does.
     """
     for name in INTERRUPTS:
         signal.signal(getattr(signal, name), _interrupt)
@@ -64,8 +69,15 @@ def running(
             nodes = "one node" if len(ranks) == 1 else f"{len(ranks)} nodes"
             print(f"Starting {nodes} on this machine ...", file=out, flush=True)
             ring.start()
+            on_start(config)
             wait_until_ok(ring, client, StateLine(out), limit_s)
             yield Running(config, ring, client)
+
+
+def may_start(config: ClusterConfig) -> bool:
+    """Whether all of the config's nodes are this machine's, and no ring runs there now."""
+    head = config.nodes[0]
+    return config.is_loopback and is_free(head.host, head.port)
 
 
 def with_free_ports(path: Path, folder: Path, out: TextIO) -> Path:

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.arguments import Parser
 from cluster.console import say
-from cluster.errors import EXIT_ERROR, EXIT_OK, UserError
+from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, UserError
 from cluster.measured_speeds import MeasuredSpeeds
 from cluster.probe import seen_machine
 from cluster.profile_store import Machine, machine_of, read_speeds, write_speeds
 from cluster.profile_timing import FULL, QUICK, Effort
 from deploy.command import run_command
+from deploy.profile_memory import add_memory
+from deploy.profile_memory import run as run_memory
 from deploy.profile_text import profile_text, speeds_text
 from planner.node_profile import NodeProfile
 
@@ -44,18 +46,24 @@ def _parser() -> Parser:
         examples=(
             ("macrame profile", "measure, and keep it for this machine"),
             ("macrame profile --show", "what was measured before"),
+            ("macrame profile --memory --config cluster.json", "bytes of a ring's nodes"),
         ),
     )
     parser.add_argument("--quick", action="store_true", help="a third of the time, the main formats alone")
     parser.add_argument("--show", action="store_true", help="show what was measured before, measure nothing")
     parser.add_argument("--forget", action="store_true", help="remove what was measured before")
     parser.add_argument("--no-save", action="store_true", help="measure, but keep nothing")
+    add_memory(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
     return parser
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.memory:
+        return run_memory(args)
+    if args.config is not None:
+        raise UserError("--config goes with --memory: speeds are this machine's own", EXIT_USAGE)
     node = seen_machine()
     machine = machine_of(node.chip, node.gpu_cores, node.memory_bytes)
     if args.forget:

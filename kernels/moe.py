@@ -44,7 +44,7 @@ def supports(spec: BlockSpec, shared: BlockSpec | None = None) -> str | None:
         ("gate and up matrices have", (spec.gate, spec.up), spec.hidden_size),
         ("down matrix has", (spec.down,), spec.expert_size),
     ):
-        step = max(form.group_size or 8 for form in forms)
+        step = max(form.group_size or 4 for form in forms)
         if width % step or chunk(width, forms, spec.dtype) is None:
             return f"the {names} rows of {width} weights, which is no multiple of {step}"
     if shared is None:

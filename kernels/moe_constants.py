@@ -16,11 +16,10 @@ SIMD = 32
 ROWS = 4  # of a simdgroup: MOE_ROWS of moe_weights.h
 TILE = 32  # the most pairs of one expert that meet a weight at a time
 MODES = {"affine": 0, "mxfp4": 1, "plain": 2}
-BUSY = 0.9
-PREFERRED = {2: (32, 16), 4: (16, 8), 8: (16, 8), 16: (8,), 32: (8,), 3: (32,), 5: (32,), 6: (32, 16)}
-WHOLE_WORDS = {2: (32, 16), 4: (32, 16, 8), 8: (32, 16, 8), 16: (32, 16, 8), 32: (32, 16, 8)} | {
-    bits: PREFERRED[bits] for bits in (3, 5, 6)
-}
+CHUNKS = (64, 32, 16, 8, 4)
+MAX_WORDS = 6  # that a lane holds of one row
+MAX_ASKED = 1.25
+BUSY = 0.7
 Constants = dict[str, int | bool | mx.Dtype]
 
 
@@ -28,11 +27,20 @@ def stored_bits(form: Format, dtype: mx.Dtype) -> int:
     return dtype.size * 8 if form.mode == "plain" else form.bits
 
 
-def chunk(width: int, forms: tuple[Format, ...], dtype: mx.Dtype) -> int | None:
-    """How many weights of a row a lane takes at a time: whole words of every format, and none left over.
+def _asked(form: Format, weights: int, dtype: mx.Dtype) -> float:
+    """Bytes that lanes ask for over the different ones among them: lanes of one group each read its scale."""
+    if form.mode == "plain":
+        return 1.0
+    of_group = 1 if form.mode == "mxfp4" else 2 * dtype.size
+    packed = weights * form.bits / 8
+    return (packed + of_group) / (packed + of_group * weights / form.group_size)
 
-    The largest with which nine tenths of the lanes have work in each round, else the one with the most; None
-    where there is none.
+
+def chunk(width: int, forms: tuple[Format, ...], dtype: mx.Dtype) -> int | None:
+    """How many weights of a row a lane takes at a time: whole words of one group, and none left over.
+
+    The largest that leaves registers, asks for few bytes twice and leaves few lanes idle, as far as there is
+    such a one; None where no number fits.
     """
     bits = [stored_bits(form, dtype) for form in forms]
 
@@ -40,11 +48,18 @@ def chunk(width: int, forms: tuple[Format, ...], dtype: mx.Dtype) -> int | None:
         chunks = width // weights
         return chunks / (-(-chunks // SIMD) * SIMD)
 
-    for sizes in (PREFERRED, WHOLE_WORDS):
-        fitting = [c for c in sizes[bits[0]] if all(c in sizes[b] for b in bits) and width % c == 0]
-        if fitting:
-            return next((c for c in fitting if busy(c) >= BUSY), max(fitting, key=busy))
-    return None
+    fitting = [
+        c
+        for c in CHUNKS
+        if width % c == 0
+        and all(c * b % 32 == 0 for b in bits)
+        and all(form.group_size == 0 or form.group_size % c == 0 for form in forms)
+    ]
+    if not fitting:
+        return None
+    small = [c for c in fitting if max(bits) * c <= 32 * MAX_WORDS] or fitting[-1:]
+    frugal = [c for c in small if all(_asked(form, c, dtype) <= MAX_ASKED for form in forms)] or small[:1]
+    return next((c for c in frugal if busy(c) >= BUSY), max(frugal, key=busy))
 
 
 def matrix_names(name: str) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from kernels.source import Kernel
 
 GATE_UP_SIMDGROUPS = 2
 DOWN_SIMDGROUPS = 8
+DOWN_BATCH_SIMDGROUPS = 4  # of a kernel that takes many registers
 PLAN_THREADS = 1024
 MAX_BATCH_TOKENS = 63
 MAX_EXPERTS = 2048  # moe_plan keeps three numbers of each in threadgroup memory
@@ -185,8 +186,8 @@ def few_tokens(
     made = plan(block, indices)
     inner = _gate_up_batch(block, x, made, block.tile)
     constants = {**block.sizes, **block.down_sum, "MAX_TOKENS": MAX_BATCH_TOKENS, "TILE": block.tile}
-    grid = (-(-spec.hidden_size // ROWS) * DOWN_SIMDGROUPS * SIMD, 1, 1)
-    threadgroup = (DOWN_SIMDGROUPS * SIMD, 1, 1)
+    grid = (-(-spec.hidden_size // ROWS) * DOWN_BATCH_SIMDGROUPS * SIMD, 1, 1)
+    threadgroup = (DOWN_BATCH_SIMDGROUPS * SIMD, 1, 1)
     arrays = [
         inner,
         made.order,

@@ -9,7 +9,7 @@ from planner.node_profile import NodeProfile
 from planner.plan import Plan, Refusal
 from planner.refusal import gb
 
-_LEFT = ("stage", "rank", "node", "chip", "layers", "state", "precision", "strategy", "speed")
+_LEFT = ("stage", "rank", "node", "chip", "layers", "state", "precision", "strategy", "speed", "where")
 NAME_WIDTH, CHIP_WIDTH = 16, 12
 MEMORY_WIDTH, TIME_WIDTH = 28, 16
 

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from proto import control_pb2 as proto_dot_control__pb2
+from proto import trace_pb2 as proto_dot_trace__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -84,6 +85,16 @@ class ControlStub:
                 request_serializer=proto_dot_control__pb2.DiagnoseRequest.SerializeToString,
                 response_deserializer=proto_dot_control__pb2.DiagnoseReply.FromString,
                 _registered_method=True)
+        self.Trace = channel.unary_unary(
+                '/macrame.v1.Control/Trace',
+                request_serializer=proto_dot_trace__pb2.TraceRequest.SerializeToString,
+                response_deserializer=proto_dot_trace__pb2.TraceReply.FromString,
+                _registered_method=True)
+        self.PullTrace = channel.unary_stream(
+                '/macrame.v1.Control/PullTrace',
+                request_serializer=proto_dot_trace__pb2.PullTraceRequest.SerializeToString,
+                response_deserializer=proto_dot_trace__pb2.TraceChunk.FromString,
+                _registered_method=True)
 
 
 class ControlServicer:
@@ -159,6 +170,20 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Trace(self, request, context):
+        """Records what this node does, until the lease ends that each call renews; answers with its clock.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PullTrace(self, request, context):
+        """What was recorded. FAILED_PRECONDITION: there is no such trace here any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -211,6 +236,16 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Diagnose,
                     request_deserializer=proto_dot_control__pb2.DiagnoseRequest.FromString,
                     response_serializer=proto_dot_control__pb2.DiagnoseReply.SerializeToString,
+            ),
+            'Trace': grpc.unary_unary_rpc_method_handler(
+                    servicer.Trace,
+                    request_deserializer=proto_dot_trace__pb2.TraceRequest.FromString,
+                    response_serializer=proto_dot_trace__pb2.TraceReply.SerializeToString,
+            ),
+            'PullTrace': grpc.unary_stream_rpc_method_handler(
+                    servicer.PullTrace,
+                    request_deserializer=proto_dot_trace__pb2.PullTraceRequest.FromString,
+                    response_serializer=proto_dot_trace__pb2.TraceChunk.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -483,6 +518,60 @@ class Control:
             '/macrame.v1.Control/Diagnose',
             proto_dot_control__pb2.DiagnoseRequest.SerializeToString,
             proto_dot_control__pb2.DiagnoseReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Trace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/macrame.v1.Control/Trace',
+            proto_dot_trace__pb2.TraceRequest.SerializeToString,
+            proto_dot_trace__pb2.TraceReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PullTrace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/macrame.v1.Control/PullTrace',
+            proto_dot_trace__pb2.PullTraceRequest.SerializeToString,
+            proto_dot_trace__pb2.TraceChunk.FromString,
             options,
             channel_credentials,
             insecure,

@@ -146,7 +146,7 @@ class TensorMeta(_message.Message):
     def __init__(self, dtype: _Optional[_Union[DType, str]] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Slot(_message.Message):
-    __slots__ = ("session", "position", "tokens", "is_sampled", "num_draws", "structure", "num_tensors", "error", "result", "more")
+    __slots__ = ("session", "position", "tokens", "is_sampled", "num_draws", "structure", "num_tensors", "error", "result", "more", "prompt")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -157,6 +157,7 @@ class Slot(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
     session: int
     position: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
@@ -167,7 +168,8 @@ class Slot(_message.Message):
     error: str
     result: SampledToken
     more: _containers.RepeatedCompositeFieldContainer[SampledToken]
-    def __init__(self, session: _Optional[int] = ..., position: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., is_sampled: _Optional[bool] = ..., num_draws: _Optional[int] = ..., structure: _Optional[str] = ..., num_tensors: _Optional[int] = ..., error: _Optional[str] = ..., result: _Optional[_Union[SampledToken, _Mapping]] = ..., more: _Optional[_Iterable[_Union[SampledToken, _Mapping]]] = ...) -> None: ...
+    prompt: _containers.RepeatedCompositeFieldContainer[SampledToken]
+    def __init__(self, session: _Optional[int] = ..., position: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., is_sampled: _Optional[bool] = ..., num_draws: _Optional[int] = ..., structure: _Optional[str] = ..., num_tensors: _Optional[int] = ..., error: _Optional[str] = ..., result: _Optional[_Union[SampledToken, _Mapping]] = ..., more: _Optional[_Iterable[_Union[SampledToken, _Mapping]]] = ..., prompt: _Optional[_Iterable[_Union[SampledToken, _Mapping]]] = ...) -> None: ...
 
 class SampledToken(_message.Message):
     __slots__ = ("id", "logprob", "top")
@@ -208,7 +210,7 @@ class SessionSpec(_message.Message):
     def __init__(self, session: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., adapter: _Optional[str] = ..., request_id: _Optional[str] = ..., from_session: _Optional[int] = ..., from_tokens: _Optional[int] = ...) -> None: ...
 
 class Sampling(_message.Message):
-    __slots__ = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "repetition_context", "presence_penalty", "frequency_penalty", "logit_bias", "seed", "logprobs", "top_logprobs", "min_tokens", "stop_ids", "grammar")
+    __slots__ = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "repetition_context", "presence_penalty", "frequency_penalty", "logit_bias", "seed", "logprobs", "top_logprobs", "min_tokens", "stop_ids", "prompt_logprobs", "grammar")
     class LogitBiasEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -230,6 +232,7 @@ class Sampling(_message.Message):
     TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     MIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
     STOP_IDS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     GRAMMAR_FIELD_NUMBER: _ClassVar[int]
     temperature: float
     top_p: float
@@ -245,8 +248,9 @@ class Sampling(_message.Message):
     top_logprobs: int
     min_tokens: int
     stop_ids: _containers.RepeatedScalarFieldContainer[int]
+    prompt_logprobs: bool
     grammar: str
-    def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., repetition_context: _Optional[int] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., seed: _Optional[int] = ..., logprobs: _Optional[bool] = ..., top_logprobs: _Optional[int] = ..., min_tokens: _Optional[int] = ..., stop_ids: _Optional[_Iterable[int]] = ..., grammar: _Optional[str] = ...) -> None: ...
+    def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., repetition_context: _Optional[int] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., seed: _Optional[int] = ..., logprobs: _Optional[bool] = ..., top_logprobs: _Optional[int] = ..., min_tokens: _Optional[int] = ..., stop_ids: _Optional[_Iterable[int]] = ..., prompt_logprobs: _Optional[bool] = ..., grammar: _Optional[str] = ...) -> None: ...
 
 class EdgeReply(_message.Message):
     __slots__ = ("welcome", "credit", "beat", "abort")

@@ -184,6 +184,38 @@ class Shard:
             return to_plain(out)
         return out
 
+    def forward_in_groups(
+        self,
+        tokens: mx.array,
+        carry: Any | None,
+        state: ShardState | BatchState,
+        num_layers: int,
+        on_evaluated: Callable[[int], None],
+    ) -> Any:
+        """As `forward`, but after every `num_layers` own layers, and the last, what they return is evaluated.
+
+        on_evaluated(stop): the own layers before `stop` are.
+        """
+        layers = decoder_layers(self._model)
+        stops = [*range(self.start + num_layers, self.stop, num_layers), self.stop]
+
+        def evaluating(base: type, i: int) -> type:
+            def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+                try:
+                    out = base.__call__(self, *args, **kwargs)
+                except StageDone as done:
+                    mx.eval(_arrays(done.value))
+                    on_evaluated(stops[i])
+                    raise
+                mx.eval(_arrays(out))
+                on_evaluated(stops[i])
+                return out
+
+            return subclass(base, call)
+
+        with swapped([layers[stop - 1] for stop in stops], evaluating):
+            return self.forward(tokens, carry, state)
+
     def dry_run(self) -> None:
         """One forward pass of a throw-away state that is built and not evaluated."""
         self._placeholder_pass()

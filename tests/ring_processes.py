@@ -35,6 +35,7 @@ def free_ports(count: int) -> list[int]:
 
 
 NO_GUESSES = {"method": "off"}  # as `speculation`: each frame of an answer carries one token
+PATIENT_S = 10.0  # silence of a node that busy processors do not let run; the default is 1 s
 HUNG = 1000  # added to the exit code of a node that had to be killed
 
 
@@ -57,6 +58,7 @@ class RingProcesses:
         env_of: Mapping[int, Mapping[str, str | None]] | None = None,
         memory_gb: float = 16,
         devices: Sequence[str | None] | None = None,
+        silence_timeout_s: float = PATIENT_S,
         **config: Any,
     ) -> None:
         *ports, api_port = free_ports(len(layers) + 1)
@@ -84,6 +86,7 @@ class RingProcesses:
             "concurrency": concurrency,
             "nodes": nodes,
             "api": {"host": "127.0.0.1", "port": api_port, "queue": queue},
+            "silence_timeout_s": silence_timeout_s,
             **config,
         }
         self.config_path.write_text(json.dumps(self.config))
@@ -101,7 +104,10 @@ class RingProcesses:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         codes = self.stop()
-        if error is None:
+        if error is not None:
+            for rank in self.processes:
+                error.add_note(f"log of rank {rank}: {self.log(rank)[-2000:]}")
+        else:
             bad = {rank: code for rank, code in codes.items() if code not in (0, -signal.SIGKILL)}
             assert not bad, f"exit codes {bad}; logs: {self.log(next(iter(bad)))}"
 

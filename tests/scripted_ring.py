@@ -115,7 +115,7 @@ class ScriptedRing:
             for slot in frame.slots:
                 done = self._drawn[slot.session]
                 if not done:
-                    self.prompts[slot.session] += slot.tokens
+                    self._read(slot)
                 if not slot.is_sampled:
                     continue
                 if self.delay_s:
@@ -127,6 +127,15 @@ class ScriptedRing:
             self.closed.update(frame.closes)
             if frame.slots:
                 self.head.on_result(frame)
+
+    def _read(self, slot: ring_pb2.Slot) -> None:
+        """A prompt's tokens: scored, where that was asked for, as minus a hundredth of their ids."""
+        prompt = self.prompts[slot.session]
+        spec = next(spec for spec in self.opened if spec.session == slot.session)
+        if spec.sampling.prompt_logprobs:
+            for token in slot.tokens if prompt else slot.tokens[1:]:
+                slot.prompt.add(id=token, logprob=-token / 100).top.add(id=0x7A, logprob=-0.25)
+        prompt += slot.tokens
 
     def _token(self, index: int) -> ring_pb2.SampledToken:
         place = index % (len(self.text) + 1)

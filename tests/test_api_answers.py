@@ -251,6 +251,45 @@ def test_an_answer_can_be_continued(served: Served) -> None:
     assert served.ring.prompts[served.ring.last.session] == [BOS_ID, 259, *b"u"]
 
 
+def test_a_prompt_is_scored(served: Served) -> None:
+    fields = {"echo": True, "logprobs": 1, "temperature": 0}
+    whole = served.complete([104, 105, 106], max_tokens=2, **fields)
+    choice = whole["choices"][0]
+    assert choice["text"] == "hijHe"
+    assert choice["logprobs"] == {
+        "tokens": ["h", "i", "j", "H", "e"],
+        "token_logprobs": [None, pytest.approx(-1.05), pytest.approx(-1.06), -0.5, -0.5],
+        "text_offset": [0, 1, 2, 3, 4],
+        "top_logprobs": [
+            None,
+            {"z": -0.25, "i": pytest.approx(-1.05)},
+            {"z": -0.25, "j": pytest.approx(-1.06)},
+            {"H": -0.5},
+            {"e": -0.5},
+        ],
+    }
+    assert whole["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    *events, done = served.events(COMPLETIONS, {"prompt": [104, 105, 106], "max_tokens": 2, **fields})
+    assert done == "[DONE]"
+    parts = [event["choices"][0] for event in events]
+    assert "".join(part["text"] for part in parts) == choice["text"]
+    logprobs = [part["logprobs"] for part in parts if part["logprobs"]]
+    assert {key: [x for one in logprobs for x in one[key]] for key in logprobs[0]} == choice["logprobs"]
+
+
+def test_a_prompt_is_scored_without_an_answer(served: Served) -> None:
+    whole = served.complete([104, 105], max_tokens=0, echo=True, logprobs=0)
+    choice = whole["choices"][0]
+    assert (choice["text"], choice["finish_reason"]) == ("hi", "length")
+    assert choice["logprobs"]["token_logprobs"] == [None, pytest.approx(-1.05)]
+    assert whole["usage"]["completion_tokens"] == 0
+    assert served.ring.last.max_tokens == 1  # the ring draws one, which goes nowhere
+    served.ring.text = b""  # the one that is drawn ends the answer
+    assert served.complete([104], max_tokens=0, echo=True)["choices"][0]["finish_reason"] == "length"
+    one = served.complete([104], max_tokens=0, echo=True, logprobs=0)["choices"][0]["logprobs"]
+    assert (one["tokens"], one["token_logprobs"]) == (["h"], [None])
+
+
 def test_echo(served: Served) -> None:
     assert served.complete("é", max_tokens=2, echo=True)["choices"][0]["text"] == "éHe"
     assert served.complete([104, 105], max_tokens=2, echo=True)["choices"][0]["text"] == "hiHe"

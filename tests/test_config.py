@@ -64,6 +64,7 @@ def test_all_keys_of_the_design_are_read(tmp_path: Path) -> None:
     assert config.links[0].between == ("mini1", "mini2")
     assert (config.links[0].latency_ms, config.links[0].bandwidth_gbit_s) == (0.4, 10.0)
     assert (config.api.port, config.api.queue, config.stall_timeout_s) == (8080, 64, 120.0)
+    assert config.silence_timeout_s == 1.0
 
 
 def test_defaults_are_those_of_the_design(tmp_path: Path) -> None:
@@ -202,6 +203,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         r"links\[0\]\.bandwidth_gbit_s = .* must be at least 1e-06",
     ),
     ({"links": [{}]}, r"links\[0\]\.between is missing"),
+    ({"silence_timeout_s": 0.2}, "silence_timeout_s = 0.2 must be at least 0.5"),
     ({"stall_timeout_s": 0}, "stall_timeout_s = 0 must be a number above 0"),
     ({"api": {"port": 50051}}, r"api\.port = 50051 is the port of nodes\[0\] on the same machine"),
     ({"api": {"host": "0.0.0.0", "port": 50051}}, r"api\.port = 50051 is the port of nodes\[0\]"),

@@ -109,30 +109,36 @@ def test_the_plan_sorts_pairs_and_cuts_them_into_tiles() -> None:
         assert tiles == wanted
 
 
-def test_a_lane_takes_whole_words_and_few_lanes_idle() -> None:
-    four, three, eight = Format(4, 64), Format(3, 64), Format(8, 64)
+def test_a_lane_takes_whole_words_of_one_group_and_few_lanes_idle() -> None:
+    two, three, four, eight = (Format(bits, 64) for bits in (2, 3, 4, 8))
     for width, forms, wanted in (
-        (2048, (four, four), 16),
-        (768, (four,), 8),  # 96 chunks are three whole rounds; 48 of 16 would be one and a half
+        (2048, (four, four), 32),
+        (768, (four,), 32),  # 16 would ask for a third more bytes: four lanes read each scale
+        (2048, (eight,), 16),  # 32 would hold eight words of every row
+        (2048, (two,), 64),
+        (768, (two,), 32),  # 64 would leave 20 lanes of 32 idle
         (2048, (four, three), 32),
+        (96, (Format(2, 32),), 32),
         (2048, (PLAIN,), 8),
-        (1536, (Format(2, 64),), 16),
-        (2880, (eight,), 16),
-        (60, (PLAIN,), None),
+        (72, (PLAIN,), 4),
+        (800, (PLAIN,), 8),
+        (96, (PLAIN, three), 32),
+        (60, (PLAIN,), 4),
         (72, (PLAIN, three), None),
     ):
         assert chunk(width, forms, mx.bfloat16) == wanted, (width, forms)
+    assert chunk(72, (PLAIN,), mx.float32) == 4
 
 
 def test_what_no_kernel_fits_is_left_to_mlx_with_a_reason() -> None:
     for spec, reason in (
         (replace(MIXED, num_experts=3000), "3000 experts are more than 2048"),
         (replace(MIXED, top_k=31), "31 experts for each token are more than 30"),
-        (replace(MIXED, expert_size=68), "the down matrix has rows of 68 weights, which is no multiple of 8"),
+        (replace(MIXED, expert_size=66), "the down matrix has rows of 66 weights, which is no multiple of 4"),
     ):
         assert supports(spec) == reason
-    odd = BlockSpec(3, 64, 36, 2, PLAIN, PLAIN, PLAIN, SWIGLU, mx.float32)
-    shared = BlockSpec(1, 64, 36, 1, PLAIN, PLAIN, PLAIN, SWIGLU, mx.float32)
+    odd = BlockSpec(3, 64, 34, 2, PLAIN, PLAIN, PLAIN, SWIGLU, mx.float32)
+    shared = BlockSpec(1, 64, 34, 1, PLAIN, PLAIN, PLAIN, SWIGLU, mx.float32)
     assert supports(replace(odd, expert_size=40), shared) == supports(odd)
     other = "the shared expert has another hidden size or dtype"
     assert supports(replace(odd, expert_size=40), replace(shared, hidden_size=32)) == other
@@ -299,7 +305,7 @@ def requested(log: launch.Options) -> int:
 def test_an_expert_is_read_once_for_all_its_tokens(form: Format) -> None:
     """Watched, so that nothing lies outside its buffer and no threads race."""
     spec = BlockSpec(16, 256, 128, 4, form, form, form, SWIGLU, mx.bfloat16)
-    made = block(spec, has_bias=True)
+    made = block(spec)
     for tokens in (1, 2, 8, 16, 32, 63):
         x, indices, scores = routed(spec, tokens, seed=tokens)
         with launch.options(mode="watched") as log:

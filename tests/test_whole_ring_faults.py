@@ -88,7 +88,7 @@ def test_a_killed_node_ends_requests_in_time_and_comes_back(rank: int, tmp_path:
 
 
 def test_a_frozen_node_ends_requests_in_time_and_thaws(tmp_path: Path, model: Path) -> None:
-    with RingProcesses(tmp_path, model, LAYERS, faults={1: SLOW}) as ring:
+    with RingProcesses(tmp_path, model, LAYERS, faults={1: SLOW}, silence_timeout_s=1) as ring:
         epoch = ring.wait_ok().epoch
         client = Client(ring)
         assert client.running.wait(30.0)
@@ -101,9 +101,22 @@ def test_a_frozen_node_ends_requests_in_time_and_thaws(tmp_path: Path, model: Pa
         ring.wait_status(lambda s: s.ranks[2].node.num_sessions == 0, 2.0)  # the close is a frame behind
 
 
+def test_a_node_that_halts_within_the_limit_breaks_nothing(tmp_path: Path, model: Path) -> None:
+    with RingProcesses(tmp_path, model, LAYERS, faults={1: SLOW}, silence_timeout_s=8) as ring:
+        epoch = ring.wait_ok().epoch
+        client = Client(ring, 30)
+        assert client.running.wait(30.0)
+        ring.pause(2)
+        ring.wait_status(lambda s: s.ranks[2].age_s > 2.5)  # well over the default
+        ring.resume(2)
+        client.join(30.0)
+        assert (client.error, client.tokens) == (None, greedy(model, PROMPT, 30)[0])
+        assert ring.wait_ok().epoch == epoch
+
+
 @pytest.mark.long
 def test_an_idle_node_that_is_frozen_and_then_killed_is_gone(tmp_path: Path, model: Path) -> None:
-    with RingProcesses(tmp_path, model, [(0, 2), (2, 5), None]) as ring:
+    with RingProcesses(tmp_path, model, [(0, 2), (2, 5), None], silence_timeout_s=1) as ring:
         ring.wait_ok()
         ring.pause(2)
         ring.wait_status(lambda s: s.ranks[2].state == "frozen", 5.0)
@@ -166,7 +179,7 @@ def test_a_load_of_a_minute_is_not_death(tmp_path: Path, model: Path) -> None:
 
 
 def test_a_stalled_compute_thread_is_found(tmp_path: Path, model: Path) -> None:
-    with RingProcesses(tmp_path, model, LAYERS, faults={1: "load_delay_s=6"}, stall_timeout_s=2) as ring:
+    with RingProcesses(tmp_path, model, LAYERS, faults={1: "load_delay_s=60"}, stall_timeout_s=2) as ring:
         status = ring.wait_status(lambda s: "without progress" in s.reason)
         assert "rank 1" in status.reason
 

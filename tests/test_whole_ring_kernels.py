@@ -44,8 +44,10 @@ def check(ring: RingProcesses, model: Path) -> None:
 
 
 def test_three_stages_with_kernels_are_the_reference(model: Path, tmp_path: Path) -> None:
-    env = {"MACRAME_KERNELS": "emulate"}
+    """With a cache folder of their own: kernels are compiled, tested while heartbeats go on, and kept."""
+    env = {"MACRAME_KERNELS": "emulate", "XDG_CACHE_HOME": str(tmp_path / "cache")}
     with RingProcesses(tmp_path, model, ranges(NUM_LAYERS, CUTS[3]), env=env) as ring:
+        ring.wait_status(lambda told: any(r.node.activity == "testing kernels" for r in told.ranks), 300)
         ring.wait_ok(300)
         check(ring, model)
         for rank, (start, stop) in enumerate(ranges(NUM_LAYERS, CUTS[3])):
@@ -54,6 +56,14 @@ def test_three_stages_with_kernels_are_the_reference(model: Path, tmp_path: Path
             assert [verdict.is_taken for verdict in told.verdicts] == [True] * 6 + [False]  # not from 64 on
             assert all(verdict.error < 1e-4 for verdict in told.verdicts)
             assert told.num_calls > 4 * NUM_TOKENS * (stop - start)
+        before = ring.node_status(2).incarnation
+        ring.kill(2)
+        ring.start(2)
+        ring.wait_status(lambda new: new.status == "ok" and new.ranks[2].node.incarnation != before, 300)
+        assert ring.tokens(PROMPTS[0], NUM_TOKENS) == greedy(model, PROMPTS[0], NUM_TOKENS)[0]
+        again = ring.node_status(2).kernels
+        assert (again.num_tested, again.verdicts) == (0, told.verdicts)  # read from the file
+        assert again.num_calls > 0
 
 
 @pytest.mark.parametrize("kernel", ["moe", "moe_down_sum"])

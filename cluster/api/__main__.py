@@ -24,6 +24,7 @@ from cluster.api.connection import Connection
 from cluster.api.head_client import HeadClient
 from cluster.api.sampling import SamplingDefaults
 from cluster.api.service import Service
+from cluster.api.tracing import Tracer
 from cluster.api_process import FAILED, READY
 from cluster.arguments import Parser
 from cluster.config import ClusterConfig, is_loopback, load_config
@@ -132,10 +133,13 @@ def _serve(config: ClusterConfig, args: argparse.Namespace) -> int:
     listener = _listen(config.api.host, config.api.port)
     adapters = [adapter.name for adapter in config.load.adapters]
     credentials = load_credentials(config, args.rank)
-    head = HeadClient(args.head, credentials, peer=config.nodes[0].name)
+    head = HeadClient(
+        args.head, credentials, peer=config.nodes[0].name, silence_limit_s=config.silence_timeout_s
+    )
     service = Service(
         config.model, config.model_dir_base, head, config.api.queue, adapters, keep_alive_s=args.keep_alive_s
     )
+    service.tracer = Tracer(config, credentials)
     has_uvloop = importlib.util.find_spec("uvloop") is not None
     server = _Server(
         uvicorn.Config(

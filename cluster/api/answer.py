@@ -131,7 +131,7 @@ class Answer:
         total = Delta()
         gaps, generation = self._metrics.gaps, self._head.generate(request)
         try:
-            reply = await self._first(generation)
+            reply = await self._first(generation, choice)
             then_s = time.monotonic()
             while True:
                 delta = choice.feed(reply)
@@ -140,6 +140,8 @@ class Answer:
                     if delta.parts is not None:
                         total.parts = total.parts or []
                         total.parts += delta.parts
+                    total.prompt += delta.prompt
+                    total.prompt_offsets += delta.prompt_offsets
                     total.tokens += delta.tokens
                     total.offsets += delta.offsets
                 if choice.finish_reason:
@@ -156,12 +158,12 @@ class Answer:
         shape, index = self._shape, choice.index
         gaps, generation = self._metrics.gaps, self._head.generate(request)
         try:
-            reply = await self._first(generation)
+            reply = await self._first(generation, choice)
             then_s = time.monotonic()
             text = self._openings()
             while True:
                 delta = choice.feed(reply)
-                if delta is not None and (delta.text or delta.parts or delta.tokens):
+                if delta is not None and (delta.text or delta.parts or delta.tokens or delta.prompt):
                     text += shape.delta(index, delta)
                 if choice.finish_reason:
                     text += shape.closing(index, choice.finish_reason, choice.stop_string)
@@ -187,8 +189,10 @@ class Answer:
         self._has_opened = True
         return "".join(self._shape.opening(i, prompt) for i, prompt in enumerate(self._job.prompts))
 
-    async def _first(self, generation: Generation) -> head_pb2.GenerateReply:
-        reply = await generation.read()
+    async def _first(self, generation: Generation, choice: Choice) -> head_pb2.GenerateReply:
+        """The reply with the first token; `choice` hears what is said of the prompt before."""
+        while not (reply := await generation.read()).tokens:
+            choice.hear(reply)
         now_s, metrics = time.monotonic(), self._metrics
         self._num_cached += reply.cached_tokens
         metrics.first_token_s.observe(now_s - self._began_at_s)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 MAX_BODY_BYTES = 16 << 20
 BODY_TIMEOUT_S = 60.0
 MAX_RANK = 10_000
+
+T = TypeVar("T")
 
 
 def make_app(service: Service, keys: Sequence[str]) -> Starlette:
@@ -96,6 +98,11 @@ def make_app(service: Service, keys: Sequence[str]) -> Starlette:
         rank, lines = _number(request, "rank", 0, MAX_RANK), _number(request, "lines", 1, NUM_KEPT)
         return JSONResponse({"logs": await service.head.logs(rank, NUM_KEPT if lines is None else lines)})
 
+    async def trace(request: Request) -> Response:
+        if service.tracer is None:
+            raise ApiError(404, "This API cannot trace its ring.", code="not_found")
+        return JSONResponse(await _while_there(request, service.tracer.trace(await _read_json(request))))
+
     async def why(request: Request) -> Response:
         return JSONResponse(await plan_why.get())
 
@@ -138,6 +145,7 @@ def make_app(service: Service, keys: Sequence[str]) -> Starlette:
         Route("/v1/cluster/planning", planning),
         Route("/v1/cluster/logs", logs),
         Route("/v1/cluster/why", why),
+        Route("/v1/cluster/trace", trace, methods=["POST"]),
         Route("/health", health),
         Route("/metrics", metrics_page),
         Route("/", page),
@@ -182,7 +190,7 @@ def _model(service: Service, name: str, request: Request) -> dict[str, Any]:
     }
 
 
-async def _while_there(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
+async def _while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """What `work` comes to, which ends when the client leaves: its grammar is not tried for nobody.
 
     The body has been read. Raises ClientDisconnect.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -25,6 +26,8 @@ class TextOptions:
     keeps_tokens: bool = False  # ids or log-probabilities go to the client
     make_reader: Callable[[], PartReader] | None = None  # of an answer with reasoning or tool calls
     shown_ids: frozenset[int] = frozenset()  # special tokens that the reader wants to see
+    is_scored: bool = False  # the answer begins with the prompt, and how probable its tokens were
+    is_written: bool = True  # False: only the prompt is of interest
 
 
 @dataclass(slots=True)
@@ -34,6 +37,8 @@ class Delta:
     text: str = ""
     tokens: list[ring_pb2.SampledToken] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)  # where each token's text begins, in characters
+    prompt: list[ring_pb2.SampledToken] = field(default_factory=list)  # where it is scored; the first: NaN
+    prompt_offsets: list[int] = field(default_factory=list)
     stop_string: str = ""  # the client's own that ended a whole answer
     parts: list[Part] | None = None  # what the text means; None: all of it is content
 
@@ -49,8 +54,10 @@ class Choice:
 
     __slots__ = (
         "_detokenizer",
+        "_echo",
         "_kept",
         "_num_chars",
+        "_num_echo_chars",
         "_options",
         "_reader",
         "_stop",
@@ -75,11 +82,20 @@ class Choice:
         )
         self._kept = Delta()
         self._num_chars = num_echoed
+        self._echo = tokenizer.detokenizer([], skip_special=False) if options.is_scored else None
+        self._num_echo_chars = 0
+        if options.is_scored:
+            self._score(ring_pb2.SampledToken(id=prompt[0], logprob=math.nan))
 
     @property
     def stop_string(self) -> str:
         """The stop string that ended it, or empty."""
         return "" if self._stop is None else self._stop.matched
+
+    def hear(self, reply: head_pb2.GenerateReply) -> None:
+        """What comes before the first token: how probable those of the prompt were."""
+        for token in reply.prompt:
+            self._score(token)
 
     def feed(self, reply: head_pb2.GenerateReply) -> Delta | None:
         """The text that may be shown now, with the tokens and log-probabilities held back so far.
@@ -87,13 +103,13 @@ class Choice:
         None while there is nothing to show. Tokens after a stop string are not counted.
         """
         text = ""
-        for token in reply.tokens:
+        for token in reply.tokens if self._options.is_written else ():
             text += self._add(token)
             if self._stop is not None and self._stop.is_matched:
                 self.finish_reason = "stop"
                 return self._end(text, is_cut=True)
         if reply.finish_reason:
-            self.finish_reason = reply.finish_reason
+            self.finish_reason = reply.finish_reason if self._options.is_written else "length"
             text += self._filtered(self._detokenizer.flush())
             if self._stop is not None:
                 text += self._stop.flush()
@@ -130,6 +146,12 @@ class Choice:
             self._num_chars += len(text)
         return self._filtered(text)
 
+    def _score(self, token: ring_pb2.SampledToken) -> None:
+        if self._echo is not None:
+            self._kept.prompt.append(token)
+            self._kept.prompt_offsets.append(self._num_echo_chars)
+            self._num_echo_chars += len(self._echo.add(token.id))
+
     def _filtered(self, text: str) -> str:
         # As in vLLM, a stop string counts only once it is not part of the first min_tokens tokens.
         if self._stop is None or self.num_tokens <= self._options.min_tokens:
@@ -145,3 +167,8 @@ class Choice:
 def finite(logprob: float) -> float:
     """A log-probability that JSON can hold."""
     return max(logprob, LOWEST_LOGPROB)
+
+
+def known(token: ring_pb2.SampledToken) -> bool:
+    """Whether it has a log-probability: the first token of a prompt, behind nothing, has none."""
+    return not math.isnan(token.logprob)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from cluster.api.choice import Delta, finite
+from cluster.api.choice import Delta, finite, known
 from cluster.api.prompt import Prompt
 from cluster.api.shape import ChunkShape, quote
 
@@ -38,16 +38,20 @@ class CompletionShape(ChunkShape):
         return {"text": prompt.echo + delta.text}
 
     def _logprobs(self, delta: Delta) -> dict[str, Any]:
-        tops = []
-        for token in delta.tokens:
+        tokens = [*delta.prompt, *delta.tokens]
+        tops: list[dict[str, float] | None] = []
+        for token in tokens:
+            if not known(token):
+                tops.append(None)
+                continue
             top: dict[str, float] = {}
             for other in token.top[: self._options.num_top]:
                 top.setdefault(self._token_text(other.id), finite(other.logprob))
             top.setdefault(self._token_text(token.id), finite(token.logprob))
             tops.append(top)
         return {
-            "text_offset": delta.offsets,
-            "token_logprobs": [finite(token.logprob) for token in delta.tokens],
-            "tokens": [self._token_text(token.id) for token in delta.tokens],
+            "text_offset": [*delta.prompt_offsets, *delta.offsets],
+            "token_logprobs": [finite(token.logprob) if known(token) else None for token in tokens],
+            "tokens": [self._token_text(token.id) for token in tokens],
             "top_logprobs": tops,
         }

@@ -13,7 +13,8 @@ import grpc
 from cluster.api.errors import ApiError, bad_request, from_rpc, unavailable
 from cluster.api.head_stream import HeadStream
 from cluster.call_trouble import connection_trouble
-from cluster.rpc import peer_options, token_metadata
+from cluster.heartbeat import SILENCE_LIMIT_S
+from cluster.rpc import keepalive, peer_options, token_metadata
 from cluster.tls import Credentials
 from cluster.tls_trouble import handshake_trouble
 from proto import control_pb2, head_pb2, head_pb2_grpc
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.1
-SILENT_S = 1.0  # then nothing new is sent to the head
 PLANNING_TIMEOUT_S = 5.0  # and for log lines
-LOST_S = 1.4  # then what runs is ended: a frozen process never breaks a stream by itself
+GRACE_S = 0.4  # after the silence limit what runs is ended: a frozen process never breaks a stream by itself
 RETRY_S = (0.1, 0.2, 0.4, 0.8, 1.0)
 MAX_MESSAGE_BYTES = 64 << 20
 
@@ -36,10 +36,6 @@ CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.keepalive_time_ms", 5000),
-    ("grpc.keepalive_timeout_ms", 2000),
-    ("grpc.http2.ping_timeout_ms", 2000),
-    ("grpc.http2.max_pings_without_data", 0),
     ("grpc.enable_http_proxy", 0),
 ]
 
@@ -81,9 +77,16 @@ class HeadClient:
     """Keeps the newest cluster status and all calls that run. `start` and `close` in the same event loop."""
 
     def __init__(
-        self, address: str, credentials: Credentials | str | None, *, peer: str | None = None
+        self,
+        address: str,
+        credentials: Credentials | str | None,
+        *,
+        peer: str | None = None,
+        silence_limit_s: float = SILENCE_LIMIT_S,
     ) -> None:
         self.address = address
+        self._silence_limit_s = silence_limit_s  # then nothing new is sent to the head
+        self._options = [*CHANNEL_OPTIONS, *keepalive(silence_limit_s)]
         self._credentials, self._peer = Credentials.of(credentials), peer
         self._shown: NodeIdentity | None = None  # our certificate, of which the channel was made
         self.generations: set[Generation] = set()
@@ -111,10 +114,10 @@ class HeadClient:
     def _open(self) -> None:
         tls = self._credentials.tls
         if tls is None:
-            self._channel = grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS)
+            self._channel = grpc.aio.insecure_channel(self.address, options=self._options)
         else:
             self._shown = tls.current()
-            options = [*CHANNEL_OPTIONS, *peer_options(self._peer)]
+            options = [*self._options, *peer_options(self._peer)]
             self._channel = grpc.aio.secure_channel(self.address, tls.channel_credentials(), options=options)
         self._stub = head_pb2_grpc.HeadStub(self._channel)
 
@@ -137,14 +140,14 @@ class HeadClient:
             return self._closing
         if self._broken:
             return f"The head at {self.address} cannot be reached: {self._broken}."
-        if self._silent_s >= SILENT_S:
+        if self._silent_s >= self._silence_limit_s:
             return f"The head at {self.address} has been silent for {self._silent_s:.1f} s."
         return ""
 
     @property
     def is_silent(self) -> bool:
         """Connected, but not heard: a frozen process."""
-        return not self._broken and self._silent_s >= SILENT_S
+        return not self._broken and self._silent_s >= self._silence_limit_s
 
     def generate(self, request: head_pb2.GenerateRequest) -> Generation:
         """Starts a request; raises ApiError 503 where the head is not there."""
@@ -240,7 +243,7 @@ class HeadClient:
             now_s = loop.time()
             self._silent_s += min(now_s - then_s, 2 * TICK_S)
             then_s = now_s
-            if self._silent_s >= LOST_S and self.generations:
+            if self._silent_s >= self._silence_limit_s + GRACE_S and self.generations:
                 reason = self.trouble or f"The head has been silent for {self._silent_s:.1f} s."
                 logger.warning("%d requests end: %s", len(self.generations), reason)
                 self.fail_all(reason)

@@ -72,6 +72,7 @@ def read_sampling(
         _check_id(token, vocab_size, "stop_token_ids")
     sampling.stop_ids.extend(sorted(stop_ids if body.ignore_eos else stop_ids | eos_ids))
     sampling.logprobs, sampling.top_logprobs = _logprobs(body)
+    sampling.prompt_logprobs = isinstance(body, CompletionBody) and bool(body.echo) and sampling.logprobs
     return sampling
 
 

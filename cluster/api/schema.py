@@ -137,6 +137,7 @@ class GenerateBody(RequestBody):
 class CompletionBody(GenerateBody):
     """POST /v1/completions."""
 
+    max_tokens: Annotated[int | None, Field(ge=0)] = None  # 0: the prompt is only scored
     prompt: Any = None  # read by cluster.api.prompt.read_prompts
     echo: bool | None = None
     best_of: int | None = None
@@ -241,13 +242,8 @@ def _check_together(request: GenerateBody) -> None:
             raise bad_request(
                 "best_of is only supported when it equals n.", "best_of", "unsupported_parameter"
             )
-        if request.echo and request.logprobs is not None:
-            raise bad_request(
-                "echo together with logprobs is not supported: the ring computes no log-probabilities of a "
-                "prompt; send one of the two.",
-                "echo",
-                "unsupported_parameter",
-            )
+        if request.max_tokens == 0 and not request.echo:
+            raise bad_request("max_tokens: 0 is only allowed together with echo.", "max_tokens")
 
 
 def _first_problem(error: ValidationError) -> Exception:

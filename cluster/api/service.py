@@ -24,6 +24,7 @@ from cluster.api.schema import ChatBody, CompletionBody, GenerateBody, parse_bod
 from cluster.api.shape import AnswerOptions, Shape
 from cluster.api.structure import read_structure, refused
 from cluster.api.syntax import ModelSyntax
+from cluster.api.tracing import Tracer
 from cluster.grammar import GrammarError
 from cluster.logs import current_request
 from cluster.tokenizer import Tokenizer
@@ -50,6 +51,7 @@ class Service:
     ) -> None:
         self.adapters = tuple(adapters)
         self.head = head
+        self.tracer: Tracer | None = None  # None: this process does not know the nodes
         self.metrics = Metrics()
         self.started_at_s = int(time.time())
         self.model_names = served_names(model, base)
@@ -223,6 +225,9 @@ class Service:
         requests: list[head_pb2.GenerateRequest] = []
         repeated: list[Prompt] = []
         asked = body.max_completion_tokens or body.max_tokens
+        is_written = asked != 0
+        if not is_written:
+            asked = 1  # what is drawn behind the prompt goes nowhere
         if is_clamped:
             asked, default_tokens = None, asked
         for prompt in prompts:
@@ -255,6 +260,8 @@ class Service:
             keeps_tokens=options.has_token_ids or options.has_logprobs,
             make_reader=prompts[0].make_reader,
             shown_ids=prompts[0].shown_ids,
+            is_scored=sampling.prompt_logprobs,
+            is_written=is_written,
         )
         return Job(repeated, requests, sum(len(prompt.tokens) for prompt in prompts), text, options)
 

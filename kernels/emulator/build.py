@@ -68,10 +68,13 @@ def _version(path: str) -> str:
 @functools.cache
 def flags(path: str) -> tuple[str, ...]:
     """How to compile here. Every operation in half rounds to half, and nothing is contracted to an fma."""
-    found = [*_FLAGS, "-fexcess-precision=16"]
-    if "clang" not in _version(path):
+    found = list(_FLAGS)
+    is_clang, is_x86 = "clang" in _version(path), platform.machine() in {"x86_64", "amd64"}
+    if not is_clang:
         found.append("-fno-gnu-unique")
-    if platform.machine() == "x86_64" and sys.platform == "linux":
+    if is_x86 or not is_clang:  # elsewhere clang knows no other, and refuses to be told
+        found.append("-fexcess-precision=16")
+    if is_x86 and sys.platform == "linux":
         cpu = set(
             Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\nflags")[2].split("\n")[0].split()
         )

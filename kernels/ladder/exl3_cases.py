@@ -1,151 +1,161 @@
-"""EXL3 layers on the ladder: all bits, all codebooks, one row and a few, experts, decoding alone."""
+"""The cases of the EXL3 kernels: random streams, each of which is a valid tensor, beside MLX's operations."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import prod
 
 import mlx.core as mx
-import numpy as np
 
-from kernels import exl3_ops, exl3_reference
+from kernels import exl3_ops
 from kernels.exl3_kernels import Matrix, plan
-from kernels.exl3_reference import CODEBOOKS, TILE, Codebook
-from kernels.ladder.case import Case, dtype_name
+from kernels.exl3_reference import BLOCK, CODEBOOKS, TILE, Codebook
+from kernels.ladder.case import Case
 
-# Of real models: inputs and outputs; experts, those of a token, inputs and outputs of one.
-FULL = (("4096x4096", 4096, 4096), ("llama-70b-up", 8192, 28672), ("qwen3-head", 2048, 151936))
-FULL_EXPERTS = (("qwen3-30b-up", 128, 8, 2048, 768), ("qwen3-30b-down", 128, 8, 768, 2048))
-TOLERANCES = {mx.float16: 1e-3, mx.bfloat16: 8e-3}
+Arrays = Sequence[mx.array]
+TOLERANCE = {mx.float32: 1e-5, mx.float16: 1e-3, mx.bfloat16: 8e-3}
+NAMES = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
+# in, out, rows: unpadded, padded, and in parts with exl3_finish behind them
+SMALL = ((128, 128, 1), (200, 300, 3), (1100, 136, 5), (1024, 128, 9))
+# of Qwen3-30B-A3B, GLM-4.7-Flash and Llama-3.1-70B
+FULL = ((2048, 4096, 1), (2048, 4096, 8), (8192, 28672, 1), (8192, 28672, 8), (2048, 151936, 1))
+FULL_EXPERTS = ((2048, 768, 128, 8), (768, 2048, 128, 8), (2048, 1536, 64, 4))  # in, out, experts, of a token
 
 
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """A random stream is a valid weight. Arrays: x, indices, trellis, suh, svh, bias."""
+def _size(channels: int) -> int:
+    return -(-channels // BLOCK) * BLOCK
 
-    bits: int
-    codebook: Codebook
-    num_rows: int
-    num_experts: int = 0  # none: one weight for all rows
-    top_k: int = 1
-    height: int = 256
-    width: int = 128
-    output_dims: int = 120
-    dtype: mx.Dtype = mx.float16
 
-    def arrays(self) -> list[mx.array]:
-        rng = np.random.default_rng(self.bits)
-        lead = (self.num_experts,) if self.num_experts else ()
-        words = (*lead, self.height // TILE, self.width // TILE, TILE * self.bits)
-        x = rng.standard_normal((self.num_rows, self.height - 8))
-        indices = rng.integers(0, max(1, self.num_experts), max(8, self.num_rows * self.top_k))
-        return [
-            mx.array(x.astype(np.float32)).astype(self.dtype),
-            mx.array(indices.astype(np.uint32)),
-            mx.array(rng.integers(-(1 << 15), 1 << 15, words, np.int16)),
-            mx.array(rng.standard_normal((*lead, self.height)).astype(np.float16)),
-            mx.array(rng.standard_normal((*lead, self.width)).astype(np.float16)),
-            mx.array(rng.standard_normal((*lead, self.output_dims)).astype(np.float16)),
-        ]
+def _tensors(lead: tuple[int, ...], num_in: int, num_out: int, bits: int) -> list[mx.array]:
+    """trellis, suh, svh, bias of experts, or of a layer where `lead` is empty."""
+    keys = mx.random.split(mx.random.key(bits), 4)
+    height, width = _size(num_in), _size(num_out)
+    words = mx.random.randint(0, 1 << 16, (*lead, height // TILE, width // TILE, TILE * bits), key=keys[0])
+    return [
+        words.astype(mx.uint16).view(mx.int16),
+        mx.random.uniform(0.5, 1.5, (*lead, height), key=keys[1]).astype(mx.float16),
+        (mx.random.normal((*lead, width), key=keys[2]) / num_in**0.5).astype(mx.float16),
+        mx.random.normal((*lead, num_out), key=keys[3]).astype(mx.float16),
+    ]
 
-    def _matrix(self, arrays: tuple[mx.array, ...]) -> Matrix:
-        trellis, suh, svh, bias = arrays
-        return Matrix(trellis, suh, svh, bias, self.codebook, self.output_dims)
 
-    def run(self, x: mx.array, indices: mx.array, *rest: mx.array) -> mx.array:
-        matrix = self._matrix(rest)
-        if not self.num_experts:
-            return matrix.product(x)
-        chosen = indices[: self.num_rows * self.top_k]
-        if self.num_rows == 1:
-            return matrix.pairs(x, chosen)
-        return matrix.tiles(x, chosen, plan(chosen, self.num_experts))
+def _rows(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
+    return mx.random.normal(shape, key=mx.random.key(prod(shape))).astype(dtype)
 
-    def unpacked(self, _x: mx.array, _indices: mx.array, *rest: mx.array) -> mx.array:
-        return self._matrix(rest).unpacked()
 
-    def decoded(self, _x: mx.array, _indices: mx.array, trellis: mx.array, *_rest: mx.array) -> mx.array:
-        return mx.array(exl3_reference.decode(np.array(trellis), self.codebook))
+def _matrix(arrays: Arrays, codebook: Codebook) -> Matrix:
+    trellis, suh, svh, bias = arrays
+    return Matrix(trellis, suh, svh, bias, codebook, bias.shape[-1])
 
-    def reference(self, x: mx.array, indices: mx.array, *rest: mx.array) -> mx.array:
-        trellis, suh, svh, bias = (np.array(array) for array in rest)
-        rows = np.array(x.astype(mx.float32), np.float64)
-        if not self.num_experts:
-            weight = exl3_reference.dense(trellis, suh, svh, self.codebook)
-            return self._answer(rows, weight, bias)
-        answers = []
-        for number, expert in enumerate(np.array(indices)[: self.num_rows * self.top_k]):
-            weight = exl3_reference.dense(trellis[expert], suh[expert], svh[expert], self.codebook)
-            answers.append(self._answer(rows[number // self.top_k][None], weight, bias[expert]))
-        return mx.concatenate(answers)
 
-    def by_operations(self, x: mx.array, indices: mx.array, *rest: mx.array) -> mx.array:
-        """As `reference`, for sizes that would take the first principles minutes."""
-        trellis, suh, svh, bias = rest
-        rows = x.astype(mx.float32)
-        if not self.num_experts:
-            return exl3_ops.linear(rows, trellis, suh, svh, self.codebook, bias=bias)[:, : self.output_dims]
-        chosen = indices[: self.num_rows * self.top_k].reshape(self.num_rows, self.top_k)
-        parts = [(trellis, self.codebook)]
-        made = exl3_ops.switch(rows[:, None, None], chosen, parts, places=None, suh=suh, svh=svh, bias=bias)
-        return made.reshape(chosen.size, -1)[:, : self.output_dims]
+def _product(codebook: Codebook, x: mx.array, *arrays: mx.array) -> mx.array:
+    return _matrix(arrays, codebook).product(x)
 
-    def _answer(self, rows: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> mx.array:
-        inner = weight[: self.output_dims, : rows.shape[1]]
-        return mx.array((rows @ inner.T + bias.astype(np.float64)).astype(np.float32))
+
+def _product_reference(codebook: Codebook, x: mx.array, *arrays: mx.array) -> mx.array:
+    trellis, suh, svh, bias = arrays
+    y = exl3_ops.linear(x.astype(mx.float32), trellis, suh, svh, codebook, bias=bias)
+    return y[..., : bias.shape[-1]]
+
+
+def _experts(codebook: Codebook, x: mx.array, indices: mx.array, *arrays: mx.array) -> mx.array:
+    """x (tokens, in), indices (tokens, k): a row for each pair."""
+    matrix, chosen = _matrix(arrays, codebook), indices.reshape(-1)
+    if x.shape[0] == 1:
+        return matrix.pairs(x, chosen)
+    return matrix.tiles(x, chosen, plan(chosen, arrays[0].shape[0]))
+
+
+def _experts_reference(codebook: Codebook, x: mx.array, indices: mx.array, *arrays: mx.array) -> mx.array:
+    trellis, suh, svh, bias = arrays
+    y = exl3_ops.switch(
+        x.astype(mx.float32)[:, None, None],
+        indices,
+        [(trellis, codebook)],
+        places=None,
+        suh=suh,
+        svh=svh,
+        bias=bias,
+    )
+    return y.reshape(indices.size, -1)[:, : bias.shape[-1]]
+
+
+def _unpack(codebook: Codebook, trellis: mx.array) -> mx.array:
+    nothing = mx.zeros(8, mx.float16)
+    return Matrix(trellis, nothing, nothing, None, codebook, 0).unpacked()
+
+
+def _product_inputs(num_in: int, num_out: int, rows: int, bits: int, dtype: mx.Dtype) -> list[mx.array]:
+    return [_rows((rows, num_in), dtype), *_tensors((), num_in, num_out, bits)]
+
+
+def _expert_inputs(
+    sizes: tuple[int, int, int, int], tokens: int, bits: int, dtype: mx.Dtype
+) -> list[mx.array]:
+    num_in, num_out, num_experts, top_k = sizes
+    scores = mx.random.uniform(shape=(tokens, num_experts), key=mx.random.key(tokens))
+    chosen = mx.argsort(scores, axis=-1)[:, :top_k].astype(mx.uint32)
+    return [_rows((tokens, num_in), dtype), chosen, *_tensors((num_experts,), num_in, num_out, bits)]
 
 
 def _case(
-    name: str, layer: _Layer, *, is_golden: bool = False, is_full: bool = False, is_long: bool = True
+    name: str, inputs: Callable[[], Arrays], functions: tuple[Callable[..., mx.array], ...], **more: object
 ) -> Case:
-    return Case(
-        name=f"exl3/{name}-{layer.bits}-{layer.codebook}-{dtype_name(layer.dtype)}-{layer.num_rows}",
-        inputs=layer.arrays,
-        run=layer.run,
-        reference=layer.by_operations if is_full else layer.reference,
-        tolerance=TOLERANCES[layer.dtype],
-        is_golden=is_golden,
-        is_full=is_full,
-        is_long=is_long,
-    )
+    run, reference = functions
+    return Case(name=name, inputs=inputs, run=run, reference=reference, **more)  # type: ignore[arg-type]
 
 
 def exl3_cases() -> list[Case]:
-    cases = []
-    for number, bits in enumerate(range(1, 9)):
-        codebook = CODEBOOKS[number % 3]
-        dtype = mx.float16 if number % 2 else mx.bfloat16
-        is_first = bits == 3
-        cases += [
-            _case("linear", _Layer(bits, codebook, 1, dtype=dtype), is_golden=is_first, is_long=not is_first),
-            _case("linear", _Layer(bits, codebook, 5, dtype=dtype)),
-        ]
-    for codebook in CODEBOOKS:
-        for bits in range(1, 9):
-            layer = _Layer(bits, codebook, 1)
-            cases.append(
-                Case(
-                    name=f"exl3/unpack-{bits}-{codebook}",
-                    inputs=layer.arrays,
-                    run=layer.unpacked,
-                    reference=layer.decoded,
-                    tolerance=0.0,
-                    is_exact=True,
-                    is_golden=(bits, codebook) == (3, CODEBOOKS[0]),
-                    is_long=(bits, codebook) != (3, CODEBOOKS[0]),
-                )
-            )
-    wide = _Layer(3, "mcg", 1, height=1024)
-    cases += [
-        _case("split", wide, is_golden=True),
-        _case("experts", _Layer(3, "mcg", 1, num_experts=6, top_k=4), is_golden=True),
-        _case("experts", _Layer(4, "mul1", 6, num_experts=5, top_k=3), is_golden=True),
+    """Decoding, bit for bit, in all widths and codebooks; products of few rows; experts for few tokens."""
+    cases = [
+        _case(
+            f"exl3_unpack/{bits}bit-{codebook}",
+            partial(lambda bits: _tensors((2,), 128, 256, bits)[:1], bits),
+            (
+                partial(_unpack, codebook),
+                partial(lambda book, trellis: exl3_ops.decode(trellis, book), codebook),
+            ),
+            tolerance=0.0,
+            is_exact=True,
+            is_golden=(bits, codebook) == (3, "mcg"),
+            is_long=(bits, codebook) not in {(1, "3inst"), (3, "mcg"), (4, "mcg"), (8, "mul1")},
+        )
+        for bits in range(1, 9)
+        for codebook in CODEBOOKS
     ]
-    for bits in (2, 3, 4, 6):
-        for rows in (1, 8):
-            for name, height, width in FULL:
-                layer = _Layer(bits, "mcg", rows, height=height, width=width, output_dims=width)
-                cases.append(_case(name, layer, is_full=True))
-            for name, num_experts, top_k, height, width in FULL_EXPERTS:
-                layer = _Layer(bits, "mcg", rows, num_experts, top_k, height, width, output_dims=width)
-                cases.append(_case(name, layer, is_full=True))
+    kinds = [(bits, CODEBOOKS[bits % 3]) for bits in range(1, 9)]
+    for bits, codebook in kinds:
+        both = partial(_product, codebook), partial(_product_reference, codebook)
+        for num_in, num_out, rows in (*SMALL, *(FULL if bits in {2, 3, 4, 6} else ())):
+            is_full = (num_in, num_out, rows) in FULL
+            for dtype, tolerance in TOLERANCE.items():
+                if is_full and dtype != mx.float16:
+                    continue
+                cases.append(
+                    _case(
+                        f"exl3_decode/{rows}x{num_in}-{num_out}-{bits}bit-{codebook}-{NAMES[dtype]}",
+                        partial(_product_inputs, num_in, num_out, rows, bits, dtype),
+                        both,
+                        tolerance=tolerance,
+                        is_golden=bits == 3 and rows in {1, 5} and dtype == mx.float16 and not is_full,
+                        is_full=is_full,
+                        is_long=not (bits == 3 and rows in {1, 3} and dtype == mx.float16),
+                    )
+                )
+        experts = partial(_experts, codebook), partial(_experts_reference, codebook)
+        for sizes in ((200, 136, 6, 3), *(FULL_EXPERTS if bits in {2, 3, 4} else ())):
+            is_full = sizes in FULL_EXPERTS
+            cases += [
+                _case(
+                    f"exl3_decode/{tokens}-tokens-{sizes[2]}x{sizes[0]}-{sizes[1]}-{bits}bit-{codebook}",
+                    partial(_expert_inputs, sizes, tokens, bits, mx.float16),
+                    experts,
+                    tolerance=TOLERANCE[mx.float16],
+                    is_golden=bits == 3 and not is_full,
+                    is_full=is_full,
+                    is_long=not (bits == 3 and tokens == 1),
+                )
+                for tokens in ((1, 5) if not is_full else (1, 8, 32))
+            ]
     return cases

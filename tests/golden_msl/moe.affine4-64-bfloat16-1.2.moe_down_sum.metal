@@ -421,7 +421,7 @@ METAL_FUNC void moe_down_any(
 #undef MOE_CALL
 }
 template <typename T, int H, int I, int TOPK, int C, int DOWN_MODE, int DOWN_BITS, int DOWN_GROUP, bool DOWN_BIASED, typename DOWN_S, bool WEIGHTED>
-[[kernel]] void custom_kernel_moe_down_sum__bfloat16_t_256_128_3_8_0_4_64_0_bfloat16_t_1_bfloat16_t_uint32_tc_bfloat16_tc_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_bfloat16_t(
+[[kernel]] void custom_kernel_moe_down_sum__bfloat16_t_256_128_3_32_0_4_64_0_bfloat16_t_1_bfloat16_t_uint32_tc_bfloat16_tc_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_bfloat16_t(
   const device bfloat16_t* inner [[buffer(0)]],
   const constant uint32_t* indices [[buffer(1)]],
   const constant bfloat16_t* scores [[buffer(2)]],
@@ -466,4 +466,4 @@ template <typename T, int H, int I, int TOPK, int C, int DOWN_MODE, int DOWN_BIT
 
 }
 
-template [[host_name("custom_kernel_moe_down_sum__bfloat16_t_256_128_3_8_0_4_64_0_bfloat16_t_1_bfloat16_t_uint32_tc_bfloat16_tc_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_bfloat16_t")]] [[kernel]] decltype(custom_kernel_moe_down_sum__bfloat16_t_256_128_3_8_0_4_64_0_bfloat16_t_1_bfloat16_t_uint32_tc_bfloat16_tc_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_bfloat16_t<bfloat16_t, 256, 128, 3, 8, 0, 4, 64, 0, bfloat16_t, 1>) custom_kernel_moe_down_sum__bfloat16_t_256_128_3_8_0_4_64_0_bfloat16_t_1_bfloat16_t_uint32_tc_bfloat16_tc_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_bfloat16_t<bfloat16_t, 256, 128, 3, 8, 0, 4, 64, 0, bfloat16_t, 1>;
+template [[host_name("custom_kernel_moe_down_sum__bfloat16_t_256_128_3_32_0_4_64_0_bfloat16_t_1_bfloat16_t_uint32_tc_bfloat16_tc_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_bfloat16_t")]] [[kernel]] decltype(custom_kernel_moe_down_sum__bfloat16_t_256_128_3_32_0_4_64_0_bfloat16_t_1_bfloat16_t_uint32_tc_bfloat16_tc_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_bfloat16_t<bfloat16_t, 256, 128, 3, 32, 0, 4, 64, 0, bfloat16_t, 1>) custom_kernel_moe_down_sum__bfloat16_t_256_128_3_32_0_4_64_0_bfloat16_t_1_bfloat16_t_uint32_tc_bfloat16_tc_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_bfloat16_t<bfloat16_t, 256, 128, 3, 32, 0, 4, 64, 0, bfloat16_t, 1>;

@@ -421,7 +421,7 @@ METAL_FUNC void moe_down_any(
 #undef MOE_CALL
 }
 template <typename T, int H, int I, int TOPK, int C, int ACTIVATION, int GATE_MODE, int GATE_BITS, int GATE_GROUP, bool GATE_BIASED, typename GATE_S, int UP_MODE, int UP_BITS, int UP_GROUP, bool UP_BIASED, typename UP_S, int TILE>
-[[kernel]] void custom_kernel_moe_gate_up_batch__bfloat16_t_256_128_3_8_0_0_4_64_0_bfloat16_t_0_4_64_0_bfloat16_t_32_bfloat16_t_uint32_t_uint32_t_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_floatc_bfloat16_t(
+[[kernel]] void custom_kernel_moe_gate_up_batch__bfloat16_t_256_128_3_32_0_0_4_64_0_bfloat16_t_0_4_64_0_bfloat16_t_32_bfloat16_t_uint32_t_uint32_t_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_floatc_bfloat16_t(
   const device bfloat16_t* x [[buffer(0)]],
   const device uint32_t* order [[buffer(1)]],
   const device uint32_t* tiles [[buffer(2)]],
@@ -458,4 +458,4 @@ template <typename T, int H, int I, int TOPK, int C, int ACTIVATION, int GATE_MO
 
 }
 
-template [[host_name("custom_kernel_moe_gate_up_batch__bfloat16_t_256_128_3_8_0_0_4_64_0_bfloat16_t_0_4_64_0_bfloat16_t_32_bfloat16_t_uint32_t_uint32_t_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_floatc_bfloat16_t")]] [[kernel]] decltype(custom_kernel_moe_gate_up_batch__bfloat16_t_256_128_3_8_0_0_4_64_0_bfloat16_t_0_4_64_0_bfloat16_t_32_bfloat16_t_uint32_t_uint32_t_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_floatc_bfloat16_t<bfloat16_t, 256, 128, 3, 8, 0, 0, 4, 64, 0, bfloat16_t, 0, 4, 64, 0, bfloat16_t, 32>) custom_kernel_moe_gate_up_batch__bfloat16_t_256_128_3_8_0_0_4_64_0_bfloat16_t_0_4_64_0_bfloat16_t_32_bfloat16_t_uint32_t_uint32_t_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_floatc_bfloat16_t<bfloat16_t, 256, 128, 3, 8, 0, 0, 4, 64, 0, bfloat16_t, 0, 4, 64, 0, bfloat16_t, 32>;
+template [[host_name("custom_kernel_moe_gate_up_batch__bfloat16_t_256_128_3_32_0_0_4_64_0_bfloat16_t_0_4_64_0_bfloat16_t_32_bfloat16_t_uint32_t_uint32_t_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_floatc_bfloat16_t")]] [[kernel]] decltype(custom_kernel_moe_gate_up_batch__bfloat16_t_256_128_3_32_0_0_4_64_0_bfloat16_t_0_4_64_0_bfloat16_t_32_bfloat16_t_uint32_t_uint32_t_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_floatc_bfloat16_t<bfloat16_t, 256, 128, 3, 32, 0, 0, 4, 64, 0, bfloat16_t, 0, 4, 64, 0, bfloat16_t, 32>) custom_kernel_moe_gate_up_batch__bfloat16_t_256_128_3_32_0_0_4_64_0_bfloat16_t_0_4_64_0_bfloat16_t_32_bfloat16_t_uint32_t_uint32_t_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_floatc_bfloat16_t<bfloat16_t, 256, 128, 3, 32, 0, 0, 4, 64, 0, bfloat16_t, 0, 4, 64, 0, bfloat16_t, 32>;

@@ -421,7 +421,7 @@ METAL_FUNC void moe_down_any(
 #undef MOE_CALL
 }
 template <typename T, int H, int I, int TOPK, int C, int DOWN_MODE, int DOWN_BITS, int DOWN_GROUP, bool DOWN_BIASED, typename DOWN_S, int MAX_TOKENS, int TILE, bool WEIGHTED>
-[[kernel]] void custom_kernel_moe_down_batch__bfloat16_t_256_128_3_8_0_4_64_0_bfloat16_t_63_32_1_bfloat16_t_uint32_t_uint32_t_uint32_t_bfloat16_t_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_bfloat16_t(
+[[kernel]] void custom_kernel_moe_down_batch__bfloat16_t_256_128_3_32_0_4_64_0_bfloat16_t_63_32_1_bfloat16_t_uint32_t_uint32_t_uint32_t_bfloat16_t_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_bfloat16_t(
   const device bfloat16_t* inner [[buffer(0)]],
   const device uint32_t* order [[buffer(1)]],
   const device uint32_t* tiles [[buffer(2)]],
@@ -473,4 +473,4 @@ template <typename T, int H, int I, int TOPK, int C, int DOWN_MODE, int DOWN_BIT
 
 }
 
-template [[host_name("custom_kernel_moe_down_batch__bfloat16_t_256_128_3_8_0_4_64_0_bfloat16_t_63_32_1_bfloat16_t_uint32_t_uint32_t_uint32_t_bfloat16_t_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_bfloat16_t")]] [[kernel]] decltype(custom_kernel_moe_down_batch__bfloat16_t_256_128_3_8_0_4_64_0_bfloat16_t_63_32_1_bfloat16_t_uint32_t_uint32_t_uint32_t_bfloat16_t_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_bfloat16_t<bfloat16_t, 256, 128, 3, 8, 0, 4, 64, 0, bfloat16_t, 63, 32, 1>) custom_kernel_moe_down_batch__bfloat16_t_256_128_3_8_0_4_64_0_bfloat16_t_63_32_1_bfloat16_t_uint32_t_uint32_t_uint32_t_bfloat16_t_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_bfloat16_t<bfloat16_t, 256, 128, 3, 8, 0, 4, 64, 0, bfloat16_t, 63, 32, 1>;
+template [[host_name("custom_kernel_moe_down_batch__bfloat16_t_256_128_3_32_0_4_64_0_bfloat16_t_63_32_1_bfloat16_t_uint32_t_uint32_t_uint32_t_bfloat16_t_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_bfloat16_t")]] [[kernel]] decltype(custom_kernel_moe_down_batch__bfloat16_t_256_128_3_32_0_4_64_0_bfloat16_t_63_32_1_bfloat16_t_uint32_t_uint32_t_uint32_t_bfloat16_t_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_bfloat16_t<bfloat16_t, 256, 128, 3, 32, 0, 4, 64, 0, bfloat16_t, 63, 32, 1>) custom_kernel_moe_down_batch__bfloat16_t_256_128_3_32_0_4_64_0_bfloat16_t_63_32_1_bfloat16_t_uint32_t_uint32_t_uint32_t_bfloat16_t_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_bfloat16_t<bfloat16_t, 256, 128, 3, 32, 0, 4, 64, 0, bfloat16_t, 63, 32, 1>;

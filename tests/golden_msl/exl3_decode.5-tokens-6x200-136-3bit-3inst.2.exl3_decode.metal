@@ -71,7 +71,7 @@ METAL_FUNC void exl3_rotate(thread float* v, uint lane) {
   }
 }
 template <int WIDTH, int OUT, int SPLITS, int MODE, bool BIASED, int BITS, int BOOK, int ROWS, int IN, int HEIGHT, int SHARE, typename Y>
-[[kernel]] void custom_kernel_exl3_decode__128_120_1_2_1_4_2_4_248_256_3_float16_t_float16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_float16_t(
+[[kernel]] void custom_kernel_exl3_decode__256_136_1_2_1_3_0_4_200_256_3_float16_t_float16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_float16_t(
   const device float16_t* x [[buffer(0)]],
   const constant int* x_shape [[buffer(1)]],
   const device int16_t* trellis [[buffer(2)]],
@@ -198,4 +198,4 @@ template <int WIDTH, int OUT, int SPLITS, int MODE, bool BIASED, int BITS, int B
 
 }
 
-template [[host_name("custom_kernel_exl3_decode__128_120_1_2_1_4_2_4_248_256_3_float16_t_float16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_float16_t")]] [[kernel]] decltype(custom_kernel_exl3_decode__128_120_1_2_1_4_2_4_248_256_3_float16_t_float16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_float16_t<128, 120, 1, 2, 1, 4, 2, 4, 248, 256, 3, float16_t>) custom_kernel_exl3_decode__128_120_1_2_1_4_2_4_248_256_3_float16_t_float16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_float16_t<128, 120, 1, 2, 1, 4, 2, 4, 248, 256, 3, float16_t>;
+template [[host_name("custom_kernel_exl3_decode__256_136_1_2_1_3_0_4_200_256_3_float16_t_float16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_float16_t")]] [[kernel]] decltype(custom_kernel_exl3_decode__256_136_1_2_1_3_0_4_200_256_3_float16_t_float16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_float16_t<256, 136, 1, 2, 1, 3, 0, 4, 200, 256, 3, float16_t>) custom_kernel_exl3_decode__256_136_1_2_1_3_0_4_200_256_3_float16_t_float16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_float16_t<256, 136, 1, 2, 1, 3, 0, 4, 200, 256, 3, float16_t>;

@@ -71,8 +71,8 @@ METAL_FUNC void exl3_rotate(thread float* v, uint lane) {
   }
 }
 template <int WIDTH, int OUT, int SPLITS, int MODE, bool BIASED, int BITS, int BOOK, int ROWS, int IN, int HEIGHT, int SHARE, typename Y>
-[[kernel]] void custom_kernel_exl3_decode__128_120_1_0_1_3_2_1_248_256_1_bfloat16_t_bfloat16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_bfloat16_t(
-  const device bfloat16_t* x [[buffer(0)]],
+[[kernel]] void custom_kernel_exl3_decode__128_128_1_0_1_3_0_1_128_128_1_float16_t_float16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_float16_t(
+  const device float16_t* x [[buffer(0)]],
   const constant int* x_shape [[buffer(1)]],
   const device int16_t* trellis [[buffer(2)]],
   const device float16_t* suh [[buffer(3)]],
@@ -80,7 +80,7 @@ template <int WIDTH, int OUT, int SPLITS, int MODE, bool BIASED, int BITS, int B
   const device float16_t* bias [[buffer(5)]],
   const device uint32_t* indices [[buffer(6)]],
   const device uint32_t* tiles [[buffer(7)]],
-  device bfloat16_t* y [[buffer(8)]],
+  device float16_t* y [[buffer(8)]],
   uint simdgroup_index_in_threadgroup [[simdgroup_index_in_threadgroup]],
   uint thread_index_in_simdgroup [[thread_index_in_simdgroup]],
   uint3 threadgroup_position_in_grid [[threadgroup_position_in_grid]]) {
@@ -198,4 +198,4 @@ template <int WIDTH, int OUT, int SPLITS, int MODE, bool BIASED, int BITS, int B
 
 }
 
-template [[host_name("custom_kernel_exl3_decode__128_120_1_0_1_3_2_1_248_256_1_bfloat16_t_bfloat16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_bfloat16_t")]] [[kernel]] decltype(custom_kernel_exl3_decode__128_120_1_0_1_3_2_1_248_256_1_bfloat16_t_bfloat16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_bfloat16_t<128, 120, 1, 0, 1, 3, 2, 1, 248, 256, 1, bfloat16_t>) custom_kernel_exl3_decode__128_120_1_0_1_3_2_1_248_256_1_bfloat16_t_bfloat16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_bfloat16_t<128, 120, 1, 0, 1, 3, 2, 1, 248, 256, 1, bfloat16_t>;
+template [[host_name("custom_kernel_exl3_decode__128_128_1_0_1_3_0_1_128_128_1_float16_t_float16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_float16_t")]] [[kernel]] decltype(custom_kernel_exl3_decode__128_128_1_0_1_3_0_1_128_128_1_float16_t_float16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_float16_t<128, 128, 1, 0, 1, 3, 0, 1, 128, 128, 1, float16_t>) custom_kernel_exl3_decode__128_128_1_0_1_3_0_1_128_128_1_float16_t_float16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_float16_t<128, 128, 1, 0, 1, 3, 0, 1, 128, 128, 1, float16_t>;

@@ -70,36 +70,39 @@ METAL_FUNC void exl3_rotate(thread float* v, uint lane) {
     v[i] *= 0.08838834764831845f;
   }
 }
-template <int WIDTH, int OUT, int SPLITS, int MODE, bool BIASED, typename Y>
-[[kernel]] void custom_kernel_exl3_finish__128_120_2_0_1_float16_t_float_float16_t_float16_t_uint32_t_float16_t(
-  const device float* parts [[buffer(0)]],
-  const constant int* parts_shape [[buffer(1)]],
-  const device float16_t* svh [[buffer(2)]],
-  const device float16_t* bias [[buffer(3)]],
-  const device uint32_t* indices [[buffer(4)]],
-  device float16_t* y [[buffer(5)]],
+template <int BITS, int BOOK, int HEIGHT, int WIDTH>
+[[kernel]] void custom_kernel_exl3_unpack__3_1_128_256_int16_t_float16_t(
+  const device int16_t* trellis [[buffer(0)]],
+  device float16_t* weights [[buffer(1)]],
+  uint simdgroup_index_in_threadgroup [[simdgroup_index_in_threadgroup]],
   uint thread_index_in_simdgroup [[thread_index_in_simdgroup]],
+  uint thread_index_in_threadgroup [[thread_index_in_threadgroup]],
   uint3 threadgroup_position_in_grid [[threadgroup_position_in_grid]]) {
-    // y (rows, OUT) = rotate(the sum of parts (SPLITS, rows, WIDTH)) * svh + bias: one simdgroup a block of a row.
-    const uint lane = thread_index_in_simdgroup, block = threadgroup_position_in_grid.x;
-    const uint row = threadgroup_position_in_grid.y, num_rows = uint(parts_shape[1]);
-    const uint expert = MODE == EXL3_SINGLE ? 0 : indices[row];
-    float v[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    for (uint split = 0; split < uint(SPLITS); split++) {
-        const device float* part = parts + (ulong(split) * num_rows + row) * WIDTH + block * EXL3_BLOCK + 4 * lane;
-        for (uint i = 0; i < 4; i++) {
-            v[i] += part[i];
-        }
+    // weights (experts, HEIGHT, WIDTH) float16 between the rotations: a threadgroup decodes eight tiles side by side and
+    // writes their 16 rows in whole pieces.
+    enum { NUM_WEIGHTS = EXL3_TILE * EXL3_BLOCK };
+    threadgroup half rows[NUM_WEIGHTS];
+    const uint lane = thread_index_in_simdgroup, group = simdgroup_index_in_threadgroup;
+    const uint block = threadgroup_position_in_grid.x, down = threadgroup_position_in_grid.y;
+    const ulong expert = threadgroup_position_in_grid.z;
+    const uint across = WIDTH / EXL3_TILE, height = HEIGHT / EXL3_TILE;
+    Exl3Lane<BITS, BOOK> own;
+    own.start(lane);
+    half values[8];
+    own.decode(
+        (const device uint*)trellis +
+            ((expert * height + down) * across + block * EXL3_BLOCK_TILES + group) * (8 * BITS),
+        values);
+    threadgroup half* corner = rows + 2 * (lane % 4) * EXL3_BLOCK + group * EXL3_TILE + lane / 4;
+    for (uint j = 0; j < 8; j++) {
+        corner[(j % 2 + 8 * (j / 2 % 2)) * EXL3_BLOCK + 8 * (j / 4)] = values[j];
     }
-    exl3_rotate(v, lane);
-    for (uint i = 0; i < 4; i++) {
-        const uint out = block * EXL3_BLOCK + 4 * lane + i;
-        if (out < uint(OUT)) {
-            const float offset = BIASED ? float(bias[expert * OUT + out]) : 0.0f;
-            y[ulong(row) * OUT + out] = Y(metal::fma(v[i], float(svh[expert * WIDTH + out]), offset));
-        }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    device half* target = weights + (expert * HEIGHT + down * EXL3_TILE) * WIDTH + block * EXL3_BLOCK;
+    for (uint i = thread_index_in_threadgroup; i < NUM_WEIGHTS; i += EXL3_SIMDGROUPS * 32) {
+        target[ulong(i / EXL3_BLOCK) * WIDTH + i % EXL3_BLOCK] = rows[i];
     }
 
 }
 
-template [[host_name("custom_kernel_exl3_finish__128_120_2_0_1_float16_t_float_float16_t_float16_t_uint32_t_float16_t")]] [[kernel]] decltype(custom_kernel_exl3_finish__128_120_2_0_1_float16_t_float_float16_t_float16_t_uint32_t_float16_t<128, 120, 2, 0, 1, float16_t>) custom_kernel_exl3_finish__128_120_2_0_1_float16_t_float_float16_t_float16_t_uint32_t_float16_t<128, 120, 2, 0, 1, float16_t>;
+template [[host_name("custom_kernel_exl3_unpack__3_1_128_256_int16_t_float16_t")]] [[kernel]] decltype(custom_kernel_exl3_unpack__3_1_128_256_int16_t_float16_t<3, 1, 128, 256>) custom_kernel_exl3_unpack__3_1_128_256_int16_t_float16_t<3, 1, 128, 256>;

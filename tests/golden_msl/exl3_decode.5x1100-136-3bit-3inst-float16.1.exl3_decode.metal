@@ -71,7 +71,7 @@ METAL_FUNC void exl3_rotate(thread float* v, uint lane) {
   }
 }
 template <int WIDTH, int OUT, int SPLITS, int MODE, bool BIASED, int BITS, int BOOK, int ROWS, int IN, int HEIGHT, int SHARE, typename Y>
-[[kernel]] void custom_kernel_exl3_decode__128_120_2_0_1_3_1_1_1016_1024_1_float_float16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_float(
+[[kernel]] void custom_kernel_exl3_decode__256_136_2_0_1_3_0_8_1100_1152_1_float_float16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_float(
   const device float16_t* x [[buffer(0)]],
   const constant int* x_shape [[buffer(1)]],
   const device int16_t* trellis [[buffer(2)]],
@@ -198,4 +198,4 @@ template <int WIDTH, int OUT, int SPLITS, int MODE, bool BIASED, int BITS, int B
 
 }
 
-template [[host_name("custom_kernel_exl3_decode__128_120_2_0_1_3_1_1_1016_1024_1_float_float16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_float")]] [[kernel]] decltype(custom_kernel_exl3_decode__128_120_2_0_1_3_1_1_1016_1024_1_float_float16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_float<128, 120, 2, 0, 1, 3, 1, 1, 1016, 1024, 1, float>) custom_kernel_exl3_decode__128_120_2_0_1_3_1_1_1016_1024_1_float_float16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_float<128, 120, 2, 0, 1, 3, 1, 1, 1016, 1024, 1, float>;
+template [[host_name("custom_kernel_exl3_decode__256_136_2_0_1_3_0_8_1100_1152_1_float_float16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_float")]] [[kernel]] decltype(custom_kernel_exl3_decode__256_136_2_0_1_3_0_8_1100_1152_1_float_float16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_float<256, 136, 2, 0, 1, 3, 0, 8, 1100, 1152, 1, float>) custom_kernel_exl3_decode__256_136_2_0_1_3_0_8_1100_1152_1_float_float16_t_int16_t_float16_t_float16_t_float16_t_uint32_t_uint32_t_float<256, 136, 2, 0, 1, 3, 0, 8, 1100, 1152, 1, float>;

@@ -421,7 +421,7 @@ METAL_FUNC void moe_down_any(
 #undef MOE_CALL
 }
 template <int E, int TOPK, int TILE>
-[[kernel]] void custom_kernel_moe_plan__5_1_32_uint32_t_uint32_t_uint32_t(
+[[kernel]] void custom_kernel_moe_plan__6_1_32_uint32_t_uint32_t_uint32_t(
   const device uint32_t* indices [[buffer(0)]],
   const constant int* indices_shape [[buffer(1)]],
   device uint32_t* order [[buffer(2)]],
@@ -493,4 +493,4 @@ template <int E, int TOPK, int TILE>
 
 }
 
-template [[host_name("custom_kernel_moe_plan__5_1_32_uint32_t_uint32_t_uint32_t")]] [[kernel]] decltype(custom_kernel_moe_plan__5_1_32_uint32_t_uint32_t_uint32_t<5, 1, 32>) custom_kernel_moe_plan__5_1_32_uint32_t_uint32_t_uint32_t<5, 1, 32>;
+template [[host_name("custom_kernel_moe_plan__6_1_32_uint32_t_uint32_t_uint32_t")]] [[kernel]] decltype(custom_kernel_moe_plan__6_1_32_uint32_t_uint32_t_uint32_t<6, 1, 32>) custom_kernel_moe_plan__6_1_32_uint32_t_uint32_t_uint32_t<6, 1, 32>;

@@ -1,0 +1,88 @@
+"""What the last stage makes of a frame's logits: tokens drawn, a prompt's own scored. Compute thread only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from cluster.prompt_scores import PromptScores, prompt_scores
+from cluster.sampler import RowDraws, draw_rows
+from cluster.session import Session
+from cluster.step import Steps, Wanted
+from cluster.trace_recorder import Kind, recorder
+from proto import ring_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Adds to `out` what there is to tell of each slot of a frame."""
+
+    slots: Sequence[ring_pb2.Slot]
+    sessions: Sequence[Session]
+    out: ring_pb2.Frame
+    caches: Callable[[], list[mx.array]]  # which must not stay a graph: asked for as the frame is evaluated
+    fail: Callable[[ring_pb2.Slot, Exception], str]  # a slot's request ends here; why, for its client
+
+    def of(self, logits: mx.array | RowDraws) -> Steps[None]:
+        """logits: (B, T, vocab), or the draws, where they were built ahead."""
+        slots, sessions = self.slots, self.sessions
+        for session, slot in zip(sessions, slots, strict=True):
+            session.history.extend(slot.tokens)
+        scores = [
+            prompt_scores(session, slot, logits[i] if isinstance(logits, mx.array) else None)
+            for i, (session, slot) in enumerate(zip(sessions, slots, strict=True))
+        ]
+        if slots[0].is_sampled:
+            yield from self._draw(logits, scores)
+            return
+        # A chunk, by itself: its logits are computed only to score its tokens.
+        last = sessions[0].last_logits
+        yield Wanted(_arrays(scores), [*([] if last is None else [last]), *self.caches()])
+        added = self.out.slots.add(session=slots[0].session, position=slots[0].position)
+        if scores[0] is not None:
+            added.prompt.extend(scores[0].finish())
+
+    def _draw(self, logits: mx.array | RowDraws, scores: Sequence[PromptScores | None]) -> Steps[None]:
+        slots, sessions, seq = self.slots, self.sessions, self.out.seq
+        num_draws = max(slots[0].num_draws, 1)  # guesses come by themselves, too
+        began = time.perf_counter() if recorder.on else 0.0
+        if isinstance(logits, RowDraws):
+            draws = logits
+        elif num_draws > 1:
+            rows = [sessions[0].row(num_guessed) for num_guessed in reversed(range(num_draws))]
+            draws = draw_rows(rows, logits[0, -num_draws:])
+        else:
+            draws = draw_rows([session.row() for session in sessions], logits[:, -1])
+        if began:
+            if recorder.layers_per_span:
+                mx.eval(draws.arrays())
+            recorder.add(Kind.SAMPLED, seq, began, time.perf_counter())
+        yield Wanted([*draws.arrays(), *_arrays(scores)], self.caches())
+        began = time.perf_counter() if recorder.on else 0.0
+        if num_draws > 1:
+            self._add(slots[0], draws.until(slots[0].tokens[1 - num_draws :]))
+        else:
+            for slot, token, score in zip(slots, draws.finish(), scores, strict=True):
+                added = self._add(slot, [token])
+                if score is not None:
+                    added.prompt.extend(score.finish())
+        if began:
+            recorder.add(Kind.SAMPLED, seq, began, time.perf_counter())
+
+    def _add(self, slot: ring_pb2.Slot, drawn: Sequence[ring_pb2.SampledToken | ValueError]) -> ring_pb2.Slot:
+        added = self.out.slots.add(session=slot.session, position=slot.position, is_sampled=True)
+        for i, token in enumerate(drawn):
+            if isinstance(token, Exception):  # of this row alone
+                added.error = self.fail(slot, token)
+            elif i:
+                added.more.append(token)
+            else:
+                added.result.CopyFrom(token)
+        return added
+
+
+def _arrays(scores: Sequence[PromptScores | None]) -> list[mx.array]:
+    return [array for score in scores if score is not None for array in score.arrays()]
