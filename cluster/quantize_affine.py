@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import quantize_model, save_config, save_model
 
 from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_USAGE, UserError
-from cluster.quantize_parts import copy_others
+from cluster.quantize_parts import SETTINGS, claimed, copy_others
 from cluster.quantize_source import Source
 
 AFFINE_BITS = (2, 3, 4, 5, 6, 8)
@@ -36,31 +36,41 @@ class Affine:
 
 def quantize_affine(source: Source, model: nn.Module, bits: int, group_size: int, output: Path) -> Affine:
     """Raises UserError where the output is there, or cannot be written."""
-    if output.exists():
-        raise UserError(f"{output} is there already: remove it, or name another --output", EXIT_USAGE)
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    with contextlib.redirect_stdout(io.StringIO()):  # what mlx-lm says belongs to nobody who reads --json
-        model, config = quantize_model(model, source.plain_config, group_size, bits)
+    with claimed(output) as partial:
+        if (partial / SETTINGS).exists():
+            raise UserError(
+                f"{partial} holds a stopped EXL3 run: repeat that one's command, remove the folder, or name "
+                "another --output",
+                EXIT_USAGE,
+            )
+        with contextlib.redirect_stdout(io.StringIO()):  # what mlx-lm says belongs to nobody who reads --json
+            model, config = quantize_model(model, source.plain_config, group_size, bits)
+        return _written(source, model, config, partial / "model", output)
+
+
+def _written(source: Source, model: nn.Module, config: dict[str, Any], folder: Path, output: Path) -> Affine:
+    """folder: beside the output on its disk; what a killed run left there goes."""
+    shutil.rmtree(folder, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
+        folder.mkdir()
         found = _measured(model)
-        free = shutil.disk_usage(partial).free
+        free = shutil.disk_usage(folder).free
         if free < found.total_bytes:
-            partial.rmdir()
             raise UserError(
                 f"the result takes {found.total_bytes / 1e9:.1f} GB and {output.parent} has {free / 1e9:.1f} "
                 "GB free: make room, or name an --output on another disk",
                 EXIT_DOES_NOT_FIT,
             )
-        save_model(partial, model)
-        save_config(config, partial / "config.json")
-        copy_others(source.folder, partial)
-        os.replace(partial, output)
+        save_model(folder, model)
+        save_config(config, folder / "config.json")
+        copy_others(source.folder, folder)
+        os.replace(folder, output)
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"{output} cannot be written ({error}): make room, or name another --output"
         ) from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     return found
 
 

@@ -150,7 +150,7 @@ def quantize_exl3(
     losses: dict[str, float] = {}
     total = sum(layer.num_weights for layer in layers.values())
     done: dict[str, int] = {}
-    kept = _kept(source, model, layers)
+    kept = kept_tensors(source, model, layers)
 
     def quantise(name: str, weight: Callable[[], Floats], inputs: Callable[[], Floats] | None) -> Floats:
         layer = layers[name]
@@ -198,7 +198,7 @@ def _decoded(name: str, layer: Layer, tensors: Tensors) -> Floats:
     return dense(trellis, suh, svh, CODEBOOK)[:out, :inner].astype(np.float32)
 
 
-def _kept(source: Source, model: nn.Module, layers: Mapping[str, Layer]) -> list[tuple[str, mx.array]]:
+def kept_tensors(source: Source, model: nn.Module, layers: Mapping[str, Layer]) -> list[tuple[str, mx.array]]:
     """The tensors that stay as they are: a plain source's own, an affine one's as the model has them."""
     weights: dict[str, mx.array] = {}
     if source.affine is not None:

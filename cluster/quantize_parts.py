@@ -4,28 +4,67 @@ model.
 OUTPUT.partial holds settings.json and a safetensors file for each layer, each written beside its place and
 then renamed, so that a killed run leaves whole files alone and goes on behind them. The model is put
 together in OUTPUT.partial/model and becomes OUTPUT by one rename, as the last step. One process at a time,
-main thread only.
+which a lock in the folder holds; main thread only.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_USAGE, UserError
+from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_ERROR, EXIT_USAGE, UserError
 
 SHARD_BYTES = 2_000_000_000
+SETTINGS = "settings.json"
+_LOCK = "lock"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 _OF_WEIGHTS = {"model.safetensors.index.json", "config.json", "quantization_config.json"}
 
 Tensors = dict[str, mx.array]
+
+
+@contextlib.contextmanager
+def claimed(output: Path) -> Iterator[Path]:
+    """OUTPUT.partial, made where it is missing, for nobody else meanwhile; removed where it stays empty.
+
+    Raises UserError where the output is there, another process writes it, or the folder cannot be made.
+    """
+    folder = output.with_name(output.name + ".partial")
+    _refuse_existing(output)
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((folder / _LOCK).open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock.fileno()).st_nlink == 0:  # who had it before is leaving
+                raise BlockingIOError
+        except BlockingIOError:
+            raise UserError(
+                f"another macrame quantize writes {output}: wait for it, or name another --output", EXIT_ERROR
+            ) from None
+        except OSError as error:
+            raise UserError(f"{folder} cannot be used: {error}", EXIT_USAGE) from None
+        try:
+            _refuse_existing(output)
+            yield folder
+        finally:
+            with contextlib.suppress(OSError):
+                (folder / _LOCK).unlink()
+                folder.rmdir()
+
+
+def _refuse_existing(output: Path) -> None:
+    if output.exists():
+        raise UserError(f"{output} is there already: remove it, or name another --output", EXIT_USAGE)
 
 
 class Parts:
@@ -37,14 +76,9 @@ class Parts:
         self._settings = json.loads(json.dumps(settings))
 
     def open(self, needed_bytes: int) -> None:
-        """Makes the folder, or takes up the one that is there. Raises UserError where it cannot be used."""
-        if self.output.exists():
-            raise UserError(
-                f"{self.output} is there already: remove it, or name another --output", EXIT_USAGE
-            )
-        file = self.folder / "settings.json"
+        """Begins in the claimed folder, or takes up what is there. Raises UserError where it cannot be."""
+        file = self.folder / SETTINGS
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             if not file.exists():
                 _check_room(self.folder, needed_bytes)
                 _replace(file, json.dumps(self._settings, indent=2).encode())
@@ -58,11 +92,16 @@ class Parts:
             raise UserError(f"{self.folder} cannot be used: {error}", EXIT_USAGE) from None
 
     def find(self, name: str) -> Tensors | None:
-        """What an earlier run wrote for a layer."""
+        """What an earlier run wrote for a layer; None also for a file that a power cut left damaged."""
         file = self._file(name)
         if not file.exists():
             return None
-        return dict(mx.load(str(file)))  # type: ignore[arg-type]
+        try:
+            found = dict(mx.load(str(file)))  # type: ignore[arg-type]
+            mx.eval(found)
+        except RuntimeError:
+            return None
+        return found
 
     def write(self, name: str, tensors: Tensors) -> None:
         """Keeps a layer. Raises UserError where the disk is full."""
@@ -160,7 +199,6 @@ def _replace(file: Path, content: bytes) -> None:
 def _check_room(folder: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
-        folder.rmdir()
         raise UserError(
             f"the result and its parts take {needed_bytes / 1e9:.1f} GB and {folder.parent} has "
             f"{free / 1e9:.1f} GB free: make room, or name an --output on another disk",

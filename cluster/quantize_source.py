@@ -65,6 +65,12 @@ def read_source(folder: Path, *, is_for_exl3: bool) -> Source:
         raise UserError(
             f"{folder} is quantised already, to {method}: start from the model it was made of", EXIT_USAGE
         )
+    if affine is not None and not isinstance(affine, dict):
+        raise UserError(
+            f'the "quantization" in {folder / "config.json"} says nothing that macrame knows of how its '
+            "weights are quantised: start from the model it was made of",
+            EXIT_USAGE,
+        )
     if affine is not None:
         least = min(
             [

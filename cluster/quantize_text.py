@@ -26,7 +26,8 @@ def token_rows(folder: Path, text: str, num_tokens: int, named: str) -> NDArray[
     num_rows = max(1, num_tokens // NUM_COLUMNS)
     lines = text.splitlines(keepends=True)
     parts = ("".join(lines[start : start + _LINES]) for start in range(0, len(lines), _LINES))
-    ids = np.concatenate([np.array(tokenizer.encode(part), np.int32) for part in parts])
+    found = [np.array(tokenizer.encode(part), np.int32) for part in parts]
+    ids = np.concatenate([np.zeros(0, np.int32), *found])
     if len(ids) < num_rows * NUM_COLUMNS:
         raise UserError(
             f"{named} has {len(ids)} tokens and {num_rows * NUM_COLUMNS} are wanted: give more text, or a "

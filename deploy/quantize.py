@@ -23,7 +23,13 @@ from cluster.load_bar import LoadBar
 from deploy.command import INTERRUPTED, run_command
 
 if TYPE_CHECKING:
-    from cluster.quantize_exl3 import Layer
+    from collections.abc import Mapping
+
+    from mlx import nn
+
+    from cluster.quantize_exl3 import Layer, Quantised
+    from cluster.quantize_parts import Parts
+    from cluster.quantize_source import Source
 
 HEAD_BITS = 6
 CALIBRATION_TOKENS = 32_768
@@ -62,7 +68,7 @@ def _parser() -> Parser:
         "affine has 2, 3, 4, 5, 6, 8"
     )  # fmt: skip
     parser.add_argument(
-        "--group-size", type=int, default=64, help="weights that share a scale, affine only: 32, 64, 128"
+        "--group-size", type=int, help="weights that share a scale, affine only: 32, 64, 128 (default 64)"
     )
     parser.add_argument(
         "--head-bits", type=int, default=HEAD_BITS, help="of the output layer, exl3 only (default 6)"
@@ -76,11 +82,17 @@ def _parser() -> Parser:
         help="text that EXL3 is fitted to (default: sources of Python's library)",
     )
     parser.add_argument(
-        "--calibration-tokens", type=int, default=CALIBRATION_TOKENS, metavar="N", help="of that text"
+        "--calibration-tokens", type=_above_zero, default=CALIBRATION_TOKENS, metavar="N", help="of that text"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
     return parser
+
+
+def _above_zero(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number above 0")
+    return int(text)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -125,14 +137,13 @@ def _affine(args: argparse.Namespace, folder: Path, bits: Fraction, output: Path
     from cluster.quantize_affine import GROUP_SIZES, quantize_affine
     from cluster.quantize_source import load_plain, read_source
 
-    if args.group_size not in GROUP_SIZES:
-        raise UserError(
-            f"--group-size {args.group_size}: MLX has {', '.join(map(str, GROUP_SIZES))}", EXIT_USAGE
-        )
+    group_size = 64 if args.group_size is None else args.group_size
+    if group_size not in GROUP_SIZES:
+        raise UserError(f"--group-size {group_size}: MLX has {', '.join(map(str, GROUP_SIZES))}", EXIT_USAGE)
     source = read_source(folder, is_for_exl3=False)
-    made = quantize_affine(source, load_plain(source), int(bits), args.group_size, output)
+    made = quantize_affine(source, load_plain(source), int(bits), group_size, output)
     return {
-        "group_size": args.group_size,
+        "group_size": group_size,
         "bits_per_weight": made.bits_per_weight,
         "num_layers": made.num_layers,
         "total_bytes": made.total_bytes,
@@ -140,11 +151,13 @@ def _affine(args: argparse.Namespace, folder: Path, bits: Fraction, output: Path
 
 
 def _exl3(args: argparse.Namespace, folder: Path, bits: Fraction, output: Path) -> dict[str, Any]:
-    from cluster.quantize_exl3 import choose_layers, exl3_config, quantize_exl3, unnamed
-    from cluster.quantize_parts import Parts
+    from cluster.quantize_exl3 import choose_layers, unnamed
+    from cluster.quantize_parts import Parts, claimed
     from cluster.quantize_source import load_plain, read_source
     from cluster.quantize_text import token_rows
 
+    if args.group_size is not None:
+        raise UserError("--group-size goes with --format affine: EXL3 has no groups", EXIT_USAGE)
     if not 1 <= args.head_bits <= 8:
         raise UserError(f"--head-bits {args.head_bits}: EXL3 has 1 to 8", EXIT_USAGE)
     source = read_source(folder, is_for_exl3=True)
@@ -169,20 +182,8 @@ def _exl3(args: argparse.Namespace, folder: Path, bits: Fraction, output: Path) 
         "head_bits": args.head_bits,
         "rows": zlib.crc32(rows.tobytes()),
     }
-    parts = Parts(output, settings)
-    parts.open(_needed_bytes(layers, sum(header.nbytes for header in source.headers.values())))
-    config = exl3_config(source, bits, args.head_bits, (rows.shape[0], rows.shape[1]))
-    bar = LoadBar(folder.name, verb="encod")
-    try:
-        made = quantize_exl3(
-            source, model, layers, rows, parts, config=config,
-            progress=lambda done, total: bar.update(_PLAIN_BYTES * done, _PLAIN_BYTES * total),
-        )  # fmt: skip
-    except KeyboardInterrupt:
-        message = "stopped; the layers that are done are kept, and the same command goes on from there"
-        raise UserError(message, INTERRUPTED) from None
-    finally:
-        bar.close()
+    with claimed(output):
+        made = _encoded(args, source, model, layers, rows, parts=Parts(output, settings))
     if made.num_resumed:
         say(f"macrame quantize: {made.num_resumed} of {len(layers)} layers were done by an earlier run")
     num_weights = sum(layer.num_weights for layer in layers.values())
@@ -195,6 +196,29 @@ def _exl3(args: argparse.Namespace, folder: Path, bits: Fraction, output: Path) 
         "total_bytes": made.total_bytes,
         "losses": dict(made.losses),
     }
+
+
+def _encoded(
+    args: argparse.Namespace, source: Source, model: nn.Module, layers: Mapping[str, Layer], rows: Any,
+    *, parts: Parts,
+) -> Quantised:  # fmt: skip
+    """Raises UserError, also for Ctrl-C."""
+    from cluster.quantize_exl3 import exl3_config, kept_tensors, quantize_exl3
+
+    kept_bytes = sum(array.nbytes for _, array in kept_tensors(source, model, layers))
+    parts.open(2 * sum(layer.nbytes for layer in layers.values()) + kept_bytes)
+    config = exl3_config(source, _bits(args.bits, "exl3"), args.head_bits, rows.shape)
+    bar = LoadBar(source.folder.name, verb="encod")
+    try:
+        return quantize_exl3(
+            source, model, layers, rows, parts, config=config,
+            progress=lambda done, total: bar.update(_PLAIN_BYTES * done, _PLAIN_BYTES * total),
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        message = "stopped; the layers that are done are kept, and the same command goes on from there"
+        raise UserError(message, INTERRUPTED) from None
+    finally:
+        bar.close()
 
 
 def _text(file: str | None) -> tuple[str, str]:
@@ -218,12 +242,6 @@ def _digest(folder: Path, headers: Any) -> str:
     files = sorted({header.file for header in headers.values()})
     seen = [(name, (folder / name).stat().st_size, (folder / name).stat().st_mtime_ns) for name in files]
     return f"{zlib.crc32(repr(seen).encode()):08x}"
-
-
-def _needed_bytes(layers: dict[str, Layer], source_bytes: int) -> int:
-    """Parts and result: each layer twice, and at most what the source has beside them."""
-    own = sum(layer.nbytes for layer in layers.values())
-    return 2 * own + max(0, source_bytes - sum(layer.num_weights for layer in layers.values()))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from mlx_lm.utils import load_model
 
 import cluster.quantize_exl3
 from cluster.quantize_exl3 import choose_layers
+from cluster.quantize_parts import Parts, claimed
 from cluster.quantize_source import load_plain, read_source
 from deploy.quantize import main
 from kernels.exl3_reference import dense
@@ -198,6 +199,8 @@ def test_bits_that_are_no_whole_number_are_a_mix(tmp_path: Path) -> None:
             3,
             "--group-size 16: MLX has 32, 64, 128",
         ),
+        (["--bits", "3", "--group-size", "32"], 3, "--group-size goes with --format affine"),
+        (["--bits", "3", "--calibration", os.devnull], 3, "has 0 tokens and 32768 are wanted"),
         (["--bits", "3", "--calibration-tokens", "99999999"], 3, "give more text, or a smaller"),
     ],
 )
@@ -207,6 +210,62 @@ def test_wrong_options(
     model = a_model(tmp_path / "model")
     assert main(["--model", str(model), "--calibration", str(a_text(tmp_path)), *options]) == code
     assert sentence in capsys.readouterr().err
+
+
+def test_calibration_tokens_are_above_zero(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--model", "any", "--bits", "3", "--calibration-tokens", "0"])
+    assert ended.value.code == 3
+    assert "'0' must be a whole number above 0" in capsys.readouterr().err
+
+
+def test_two_runs_into_one_output_and_the_parts_of_another_kind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second one is refused; what a stopped EXL3 run left is nothing that affine may remove."""
+    model, output = a_model(tmp_path / "model"), tmp_path / "out"
+    with claimed(output) as partial:
+        for form in ("exl3", "affine"):
+            assert run(model, output, "--bits", "3", "--format", form) == 1
+            assert "another macrame quantize writes" in capsys.readouterr().err
+    assert not partial.exists()
+    partial.mkdir()
+    (partial / "settings.json").write_text("{}")
+    (partial / "layer.safetensors").write_text("hours of work")
+    assert run(model, output, "--bits", "4", "--format", "affine") == 3
+    assert "holds a stopped EXL3 run: repeat that one's command" in capsys.readouterr().err
+    assert {file.name for file in partial.iterdir()} == {"settings.json", "layer.safetensors"}
+
+
+def test_room_is_what_the_parts_and_the_result_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twice the layers and what stays as it is; not the source's size, of which little stays."""
+    needed: list[int] = []
+    monkeypatch.setattr("cluster.quantize_parts._check_room", lambda _, nbytes: needed.append(nbytes))
+    monkeypatch.setattr(cluster.quantize_exl3, "make_search", lambda: None)
+    model = a_model(tmp_path / "model", unstack_experts=True)
+    assert run(model, tmp_path / "out", "--bits", "2", "--head-bits", "2") == 1
+    assert "TypeError" in capsys.readouterr().err  # None searches nothing: the room is all that is wanted
+    source = read_source(model, is_for_exl3=True)
+    layers = choose_layers(load_plain(source), source.headers, Fraction(2), 2)
+    stay = [a for name, a in tensors(model).items() if name.removesuffix(".weight") not in layers]
+    parts = 2 * sum(layer.nbytes for layer in layers.values())
+    assert needed == [parts + sum(array.nbytes for array in stay)]
+
+
+def test_a_part_that_a_power_cut_left_is_encoded_again(tmp_path: Path) -> None:
+    with claimed(tmp_path / "out"):
+        parts = Parts(tmp_path / "out", {})
+        parts.open(1)
+        parts.write("layer", {"layer.trellis": mx.arange(4096)})
+        (file,) = parts.folder.glob("*.safetensors")
+        whole = file.read_bytes()
+        for size in (len(whole) - 100, 10, 0):
+            file.write_bytes(whole[:size])
+            assert parts.find("layer") is None
+        file.write_bytes(whole)
+        assert mx.array_equal((parts.find("layer") or {})["layer.trellis"], mx.arange(4096))
 
 
 def test_wrong_folders(
@@ -231,6 +290,8 @@ def test_wrong_folders(
             json.dumps(config | {"quantization_config": {"quant_method": method}})
         )
         assert sentence in refused(model)
+    (model / "config.json").write_text(json.dumps(config | {"quantization": "4bit"}))
+    assert "says nothing that macrame knows of how its weights are quantised" in refused(model)
     (model / "config.json").write_text(json.dumps(config))
     full = os.statvfs_result((4096, 4096, 9, 9, 1, 9, 9, 9, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda _: full)
