@@ -7,7 +7,7 @@ evaluated here: weights come from their files when they are used. Main thread on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,12 +104,13 @@ def _load_exl3(source: Source) -> nn.Module:
     weights: dict[str, mx.array] = {}
     for file in sorted({header.file for header in source.headers.values()}):
         weights |= mx.load(str(source.folder / file))  # type: ignore[arg-type]
+    dtype = _main_dtype(weights, paths(weights))
     for path in paths(weights):
         parts = {leaf: weights.pop(f"{path}.{leaf}") for leaf in LEAVES if f"{path}.{leaf}" in weights}
         named = [leaf for leaf in CODEBOOK_LEAVES if leaf in parts]
         codebook: Codebook = "mcg" if named == ["mcg"] else "mul1" if named == ["mul1"] else "3inst"
         suh, svh = (parts[f"{s}h"] if f"{s}h" in parts else exl3_ops.signs(parts[s]) for s in ("su", "sv"))
-        weights[f"{path}.weight"] = exl3_ops.dense(parts["trellis"], suh, svh, codebook)
+        weights[f"{path}.weight"] = exl3_ops.dense(parts["trellis"], suh, svh, codebook).astype(dtype)
     model_class, arguments = _get_classes(config=source.plain_config)
     model: nn.Module = model_class(arguments.from_dict(source.plain_config))
     if hasattr(model, "sanitize"):
@@ -119,6 +120,15 @@ def _load_exl3(source: Source) -> nn.Module:
     model.eval()
     model.load_weights(list(weights.items()), strict=True)
     return model
+
+
+def _main_dtype(weights: Mapping[str, mx.array], encoded: Iterable[str]) -> mx.Dtype:
+    """Of the largest plain weight, the embedding: linears of another dtype make MLX widen to float32."""
+    own = tuple(f"{path}." for path in encoded)
+    plain = [
+        a for name, a in weights.items() if mx.issubdtype(a.dtype, mx.floating) and not name.startswith(own)
+    ]
+    return max(plain, key=lambda array: array.size).dtype if plain else mx.float16
 
 
 def _flat(model: nn.Module) -> dict[str, mx.array]:

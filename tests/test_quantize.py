@@ -177,6 +177,21 @@ def test_affine_from_plain_and_from_exl3_loads_in_mlx_lm(tmp_path: Path) -> None
         assert mx.abs(model(TOKENS) - expected).mean() < 0.05 * mx.abs(expected).mean()
 
 
+@pytest.mark.long
+@pytest.mark.usefixtures("quick")
+def test_affine_from_exl3_computes_in_the_dtype_of_the_model(tmp_path: Path) -> None:
+    """Scales in float16 beside activations in bfloat16 would widen everything, the caches too, to float32."""
+    plain = a_model(tmp_path / "plain", unstack_experts=True)
+    narrow = {name: array.astype(mx.bfloat16) for name, array in tensors(plain).items()}
+    mx.save_safetensors(str(plain / "model.safetensors"), narrow)
+    assert run(plain, tmp_path / "exl3", "--bits", "2") == 0
+    assert run(tmp_path / "exl3", tmp_path / "affine", "--format", "affine", "--bits", "4") == 0
+    assert {a.dtype for name, a in tensors(tmp_path / "affine").items() if "weight" not in name} == {
+        mx.bfloat16
+    }
+    assert load_model(tmp_path / "affine")[0](TOKENS).dtype == mx.bfloat16
+
+
 def test_bits_that_are_no_whole_number_are_a_mix(tmp_path: Path) -> None:
     source = read_source(a_model(tmp_path, num_layers=3), is_for_exl3=True)
     layers = choose_layers(load_plain(source), source.headers, Fraction("3.5"), 6)
