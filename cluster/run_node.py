@@ -128,6 +128,7 @@ def _code(code: int, is_under_launchd: bool) -> int:
 def _main(args: argparse.Namespace, logs: Logs) -> int:
     try:
         check_packages()
+        _check_kernels()
         config = load_config(args.config, model=args.model)
         if not 0 <= args.rank < len(config.nodes):
             raise UserError(
@@ -159,6 +160,15 @@ def _main(args: argparse.Namespace, logs: Logs) -> int:
         return _end(str(error), error.exit_code)
     except KeyboardInterrupt:
         return EXIT_OK
+
+
+def _check_kernels() -> None:
+    from kernels.wanted import wanted  # after check_packages: others have a package of this name
+
+    try:
+        wanted()
+    except ValueError as error:
+        raise UserError(str(error), EXIT_USAGE) from None
 
 
 def _end(message: str, code: int) -> int:

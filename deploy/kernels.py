@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.arguments import Parser
 from cluster.console import say
-from cluster.errors import EXIT_ERROR, EXIT_OK, UserError
+from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, UserError
 from cluster.probe import seen_machine
 from deploy.command import run_command
 
@@ -80,17 +80,17 @@ def _parser() -> Parser:
 
 
 def _sizes(text: str) -> list[int]:
-    sizes = sorted({int(part) for part in text.split(",")})
-    if not 0 < sizes[0] <= sizes[-1] <= 4096:
-        raise argparse.ArgumentTypeError("numbers from 1 to 4096")
-    return sizes
+    parts = text.split(",")
+    if not all(part.isdecimal() and 0 < int(part) <= 4096 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} must be numbers from 1 to 4096, such as 1,8")
+    return sorted({int(part) for part in parts})
 
 
 def _run(args: argparse.Namespace) -> int:
-    from kernels import backend
+    from kernels import wanted
 
     if args.emulate:
-        os.environ[backend.VARIABLE] = "emulate"
+        os.environ[wanted.VARIABLE] = "emulate"
     where = _backend()
     started = time.monotonic()
 
@@ -111,17 +111,17 @@ def _run(args: argparse.Namespace) -> int:
 
 def _backend() -> str:
     """Raises UserError where the kernels cannot run."""
-    from kernels import backend
+    from kernels import backend, wanted
     from kernels.emulator import build
 
     try:
         where = backend.current()
     except ValueError as error:
-        raise UserError(str(error), EXIT_ERROR) from None
+        raise UserError(str(error), EXIT_USAGE) from None
     if where is None:
         why = (
-            f"{backend.VARIABLE} is off"
-            if os.environ.get(backend.VARIABLE) == "off"
+            f"{wanted.VARIABLE} is off"
+            if os.environ.get(wanted.VARIABLE) == "off"
             else "MLX uses no GPU here"
         )
         raise UserError(f"{why}: run macrame kernels --emulate to learn whether they are right", EXIT_ERROR)

@@ -61,9 +61,18 @@ def _parser() -> Parser:
 
 def _run(args: argparse.Namespace) -> int:
     if args.memory:
+        for name in ("quick", "show", "forget", "no_save"):
+            if getattr(args, name):
+                raise UserError(
+                    f"--{name.replace('_', '-')} goes with speeds, not with --memory: give one of the two",
+                    EXIT_USAGE,
+                )
         return run_memory(args)
-    if args.config is not None:
-        raise UserError("--config goes with --memory: speeds are this machine's own", EXIT_USAGE)
+    for name in ("config", "tokens", "prompt_tokens", "out"):
+        if getattr(args, name) is not None:
+            raise UserError(
+                f"--{name.replace('_', '-')} goes with --memory: speeds are this machine's own", EXIT_USAGE
+            )
     node = seen_machine()
     machine = machine_of(node.chip, node.gpu_cores, node.memory_bytes)
     if args.forget:

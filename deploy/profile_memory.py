@@ -21,6 +21,7 @@ from deploy.demo.run import CONFIG as DEMO_CONFIG
 from deploy.narrow import fitted, width_of
 
 FILE = Path("macrame-memory.json")
+NUM_TOKENS, NUM_PROMPT_TOKENS = 32, 128
 
 
 def add_memory(parser: argparse.ArgumentParser) -> None:
@@ -37,17 +38,18 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
         help="the ring of this cluster file; if its nodes are all on this machine and none runs, it is "
         "started for this, and the load is seen too (default: the demo's ring, started here)",
     )
-    group.add_argument("--tokens", type=_count, default=32, metavar="N", help="of the answer (default 32)")
+    group.add_argument("--tokens", type=_count, metavar="N", help=f"of the answer (default {NUM_TOKENS})")
     group.add_argument(
-        "--prompt-tokens", type=_count, default=128, metavar="N", help="of the prompt (default 128)"
+        "--prompt-tokens", type=_count, metavar="N", help=f"of the prompt (default {NUM_PROMPT_TOKENS})"
     )
-    group.add_argument(
-        "--out", type=Path, default=FILE, metavar="FILE", help=f"where the timeline goes (default {FILE})"
-    )
+    group.add_argument("--out", type=Path, metavar="FILE", help=f"where the timeline goes (default {FILE})")
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0, or 1 where it is partial. Raises UserError."""
+    args.tokens = args.tokens or NUM_TOKENS
+    args.prompt_tokens = args.prompt_tokens or NUM_PROMPT_TOKENS
+    args.out = args.out or FILE
     if not args.out.absolute().parent.is_dir():
         raise UserError(f"{args.out.absolute().parent} is no folder: give another --out", EXIT_USAGE)
     if args.config is not None:

@@ -7,13 +7,13 @@ is for tests: thousands of times slower than a GPU. Any thread.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import Literal
 
 import mlx.core as mx
 
-VARIABLE = "MACRAME_KERNELS"
+from kernels.wanted import wanted
+
 Backend = Literal["metal", "cuda", "emulated"]
 
 
@@ -26,13 +26,11 @@ def current() -> Backend | None:
     Raises ValueError where MACRAME_KERNELS is none of on, off, emulate."""
     if _forced:
         return _forced[-1]
-    asked = os.environ.get(VARIABLE, "on") or "on"
+    asked = wanted()
     if asked == "off":
         return None
     if asked == "emulate":
         return "emulated"
-    if asked != "on":
-        raise ValueError(f"{VARIABLE} is {asked!r}: say on, off or emulate.")
     if mx.default_device() != mx.Device(mx.gpu):
         return None
     if mx.metal.is_available():

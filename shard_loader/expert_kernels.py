@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mlx import nn
 
-from kernels import backend, switch
+from kernels import switch, wanted
 from kernels.self_test import Report, self_test
 from kernels.source import FOLDER
 from shard_loader.cache_home import user_cache_dir
@@ -39,7 +39,7 @@ def choose_kernels(shard: Shard, on_step: Callable[[], None] = lambda: None) -> 
     try:
         taken = switch.take_over(layers, switch.Never())
         if not taken:
-            reason = f"{backend.VARIABLE} is off" if os.environ.get(backend.VARIABLE) == "off" else NO_GPU
+            reason = f"{wanted.VARIABLE} is off" if os.environ.get(wanted.VARIABLE) == "off" else NO_GPU
             return Report("", len(layers), reasons=[reason])
         shard.dry_run()  # the layers learn how the model calls them
         report = self_test(taken, verdict_folder(), on_step=on_step)

@@ -110,6 +110,12 @@ def test_check_starts_nothing(tmp_path: Path) -> None:
     assert run_node("--rank", 0, "--config", bad, "--check").code == 3
 
 
+def test_an_unknown_choice_of_kernels_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    config = write_cluster(tmp_path, "m", node())
+    ended = run_node("--rank", 0, "--config", config, "--check", env={"MACRAME_KERNELS": "fast"})
+    assert ended == Ended(3, "run_node: MACRAME_KERNELS is 'fast': say on, off or emulate.")
+
+
 @pytest.mark.parametrize("name", ["kernels", "planner", "proto", "shard_loader"])
 def test_a_package_that_hides_ours(name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()

@@ -117,6 +117,12 @@ def test_wrong_arguments_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     capsys.readouterr()
     assert profile.main(["--config", "cluster.json"]) == EXIT_USAGE
     assert "--config goes with --memory" in capsys.readouterr().err
+    for words in (["--tokens", "3"], ["--prompt-tokens", "3"], ["--out", "m.json"]):
+        assert profile.main(words) == EXIT_USAGE
+        assert f"{words[0]} goes with --memory: speeds are" in capsys.readouterr().err
+    for word in ("--quick", "--show", "--forget", "--no-save"):
+        assert profile.main(["--memory", word]) == EXIT_USAGE
+        assert f"{word} goes with speeds, not with --memory" in capsys.readouterr().err
     (port,) = free_ports(1)
     assert trace.main(["--url", f"http://127.0.0.1:{port}", "--out", str(tmp_path / "t.json")]) == (
         EXIT_UNREACHABLE
