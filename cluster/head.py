@@ -116,9 +116,10 @@ class Head(head_pb2_grpc.HeadServicer):
         with self._lock:
             sent_at = self._sent_at.pop(frame.seq, now)
             trip_ms = (now - sent_at) * 1e3
-            self._carry_out(self._scheduler.on_result(frame.epoch, frame.seq, frame.slots, trip_ms))
+            instructions = self._scheduler.on_result(frame.epoch, frame.seq, frame.slots, trip_ms)
+            self._carry_out(instructions)
         if began:
-            note_returned(frame, began)
+            note_returned(frame, began, instructions)
 
     def on_drafted(self, session: int, position: int, ids: list[int]) -> None:
         """The draft model's answer, on the compute thread."""

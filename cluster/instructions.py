@@ -44,6 +44,7 @@ class Emit:
     num_prompt: int
     num_completion: int
     num_cached: int = 0  # of the prompt's tokens, not read again
+    session: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -281,6 +281,7 @@ class Scheduler:
             num_prompt=len(request.prompt),
             num_completion=request.num_completion,
             num_cached=request.num_cached,
+            session=request.session,
         )
 
     def _fail(self, request: Request, message: str, kind: FailureKind = FailureKind.FAILED) -> Fail:

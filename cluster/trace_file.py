@@ -114,7 +114,7 @@ def _requests(
     groups = [_trip_spans(timeline, one, index, names) for index, one in enumerate(answer.trips, 2)]
     drawn = {one.frame.seq for one in answer.trips}
     frames = (f for f in timeline.frames.values() if answer.session in f.sessions and f.seq not in drawn)
-    groups += [_other_spans(timeline, frame, names) for frame in frames]
+    groups += [_other_spans(timeline, frame, answer.session, names) for frame in frames]
     if queued > 0:
         began, ended = answer.first_fed - queued, answer.first_fed
         groups.append([Span(timeline.head_rank, Part.QUEUE, "waits to be started", began, ended)])
@@ -131,13 +131,17 @@ def _trip_spans(timeline: Timeline, trip: Trip, index: int, names: Mapping[int, 
     return [outer, *_inside(frame, outer, names)]
 
 
-def _other_spans(timeline: Timeline, frame: Frame, names: Mapping[int, str]) -> list[Span]:
-    """Of the prompt, or one that never came back."""
+def _other_spans(
+    timeline: Timeline, frame: Frame, session: int | None, names: Mapping[int, str]
+) -> list[Span]:
+    """Of the prompt, one whose tokens the answer has not, or one that never came back."""
     last = max([span.ended for span in frame.spans], default=frame.fed)
     if frame.returned is None:
         name, ended = "unfinished", max(last, frame.fed)
     else:
-        name, ended = ("first token" if frame.is_sampled else "prompt"), frame.returned[1]
+        name, ended = "prompt", frame.returned[1]
+        if frame.is_sampled:
+            name = "first token" if frame.drawn.get(session or 0) else "behind a wrong guess"
     outer = Span(
         timeline.head_rank, Part.OTHER, name, frame.fed, ended, frame.seq, {"tokens": frame.num_tokens}
     )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Sequence
 
+from cluster.instructions import Emit, Instruction
 from cluster.trace_recorder import Kind, recorder
 from proto import ring_pb2
 
@@ -18,9 +21,13 @@ def note_fed(frame: ring_pb2.Frame) -> None:
     recorder.add(Kind.FED, frame.seq, now, now, numbers=numbers)
 
 
-def note_returned(frame: ring_pb2.Frame, began: float) -> None:
-    """Its RESULT came at `began`, and all that follows from it has been done."""
+def note_returned(frame: ring_pb2.Frame, began: float, instructions: Sequence[Instruction]) -> None:
+    """Its RESULT came at `began`, and all that follows from it, `instructions`, has been done.
+
+    Tokens count where the answer has them: not those drawn behind a wrong guess, or behind its end.
+    """
+    taken = Counter(one.session for one in instructions if isinstance(one, Emit))
     numbers: list[int] = []
     for slot in frame.slots:
-        numbers += slot.session, (1 + len(slot.more)) if slot.HasField("result") else 0
+        numbers += slot.session, taken[slot.session]
     recorder.add(Kind.RETURNED, frame.seq, began, time.perf_counter(), numbers=numbers)

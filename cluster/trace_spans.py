@@ -85,7 +85,7 @@ class Frame:
     is_sampled: bool
     sessions: tuple[int, ...]
     returned: tuple[float, float] | None = None
-    drawn: Mapping[int, int] = field(default_factory=dict)  # session -> tokens
+    drawn: Mapping[int, int] = field(default_factory=dict)  # session -> tokens that its answer has
     spans: list[Span] = field(default_factory=list)
 
 

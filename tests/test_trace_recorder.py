@@ -7,8 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from cluster.instructions import Emit
 from cluster.trace_client import NodeTrace, from_message, troubles
-from cluster.trace_recorder import KEPT_S, MAX_LEASE_S, Kind, Record, Recorder, to_message
+from cluster.trace_head import note_returned
+from cluster.trace_recorder import KEPT_S, MAX_LEASE_S, Kind, Record, Recorder, recorder, to_message
+from proto import ring_pb2
 
 
 @pytest.fixture
@@ -108,3 +111,18 @@ def test_what_is_missing_of_a_trace_is_said() -> None:
 def test_a_record_crosses_the_wire() -> None:
     record = Record(Kind.OPENED, 7, 12.5, 12.75, -1, (3,), "who")
     assert from_message(to_message(record)) == record
+
+
+def test_a_result_counts_the_tokens_that_an_answer_has() -> None:
+    """Session 8's token stood behind a wrong guess, so nothing followed from it."""
+    result = ring_pb2.SampledToken(id=3)
+    slots = [ring_pb2.Slot(session=number, result=result, more=[result]) for number in (7, 8)]
+    kept = [Emit("r", result, "", 1, count, session=7) for count in (1, 2)]
+    recorder.switch("t", 5)
+    try:
+        note_returned(ring_pb2.Frame(seq=4, slots=slots), 1.0, kept)
+        ((record,), _) = recorder.pull("t") or ([], 0)
+    finally:
+        recorder.switch("t", 0)
+        recorder.tick(KEPT_S)
+    assert (record.kind, record.seq, list(record.numbers)) == (Kind.RETURNED, 4, [7, 2, 8, 0])

@@ -47,6 +47,15 @@ def test_guesses_of_the_text_itself(tmp_path: Path) -> None:
     assert found.summary()["trips"] <= 39
 
 
+def test_tokens_behind_a_wrong_guess_are_not_counted(tmp_path: Path) -> None:
+    """One stage feeds guesses before it knows: a frame that turns out void has drawn tokens, too."""
+    with RingProcesses(tmp_path, DEMO, [(0, 9)]) as ring:
+        found = traced(ring, PROMPT * 3, 200)
+    names = [event["name"] for event in found.file()["traceEvents"]]
+    assert names.count("first token") == 1
+    assert "behind a wrong guess" in names
+
+
 def test_a_draft_model_has_a_row_of_its_own(tmp_path: Path) -> None:
     draft = write_pruned(DEMO, tmp_path / "draft", [0, 1, 2, 3, 4, 5, 7, 8])
     speculation = {"method": "draft", "draft_model": str(draft)}
