@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import mlx.core as mx
@@ -19,9 +20,10 @@ from mlx_lm.utils import dequantize_model, load_model
 from cluster.errors import EXIT_USAGE, UserError
 from kernels import exl3_ops
 from kernels.exl3_reference import Codebook
-from planner.exl3 import CODEBOOK_LEAVES, LEAVES, is_exl3, paths
+from planner.exl3 import BLOCK, CODEBOOK_LEAVES, LEAVES, fold, is_exl3, paths
 from planner.headers import ModelFilesError, TensorHeader, read_config, read_headers
 
+_MAX_WHY = 300  # characters: mlx-lm names every tensor, a line for each
 MIN_AFFINE_BITS = 8  # of a source: fewer have lost what a second quantisation would build on
 
 
@@ -57,6 +59,10 @@ def read_source(folder: Path, *, is_for_exl3: bool) -> Source:
             raise UserError(
                 f"{folder} is quantised already, to EXL3: start from the model it was made of", EXIT_USAGE
             )
+        try:
+            fold(config, headers, str(folder))
+        except ModelFilesError as error:
+            raise UserError(str(error), EXIT_USAGE) from None
         return Source(folder, config, headers, None, True)
     affine = config.get("quantization")
     other = config.get("quantization_config")
@@ -94,7 +100,8 @@ def load_plain(source: Source) -> nn.Module:
             return _load_exl3(source)
         model, _ = load_model(source.folder, lazy=True)
     except (ValueError, FileNotFoundError) as error:
-        raise UserError(f"{source.folder} cannot be loaded by mlx-lm: {error}", EXIT_USAGE) from None
+        why = shorten(str(error), _MAX_WHY, placeholder=" ...")
+        raise UserError(f"{source.folder} cannot be loaded by mlx-lm: {why}", EXIT_USAGE) from None
     return dequantize_model(model) if source.affine is not None else model
 
 
@@ -138,7 +145,8 @@ def _flat(model: nn.Module) -> dict[str, mx.array]:
 
 
 def _cropped(array: mx.array, shape: tuple[int, ...]) -> mx.array:
-    """Without the padding of EXL3."""
-    if array.shape == shape or array.ndim != len(shape):
+    """Without the padding of EXL3; what differs by more stays, for mlx-lm to refuse."""
+    padded = tuple(-(-size // BLOCK) * BLOCK for size in shape[-2:])
+    if array.ndim != len(shape) or array.shape[-2:] != padded:
         return array
     return array[tuple(slice(0, size) for size in shape)]

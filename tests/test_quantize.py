@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from deploy.quantize import main
 from kernels.exl3_reference import dense
 from shard_loader.weights import load_shard
 from tests.test_exl3_encode_linear import fast_search
+from tests.tiny_exl3 import write_exl3
 from tests.tiny_models import write_checkpoint
 from tests.waiting import wait_for
 
@@ -190,6 +192,37 @@ def test_affine_from_exl3_computes_in_the_dtype_of_the_model(tmp_path: Path) -> 
         mx.bfloat16
     }
     assert load_model(tmp_path / "affine")[0](TOKENS).dtype == mx.bfloat16
+
+
+def test_damaged_exl3_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A tensor that is missing, an expert, and a weight of twice the model's inputs."""
+    whole, _ = write_exl3("qwen3_moe", tmp_path / "models", num_layers=1)
+    path = "model.layers.0.self_attn.q_proj"
+
+    def refused(change: Callable[[dict[str, mx.array]], object]) -> str:
+        weights = tensors(whole)
+        change(weights)
+        folder = tmp_path / "damaged"
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text((whole / "config.json").read_text())
+        mx.save_safetensors(str(folder / "model.safetensors"), weights)
+        assert main(["--model", str(folder), "--format", "affine", "--bits", "4", "--output", "out"]) == 3
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert not Path("out").exists()
+        return said
+
+    def widen(weights: dict[str, mx.array]) -> None:
+        for leaf in ("trellis", "suh"):
+            weights[f"{path}.{leaf}"] = mx.concatenate([weights[f"{path}.{leaf}"]] * 2)
+
+    assert f"lacks tensor '{path}.svh'" in refused(lambda weights: weights.pop(f"{path}.svh"))
+    assert f"lacks tensor '{path}.trellis'" in refused(lambda weights: weights.pop(f"{path}.trellis"))
+    expert = "model.layers.0.mlp.experts.0.up_proj"
+    assert "cannot be loaded by mlx-lm" in refused(
+        lambda weights: [weights.pop(name) for name in list(weights) if name.startswith(expert)]
+    )
+    assert f"{path}.weight" in refused(widen)
 
 
 def test_bits_that_are_no_whole_number_are_a_mix(tmp_path: Path) -> None:
