@@ -35,6 +35,7 @@ COMMANDS = {
     "chat": ("deploy.chat", "talk to a running ring"),
     "generate": ("deploy.generate", "one streamed answer of a running ring"),
     "models": ("deploy.models", "which models are on which disk; fetch one, remove one"),
+    "quantize": ("deploy.quantize", "a model folder with fewer bits a weight: EXL3 or affine"),
     "completion": ("deploy.completion", "a script that lets your shell complete these commands"),
 }
 

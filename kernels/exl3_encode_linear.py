@@ -144,7 +144,7 @@ def _output_scale(scaled: Doubles, spread: float) -> Doubles:
     """(out,) positive: with it, each 128 columns of the rotated weight have the deviation `spread`.
 
     Within 128 columns b_o^2 goes with the column's own deviation: an error of one size in the rotated weight
-    becomes b_o^2 in column o, the variance to encode is the mean of w_o^2 / b_o^2, and so their product is least.
+    becomes b_o^2 in column o, the variance to encode is the mean of w_o^2 / b_o^2, so their product is least.
     """
     deviation = np.sqrt(np.mean(scaled**2, axis=0))
     scale = np.sqrt(np.maximum(deviation, 1e-3 * deviation.max(initial=0.0)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from kernels import exl3_encode, exl3_encode_mlx
 from kernels.exl3_encode import best_scale, encode_tiles, make_trellis, pack_states
 from kernels.exl3_reference import Codebook, decode, positions, states, values
 
@@ -80,3 +81,23 @@ def test_no_tiles_and_wrong_bits() -> None:
     assert encode_tiles(np.empty((0, 256), np.float32), 3, "mcg").shape == (0, 256)
     with pytest.raises(ValueError, match="bits 9: EXL3 has 1 to 8"):
         make_trellis(9, "mcg")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("bits", [3, 5])
+def test_mlx_finds_the_walks_that_numpy_finds(bits: int) -> None:
+    """On a CPU, bit for bit; the same source runs on a GPU."""
+    source = np.random.default_rng(6).standard_normal((2, 256)).astype(np.float32)
+    np.testing.assert_array_equal(
+        exl3_encode_mlx.encode_tiles(source, bits, "mcg"), encode_tiles(source, bits, "mcg")
+    )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+def test_numba_computes_what_numpy_does(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba", reason="numba is not installed")
+    source = np.random.default_rng(8).standard_normal((2, 256)).astype(np.float32)
+    compiled = encode_tiles(source, bits, "mcg")
+    monkeypatch.setattr(exl3_encode, "_compiled_search", lambda: None)
+    np.testing.assert_array_equal(compiled, encode_tiles(source, bits, "mcg"))
