@@ -140,6 +140,8 @@ ENVIRONMENT = {
     "MACRAME_API_KEYS": "the API's keys with commas between them, where `api.keys_file` names no file; and "
     "the key with which `macrame status` and its like ask",
     "MACRAME_CACHE": "where fetched models and the shard cache lie",
+    "MACRAME_KERNELS": "`off`: MLX's operations alone; `emulate`: kernels on this CPU, thread by thread, for "
+    "tests ([kernels.md](kernels.md))",
     "MACRAME_FAULT": "faults that the tests inject; never set it",
 }
 # Every key once, so that the reading code takes each; the values do not matter.

@@ -20,10 +20,16 @@ def results_text(machine: Machine, results: Sequence[Result]) -> str:
         f"{machine.chip}, {machine.system}, MLX {machine.mlx}: {machine.backend} kernels {machine.kernels}"
     ]
     for result in results:
-        lines += ["", f"{result.form.name}: {result.name}", *table([_row(trial) for trial in result.trials])]
+        lines += ["", f"{result.form.name}: {result.name}", *table(_rows(result.trials))]
         lines += [f"{t.num_tokens} tokens: {t.failure}" for t in result.trials if t.failure]
         lines.append(_conclusion(result))
     return "\n".join(lines)
+
+
+def _rows(trials: Sequence[Trial]) -> list[dict[str, str]]:
+    """A column that would be empty is left out."""
+    rows = [_row(trial) for trial in trials]
+    return [{key: row[key] for key in row if any(other[key] for other in rows)} for row in rows]
 
 
 def _row(trial: Trial) -> dict[str, str]:

@@ -28,7 +28,14 @@ def _of_block(verdicts: list[dict[str, Any]], backend: str) -> str:
         return f"MLX's operations for experts: {verdicts[0]['reason']}"
     ratios = [one["mlx_us"] / one["ours_us"] for one in taken if one["ours_us"]]
     gain = f", {_range(min(ratios), max(ratios))} times as fast as MLX's" if ratios else ", not timed"
-    return f"kernels ({backend}) for {_sizes(taken)} tokens{gain}"
+    trouble = [f"; {_sizes([one])}: {one['reason']}" for one in verdicts if _is_trouble(one)]
+    return f"kernels ({backend}) for {_sizes(taken)} tokens{gain}{''.join(trouble)}"
+
+
+def _is_trouble(verdict: dict[str, Any]) -> bool:
+    """Whether a kernel was wrong or failed, which is more than to be slow or not to be."""
+    is_tried = verdict["error"] or "Error: " in verdict["reason"]
+    return bool(is_tried and not verdict["is_taken"] and not verdict["ours_us"])
 
 
 def _sizes(taken: list[dict[str, Any]]) -> str:

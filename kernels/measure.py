@@ -112,13 +112,18 @@ def error_of(spec: BlockSpec, layer: Any, num_tokens: int) -> tuple[float, int]:
     """
     found = tokens(spec, num_tokens, num_tokens, num_experts=FEW_EXPERTS)
     experts, errors, num_launches = experts_of(layer), [], 0
+    with mx.stream(mx.cpu):  # a GPU may round products of float32 to less
+        answers = moe_reference.switch_glu(spec, found.x, found.indices, None, *experts)  # (T, k, hidden)
+        mx.eval(answers)
     for scores in (found.scores, found.scores.astype(mx.float32), None):  # as models have them
         with recorded() as calls:
             ours = moe.run(moe.Block(spec, *experts), found.x, found.indices, scores)
             mx.eval(ours)
         num_launches = num_launches or len(calls)
-        with mx.stream(mx.cpu):  # a GPU may round products of float32 to less
-            wanted = moe_reference.switch_glu(spec, found.x, found.indices, scores, *experts)
+        with mx.stream(mx.cpu):
+            wanted = answers
+            if scores is not None:
+                wanted = (answers * scores.astype(mx.float32)[..., None]).sum(axis=1)
             difference = mx.abs(ours.astype(mx.float32) - wanted).max() / mx.abs(wanted).max()
             mx.eval(difference)
         error = float(difference)

@@ -83,7 +83,7 @@ def self_test(
     """Test the forms of layers that `switch.take_over` took, and let the verdicts decide for each.
 
     folder: where verdicts are kept; None: nowhere. The layers must have been called once, so that they know
-    their forms. on_step is called after each piece of work, of a second at most on a GPU.
+    their forms. on_step is called after each piece of work.
     """
     where = backend.current()
     if where is None:

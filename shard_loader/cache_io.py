@@ -36,6 +36,7 @@ _NAMES = {
     mx.uint16: "U16",
     mx.uint32: "U32",
     mx.int8: "I8",
+    mx.int16: "I16",
     mx.int32: "I32",
     mx.float16: "F16",
     mx.bfloat16: "BF16",

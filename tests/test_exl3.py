@@ -141,6 +141,7 @@ def test_parameters_are_the_tensors_of_the_checkpoint_and_none_is_trained() -> N
     assert str(Exl3Linear(200, 120, 3, "mcg")) == "Exl3Linear(200 -> 120, 3 bits, mcg)"
 
 
+@pytest.mark.long
 def test_a_call_keeps_nothing_decoded_and_needs_little_beside_the_tensors() -> None:
     made, _ = layer((2048, 1024), (3, "mcg"), bias=False)
     x = mx.array(RNG.standard_normal((1, 1024)).astype(np.float32))

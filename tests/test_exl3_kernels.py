@@ -46,7 +46,7 @@ def test_all_unpacked_weights_have_the_bits_of_the_reference(bits: int, codebook
     with launch.options(mode="watched") as log:
         unpacked(bits, codebook, (2, 8, 16))
     read = log.launches[0].traffic["trellis"]
-    assert read.num_unique == 2 * 8 * 16 * 32 * bits
+    assert read.touched_bytes == 2 * 8 * 16 * 32 * bits
 
 
 def test_a_product_is_that_of_the_reference_and_one_launch() -> None:
@@ -60,12 +60,12 @@ def test_a_product_is_that_of_the_reference_and_one_launch() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("codebook", CODEBOOKS)
 @pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("shape", [(128, 128), (300, 200), (136, 1100)])
 def test_products_are_the_same_in_every_order_and_near_the_reference(
-    shape: tuple[int, int], bits: int, codebook: Codebook
+    shape: tuple[int, int], bits: int
 ) -> None:
+    codebook = CODEBOOKS[(bits + shape[0]) % 3]
     made, (weight, bias) = layer(shape, (bits, codebook), bias=True)
     for rows, dtype, choice in (
         (1, mx.float32, IN_PLACE),
@@ -158,7 +158,8 @@ def test_experts_of_one_kind_take_the_kernels_and_mixed_ones_float16() -> None:
     assert (alike.choice, mixed.choice) == (EXPERT_KERNELS, Choice(0, is_unpacked=True))
 
 
-@pytest.mark.parametrize("name", ["exl3_decode", pytest.param("exl3_unpack", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["exl3_decode", "exl3_unpack"])
 def test_a_wrong_kernel_is_found_out_and_not_used(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     attribute = {"exl3_decode": "DECODE", "exl3_unpack": "UNPACK"}[name]
     right: Kernel = getattr(exl3_kernels, attribute)

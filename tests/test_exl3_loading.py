@@ -20,7 +20,9 @@ from planner.adapters import AdapterFiles
 from planner.headers import ModelFilesError, read_headers
 from planner.load_options import LoadOptions, Quantization
 from planner.model_profile import read_model_profile
+from shard_loader import making
 from shard_loader.adapters import load_adapters
+from shard_loader.shard_cache import CacheSettings
 from shard_loader.survey import own_tensors
 from shard_loader.weights import WeightsError, load_lazily, load_shard
 from tests.test_weights import edit_config, rewrite
@@ -61,6 +63,7 @@ def test_a_shard_computes_with_the_weights_that_the_tensors_stand_for(
     assert mx.array_equal(logits_of(exl3, [0, 1, 3]), whole)
 
 
+@pytest.mark.long
 def test_predicted_bytes_are_the_loaded_ones(tmp_path: Path) -> None:
     exl3, _ = write_exl3("qwen3_moe", tmp_path, num_layers=3, kind_of=all_kinds)
     model = read_model_profile(exl3)
@@ -191,6 +194,7 @@ def test_a_missing_tensor_fails_by_name(tmp_path: Path, leaf: str) -> None:
         read_model_profile(exl3)
 
 
+@pytest.mark.long
 def test_a_missing_expert_fails_by_name(tmp_path: Path) -> None:
     exl3, _ = write_exl3("qwen3_moe", tmp_path, num_layers=3)
 
@@ -309,3 +313,19 @@ def test_adapters_change_exl3_layers_as_they_do_plain_ones(tmp_path: Path, arch:
     dora = write_adapter(plain, tmp_path / "dora", keys=keys[:1], kind="dora")
     with pytest.raises(WeightsError, match="Can't convert layer of type Exl3Linear to LoRA"):
         load_adapters(load_shard(exl3, 0, 3), [AdapterFiles("dora", dora)])
+
+
+@pytest.mark.long
+def test_what_was_stacked_or_cast_is_found_in_the_shard_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(making, "SMALL_BYTES", 1000)
+    exl3, _ = write_exl3("qwen3_moe", tmp_path / "models", num_layers=3, kind_of=all_kinds)
+    cache = CacheSettings(tmp_path / "cache", is_on=True)
+    for number, options in enumerate((LoadOptions(), LoadOptions(dtype="bfloat16"))):
+        found = []
+        for _ in range(2):
+            shard = load_shard(exl3, 0, 3, options=options, cache=cache)
+            found.append(shard.forward(TOKENS, None, shard.new_state()))
+        assert mx.array_equal(*found)
+        assert len(list(cache.folder.glob("*/manifest.json"))) == number + 1

@@ -120,6 +120,7 @@ def test_a_plan_says_the_bits_and_keeps_the_caches(
     assert packed["memory"]["full_model_bytes"] < dense["memory"]["full_model_bytes"]
 
 
+@pytest.mark.long
 def test_other_precisions_are_reckoned_from_the_weights_it_stands_for(tmp_path: Path) -> None:
     model, plain = write_exl3("qwen3_moe", tmp_path, num_layers=3, kind_of=three_bits)
     exl3_files, plain_files = ((read_config(f), read_headers(f)) for f in (model, plain))

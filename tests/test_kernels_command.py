@@ -21,7 +21,7 @@ from kernels.random_block import random_layer
 from kernels.self_test import decide, describe
 from kernels.verdicts import Machine
 from tests.big_shapes import write_shape
-from tests.mlx_kernels import run_by_mlx
+from tests.mlx_kernels import run_by_mlx, without_gpu
 from tests.tiny_models import write_checkpoint
 
 MACHINE = Machine("Apple M4 Max", "Darwin 26.1", "0.32.4", "0123456789abcdef", "metal")
@@ -31,6 +31,7 @@ TINY = BlockSpec(4, 64, 32, 2, Format(4, 32), Format(4, 32), Format(4, 32), dtyp
 @pytest.fixture(autouse=True)
 def _emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MACRAME_KERNELS", "emulate")
+    monkeypatch.setattr(build, "compiler", lambda: "c++")  # nothing is compiled here
 
 
 def test_known_blocks() -> None:
@@ -96,7 +97,9 @@ def test_a_model_without_experts_is_refused(
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ("on", "MLX uses no GPU here: run macrame kernels --emulate to learn whether they are right"),
+        without_gpu(
+            "on", "MLX uses no GPU here: run macrame kernels --emulate to learn whether they are right"
+        ),
         ("off", "MACRAME_KERNELS is off: run macrame kernels --emulate"),
         ("fast", "MACRAME_KERNELS is 'fast': say on, off or emulate"),
     ],
@@ -127,7 +130,6 @@ def test_sizes_are_numbers(tokens: str, capsys: pytest.CaptureFixture[str]) -> N
 
 def run(monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], kernel: Any) -> int:
     """The command on a tiny block, with `kernel` in the place of the kernels."""
-    monkeypatch.setattr(build, "compiler", lambda: "c++")
     monkeypatch.setattr(moe, "run", kernel)
     monkeypatch.setattr(kernel_forms, "known_form", lambda name, *_: Form(name, TINY))
     return kernels.main(["--emulate", "--block", "glm-4.7-flash", *arguments])

@@ -59,7 +59,7 @@ def case_of(body: str, tolerance: float = 1e-4) -> Case:
         (
             "sum += float(source[i]);",
             "sum += 0.5f * float(source[i]) + 0.5f * float(((volatile const device T*)source)[i]);",
-            "asks for 2.00 times the bytes of x",
+            "asks for 2.00 times the bytes of its weights",
         ),
     ],
 )
@@ -82,14 +82,15 @@ def test_a_right_kernel_stays_on_it(capsys: pytest.CaptureFixture[str]) -> None:
 
 @needs_compiler
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
-def test_the_sanitizers_pass_what_is_right(
+def test_the_sanitizers_find_nothing_in_any_kernel(
     sanitizer: emulation.Sanitizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if emulation.runtime(sanitizer) is None:
         pytest.skip(f"no library of the {sanitizer} sanitizer is here")
-    assert ladder.main(["emulate", "--short", "--only", "row_sums/3x1000", "--sanitizer", sanitizer]) == 0
-    assert "3 of 3 cases pass" in capsys.readouterr().out
+    assert ladder.main(["emulate", "--sanitizer", sanitizer]) == 0, capsys.readouterr()
+    assert "cases pass" in capsys.readouterr().out
 
 
 WRONG = """
@@ -128,6 +129,7 @@ def test_the_sanitizers_find_what_is_wrong(
 
 @needs_compiler
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_every_kernel_in_the_emulator() -> None:
     failed = {}
     for case in all_cases():
@@ -155,12 +157,14 @@ def test_metals_address_spaces() -> None:
 
 @needs_clang
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_every_kernels_address_spaces(capsys: pytest.CaptureFixture[str]) -> None:
     assert ladder.main(["spaces"]) == 0, capsys.readouterr().out
 
 
 @needs_cuda
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_every_kernel_compiles_as_cuda(capsys: pytest.CaptureFixture[str]) -> None:
     assert ladder.main(["cuda"]) == 0, capsys.readouterr().out
 

@@ -37,11 +37,14 @@ def test_what_is_used_and_what_it_gains() -> None:
         Verdict(2, 4, True, ours_us=10, mlx_us=14),
         Verdict(5, 8, False, "0.90 times as fast as MLX's operations", ours_us=10, mlx_us=9),
         Verdict(9, 16, True, ours_us=10, mlx_us=13),
+        Verdict(17, 32, False, "wrong by 1.0e-01 of the largest value; 8e-03 is allowed", error=0.1),
+        Verdict(33, 63, False, "RuntimeError: no such function", is_final=False),
         Verdict(64, 0, True, ours_us=10, mlx_us=11),
     )
     assert lines_of(report) == [
         "rank 1 (mini): kernels (metal) for 1 to 4, 9 to 16, 64 and more tokens, 1.1 to 1.9 times as fast as "
-        "MLX's (8 of 128 experts, 2048 x 768)"
+        "MLX's; 17 to 32: wrong by 1.0e-01 of the largest value; 8e-03 is allowed; 33 to 63: RuntimeError: "
+        "no such function (8 of 128 experts, 2048 x 768)"
     ]
 
 

@@ -19,9 +19,10 @@ from mlx_lm.models.switch_layers import SwitchGLU, SwitchMLP
 
 from kernels import measure, moe, switch
 from kernels.emulator import build
+from kernels.exl3 import Exl3SwitchLinear
 from kernels.moe_spec import GEGLU, PLAIN, SWIGLU, Activation, Format
 from shard_loader.rehearsal import Rehearsal
-from tests.mlx_kernels import run_by_mlx
+from tests.mlx_kernels import run_by_mlx, without_gpu
 from tests.zoo.configs import zoo_config
 
 KERNELS = moe.run
@@ -55,12 +56,12 @@ def taken_of(layer: nn.Module) -> switch.Taken:
     return taken
 
 
-def test_off_touches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    for asked in ("off", "on"):  # on a CPU there is no backend
-        monkeypatch.setenv("MACRAME_KERNELS", asked)
-        layer = layer_of()
-        assert switch.take_over([layer], switch.Always()) == []
-        assert type(layer) is SwitchGLU
+@pytest.mark.parametrize("asked", ["off", without_gpu("on")])
+def test_off_touches_nothing(monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
+    monkeypatch.setenv("MACRAME_KERNELS", asked)
+    layer = layer_of()
+    assert switch.take_over([layer], switch.Always()) == []
+    assert type(layer) is SwitchGLU
 
 
 def test_release_gives_back_what_was_there() -> None:
@@ -176,6 +177,13 @@ def test_an_adapter_in_a_layer_is_left_to_mlx() -> None:
     layer.gate_proj = base
     layer(x, indices)
     assert taken.num_plain == 2
+
+
+def test_layers_of_exl3_have_their_own_kernels() -> None:
+    layer = layer_of()
+    assert switch.expert_layers([layer]) == [layer]
+    layer.gate_proj = Exl3SwitchLinear.__new__(Exl3SwitchLinear)
+    assert switch.expert_layers([layer]) == []
 
 
 def test_other_layers_of_experts_are_not_taken() -> None:

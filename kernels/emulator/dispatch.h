@@ -132,6 +132,8 @@ template <class F> MSL_NO_SANITIZER int dispatch(const int grid[3], const int si
     int n = real[0] * real[1] * real[2];
     for (int i = 0; i < threadgroup_memory.n; i++) poison(threadgroup_memory.at[i].address, threadgroup_memory.at[i].bytes);
     group_number++;
+    MSL_ACQUIRE(&group_ends[(group_number + 1) & 1]);  // what ran before this, in other libraries too
+    MSL_RELEASE(&group_ends[(group_number + 1) & 1]);
     threadgroup_group = Group{};
     threadgroup_group.members = n;
     for (int i = 0; i * SIMD < n; i++) {
@@ -152,6 +154,7 @@ template <class F> MSL_NO_SANITIZER int dispatch(const int grid[3], const int si
     }
     permute(places, n, order, seed);
     bool is_well = run_group(fibers, places, n);
+    MSL_ACQUIRE(&group_ends[group_number & 1]);
 #if defined(MSL_TSAN)
     for (int i = 0; i < n; i++) __tsan_destroy_fiber(fibers[i].sanitizer);
 #endif

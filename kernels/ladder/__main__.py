@@ -82,9 +82,9 @@ def _spaces(_given: argparse.Namespace, cases: list[Case]) -> int:
     if address_spaces.compiler() is None:
         return _skip("no clang that knows C++ for OpenCL is here (Debian: apt install clang-16)")
     sources = _unique(cases)
-    troubles = [(call.msl().entry, said) for _, call, text in sources if (said := address_spaces.check(text))]
-    for entry, said in troubles:
-        print(f"{entry}:\n{said}")
+    troubles = [(case, said) for case, _, text in sources if (said := address_spaces.check(text))]
+    for case, said in troubles:
+        print(f"{case.name}:\n{said}")
     print(f"{len(sources) - len(troubles)} of {len(sources)} sources accepted by {address_spaces.compiler()}")
     return 1 if troubles else 0
 
@@ -121,7 +121,7 @@ def _cuda(_given: argparse.Namespace, cases: list[Case]) -> int:
         return _skip("neither NVRTC (mlx[cuda13]) nor nvcc with its headers is here")
     sources = _unique(cases)
     num_failed = 0
-    for _, call, _ in sources:
+    for case, call, _ in sources:
         kernel = call.kernel
         text = cuda_text.frame(
             kernel.name,
@@ -137,7 +137,7 @@ def _cuda(_given: argparse.Namespace, cases: list[Case]) -> int:
         if result.num_registers is not None:
             sizes = f"{result.num_registers} registers, {result.spilled_bytes} bytes spilled, "
             sizes += f"{result.shared_bytes} bytes shared"
-        print(f"{call.msl().entry:100s} {result.error or sizes or 'ok'}", flush=True)
+        print(f"{case.name:56s} {kernel.name:24s} {result.error or sizes or 'ok'}", flush=True)
     num_well = len(sources) - num_failed
     print(f"{num_well} of {len(sources)} sources compiled by {tool} for {cuda_compiler.ARCHITECTURE}")
     return 1 if num_failed else 0
