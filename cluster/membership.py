@@ -123,7 +123,8 @@ class Watcher:
 
     def _run(self) -> None:
         while not self._closed.is_set():
-            channel = connect(self.member.address, self._credentials, self.member.node.name)
+            address, name = self.member.address, self.member.node.name
+            channel = connect(address, self._credentials, name, silence_limit_s=self._silence_limit_s)
             try:
                 self._watch(control_pb2_grpc.ControlStub(channel))
             except grpc.RpcError as error:

@@ -86,14 +86,20 @@ def token_metadata(token: str | None) -> tuple[tuple[str, str], ...]:
     return () if token is None else (("authorization", f"Bearer {token}"),)
 
 
-def connect(address: str, credentials: Credentials | str | None, peer: str | None = None) -> grpc.Channel:
+def connect(
+    address: str,
+    credentials: Credentials | str | None,
+    peer: str | None = None,
+    *,
+    silence_limit_s: float = SILENCE_LIMIT_S,
+) -> grpc.Channel:
     """A channel that reconnects within about a second. A text alone is a token; each call carries it.
 
     With TLS the other side must prove that it is the node `peer` of the config; None: that it is for the
     address.
     """
     shown = Credentials.of(credentials)
-    channel = open_channel(address, shown, peer)
+    channel = open_channel(address, shown, peer, silence_limit_s)
     return channel if shown.token is None else grpc.intercept_channel(channel, _TokenSender(shown.token))
 
 

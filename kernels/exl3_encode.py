@@ -16,11 +16,12 @@ docs/exl3.md. Pure functions of arrays; threads are used inside, results do not 
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +34,8 @@ MIN_BITS = 1
 # The deviation of the values, in units of the source's, at which a Gaussian source loses least.
 # As measured for a Gaussian source; the optimum is flat.
 BEST_DEVIATION = {1: 0.91, 2: 1.0, 3: 1.064, 4: 1.12, 5: 1.14, 6: 1.18, 7: 1.20, 8: 1.21}
-_HISTORY_BYTES = 2**26  # of `best` for the tiles that one thread searches at a time; it keeps them
-_scratch = threading.local()
+_HISTORY_BYTES = 2**26  # of `best` for the tiles that one thread searches at a time; kept
+_kept: list[Floats] = []  # one for each thread that searched at once
 _FAR = np.float32(1e30)  # the cost of where a walk may not begin
 
 
@@ -90,38 +91,42 @@ def encode_tiles(tiles: Floats, bits: int, codebook: Codebook, num_threads: int 
     at_once = max(1, _HISTORY_BYTES // ((TILE_WEIGHTS + 1) * trellis.num_edges * 4))
     at_once = min(at_once, max(1, -(-len(tiles) // num_threads)))
     parts = [tiles[start : start + at_once] for start in range(0, len(tiles), at_once)]
-    states = list(_pool(num_threads).map(lambda part: _encode(trellis, part), parts))
+    with ThreadPoolExecutor(num_threads) as pool:
+        states = list(pool.map(lambda part: _encode(trellis, part), parts))
     return np.concatenate(states) if states else np.empty((0, TILE_WEIGHTS), np.uint16)
 
 
-@lru_cache(maxsize=1)
-def _pool(num_threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(num_threads, thread_name_prefix="exl3-encode")
-
-
-def _history(num_tiles: int, num_steps: int, num_edges: int) -> Floats:
-    """This thread's own memory, kept from one call to the next: fresh pages take a third of the time."""
-    size = num_tiles * (num_steps + 1) * num_edges
-    held: Floats | None = getattr(_scratch, "held", None)
-    if held is None or held.size < size:
-        held = _scratch.held = np.empty(max(size, _HISTORY_BYTES // 4), np.float32)
-    return held[:size].reshape(num_tiles, num_steps + 1, num_edges)
+@contextmanager
+def _memory(size: int) -> Iterator[Floats]:
+    """(size,) or more, kept from one search to the next: fresh pages take a third of the time."""
+    try:
+        held = _kept.pop()  # a list's pop and append are whole in any thread
+    except IndexError:
+        held = np.empty(0, np.float32)
+    if held.size < size:
+        held = np.empty(max(size, _HISTORY_BYTES // 4), np.float32)
+    try:
+        yield held
+    finally:
+        _kept.append(held)
 
 
 def _encode(trellis: Trellis, tiles: Floats) -> States:
-    seam = trellis.seam
-    around = np.concatenate([tiles[:, -seam:], tiles[:, :seam]], axis=1)
-    history = _history(len(tiles), 2 * seam, trellis.num_edges)
-    history[:, 0] = 0.0
-    _search(trellis, around, history)
-    states = _way_back(trellis, around, history, history[:, -1].argmin(axis=1), seam)
-    edge = states[:, seam].astype(np.int64) >> trellis.bits
+    num_tiles, num_edges, seam = len(tiles), trellis.num_edges, trellis.seam
+    whole, around = (num_tiles, TILE_WEIGHTS + 1, num_edges), (num_tiles, 2 * seam + 1, num_edges)
+    with _memory(prod(whole)) as memory:
+        history = memory[: prod(around)].reshape(around)
+        history[:, 0] = 0.0
+        ends = np.concatenate([tiles[:, -seam:], tiles[:, :seam]], axis=1)
+        _search(trellis, ends, history)
+        states = _way_back(trellis, ends, history, history[:, -1].argmin(axis=1), seam)
+        edge = states[:, seam].astype(np.int64) >> trellis.bits
 
-    history = _history(len(tiles), TILE_WEIGHTS, trellis.num_edges)
-    history[:, 0] = _FAR
-    history[np.arange(len(tiles)), 0, edge] = 0.0
-    _search(trellis, tiles, history)
-    return _way_back(trellis, tiles, history, edge, 0)
+        history = memory[: prod(whole)].reshape(whole)
+        history[:, 0] = _FAR
+        history[np.arange(num_tiles), 0, edge] = 0.0
+        _search(trellis, tiles, history)
+        return _way_back(trellis, tiles, history, edge, 0)
 
 
 @lru_cache(maxsize=1)

@@ -14,10 +14,11 @@ from cryptography.x509.oid import NameOID
 from cluster.config import NodeConfig
 from cluster.config_security import TlsFiles, file_stem, identity
 from cluster.tls import Tls
-from deploy.authority import Authority, make_authority, write_atomically
+from deploy.authority import SLACK, Authority, make_authority, write_atomically
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
+EARLY = NOW + 10 * DAY - SLACK  # when a certificate of `not_yet_valid` begins
 
 
 class Cluster:

@@ -12,7 +12,7 @@ import pytest
 from cluster.rpc import connect, make_server
 from cluster.tls import Credentials, Tls
 from cluster.tls_trouble import handshake_trouble
-from tests.certificates import DAY, NOW, Cluster, Unchecked
+from tests.certificates import DAY, EARLY, NOW, Cluster, Unchecked
 from tests.test_rpc import Echo, call, serve
 
 LABEL = "rank 1 (mini2)"
@@ -43,7 +43,7 @@ def trouble(port: int, shown: Tls | None, peer: str | None = "mini2") -> str:
 
 SERVERS = {
     "expired": rf"shows a certificate that expired on {NOW - 10 * DAY:%Y-%m-%d}: make new ones",
-    "early": rf"shows a certificate whose time begins on {NOW + 10 * DAY:%Y-%m-%d}: set the clocks of both",
+    "early": rf"shows a certificate whose time begins on {EARLY:%Y-%m-%d}: set the clocks of both",
     "another CA's": "shows a certificate that is not of this cluster's CA: copy there what 'macrame",
     "self-signed": "shows a certificate that is not of this cluster's CA: copy there",
     "another node's": r"shows the certificate of mini3\.macrame\.internal: give each node its own",
