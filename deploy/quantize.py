@@ -70,9 +70,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--group-size", type=int, help="weights that share a scale, affine only: 32, 64, 128 (default 64)"
     )
-    parser.add_argument(
-        "--head-bits", type=int, default=HEAD_BITS, help="of the output layer, exl3 only (default 6)"
-    )
+    parser.add_argument("--head-bits", type=int, help="of the output layer, exl3 only (default 6)")
     parser.add_argument(
         "--output", metavar="DIR", help="default: the model's name with format and bits, here"
     )
@@ -82,7 +80,10 @@ def _parser() -> Parser:
         help="text that EXL3 is fitted to (default: sources of Python's library)",
     )
     parser.add_argument(
-        "--calibration-tokens", type=_above_zero, default=CALIBRATION_TOKENS, metavar="N", help="of that text"
+        "--calibration-tokens",
+        type=_above_zero,
+        metavar="N",
+        help=f"of that text (default {CALIBRATION_TOKENS})",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
@@ -137,6 +138,10 @@ def _affine(args: argparse.Namespace, folder: Path, bits: Fraction, output: Path
     from cluster.quantize_affine import GROUP_SIZES, quantize_affine
     from cluster.quantize_source import load_plain, read_source
 
+    for option in ("head_bits", "calibration", "calibration_tokens"):
+        if getattr(args, option) is not None:
+            name = "--" + option.replace("_", "-")
+            raise UserError(f"{name} goes with --format exl3: affine weights are only rounded", EXIT_USAGE)
     group_size = 64 if args.group_size is None else args.group_size
     if group_size not in GROUP_SIZES:
         raise UserError(f"--group-size {group_size}: MLX has {', '.join(map(str, GROUP_SIZES))}", EXIT_USAGE)
@@ -151,20 +156,21 @@ def _affine(args: argparse.Namespace, folder: Path, bits: Fraction, output: Path
 
 
 def _exl3(args: argparse.Namespace, folder: Path, bits: Fraction, output: Path) -> dict[str, Any]:
-    from cluster.quantize_exl3 import choose_layers, unnamed
+    from cluster.quantize_exl3 import choose_layers, exl3_config, unnamed
     from cluster.quantize_parts import Parts, claimed
     from cluster.quantize_source import load_plain, read_source
     from cluster.quantize_text import token_rows
 
     if args.group_size is not None:
         raise UserError("--group-size goes with --format affine: EXL3 has no groups", EXIT_USAGE)
-    if not 1 <= args.head_bits <= 8:
-        raise UserError(f"--head-bits {args.head_bits}: EXL3 has 1 to 8", EXIT_USAGE)
+    head_bits = HEAD_BITS if args.head_bits is None else args.head_bits
+    if not 1 <= head_bits <= 8:
+        raise UserError(f"--head-bits {head_bits}: EXL3 has 1 to 8", EXIT_USAGE)
     source = read_source(folder, is_for_exl3=True)
     text, named = _text(args.calibration)
-    rows = token_rows(folder, text, args.calibration_tokens, named)
+    rows = token_rows(folder, text, args.calibration_tokens or CALIBRATION_TOKENS, named)
     model = load_plain(source)
-    layers = choose_layers(model, source.headers, bits, args.head_bits)
+    layers = choose_layers(model, source.headers, bits, head_bits)
     if not layers:
         raise UserError(
             f"{folder} has no linear layers of 128 channels or more that EXL3 could store", EXIT_USAGE
@@ -179,16 +185,17 @@ def _exl3(args: argparse.Namespace, folder: Path, bits: Fraction, output: Path) 
         "model": str(folder),
         "tensors": _digest(folder, source.headers),
         "bits": str(bits),
-        "head_bits": args.head_bits,
+        "head_bits": head_bits,
         "rows": zlib.crc32(rows.tobytes()),
     }
     with claimed(output):
-        made = _encoded(args, source, model, layers, rows, parts=Parts(output, settings))
+        config = exl3_config(source, bits, head_bits, rows.shape)
+        made = _encoded(source, model, layers, rows, config, parts=Parts(output, settings))
     if made.num_resumed:
         say(f"macrame quantize: {made.num_resumed} of {len(layers)} layers were done by an earlier run")
     num_weights = sum(layer.num_weights for layer in layers.values())
     return {
-        "head_bits": args.head_bits,
+        "head_bits": head_bits,
         "bits_per_weight": 8 * sum(layer.nbytes for layer in layers.values()) / num_weights,
         "num_layers": len(layers),
         "num_left": len(left),
@@ -199,15 +206,14 @@ def _exl3(args: argparse.Namespace, folder: Path, bits: Fraction, output: Path) 
 
 
 def _encoded(
-    args: argparse.Namespace, source: Source, model: nn.Module, layers: Mapping[str, Layer], rows: Any,
+    source: Source, model: nn.Module, layers: Mapping[str, Layer], rows: Any, config: dict[str, Any],
     *, parts: Parts,
 ) -> Quantised:  # fmt: skip
     """Raises UserError, also for Ctrl-C."""
-    from cluster.quantize_exl3 import exl3_config, kept_tensors, quantize_exl3
+    from cluster.quantize_exl3 import kept_tensors, quantize_exl3
 
     kept_bytes = sum(array.nbytes for _, array in kept_tensors(source, model, layers))
     parts.open(2 * sum(layer.nbytes for layer in layers.values()) + kept_bytes)
-    config = exl3_config(source, _bits(args.bits, "exl3"), args.head_bits, rows.shape)
     bar = LoadBar(source.folder.name, verb="encod")
     try:
         return quantize_exl3(

@@ -243,7 +243,8 @@ def describe(spec: BlockSpec, layer: Any) -> str:
 def _format(form: Format, projection: Any) -> str:
     stored = projection.get("scales")
     dtype = str((projection["weight"] if stored is None else stored).dtype).removeprefix("mlx.core.")
-    name = dtype if form.mode == "plain" else f"{form.mode}{form.bits}/{form.group_size} ({dtype})"
+    width = "" if form.mode.endswith(str(form.bits)) else form.bits  # mxfp4 says it
+    name = dtype if form.mode == "plain" else f"{form.mode}{width}/{form.group_size} ({dtype})"
     return name + (" with bias" if projection.get("bias") is not None else "")
 
 

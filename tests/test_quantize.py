@@ -247,6 +247,12 @@ def test_bits_that_are_no_whole_number_are_a_mix(tmp_path: Path) -> None:
             3,
             "--group-size 16: MLX has 32, 64, 128",
         ),
+        (["--bits", "4", "--format", "affine", "--head-bits", "6"], 3, "--head-bits goes with --format exl3"),
+        (
+            ["--bits", "4", "--format", "affine", "--calibration-tokens", "99"],
+            3,
+            "--calibration-tokens goes with --format exl3",
+        ),
         (["--bits", "3", "--group-size", "32"], 3, "--group-size goes with --format affine"),
         (["--bits", "3", "--calibration", os.devnull], 3, "has 0 tokens and 32768 are wanted"),
         (["--bits", "3", "--calibration-tokens", "99999999"], 3, "give more text, or a smaller"),
