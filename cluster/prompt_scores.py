@@ -50,8 +50,7 @@ def prompt_scores(session: Session, slot: ring_pb2.Slot, logits: mx.array | None
     logits: (T, vocab), of the slot's T tokens; None where only the last was read, and its own draw is made
     already. The session keeps what the next slot's first token is held against.
     """
-    sampling = session.spec.sampling
-    if not sampling.prompt_logprobs or slot.position >= session.spec.prompt_tokens:
+    if not session.is_scored or slot.position >= session.spec.prompt_tokens:
         return None
     before, session.last_logits = session.last_logits, None
     rows = [] if before is None else [before]
@@ -63,4 +62,4 @@ def prompt_scores(session: Session, slot: ring_pb2.Slot, logits: mx.array | None
     if not rows:  # the prompt's first token, behind nothing
         return None
     ids = list(slot.tokens) if before is not None else list(slot.tokens[1:])
-    return PromptScores(mx.concatenate(rows), ids, sampling.top_logprobs)
+    return PromptScores(mx.concatenate(rows), ids, session.spec.sampling.top_logprobs)

@@ -38,7 +38,8 @@ class Session:
     position: int = 0  # tokens seen
     group: Group | None = None
     is_closed: bool = False
-    last_logits: mx.array | None = None  # (1, vocab) behind the last token, where prompts are scored
+    is_scored: bool = False  # its prompt is: asked for every token of every row
+    last_logits: mx.array | None = None  # (1, vocab) behind the last token, while that is so
 
     @classmethod
     def open(
@@ -53,7 +54,7 @@ class Session:
             if grammar and guides is not None:
                 guide = guides.open(grammar)
             sampler = Sampler(spec.sampling, shard.vocab_size, guide)
-        return cls(spec, shard.new_state(), sampler)
+        return cls(spec, shard.new_state(), sampler, is_scored=spec.sampling.prompt_logprobs)
 
     def begin_like(self, source: Session, state: ShardState) -> None:
         """The first tokens are those of `source`, whose copy `state` is."""

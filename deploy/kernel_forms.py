@@ -10,14 +10,12 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from cluster.errors import EXIT_ERROR, EXIT_USAGE, UserError
 from kernels import switch
-from kernels.moe_spec import PLAIN, BlockSpec, Format
+from kernels.moe_spec import PLAIN, REAL_SIZES, BlockSpec, Format
 from planner.headers import ModelFilesError
 from shard_loader.absent import Absent
 from shard_loader.sources import HubError
 from shard_loader.weights import AS_IT_IS, WeightsError, build
 
-# hidden size, an expert's size, experts, how many a token has
-SHAPES = {"qwen3-30b-a3b": (2048, 768, 128, 8), "glm-4.7-flash": (2048, 1536, 64, 4)}
 FORMATS = ("mxfp4", "plain", *(f"affine{bits}" for bits in (2, 3, 4, 5, 6, 8)))
 DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 
@@ -56,9 +54,8 @@ def format_of(name: str, group_size: int) -> Format:
 
 
 def known_form(name: str, form: Format, dtype: str) -> Form:
-    """One of SHAPES in a format."""
-    hidden_size, expert_size, num_experts, top_k = SHAPES[name]
-    spec = BlockSpec(num_experts, hidden_size, expert_size, top_k, form, form, form, dtype=DTYPES[dtype])
+    """One of REAL_SIZES in a format."""
+    spec = BlockSpec(*REAL_SIZES[name], form, form, form, dtype=DTYPES[dtype])
     return Form(name, spec)
 
 

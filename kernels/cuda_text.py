@@ -17,22 +17,10 @@ import mlx.core as mx
 
 from kernels.emulator.translate import DECLARATION
 from kernels.msl_text import ATTRIBUTES, Operand, TemplateValue
+from kernels.msl_text import TYPE_NAMES as METAL_NAMES
 
 LIBRARY = Path(__file__).resolve().parent / "cuda" / "metal_library.h"
-TYPE_NAMES = {
-    mx.bool_: "bool",
-    mx.uint8: "uint8_t",
-    mx.uint16: "uint16_t",
-    mx.uint32: "uint32_t",
-    mx.uint64: "uint64_t",
-    mx.int8: "int8_t",
-    mx.int16: "int16_t",
-    mx.int32: "int32_t",
-    mx.int64: "int64_t",
-    mx.float16: "__half",
-    mx.bfloat16: "__nv_bfloat16",
-    mx.float32: "float",
-}
+TYPE_NAMES = {**METAL_NAMES, mx.float16: "__half", mx.bfloat16: "__nv_bfloat16"}
 _SPACE = re.compile(r"\b(?:threadgroup|device|constant|thread)\b\s+(?=[\w:]|\()")
 _TABLE = re.compile(r"^(?:constant\s+constexpr|constexpr\s+constant|constant)\s+(?=[\w:<> ]+\[)", flags=re.M)
 _SCALAR = re.compile(r"^(?:constant\s+constexpr|constexpr\s+constant|constant)\s+(?=[\w:<> ]+=)", flags=re.M)

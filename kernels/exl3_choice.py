@@ -17,7 +17,9 @@ import numpy as np
 from mlx import nn
 
 from kernels import backend
+from kernels import failure as failures
 from kernels.exl3 import EXPERT_KERNELS, KERNELS, OPERATIONS, Choice, Exl3Linear, Exl3SwitchLinear
+from kernels.measure import MIN_GAIN
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +27,6 @@ TOLERANCE = {mx.float32: 1e-3, mx.float16: 1e-3, mx.bfloat16: 8e-3}  # of the la
 FEW, SOME, MANY = 1, 8, 64  # rows that are tried
 TOP_K = 4  # experts of a row that is tried
 REPEATS = 5
-MIN_GAIN = 1.02  # less is noise, and MLX's operations are kept
 
 Layer = Exl3Linear | Exl3SwitchLinear
 
@@ -82,7 +83,7 @@ def _judged(layer: Layer, dtype: mx.Dtype, on_step: Callable[[], None]) -> Verdi
         try:
             error, reason = _trial(layer, rows, candidate, dtype)
         except Exception as failure:  # border: a kernel that fails is one that is not used
-            error, reason = 0.0, f"{type(failure).__name__}: {' '.join(str(failure).split())}"
+            error, reason = 0.0, failures.line(failure)
             logger.warning("a kernel for %s failed", layer.form, exc_info=True)
         finally:
             layer.choice = OPERATIONS

@@ -22,6 +22,7 @@ from kernels.source import recorded
 
 TOLERANCE = {mx.float16: 1e-3, mx.bfloat16: 8e-3, mx.float32: 1e-4}  # of the largest value
 CACHE_BYTES = 512 << 20  # what is read before the same experts come again, where there are as many
+MIN_GAIN = 1.02  # less is noise, and MLX's operations are kept
 MAX_CALLS = 64  # blocks in a row, as a forward pass of a model has them
 NUM_ROUNDS = 5
 NUM_ROUTINGS = 32

@@ -93,6 +93,10 @@ class BlockSpec:
             raise ValueError(f"dtype must be float16, bfloat16 or float32, not {self.dtype}")
 
 
+# Of models that people run: num_experts, hidden_size, expert_size, top_k.
+REAL_SIZES = {"qwen3-30b-a3b": (128, 2048, 768, 8), "glm-4.7-flash": (64, 2048, 1536, 4)}
+
+
 @dataclass(frozen=True, slots=True)
 class Experts:
     """One matrix of every expert, as mlx-lm's SwitchLinear and QuantizedSwitchLinear hold it.

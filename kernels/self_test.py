@@ -17,7 +17,8 @@ from typing import Any
 from mlx import nn
 
 from kernels import backend, measure, moe
-from kernels.measure import Times
+from kernels import failure as failures
+from kernels.measure import MIN_GAIN, Times
 from kernels.moe_spec import BlockSpec, Format
 from kernels.switch import Taken, taken_of
 from kernels.verdicts import Verdict, Verdicts, this_machine
@@ -27,7 +28,6 @@ logger = logging.getLogger(__name__)
 # The first and last number of tokens; 0: no end. Sizes at which a class is tried: both ends.
 CLASSES = ((1, 1), (2, 4), (5, 8), (9, 16), (17, 32), (33, 63), (64, 0))
 ENDLESS = 256  # tokens that stand for the end of a class without one
-MIN_GAIN = 1.02  # less is noise, and MLX's operations are kept
 BUDGET_S = 20.0  # no further class is begun after so long
 EMULATED_BUDGET_S = 300.0  # in tests, whose machines have other things to do
 MAX_ERROR = 1e30  # JSON has no infinity
@@ -159,8 +159,7 @@ def try_size(
         return Trial(num_tokens, error, num_launches, times)
     except Exception as error:  # border: a kernel that cannot be compiled or run is one that is not used
         logger.info("a kernel failed for %d tokens", num_tokens, exc_info=True)
-        failure = f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
-        return Trial(num_tokens, failure=failure, is_final=False)
+        return Trial(num_tokens, failure=failures.line(error)[:400], is_final=False)
 
 
 def decide(first: int, last: int, trials: Sequence[Trial]) -> Verdict:

@@ -16,7 +16,7 @@ import mlx.core as mx
 from mlx import nn
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchGLU, SwitchLinear
 
-from kernels import backend, moe
+from kernels import backend, failure, moe
 from kernels.exl3 import Exl3SwitchLinear
 from kernels.expert_outputs import Use, outputs, watched
 from kernels.measure import experts_of
@@ -248,7 +248,7 @@ def _uint32(indices: mx.array) -> mx.array:
 
 
 def _give_up(taken: Taken, error: Exception) -> None:
-    taken.failure = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    taken.failure = failure.line(error)
     taken.plans.clear()
     logger.warning("an expert layer goes back to MLX's operations: %s", taken.failure)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mlx import nn
 
-from kernels import switch, wanted
+from kernels import failure, switch, wanted
 from kernels.self_test import Report, self_test
 from kernels.source import FOLDER
 from shard_loader.cache_home import user_cache_dir
@@ -49,7 +49,7 @@ def choose_kernels(shard: Shard, on_step: Callable[[], None] = lambda: None) -> 
             switch.release(taken)
     except Exception as error:  # border: kernels are an extra, without which the node serves as well
         switch.release(taken)
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reason = failure.line(error)
         logger.warning("no kernels are used: %s", reason, exc_info=True)
         report = Report("", len(layers), reasons=[reason])
     clear_cache()

@@ -16,7 +16,7 @@ from deploy.kernels_text import results_text
 from kernels import measure, moe, self_test
 from kernels.emulator import build
 from kernels.measure import Times
-from kernels.moe_spec import ACTIVATIONS, GEGLU, PLAIN, Activation, BlockSpec, Format
+from kernels.moe_spec import ACTIVATIONS, GEGLU, PLAIN, REAL_SIZES, Activation, BlockSpec, Format
 from kernels.random_block import random_layer
 from kernels.self_test import decide, describe
 from kernels.verdicts import Machine
@@ -43,7 +43,7 @@ def test_known_blocks() -> None:
     )  # its top k
     assert (format_of("plain", 64), format_of("mxfp4", 64)) == (PLAIN, Format(4, 32, "mxfp4"))
     assert form.expert_bytes == 3 * 2048 * 768 // 2
-    assert set(kernels.MODELS) == kernel_forms.SHAPES.keys()
+    assert set(kernels.MODELS) == REAL_SIZES.keys()
     assert set(kernels.FORMATS) == set(kernel_forms.FORMATS)
 
 

@@ -11,6 +11,7 @@ from kernels import moe_reference
 from kernels.ladder.case import Case, dtype_name
 from kernels.moe import GEGLU, PLAIN, Activation, BlockSpec, Experts, Format, Shared, switch_glu
 from kernels.moe_constants import matrix_names
+from kernels.moe_spec import REAL_SIZES
 
 TOLERANCES = {mx.float16: 1e-3, mx.bfloat16: 8e-3, mx.float32: 5e-6}
 MXFP4 = Format(4, 32, "mxfp4")
@@ -21,8 +22,9 @@ ONCE = tuple(
     for name in matrix_names(matrix)
 )
 SMALL = BlockSpec(5, 256, 128, 3, PLAIN, PLAIN, PLAIN)
-QWEN3_30B_A3B = BlockSpec(128, 2048, 768, 8, *(Format(4, 64),) * 3)
-GLM_4_7_FLASH = BlockSpec(64, 2048, 1536, 4, *(Format(4, 64),) * 3)
+QWEN3_30B_A3B, GLM_4_7_FLASH = (
+    BlockSpec(*REAL_SIZES[name], *(Format(4, 64),) * 3) for name in ("qwen3-30b-a3b", "glm-4.7-flash")
+)
 
 
 @dataclass(frozen=True, slots=True)
