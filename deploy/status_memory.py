@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from deploy.narrow import fitted
-from deploy.sizes import size
+from planner.sizes import size
 
 _PARTS = ("layers", "embed", "norm", "head", "other")
 

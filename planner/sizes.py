@@ -27,3 +27,12 @@ def at_least(nbytes: int) -> str:
     """As `gb`, rounded up: what is promised to be enough is."""
     step = GB // 10 if nbytes >= 10 * GB else GB // 100 if nbytes >= GB // 10 else GB // 10_000
     return gb(math.ceil(nbytes / step) * step)
+
+
+def size(num_bytes: int) -> str:
+    """Two or three digits in decimal units, from bytes on: 1 GB is 10^9 bytes."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if num_bytes >= factor:
+            value = num_bytes / factor
+            return f"{value:.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"
+    return f"{num_bytes} B"
