@@ -128,6 +128,25 @@ def test_sizes_are_numbers(tokens: str, capsys: pytest.CaptureFixture[str]) -> N
     assert f"{tokens!r} must be numbers from 1 to 4096" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["--model", "m", "--format", "mxfp4"],
+            "--format is of a known block (--block): the model of --model",
+        ),
+        (["--model", "m", "--group-size", "64"], "--group-size is of a known block (--block)"),
+        (["--model", "m", "--dtype", "bfloat16"], "has its own, leave --dtype out"),
+        (["--block", "glm-4.7-flash", "--format", "mxfp4", "--group-size", "32"], "mxfp4 has none to choose"),
+    ],
+)
+def test_an_option_that_would_be_passed_over_is_refused(
+    capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    assert kernels.main(["--emulate", *options]) == 3
+    assert said in capsys.readouterr().err
+
+
 def run(monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], kernel: Any) -> int:
     """The command on a tiny block, with `kernel` in the place of the kernels."""
     monkeypatch.setattr(moe, "run", kernel)
