@@ -142,8 +142,11 @@ def _backend() -> str:
             else "MLX uses no GPU here"
         )
         raise UserError(f"{why}: run macrame kernels --emulate to learn whether they are right", EXIT_ERROR)
-    if where == "emulated" and build.compiler() is None:
-        raise UserError("the emulator needs a C++ compiler: install g++ or clang++, or set CXX", EXIT_ERROR)
+    if where == "emulated":
+        try:
+            build.working_compiler()
+        except build.EmulatorError as error:
+            raise UserError(str(error), EXIT_ERROR) from None
     return where
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,16 @@ def test_the_emulator_needs_a_compiler(
     monkeypatch.setattr(build, "compiler", lambda: None)
     assert kernels.main(["--emulate"]) == 1
     assert "the emulator needs a C++ compiler: install g++ or clang++" in capsys.readouterr().err
+
+
+def test_the_emulator_needs_a_compiler_that_works(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(build, "compiler", lambda: shutil.which("false"))
+    assert kernels.main(["--emulate"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "false does not work, set CXX to another: it ended with code 1" in said
 
 
 @pytest.mark.parametrize("tokens", ["0", "5000", "a", "1,", ""])
