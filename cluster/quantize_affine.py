@@ -18,6 +18,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import quantize_model, save_config, save_model
 
 from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_USAGE, UserError
+from cluster.quantize_card import card
 from cluster.quantize_parts import FILE_BYTES, SETTINGS, claimed, copy_others, others_bytes
 from cluster.quantize_source import Source
 from planner.sizes import size
@@ -46,20 +47,24 @@ def quantize_affine(source: Source, model: nn.Module, bits: int, group_size: int
             )
         with contextlib.redirect_stdout(io.StringIO()):  # what mlx-lm says belongs to nobody who reads --json
             model, config = quantize_model(model, source.plain_config, group_size, bits)
-        return _written(source, model, config, partial / "model", output)
+        options = f"--format affine --bits {bits} --group-size {group_size}"
+        text = card(source, f"affine, {bits} bits", options, ["mlx", f"{bits}-bit"])
+        return _written(source, model, config, partial / "model", output, text=text)
 
 
-def _written(source: Source, model: nn.Module, config: dict[str, Any], folder: Path, output: Path) -> Affine:
-    """folder: beside the output on its disk; what a killed run left there goes."""
+def _written(
+    source: Source, model: nn.Module, config: dict[str, Any], folder: Path, output: Path, *, text: str
+) -> Affine:
+    """folder: beside the output on its disk; what a killed run left there goes. text: the README.md."""
     shutil.rmtree(folder, ignore_errors=True)
     found = _measured(model)
-    needed_bytes = found.total_bytes + others_bytes(source.folder) + FILE_BYTES
+    needed_bytes = found.total_bytes + others_bytes(source.folder, text) + FILE_BYTES
     try:
         folder.mkdir()
         _check_room(output.parent, needed_bytes)
         save_model(folder, model)
         save_config(config, folder / "config.json")
-        copy_others(source.folder, folder)
+        copy_others(source.folder, folder, text)
         os.replace(folder, output)
     except (OSError, RuntimeError) as error:
         shutil.rmtree(folder, ignore_errors=True)

@@ -22,6 +22,8 @@ from typing import Any
 import mlx.core as mx
 
 from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_ERROR, EXIT_USAGE, UserError
+from cluster.quantize_card import NAME as CARD
+from cluster.quantize_card import is_card
 from planner.sizes import size
 
 SHARD_BYTES = 2_000_000_000
@@ -144,7 +146,7 @@ class Parts:
 
     def assemble(
         self, names: Iterable[str], kept: Iterable[tuple[str, mx.array]], config: Mapping[str, Any],
-        source: Path, extra_json: Mapping[str, Any],
+        source: Path, card: str,
     ) -> int:  # fmt: skip
         """Writes the model and removes the parts; returns the bytes of its tensors.
 
@@ -156,14 +158,17 @@ class Parts:
         try:
             model.mkdir()
             total = _write_shards(model, self._all(names, kept))
-            copy_others(source, model)
-            for name, value in {**extra_json, "config.json": config}.items():
+            copy_others(source, model, card)
+            quantization = config["quantization_config"]
+            for name, value in {"quantization_config.json": quantization, "config.json": config}.items():
                 (model / name).write_text(json.dumps(value, indent=4) + "\n", encoding="utf-8")
             os.replace(model, self.output)
         except (OSError, RuntimeError) as error:
             shutil.rmtree(model, ignore_errors=True)
             parts_bytes = sum(self._file(name).stat().st_size for name in names)
-            self._check_rest(parts_bytes + sum(array.nbytes for _, array in kept) + others_bytes(source))
+            self._check_rest(
+                parts_bytes + sum(array.nbytes for _, array in kept) + others_bytes(source, card)
+            )
             raise _unwritable(self.output, error) from None
         shutil.rmtree(self.folder, ignore_errors=True)
         return total
@@ -176,22 +181,29 @@ class Parts:
             yield from dict(mx.load(str(self._file(name)))).items()  # type: ignore[arg-type]
 
 
-def copy_others(source: Path, folder: Path) -> None:
-    """The source's files but for its weights and what describes them: tokenizer, templates, licence."""
+def copy_others(source: Path, folder: Path, card: str) -> None:
+    """The source's files but for its weights and what describes them: tokenizer, templates, licence.
+
+    card: the new README.md.
+    """
     for file in _others(source):
         shutil.copyfile(file, folder / file.name)
+    (folder / CARD).write_text(card, encoding="utf-8")
 
 
-def others_bytes(source: Path) -> int:
+def others_bytes(source: Path, card: str) -> int:
     """What `copy_others` writes."""
-    return sum(file.stat().st_size for file in _others(source))
+    return sum(file.stat().st_size for file in _others(source)) + len(card.encode())
 
 
 def _others(source: Path) -> list[Path]:
     return [
         file
         for file in sorted(source.iterdir())
-        if file.is_file() and not file.name.endswith(_WEIGHTS) and file.name not in _OF_WEIGHTS
+        if file.is_file()
+        and not file.name.endswith(_WEIGHTS)
+        and file.name not in _OF_WEIGHTS
+        and not is_card(file)
     ]
 
 
