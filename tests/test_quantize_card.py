@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -29,10 +30,11 @@ def parts_of(folder: Path) -> tuple[dict[str, object], str]:
     return yaml.safe_load(metadata), text
 
 
-def test_the_card_of_an_affine_model(tmp_path: Path) -> None:
+def test_the_card_of_an_affine_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = a_model(tmp_path / "Plain-1B-8bit", quantize={"bits": 8, "group_size": 64})
     (model / "readme.MD").write_text(CARD)
     assert run(model, tmp_path / "out", "--bits", "4", "--format", "affine") == 0
+    assert re.search(r" bits a weight with their scales, \d+ kB in all", capsys.readouterr().out)
     metadata, text = parts_of(tmp_path / "out")
     assert metadata == {
         "license": "apache-2.0",
