@@ -68,7 +68,8 @@ def _written(
         os.replace(folder, output)
     except (OSError, RuntimeError) as error:
         shutil.rmtree(folder, ignore_errors=True)
-        _check_room(output.parent, needed_bytes)
+        with contextlib.suppress(OSError):
+            _check_room(output.parent, needed_bytes)
         raise UserError(f"{output} cannot be written ({error}): name another --output") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -25,6 +25,7 @@ from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_ERROR, EXIT_USAGE, UserError
 from cluster.quantize_card import NAME as CARD
 from cluster.quantize_card import is_card
 from planner.sizes import size
+from shard_loader.whole_file import write_whole
 
 SHARD_BYTES = 2_000_000_000
 SETTINGS = "settings.json"
@@ -91,7 +92,7 @@ class Parts:
         try:
             if not file.exists():
                 _check_room(self.folder, needed_bytes)
-                _replace(file, json.dumps(self._settings, indent=2).encode())
+                write_whole(file, json.dumps(self._settings, indent=2).encode())
             elif json.loads(file.read_text(encoding="utf-8")) != self._settings:
                 raise UserError(
                     f"{self.folder} holds a stopped run with other settings: repeat that one's command, or "
@@ -103,6 +104,8 @@ class Parts:
                 (self.folder / _WRITING).unlink(missing_ok=True)
                 self._check_rest()
         except (OSError, ValueError) as error:
+            with contextlib.suppress(OSError):
+                self._check_rest()
             raise UserError(f"{self.folder} cannot be used: {error}", EXIT_USAGE) from None
 
     def find(self, name: str) -> Tensors | None:
@@ -125,8 +128,9 @@ class Parts:
             mx.save_safetensors(str(beside), tensors)
             os.replace(beside, file)
         except (OSError, RuntimeError) as error:
-            beside.unlink(missing_ok=True)
-            self._check_rest(sum(array.nbytes for array in tensors.values()))
+            with contextlib.suppress(OSError):  # of a disk that is gone, or such: `error` is what to tell
+                beside.unlink(missing_ok=True)
+                self._check_rest(sum(array.nbytes for array in tensors.values()))
             raise _unwritable(file, error) from None
 
     def _check_rest(self, next_bytes: int = 0) -> None:
@@ -165,10 +169,10 @@ class Parts:
             os.replace(model, self.output)
         except (OSError, RuntimeError) as error:
             shutil.rmtree(model, ignore_errors=True)
-            parts_bytes = sum(self._file(name).stat().st_size for name in names)
-            self._check_rest(
-                parts_bytes + sum(array.nbytes for _, array in kept) + others_bytes(source, card)
-            )
+            with contextlib.suppress(OSError):
+                parts_bytes = sum(self._file(name).stat().st_size for name in names)
+                kept_bytes = sum(array.nbytes for _, array in kept)
+                self._check_rest(parts_bytes + kept_bytes + others_bytes(source, card))
             raise _unwritable(self.output, error) from None
         shutil.rmtree(self.folder, ignore_errors=True)
         return total
@@ -245,12 +249,6 @@ def _write_shards(folder: Path, tensors: Iterable[tuple[str, mx.array]]) -> int:
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=4) + "\n", encoding="utf-8")
     return total
-
-
-def _replace(file: Path, content: bytes) -> None:
-    beside = file.with_name(file.name + ".new")
-    beside.write_bytes(content)
-    os.replace(beside, file)
 
 
 def _check_room(folder: Path, needed_bytes: int) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 import cluster.quantize_affine
 import cluster.quantize_exl3
+from cluster.errors import UserError
 from cluster.quantize_exl3 import choose_layers
 from cluster.quantize_parts import Parts, claimed
 from cluster.quantize_source import load_plain, read_source
@@ -96,7 +97,7 @@ def test_a_disk_that_fills_meanwhile(
                 patch.setattr(Parts, "assemble", filled_assemble)
             assert run(plain, disk / "out", "--bits", "3") == 2
         said = capsys.readouterr().err
-        assert said.count("\n") == 1
+        assert said.count("macrame quantize: ") == 1
         assert re.search(r"lacks \d+ kB of the \d+ kB that are still to be written: make room and", said)
         assert not (disk / "out").exists()
         left = {file.name for file in (disk / "out.partial").iterdir()}
@@ -126,6 +127,29 @@ def test_a_disk_that_fills_while_affine_is_written(
         assert run(plain, disk / "out", "--bits", "4", "--format", "affine") == 2
         assert re.search(r"\d+ kB are missing: make room and repeat the command", capsys.readouterr().err)
         assert [file.name for file in disk.iterdir() if file.name != "text.txt"] == ["hog"]
+
+
+def test_a_disk_without_room_for_the_settings(tmp_path: Path) -> None:
+    """It filled up behind the look at its room: nothing is left there."""
+    disk = tmp_path / "disk"
+    with small_disk(disk):
+        with claimed(disk / "out") as partial:
+            (disk / "hog").write_bytes(bytes(shutil.disk_usage(disk).free))
+            parts = Parts(disk / "out", {"model": "m" * 5000})
+            with pytest.raises(UserError, match="make room and repeat the command") as raised:
+                parts.open(0)
+        assert raised.value.exit_code == 2
+        assert not partial.exists()
+
+
+def test_a_folder_that_is_gone_is_a_sentence(tmp_path: Path) -> None:
+    with claimed(tmp_path / "out") as partial:
+        parts = Parts(tmp_path / "out", {})
+        parts.open(1)
+        shutil.rmtree(partial)
+        with pytest.raises(UserError, match=r"cannot be written .*: repeat the command") as raised:
+            parts.write("layer", {"layer.trellis": mx.arange(4096)})
+    assert raised.value.exit_code == 1
 
 
 def test_a_part_that_a_power_cut_left_is_encoded_again(tmp_path: Path) -> None:

@@ -100,6 +100,9 @@ def _sources() -> str:
 
 
 def cache_folder() -> Path:
+    """In the folder of shard_loader.cache_home, which may not be asked from here, and cannot ask here: what
+    needs it must start where another package is called kernels.
+    """
     given = os.environ.get("XDG_CACHE_HOME")
     home = Path.home()
     base = (
