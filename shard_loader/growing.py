@@ -1,7 +1,8 @@
-"""Room for the next tokens of a cache, in whole steps.
+"""What caches hold is what plans count for them (planner/kv_profile.py): room in whole steps, no scratch.
 
 mlx-lm's caches grow by a step of 256 tokens from wherever they end. One that was merged, taken out of a batch
-or cut ends anywhere, and would hold up to a step more than plans count for it (planner/kv_profile.py).
+or cut ends anywhere, and would hold up to a step more. A recurrent state is often a slice of what was
+computed for all tokens of a pass, and would hold all of that.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import BatchKVCache, CacheList, KVCache
+from mlx_lm.models.cache import ArraysCache, BatchKVCache, CacheList, KVCache
 
 
 def make_room(caches: Iterable[Any], num_tokens: int) -> None:
@@ -22,6 +23,15 @@ def make_room(caches: Iterable[Any], num_tokens: int) -> None:
             _grow(cache, cache.offset, num_tokens)
         elif type(cache) is BatchKVCache:
             _grow(cache, cache._idx, num_tokens)
+
+
+def let_go(caches: Iterable[Any]) -> None:
+    """After a pass of several tokens: what it had beside the states it ended with. Evaluates nothing."""
+    for cache in caches:
+        if type(cache) is CacheList:
+            let_go(cache.caches)
+        elif type(cache) is ArraysCache:
+            cache.cache = [None if entry is None else mx.contiguous(entry) for entry in cache.cache]
 
 
 def _grow(cache: Any, end: int, num_tokens: int) -> None:

@@ -103,7 +103,10 @@ def extracted(cache: Any, row: int, kv: KVRows) -> Any:
         return kv.extract(cache, row)
     if type(cache) is ArraysCache:
         alone = ArraysCache(len(cache.cache))
-        alone.cache = [None if entry is None else entry[row : row + 1] for entry in cache.cache]
+        # Contiguous: a slice would keep the memory of all rows.
+        alone.cache = [
+            None if entry is None else mx.contiguous(entry[row : row + 1]) for entry in cache.cache
+        ]
         return alone
     return cache.extract(row)
 

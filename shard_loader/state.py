@@ -11,7 +11,7 @@ from mlx import nn
 from mlx_lm.models.cache import ArraysCache, KVCache, make_prompt_cache
 
 from planner.kv_quant import KvQuantization
-from shard_loader.growing import make_room
+from shard_loader.growing import let_go, make_room
 from shard_loader.layout import Layout
 from shard_loader.merging import forked, is_mergeable, merged_shadow, trim_window
 from shard_loader.reach import Reach
@@ -47,6 +47,8 @@ class ShardState:
     def advance(self, num_tokens: int) -> None:
         """The forward pass of `num_tokens` more tokens is built."""
         self.position += num_tokens
+        if num_tokens > 1:
+            let_go(self.own.values())
         kv, self._kv = self._kv, None
         if kv is not None:
             for i, cache in self.own.items():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+from pathlib import Path
+
 import mlx.core as mx
 import pytest
 
 from shard_loader.shard import Shard
 from shard_loader.state import ShardState
+from shard_loader.trim import clear_cache
 from shard_loader.weights import load_shard
 from tests.tiny_models import write_checkpoint
 
@@ -51,3 +55,29 @@ def test_the_numbers_are_those_of_one_that_was_never_apart(shard: Shard) -> None
     for token in (5, 6):
         expected = shard.forward(mx.array([[token]]), None, whole)
         assert mx.array_equal(shard.forward(mx.array([[token]]), None, apart), expected)
+
+
+def held_bytes() -> int:
+    gc.collect()
+    clear_cache()
+    return int(mx.get_active_memory())
+
+
+def test_a_recurrent_state_holds_nothing_of_what_its_tokens_took(tmp_path: Path) -> None:
+    """Nor of the rows that it shared passes with: a slice keeps the whole array that it is of."""
+    sizes = {"head_dim": 16, "state_size": 256}
+    model = write_checkpoint("mamba2", tmp_path / "mamba2", num_layers=LAYERS, overrides=sizes)
+    shard = load_shard(model, 0, LAYERS)
+    before, states = held_bytes(), []
+    for _ in range(6):
+        states.append(shard.new_state())
+        shard.forward(mx.zeros((1, 200), mx.int32), None, states[-1])
+        mx.eval(states[-1].arrays())
+    nbytes = sum(state.nbytes for state in states)
+    assert held_bytes() - before < 1.2 * nbytes
+    batch = shard.merge(states)
+    del states
+    one = shard.split(batch, 2)
+    del batch
+    mx.eval(one.arrays())
+    assert held_bytes() - before < 1.2 * nbytes / 6
