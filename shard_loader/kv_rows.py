@@ -67,12 +67,13 @@ class KVRows:
         self._set(cache, padding, end)
 
     def keep(self, cache: BatchKVCache, rows: Sequence[int]) -> None:
-        """Only these rows, in this order."""
+        """Only these rows, in this order, with the room that the longest of them needs."""
         padding = [self._paddings[id(cache)][row] for row in rows]
         spare = min(padding)
         if cache.keys is not None:
             index = self._array(rows)
-            cache.keys, cache.values = (kept[..., spare:, :][index] for kept in (cache.keys, cache.values))
+            span = slice(spare, spare + -(-(cache._idx - spare) // KV_STEP_TOKENS) * KV_STEP_TOKENS)
+            cache.keys, cache.values = (kept[..., span, :][index] for kept in (cache.keys, cache.values))
         self._set(cache, [number - spare for number in padding], cache._idx - spare)
 
     def taken(self, cache: BatchKVCache, rows: Sequence[int], source: KVRows) -> BatchKVCache:

@@ -57,6 +57,14 @@ def test_the_numbers_are_those_of_one_that_was_never_apart(shard: Shard) -> None
         assert mx.array_equal(shard.forward(mx.array([[token]]), None, apart), expected)
 
 
+def test_rows_whose_longest_has_left_give_back_its_steps(shard: Shard) -> None:
+    batch = shard.merge([read(shard, 257), read(shard, 241), read(shard, 40)])
+    batch.keep([2, 1])
+    mx.eval(batch.arrays())
+    assert batch.positions == [40, 241]
+    assert sum(cache.keys.nbytes + cache.values.nbytes for cache in batch.own.values()) == 2 * STEP_BYTES
+
+
 def held_bytes() -> int:
     gc.collect()
     clear_cache()
