@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MODELS = ("qwen3-30b-a3b", "glm-4.7-flash")
 EXL3_BLOCKS = ("qwen3-8b-exl3", "qwen3-30b-a3b-exl3")
+DEFAULT_BITS = 3
 FORMATS = ("affine2", "affine3", "affine4", "affine5", "affine6", "affine8", "mxfp4", "plain")
 EMULATED_EXPERTS = 16
 MEMORY_PARTS = 3  # a layer takes no more of the available memory than one of these
@@ -69,7 +70,7 @@ def _parser() -> Parser:
     parser.add_argument("--format", choices=FORMATS, default="affine4", help="of a known block (affine4)")
     parser.add_argument("--group-size", type=int, choices=(32, 64, 128), default=64, help="of affine (64)")
     parser.add_argument(
-        "--bits", type=int, choices=range(1, 9), default=3, metavar="N", help="of a known EXL3 block (3)"
+        "--bits", type=int, choices=range(1, 9), metavar="N", help="of a known EXL3 block, 1 to 8 (3)"
     )
     parser.add_argument(
         "--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of a known block"
@@ -138,13 +139,15 @@ def _forms(args: argparse.Namespace, where: str) -> list[Form | MatrixForm]:
     from deploy.kernel_forms import format_of, forms_of_model, known_form, known_matrices
 
     forms: list[Form | MatrixForm] = []
+    if args.bits is not None and not {*EXL3_BLOCKS} & {*(args.block or ())}:
+        raise UserError(f"--bits is for a known EXL3 block: add --block {EXL3_BLOCKS[0]}", EXIT_USAGE)
     if args.model is not None:
         forms = forms_of_model(args.model)
     else:
         form = format_of(args.format, args.group_size)
         for name in args.block or MODELS:
             is_exl3 = name in EXL3_BLOCKS
-            forms += known_matrices(name, args.bits, args.dtype) if is_exl3 else []
+            forms += known_matrices(name, args.bits or DEFAULT_BITS, args.dtype) if is_exl3 else []
             forms += [] if is_exl3 else [known_form(name, form, args.dtype)]
     if where == "emulated":
         return [form.with_few_experts(EMULATED_EXPERTS) for form in forms]

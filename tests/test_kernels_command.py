@@ -190,6 +190,11 @@ def test_the_table() -> None:
     ]
 
 
+def test_bits_are_of_exl3(capsys: pytest.CaptureFixture[str]) -> None:
+    assert kernels.main(["--emulate", "--block", "glm-4.7-flash", "--bits", "4"]) == 3
+    assert "--bits is for a known EXL3 block: add --block qwen3-8b-exl3" in capsys.readouterr().err
+
+
 def test_known_exl3_matrices() -> None:
     dense = known_matrices("qwen3-8b-exl3", 4, "float16")
     assert [(one.input_dims, one.output_dims) for one in dense] == list(kernel_forms.LINEARS["qwen3-8b"])
