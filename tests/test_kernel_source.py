@@ -97,6 +97,6 @@ def test_a_file_that_is_made_wrong_stores_other_numbers(monkeypatch: pytest.Monk
 
 
 def test_a_file_that_stores_no_number_cannot_be_made_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "_wrong", {"moe_plan"})
-    with pytest.raises(ValueError, match=r"moe_plan\.metal cannot be made wrong"):
-        source.file_text("moe_plan.metal")
+    monkeypatch.setattr(source, "_wrong", {"row_sums"})
+    with pytest.raises(ValueError, match=r"row_sums\.metal cannot be made wrong"):
+        source.file_text("row_sums.metal")
