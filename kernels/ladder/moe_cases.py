@@ -12,6 +12,7 @@ from kernels.ladder.case import Case, dtype_name
 from kernels.moe import GEGLU, PLAIN, Activation, BlockSpec, Experts, Format, Shared, switch_glu
 from kernels.moe_constants import matrix_names
 from kernels.moe_spec import REAL_SIZES
+from kernels.random_block import random_experts
 
 TOLERANCES = {mx.float16: 1e-3, mx.bfloat16: 8e-3, mx.float32: 5e-6}
 MXFP4 = Format(4, 32, "mxfp4")
@@ -45,7 +46,9 @@ class _Block:
         found = [x, indices, scores.astype(spec.dtype)]
         for block in (spec, self.shared):
             for form, shape in _matrices(block) if block is not None else ():
-                found.extend(_random_experts(form, shape, spec.dtype, self.has_bias, keys))
+                made = random_experts(form, shape, spec.dtype, next(keys), has_bias=self.has_bias)
+                parts = (made.weight, made.scales, made.biases, made.bias)
+                found.extend(array for array in parts if array is not None)
         return found
 
     def run(self, *arrays: mx.array) -> mx.array:
@@ -85,20 +88,6 @@ def _matrices(spec: BlockSpec) -> list[tuple[Format, tuple[int, int, int]]]:
     inner = (spec.num_experts, spec.expert_size, spec.hidden_size)
     outer = (spec.num_experts, spec.hidden_size, spec.expert_size)
     return [(spec.gate, inner), (spec.up, inner), (spec.down, outer)]
-
-
-def _random_experts(
-    form: Format, shape: tuple[int, int, int], dtype: mx.Dtype, has_bias: bool, keys: Iterator[mx.array]
-) -> list[mx.array]:
-    weight = mx.random.normal(shape, key=next(keys)) * shape[2] ** -0.5
-    if form.mode == "plain":
-        made = [weight.astype(dtype)]
-    else:
-        packed, *rest = mx.quantize(weight, form.group_size, form.bits, mode=form.mode)
-        made = [packed, *(a if form.mode == "mxfp4" else a.astype(dtype) for a in rest)]
-    if has_bias:
-        made.append(mx.random.normal(shape[:2], key=next(keys)).astype(dtype))
-    return made
 
 
 def _case(
