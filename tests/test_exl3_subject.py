@@ -214,7 +214,7 @@ def test_a_kernel_that_fails_in_use_gives_the_answer_of_the_operations(
 
 
 @pytest.mark.usefixtures("_by_operations")
-@pytest.mark.parametrize("make", [linear, experts])
+@pytest.mark.parametrize("make", [linear, pytest.param(experts, marks=pytest.mark.long)])
 def test_times_are_taken_in_turn_at_both_ends(monkeypatch: pytest.MonkeyPatch, make: Any) -> None:
     monkeypatch.setattr(measure, "MAX_CALLS", 4)
     monkeypatch.setattr(measure, "NUM_ROUNDS", 1)

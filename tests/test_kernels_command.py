@@ -221,6 +221,7 @@ def test_the_matrices_of_an_exl3_model(tmp_path: Path, arch: str) -> None:
     assert experts == ([] if arch == "llama" else wanted)
 
 
+@pytest.mark.long
 def test_exl3_in_json_and_as_a_table(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
