@@ -151,8 +151,10 @@ class ComputeThread:
 
     def _note_draft_bytes(self) -> None:
         """What the draft model's caches take is no scratch of the engine's steps."""
-        if self.engine is not None and self.drafts is not None:
-            self.engine.memory.beside_bytes = self.drafts.drafter.kv_bytes
+        if self.drafts is not None:
+            self.drafts.note_bytes()
+            if self.engine is not None:
+                self.engine.memory.beside_bytes = self.drafts.kv_bytes
 
     def _next(self) -> Work | None:
         """What to do next; what runs is ended first where nothing else is there to do meanwhile.

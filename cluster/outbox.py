@@ -73,7 +73,7 @@ class Outbox:
         return frame
 
     def rows(self, requests: Sequence[Request]) -> ring_pb2.Frame:
-        """One token of each request, in the order in which the stages have their rows: who is new comes last."""
+        """One token of each request, in the order in which the stages have their rows: the new come last."""
         requests = sorted(requests, key=lambda request: request.place)
         frame = self.frame(tuple(request.session for request in requests))
         frame.is_batched = True

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 MODELS = ("qwen3-30b-a3b", "glm-4.7-flash")
 EXL3_BLOCKS = ("qwen3-8b-exl3", "qwen3-30b-a3b-exl3")
-DEFAULT_BITS = 3
 FORMATS = ("affine2", "affine3", "affine4", "affine5", "affine6", "affine8", "mxfp4", "plain")
+FORMAT, GROUP_SIZE, BITS, DTYPE = "affine4", 64, 3, "bfloat16"  # of a known block where nothing is said
 EMULATED_EXPERTS = 16
 MEMORY_PARTS = 3  # a layer takes no more of the available memory than one of these
 
@@ -67,13 +67,15 @@ def _parser() -> Parser:
     blocks = (*MODELS, *EXL3_BLOCKS)
     what.add_argument("--block", choices=blocks, action="append", help="a known block; may be repeated")
     what.add_argument("--model", metavar="DIR_OR_ID", help="those of a folder's or a hub's model")
-    parser.add_argument("--format", choices=FORMATS, default="affine4", help="of a known block (affine4)")
-    parser.add_argument("--group-size", type=int, choices=(32, 64, 128), default=64, help="of affine (64)")
+    parser.add_argument("--format", choices=FORMATS, help=f"of a known block ({FORMAT})")
     parser.add_argument(
-        "--bits", type=int, choices=range(1, 9), metavar="N", help="of a known EXL3 block, 1 to 8 (3)"
+        "--group-size", type=int, choices=(32, 64, 128), help=f"of a known block in affine ({GROUP_SIZE})"
     )
     parser.add_argument(
-        "--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of a known block"
+        "--bits", type=int, choices=range(1, 9), metavar="N", help=f"of a known EXL3 block, 1 to 8 ({BITS})"
+    )
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float16", "float32"), help=f"of a known block ({DTYPE})"
     )
     parser.add_argument("--tokens", type=_sizes, metavar="N,N", help="numbers of tokens instead of all")
     parser.add_argument(
@@ -94,6 +96,7 @@ def _sizes(text: str) -> list[int]:
 def _run(args: argparse.Namespace) -> int:
     from kernels import wanted
 
+    _check_options(args)
     if args.emulate:
         os.environ[wanted.VARIABLE] = "emulate"
     where = _backend()
@@ -114,6 +117,24 @@ def _run(args: argparse.Namespace) -> int:
     return EXIT_ERROR if any(t.failure for result in results for t in result.trials) else EXIT_OK
 
 
+def _check_options(args: argparse.Namespace) -> None:
+    """Raises UserError for an option that would change nothing."""
+    for option in ("format", "group_size", "bits", "dtype"):
+        if args.model is not None and getattr(args, option) is not None:
+            name = "--" + option.replace("_", "-")
+            raise UserError(
+                f"{name} is of a known block (--block): the model of --model has its own, leave {name} out",
+                EXIT_USAGE,
+            )
+    asked = {*(args.block or MODELS)}
+    if args.bits is not None and not asked & {*EXL3_BLOCKS}:
+        raise UserError(f"--bits is of a known EXL3 block: add --block {EXL3_BLOCKS[0]}", EXIT_USAGE)
+    if (args.format or args.group_size) is not None and asked <= {*EXL3_BLOCKS}:
+        raise UserError("--format and --group-size are of a block of experts: EXL3 has --bits", EXIT_USAGE)
+    if args.group_size is not None and not (args.format or FORMAT).startswith("affine"):
+        raise UserError(f"--group-size goes with affine: {args.format} has none to choose", EXIT_USAGE)
+
+
 def _backend() -> str:
     """Raises UserError where the kernels cannot run."""
     from kernels import backend, wanted
@@ -130,8 +151,11 @@ def _backend() -> str:
             else "MLX uses no GPU here"
         )
         raise UserError(f"{why}: run macrame kernels --emulate to learn whether they are right", EXIT_ERROR)
-    if where == "emulated" and build.compiler() is None:
-        raise UserError("the emulator needs a C++ compiler: install g++ or clang++, or set CXX", EXIT_ERROR)
+    if where == "emulated":
+        try:
+            build.working_compiler()
+        except build.EmulatorError as error:
+            raise UserError(str(error), EXIT_ERROR) from None
     return where
 
 
@@ -139,16 +163,14 @@ def _forms(args: argparse.Namespace, where: str) -> list[Form | MatrixForm]:
     from deploy.kernel_forms import format_of, forms_of_model, known_form, known_matrices
 
     forms: list[Form | MatrixForm] = []
-    if args.bits is not None and not {*EXL3_BLOCKS} & {*(args.block or ())}:
-        raise UserError(f"--bits is for a known EXL3 block: add --block {EXL3_BLOCKS[0]}", EXIT_USAGE)
     if args.model is not None:
         forms = forms_of_model(args.model)
     else:
-        form = format_of(args.format, args.group_size)
+        form, dtype = format_of(args.format or FORMAT, args.group_size or GROUP_SIZE), args.dtype or DTYPE
         for name in args.block or MODELS:
             is_exl3 = name in EXL3_BLOCKS
-            forms += known_matrices(name, args.bits or DEFAULT_BITS, args.dtype) if is_exl3 else []
-            forms += [] if is_exl3 else [known_form(name, form, args.dtype)]
+            forms += known_matrices(name, args.bits or BITS, dtype) if is_exl3 else []
+            forms += [] if is_exl3 else [known_form(name, form, dtype)]
     if where == "emulated":
         return [form.with_few_experts(EMULATED_EXPERTS) for form in forms]
     node = seen_machine()

@@ -1,8 +1,9 @@
-"""The rows of key-value caches that share a forward pass: merged, added, let go, taken out. Compute thread only.
+"""The rows of key-value caches that share a forward pass: merged, added, let go, taken out.
 
-mlx-lm's BatchKVCache does this layer by layer, makes the small arrays of offsets and paddings anew for each, and
-reads them back from the device. Here the layers of a state whose rows are alike share them, and what they hold is
-known without asking the device. The numbers are the same, and so is all else that a forward pass sees.
+mlx-lm's BatchKVCache does this layer by layer, makes the small arrays of offsets and paddings anew for each,
+and reads them back from the device. Here the layers of a state whose rows are alike share them, and what they
+hold is known without asking it. The numbers are the same, and so is all else that a forward pass sees.
+Compute thread only.
 """
 
 from __future__ import annotations

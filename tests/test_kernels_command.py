@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -132,12 +133,41 @@ def test_the_emulator_needs_a_compiler(
     assert "the emulator needs a C++ compiler: install g++ or clang++" in capsys.readouterr().err
 
 
+def test_the_emulator_needs_a_compiler_that_works(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(build, "compiler", lambda: shutil.which("false"))
+    assert kernels.main(["--emulate"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "false does not work, set CXX to another: it ended with code 1" in said
+
+
 @pytest.mark.parametrize("tokens", ["0", "5000", "a", "1,", ""])
 def test_sizes_are_numbers(tokens: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         kernels.main(["--tokens", tokens])
     assert ended.value.code == 3
     assert f"{tokens!r} must be numbers from 1 to 4096" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["--model", "m", "--format", "mxfp4"],
+            "--format is of a known block (--block): the model of --model",
+        ),
+        (["--model", "m", "--group-size", "64"], "--group-size is of a known block (--block)"),
+        (["--model", "m", "--dtype", "bfloat16"], "has its own, leave --dtype out"),
+        (["--block", "glm-4.7-flash", "--format", "mxfp4", "--group-size", "32"], "mxfp4 has none to choose"),
+    ],
+)
+def test_an_option_that_would_be_passed_over_is_refused(
+    capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    assert kernels.main(["--emulate", *options]) == 3
+    assert said in capsys.readouterr().err
 
 
 def run(monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], kernel: Any) -> int:
@@ -190,9 +220,24 @@ def test_the_table() -> None:
     ]
 
 
-def test_bits_are_of_exl3(capsys: pytest.CaptureFixture[str]) -> None:
-    assert kernels.main(["--emulate", "--block", "glm-4.7-flash", "--bits", "4"]) == 3
-    assert "--bits is for a known EXL3 block: add --block qwen3-8b-exl3" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ("--block", "glm-4.7-flash", "--bits", "4"),
+            "--bits is of a known EXL3 block: add --block qwen3-8b-",
+        ),
+        (("--bits", "4"), "--bits is of a known EXL3 block"),
+        (("--model", "a", "--bits", "4"), "--bits is of a known block (--block): the model of --model has"),
+        (("--block", "qwen3-8b-exl3", "--format", "mxfp4"), "are of a block of experts: EXL3 has --bits"),
+        (("--block", "qwen3-8b-exl3", "--group-size", "32"), "are of a block of experts: EXL3 has --bits"),
+    ],
+)
+def test_options_of_other_blocks_are_refused(
+    capsys: pytest.CaptureFixture[str], arguments: Sequence[str], said: str
+) -> None:
+    assert kernels.main(["--emulate", *arguments]) == 3
+    assert said in capsys.readouterr().err
 
 
 def test_known_exl3_matrices() -> None:

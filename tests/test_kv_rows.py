@@ -58,7 +58,9 @@ class Both:
         for a, b in zip(self.ours, self.theirs, strict=True):
             shape = (self.num_rows, HEADS, 1, SIZE)
             keys, values = mx.random.normal(shape), mx.random.normal(shape)
-            for mine, other in zip(a.update_and_fetch(keys, values), b.update_and_fetch(keys, values)):
+            for mine, other in zip(
+                a.update_and_fetch(keys, values), b.update_and_fetch(keys, values), strict=True
+            ):
                 assert mine.shape == other.shape
         self.kv.share_offsets()
 
