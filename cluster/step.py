@@ -56,9 +56,12 @@ class Step:
             self._is_started = True
 
     def wait(self) -> Exception | None:
-        """The device has done what it was given; why it could not. What is left is for `finish`."""
+        """The device has done what it was given; why it could not. What is left is for `finish`.
+
+        Another step may have been built upon this one, but not started.
+        """
         if self._wanted is not None and not self._is_waited_for:
-            self._failure, self._is_waited_for = self._evaluate(self._wanted), True
+            self._failure, self._is_waited_for = self._evaluate(self._wanted, is_last=True), True
         return self._failure
 
     def fail(self, error: Exception) -> None:
@@ -69,18 +72,21 @@ class Step:
     def finish(self) -> Output:
         """What the frame comes to."""
         while self._wanted is not None:
-            failure = self.wait()
+            failure = self._failure if self._is_waited_for else self._evaluate(self._wanted)
             self._is_started = self._is_waited_for = False
             self._failure = None
             self._go_on(failure)
         return self._output
 
-    def _evaluate(self, wanted: Wanted) -> Exception | None:
+    def _evaluate(self, wanted: Wanted, *, is_last: bool = False) -> Exception | None:
+        """is_last: nothing was started after it."""
         began = time.perf_counter() if recorder.on else 0.0
         failure = None
         try:
             if self._is_started and wanted.read:
                 mx.eval(wanted.read)
+            elif self._is_started and is_last:
+                mx.synchronize()  # the others are, once written to, arrays of the step built upon this one
             else:
                 mx.eval(wanted.read, wanted.others)
         except Exception as error:  # border, as above

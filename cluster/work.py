@@ -65,8 +65,14 @@ class Running:
     sessions: frozenset[int]
 
     def is_followed_by(self, frame: ring_pb2.Frame) -> bool:
-        """Whether both are parts of one prompt: the next is built upon what this one writes."""
-        return _is_chunk(self.work.frame) and _is_chunk(frame) and self.sessions == {frame.slots[0].session}
+        """Whether both are parts of one prompt: the next is built upon what this one writes.
+
+        Not where a copy is kept of what it writes: that is made as this one ends.
+        """
+        before = self.work.frame
+        if before.forks or not (_is_chunk(before) and _is_chunk(frame)):
+            return False
+        return self.sessions == {frame.slots[0].session}
 
 
 def _is_chunk(frame: ring_pb2.Frame) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -15,6 +16,7 @@ from cluster.step import Step
 from cluster.work import LoadWork, StepWork
 from proto import ring_pb2
 from shard_loader.weights import load_shard
+from tests.graph_counts import primitives
 from tests.tiny_models import write_checkpoint
 
 WAIT_S = 20.0
@@ -63,7 +65,9 @@ def script() -> list[ring_pb2.Frame]:
     ]
 
 
-def run(model: Path, *, overlaps: bool) -> list[ring_pb2.Frame]:
+def run(
+    model: Path, *, overlaps: bool, frames: Sequence[ring_pb2.Frame] | None = None
+) -> list[ring_pb2.Frame]:
     """The outputs of a compute thread that had all frames waiting."""
     outputs: SimpleQueue[ring_pb2.Frame] = SimpleQueue()
     failures: list[str] = []
@@ -75,7 +79,7 @@ def run(model: Path, *, overlaps: bool) -> list[ring_pb2.Frame]:
         lambda loaded, total: None,
         overlaps=overlaps,
     )
-    frames = script()
+    frames = frames or script()
     thread.post(LoadWork(1, model, "digest", 0, 3))
     for frame in frames:
         thread.post(StepWork(frame, (), released.release))
@@ -116,6 +120,41 @@ def test_frames_overlap_and_nothing_changes(
     log.clear()
     assert run(model, overlaps=False) == wanted
     assert log == [(what, seq) for seq in range(1, 17) for what in ("begin", "end")]
+
+
+@pytest.mark.parametrize("last", [8, 9999])  # one is no token: what comes after the copy fails
+def test_a_copy_is_kept_of_a_prompts_part_before_the_next_one_is_built(last: int, tmp_path: Path) -> None:
+    model = write_checkpoint("mamba2", tmp_path / "mamba2", num_layers=3)
+    frames = [prompt(1, 1, [72, 101, 108]), part(2, 1, 3, [4, 5, 6]), part(3, 1, 6, [7, last])]
+    frames[1].forks.add(session=50, from_session=1)
+    frames.append(ring_pb2.Frame(kind=ring_pb2.STEP, epoch=1, seq=4))
+    frames[-1].opens.add(session=2, prompt_tokens=8, max_tokens=9, from_session=50, from_tokens=6)
+    frames[-1].slots.add(session=2, position=6, tokens=[1])
+    frames.append(row(5, (2, 7, 3)))
+    engine = Engine(load_shard(model, 0, 3))
+    wanted = [output[0] for frame in frames if (output := engine.step(frame, ())) is not None]
+    assert [bool(frame.slots[0].error) for frame in wanted] == [False, False, last == 9999, False, False]
+    assert run(model, overlaps=True, frames=frames) == wanted
+
+
+def test_who_waits_for_a_prompts_part_does_not_begin_with_the_next(tmp_path: Path) -> None:
+    """Both are to keep the device busy; mlx-lm's caches give the next part's keys the first one's arrays."""
+    engine = Engine(load_shard(write_checkpoint("llama", tmp_path / "llama", num_layers=3), 0, 3))
+    assert engine.step(prompt(1, 1, [72] * 9), ()) is not None
+    state = engine.sessions[1].state
+    assert state is not None
+    first = engine.begin(part(2, 1, 9, [5, 6]), ())
+    first.start()
+    second = engine.begin(part(3, 1, 11, [7]), ())
+    assert primitives(state.own[0].keys)
+    assert first.wait() is None
+    assert primitives(state.own[0].keys)
+    second.start()
+    for step in (first, second):
+        output = step.finish()
+        assert output is not None
+        assert not output[0].slots[0].error
+    assert not primitives(state.own[0].keys)
 
 
 def test_what_fails_on_the_device_fails_its_own_frame(tmp_path: Path) -> None:
