@@ -120,7 +120,7 @@ def test_experts_of_several_tokens_are_sorted_first(shape: tuple[int, int]) -> N
             ask(made, weights, biases, (1, 5, 3), is_shared=True)
             ask(made, weights, biases, (2, 9, 4), is_shared=False)  # more rows of an expert than one tile has
             ask(made, weights, biases, (1, 1, 2), is_shared=False)
-        assert [call.kernel.name for call in calls[:2]] == ["moe_plan", "exl3_decode"]
+        assert [call.kernel.name for call in calls[:2]] == ["exl3_plan", "exl3_decode"]
     with launch.options(mode="watched"):
         ask(made, weights, biases, (1, 9, 2), is_shared=True)
 
@@ -191,3 +191,18 @@ def test_a_kernel_that_fails_is_not_used(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_without_a_backend_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MACRAME_KERNELS", "off")
     assert choose([Exl3Linear(128, 128, 3, "mcg")], mx.float32) == []
+
+
+@pytest.mark.parametrize("pairs", [15, 189])
+def test_the_plan_sorts_pairs_and_cuts_them_into_tiles(pairs: int) -> None:
+    flat = RNG.integers(0, 5, pairs) if pairs < 100 else np.full(pairs, 4)
+    made = exl3_kernels.plan(mx.array(flat.astype(np.uint32)), 5)
+    tiles = np.array(made.tiles)
+    assert tiles[0, 0] <= made.room
+    assert np.array(made.order)[:pairs].tolist() == np.argsort(flat, kind="stable").tolist()
+    wanted = []
+    for expert in np.unique(flat):
+        first, count = int((flat < expert).sum()), int((flat == expert).sum())
+        cuts = range(0, count, 32)
+        wanted += [[int(expert), first + cut, min(32, count - cut), 0] for cut in cuts]
+    assert tiles[1 : 1 + tiles[0, 0]].tolist() == wanted
