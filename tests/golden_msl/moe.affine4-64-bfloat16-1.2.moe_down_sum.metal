@@ -376,9 +376,10 @@ METAL_FUNC void moe_down_one(
 // A pair is a token's choice of an expert. A threadgroup makes some rows of one expert for all its pairs: slot y of
 // the grid is an expert, or where there are fewer pairs than experts a pair, and then the first pair of an expert
 // works for all of them.
-// The pairs of one expert in the order of the tokens; returns how many. One simdgroup.
-METAL_FUNC uint moe_pairs(
-    const device uint* indices, uint num_pairs, uint expert, uint lane, threadgroup ushort* pairs) {
+// The pairs of one expert in the order of the tokens; returns how many. One simdgroup. Indices: a pointer, of fewer
+// than 8 numbers to constant memory.
+template <typename Indices>
+METAL_FUNC uint moe_pairs(Indices indices, uint num_pairs, uint expert, uint lane, threadgroup ushort* pairs) {
   uint count = 0;
   for (uint base = 0; base < num_pairs; base += MOE_SIMD) {
     const uint pair = base + lane;
