@@ -17,6 +17,7 @@ from cluster.bench_client import Answer, Endpoint
 from cluster.bench_figures import Run, figures
 from cluster.bench_users import ask
 from cluster.errors import EXIT_ERROR, EXIT_UNREACHABLE, UserError
+from cluster.length import check_length
 
 FRESH_LIMIT_S = 10.0  # for two statuses of every node; they come several times a second
 POLL_S = 0.05
@@ -55,12 +56,7 @@ class Bench:
         self.cluster = planned(endpoint)  # /v1/cluster, as seen last
         self.runs: list[Run] = []
         context = self.cluster["plan"]["context"]
-        if load.prompt_tokens + load.output_tokens > context:
-            raise UserError(
-                f"a prompt of {load.prompt_tokens} and an answer of {load.output_tokens} tokens exceed the "
-                f"plan's context of {context}; ask for less",
-                EXIT_ERROR,
-            )
+        check_length(load.prompt_tokens, load.output_tokens, context, "the plan")
 
     def measure(self) -> None:
         """Fills `runs`. Raises UserError, and KeyboardInterrupt once what came before it is in `runs`."""

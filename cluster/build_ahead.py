@@ -12,7 +12,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from cluster.sampler import RowDraws, draw_rows
+from cluster.row_draws import RowDraws
+from cluster.sampler import draw_rows
 from cluster.session import Session
 from proto import ring_pb2
 from proto.codec import Tensor

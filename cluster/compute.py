@@ -41,6 +41,7 @@ from shard_loader.weights import WeightsError, load_shard
 logger = logging.getLogger(__name__)
 
 FETCH_AGAIN_S = 15.0
+REST_S = 0.5  # with nothing to do, after which a device's freed buffers are given back
 
 
 class ComputeThread:
@@ -152,8 +153,10 @@ class ComputeThread:
 
     def _note_draft_bytes(self) -> None:
         """What the draft model's caches take is no scratch of the engine's steps."""
-        if self.engine is not None and self.drafts is not None:
-            self.engine.memory.beside_bytes = self.drafts.drafter.kv_bytes
+        if self.drafts is not None:
+            self.drafts.note_bytes()
+            if self.engine is not None:
+                self.engine.memory.beside_bytes = self.drafts.kv_bytes
 
     def _next(self) -> Work | None:
         """What to do next; what runs is ended first where nothing else is there to do meanwhile.
@@ -180,6 +183,11 @@ class ComputeThread:
                     recorder.add(Kind.DRAFTED, 0, began, time.perf_counter())
                 self._note_draft_bytes()
                 self.activity, self._busy_since = "idle", None
+        if self.engine is not None and self.engine.has_spare:
+            try:
+                return self._inbox.get(timeout=REST_S)
+            except Empty:
+                self.engine.rest()
         return self._inbox.get()
 
     def _step(self, work: StepWork) -> None:
@@ -187,7 +195,8 @@ class ComputeThread:
         before, frame = self._running, work.frame
         sessions = frozenset(slot.session for slot in frame.slots)
         is_plain = bool(sessions) and not (frame.opens or frame.closes or frame.keeps or frame.forks)
-        if before is not None and not (is_plain and before.sessions.isdisjoint(sessions)):
+        is_next = before is not None and is_plain and before.is_followed_by(frame)
+        if before is not None and not is_next and not (is_plain and before.sessions.isdisjoint(sessions)):
             self._end_running()
             before = None
         started = time.perf_counter()
@@ -199,6 +208,8 @@ class ComputeThread:
                 wanted.add_done_callback(lambda _: self._inbox.put(work))
                 return
             step = self.engine.begin(frame, work.tensors)
+            if before is not None and is_next and (failure := before.step.wait()) is not None:
+                step.fail(failure)
             if self._overlaps:
                 step.start()
             running = Running(work, step, started, time.perf_counter(), sessions)

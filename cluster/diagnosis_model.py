@@ -28,17 +28,21 @@ class Whereabouts:
     store: Store | None = None  # which may hold only a part
 
 
-def whereabouts(config: ClusterConfig) -> Whereabouts:
-    """Looks at this machine alone. Raises HubError for a model that is neither a folder nor a hub id."""
-    folder = find_folder(config.model, config.model_dir_base)
+def whereabouts(config: ClusterConfig, name: str | None = None) -> Whereabouts:
+    """Looks at this machine alone, for the config's model or another one that it names.
+
+    Raises HubError for what is neither a folder nor a hub id.
+    """
+    name = config.model if name is None else name
+    folder = find_folder(name, config.model_dir_base)
     if folder is not None:
         return Whereabouts(folder, is_own_folder=True)
     from shard_loader.hub import cached_snapshot, stored  # huggingface_hub takes a while
 
-    cached = cached_snapshot(config.model)
+    cached = cached_snapshot(name)
     if cached is not None:
         return Whereabouts(cached)
-    place = stored(config.model)
+    place = stored(name)
     return Whereabouts(None) if place is None else Whereabouts(place.folder, store=place.store)
 
 

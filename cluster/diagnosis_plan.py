@@ -6,15 +6,20 @@ Plans as `plan-dry-run` does but for the proof of cuts, which may take a while.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from cluster.config import ClusterConfig
 from cluster.config_read import ConfigError
 from cluster.console import as_word
 from cluster.diagnosis import Finding, Subject, fine, skipped
 from cluster.diagnosis_model import whereabouts
+from cluster.draft_model import read_drafter
 from cluster.plan_inputs import plan_links, plan_nodes, plan_options, read_model
 from cluster.probe import this_machine
+from cluster.routes import HEAD_RANK
+from planner.draft_bytes import with_drafter
 from planner.forced import ForcedLayersError
+from planner.model_profile import ModelProfile
 from planner.plan import Plan
 from planner.sizes import gb
 from planner.solver import make_plan
@@ -38,8 +43,14 @@ def plan(subject: Subject) -> Iterable[Finding]:
             )
             return
         model = read_model(config, folder)
+        options = plan_options(config, model)
+        draft = _draft(subject, config, folder)
+        if isinstance(draft, Finding):
+            yield draft
+            return
         nodes = plan_nodes(config, {rank: this_machine() for rank in subject.ranks})
-        found = make_plan(model, nodes, plan_links(config), plan_options(config, model))
+        nodes = with_drafter(nodes, draft, options.context, options.concurrency)
+        found = make_plan(model, nodes, plan_links(config), options)
     except (HubError, ConfigError, ForcedLayersError) as error:
         yield skipped("plan", str(error))
         return
@@ -55,12 +66,36 @@ def plan(subject: Subject) -> Iterable[Finding]:
     )
 
 
+def _draft(subject: Subject, config: ClusterConfig, model_dir: Path) -> ModelProfile | Finding | None:
+    """Of the draft model that the file asks for, as the head reads it; or why that is not known."""
+    name = config.speculation.drafter
+    if name is None:
+        return None
+    try:
+        folder = whereabouts(config, name).folder
+        if folder is not None:
+            return read_drafter(config, folder, model_dir)
+    except (HubError, ConfigError) as error:
+        if HEAD_RANK in subject.ranks:
+            return Finding(
+                "plan",
+                "error",
+                str(error),
+                "the head does not start with a draft model that it cannot use",
+                f'"draft_model": ...    # in "speculation" of {config.path}',
+            )
+        return skipped("plan", f"the draft model {name} is rank 0's, and not here")
+    fetch = f"plan-dry-run --config {as_word(config.path)} fetches its headers"
+    return skipped("plan", f"the draft model {name} is not here: {fetch}")
+
+
 def _planned(subject: Subject, config: ClusterConfig, found: Plan) -> Finding:
     """A plan may count on memory that the file names and this machine does not have."""
-    here_bytes = sum(part.need_bytes for part in found.assignments if part.rank in subject.ranks)
+    here = [part for part in (*found.assignments, found.drafter) if part and part.rank in subject.ranks]
+    here_bytes = sum(part.need_bytes for part in here)
     ceiling_bytes = this_machine().ceiling_bytes
     if here_bytes > ceiling_bytes:
-        names = ", ".join(part.node for part in found.assignments if part.rank in subject.ranks)
+        names = ", ".join(dict.fromkeys(part.node for part in here))
         return Finding(
             "plan",
             "error",
@@ -69,4 +104,5 @@ def _planned(subject: Subject, config: ClusterConfig, found: Plan) -> Finding:
             f"leave memory_gb out of {config.path}: then nodes get what their machine has, shared among them",
         )
     parts = ", ".join(f"{part.node} {part.start}:{part.stop}" for part in found.assignments)
-    return fine("plan", f"the model fits: {parts}")
+    draft = "" if found.drafter is None else f", and the draft model on {found.drafter.node}"
+    return fine("plan", f"the model fits: {parts}{draft}")

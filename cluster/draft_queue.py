@@ -40,6 +40,7 @@ class DraftQueue:
     def __init__(self, drafter: Drafter) -> None:
         self.drafter = drafter
         self._waiting: OrderedDict[int, tuple[Guessing, OnDrafted]] = OrderedDict()
+        self.kv_bytes = 0  # of the drafter's caches when it was last noted; any thread may read it
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
@@ -59,6 +60,11 @@ class DraftQueue:
         """A new epoch: nobody waits for anything."""
         self._waiting.clear()
         self.drafter.drop_all()
+        self.note_bytes()
+
+    def note_bytes(self) -> None:
+        """What the caches hold now."""
+        self.kv_bytes = self.drafter.kv_bytes
 
     def step(self) -> None:
         """One piece of the window that came first; those that only read on let others go before."""

@@ -15,7 +15,8 @@ from math import inf, log
 import mlx.core as mx
 
 from cluster.draft_readings import Reading, Readings
-from cluster.sampler import GREEDY_BELOW, Sampler
+from cluster.sampler import Sampler
+from cluster.sampling_values import GREEDY_BELOW
 from planner.draft_bytes import MAX_LOGIT_ROWS, READ_CHUNK_TOKENS
 from planner.kv_profile import KV_STEP_TOKENS
 from proto import ring_pb2

@@ -75,6 +75,8 @@ class Engine:
         self._delay_s = injected(Fault.LAYER_DELAY_MS) / 1e3 * num_layers
         self._token_delay_s = injected(Fault.TOKEN_DELAY_US) / 1e6 * num_layers
         self._ended = 0.0  # when the last step ended
+        self._is_gpu = is_gpu
+        self.has_spare = False  # MLX keeps freed buffers, as many as `MemoryLimits` lets it
         self.memory = StepMemory()
 
     @property
@@ -174,7 +176,7 @@ class Engine:
         """Opens and closes sessions; why some could not be opened."""
         failed = self._open.begin(frame, self._begun_sessions)
         if frame.closes:
-            clear_cache()
+            self._give_back()
         if (frame.closes or frame.keeps) and not frame.slots:
             self._measure_kv()
         return failed
@@ -318,10 +320,21 @@ class Engine:
         self.stats.busy_ms += step_ms
         self.stats.recent_step_ms.append(step_ms)
         if not frame.slots[0].is_sampled:
-            clear_cache()  # a prefill chunk's temporaries are larger than any decode step's
+            self._give_back()  # a prefill chunk's temporaries are larger than any decode step's
             self._measure_kv()
         elif self.stats.num_steps % KV_MEASURE_STEPS == 0 or frame.closes or recorder.has_memory:
             self._measure_kv()
+
+    def _give_back(self) -> None:
+        """What MLX keeps of freed buffers: at once, or where that would stop a device, when it rests."""
+        self.has_spare = self._is_gpu
+        if not self._is_gpu:
+            clear_cache()
+
+    def rest(self) -> None:
+        """Nobody has asked for anything for a while."""
+        self.has_spare = False
+        clear_cache()
 
     def _measure_kv(self) -> None:
         self.memory.measure(self._open.nbytes)

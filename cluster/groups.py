@@ -89,17 +89,23 @@ class Groups:
         return alone + sum(group.state.nbytes for group in groups.values())
 
     def _keep(self, group: Group, members: list[Session]) -> None:
-        """The others become sessions by themselves, unless they are closed."""
+        """The others, unless they are closed, become a group, or a session by itself."""
         if len(members) == len(group.members):
             return
         staying = {id(member) for member in members}
-        for row, member in enumerate(group.members):
-            if id(member) in staying:
-                continue
+        leaving = [(row, member) for row, member in enumerate(group.members) if id(member) not in staying]
+        for _, member in leaving:
             member.group = None
-            if not member.is_closed:
-                member.state = self._shard.split(group.state, row)
-                self._pending += member.state.arrays()
+        alive = [(row, member) for row, member in leaving if not member.is_closed]
+        if len(alive) == 1:
+            row, member = alive[0]
+            member.state = self._shard.split(group.state, row)
+            self._pending += member.state.arrays()
+        elif alive:
+            other = Group(group.state.taken([row for row, _ in alive]), [member for _, member in alive])
+            for member in other.members:
+                member.group = other
+            self._pending += other.state.arrays()
         if members:
             group.state.keep([row for row, member in enumerate(group.members) if id(member) in staying])
         group.members = members

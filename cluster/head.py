@@ -22,7 +22,7 @@ from cluster.instructions import Draft, Emit, EndDrafts, Fail, FailureKind, Inst
 from cluster.log_book import LogBook
 from cluster.request import Request
 from cluster.room import Limits
-from cluster.sampler import validate
+from cluster.sampling_values import validate
 from cluster.scheduler import Scheduler
 from cluster.trace_head import note_fed, note_returned
 from cluster.trace_recorder import recorder

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from cluster.prompt_scores import PromptScores, prompt_scores
-from cluster.sampler import RowDraws, draw_rows
+from cluster.row_draws import RowDraws
+from cluster.sampler import draw_rows
 from cluster.session import Session
 from cluster.step import Steps, Wanted
 from cluster.trace_recorder import Kind, recorder

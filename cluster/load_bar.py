@@ -17,6 +17,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from planner.sizes import done_of
+
 MIN_SECONDS = 1.0  # what takes less shows nothing
 
 
@@ -71,7 +73,7 @@ class LoadBar:
         if tenths > self._tenths:
             self._tenths = tenths
             print(
-                f"[{self._name}] {self._verb}ed {loaded_bytes / 1e9:.2f} of {total_bytes / 1e9:.2f} GB",
+                f"[{self._name}] {self._verb}ed {done_of(loaded_bytes, total_bytes)}",
                 file=self._stream,
                 flush=True,
             )

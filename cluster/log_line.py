@@ -17,6 +17,7 @@ MAX_MESSAGE_CHARS = 8000
 _KEPT_FIRST = 2000  # of a longer message; the rest is its end, where a traceback names the error
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=-]{0,127}")
 _NUMBERS = re.compile(r"\d+(\.\d+)?")
+_OF_BYTES = re.compile(r" of [\d.]+ [kMG]?B\)")
 _CONTROLS = {n: f"\\x{n:02x}" for n in (*range(0x20), *range(0x7F, 0xA0)) if n not in (0x09, 0x0A)}
 _CONTROLS |= {0x2028: "\\u2028", 0x2029: "\\u2029"}
 
@@ -27,8 +28,9 @@ def checked_id(text: str) -> str:
 
 
 def is_progress(before: str, now: str) -> bool:
-    """The same words about a load as before, with other gigabytes: such a line takes the other's place."""
-    return " GB)" in before and " GB)" in now and _NUMBERS.sub("", before) == _NUMBERS.sub("", now)
+    """The same words about a load as before, with other bytes: such a line takes the other's place."""
+    is_load = _OF_BYTES.search(before) and _OF_BYTES.search(now)
+    return bool(is_load) and _NUMBERS.sub("", before) == _NUMBERS.sub("", now)
 
 
 @dataclass(frozen=True, slots=True)

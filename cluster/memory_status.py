@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from cluster.draft_queue import DraftQueue
 from cluster.engine import Engine
 from cluster.memory_limits import MemoryLimits
 from cluster.memory_watch import MemoryWatch
@@ -15,6 +16,7 @@ def fill_memory(
     status: control_pb2.NodeStatus,
     *,
     engine: Engine | None,
+    drafts: DraftQueue | None,
     limits: MemoryLimits,
     usage: Usage,
     watch: MemoryWatch,
@@ -31,6 +33,10 @@ def fill_memory(
     memory.wired_limit_bytes = limits.wired_bytes
     if engine is not None:
         _fill_stage(status, engine)
+    if drafts is not None:
+        status.drafter.model = drafts.drafter.name
+        status.drafter.weight_bytes = drafts.drafter.shard.footprint.total_bytes
+        status.drafter.kv_bytes = drafts.kv_bytes
     if reading is not None:
         memory.total_bytes, memory.available_bytes = reading.total_bytes, reading.available_bytes
         memory.swap_used_bytes = reading.swap_used_bytes

@@ -222,7 +222,14 @@ class Node:
             stop=stop,
             num_threads=threading.active_count(),
         )
-        fill_memory(status, engine=engine, limits=compute.limits, usage=self._usage, watch=self._memory)
+        fill_memory(
+            status,
+            engine=engine,
+            drafts=compute.drafts,
+            limits=compute.limits,
+            usage=self._usage,
+            watch=self._memory,
+        )
         for sender in senders:
             place = sender.place
             status.edges.add(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cluster.request import Request
+from cluster.request import BY_ITSELF, Request
 from cluster.speculation import Window
 from proto import ring_pb2
 
@@ -73,10 +73,12 @@ class Outbox:
         return frame
 
     def rows(self, requests: Sequence[Request]) -> ring_pb2.Frame:
-        """One token of each request."""
+        """One token of each request, in the order in which the stages have their rows: the new come last."""
+        requests = sorted(requests, key=lambda request: request.place)
         frame = self.frame(tuple(request.session for request in requests))
         frame.is_batched = True
-        for request in requests:
+        for row, request in enumerate(requests):
+            request.place = (frame.seq, row)
             _add_slot(frame, request, request.known(request.num_sent, request.num_known))
         return frame
 
@@ -85,6 +87,7 @@ class Outbox:
         is_alone = not self.in_flight
         known = request.known(request.num_sent, request.num_known)
         frame = self.frame((request.session,))
+        request.place = BY_ITSELF
         window = _add_slot(frame, request, [*known, *guesses])
         assert window is not None
         window.num_draws, window.match = len(guesses) + bool(known), match

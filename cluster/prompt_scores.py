@@ -7,7 +7,8 @@ from typing import Any, cast
 
 import mlx.core as mx
 
-from cluster.sampler import add_top, log_softmax
+from cluster.row_draws import add_top
+from cluster.sampler import log_softmax
 from cluster.session import Session
 from proto import ring_pb2
 

@@ -18,8 +18,10 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import quantize_model, save_config, save_model
 
 from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_USAGE, UserError
-from cluster.quantize_parts import SETTINGS, claimed, copy_others
+from cluster.quantize_card import card
+from cluster.quantize_parts import FILE_BYTES, SETTINGS, claimed, copy_others, others_bytes
 from cluster.quantize_source import Source
+from planner.sizes import size
 
 AFFINE_BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
@@ -45,33 +47,44 @@ def quantize_affine(source: Source, model: nn.Module, bits: int, group_size: int
             )
         with contextlib.redirect_stdout(io.StringIO()):  # what mlx-lm says belongs to nobody who reads --json
             model, config = quantize_model(model, source.plain_config, group_size, bits)
-        return _written(source, model, config, partial / "model", output)
+        options = f"--format affine --bits {bits} --group-size {group_size}"
+        text = card(source, f"affine, {bits} bits", options, ["mlx", f"{bits}-bit"])
+        return _written(source, model, config, partial / "model", output, text=text)
 
 
-def _written(source: Source, model: nn.Module, config: dict[str, Any], folder: Path, output: Path) -> Affine:
-    """folder: beside the output on its disk; what a killed run left there goes."""
+def _written(
+    source: Source, model: nn.Module, config: dict[str, Any], folder: Path, output: Path, *, text: str
+) -> Affine:
+    """folder: beside the output on its disk; what a killed run left there goes. text: the README.md."""
     shutil.rmtree(folder, ignore_errors=True)
+    found = _measured(model)
+    needed_bytes = found.total_bytes + others_bytes(source.folder, text) + FILE_BYTES
     try:
         folder.mkdir()
-        found = _measured(model)
-        free = shutil.disk_usage(folder).free
-        if free < found.total_bytes:
-            raise UserError(
-                f"the result takes {found.total_bytes / 1e9:.1f} GB and {output.parent} has {free / 1e9:.1f} "
-                "GB free: make room, or name an --output on another disk",
-                EXIT_DOES_NOT_FIT,
-            )
+        _check_room(output.parent, needed_bytes)
         save_model(folder, model)
         save_config(config, folder / "config.json")
-        copy_others(source.folder, folder)
+        copy_others(source.folder, folder, text)
         os.replace(folder, output)
     except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"{output} cannot be written ({error}): make room, or name another --output"
-        ) from None
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _check_room(output.parent, needed_bytes)
+        raise UserError(f"{output} cannot be written ({error}): name another --output") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return found
+
+
+def _check_room(folder: Path, needed_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise UserError(
+            f"the result takes {size(needed_bytes)} and {folder} has {size(free)} free, "
+            f"{size(needed_bytes - free)} are missing: make room and repeat the command, or name an --output "
+            "on another disk",
+            EXIT_DOES_NOT_FIT,
+        )
 
 
 def _measured(model: nn.Module) -> Affine:

@@ -23,6 +23,7 @@ from mlx_lm.models.switch_layers import SwitchLinear
 from numpy.typing import NDArray
 
 from cluster.errors import EXIT_USAGE, UserError
+from cluster.quantize_card import card
 from cluster.quantize_parts import Parts, Tensors
 from cluster.quantize_source import Source
 from cluster.quantize_taps import HEAD, Floats, install_taps, is_wanted
@@ -175,9 +176,7 @@ def quantize_exl3(
     model(mx.array(rows.astype(np.int32)))  # taps evaluate what they are given; logits are not wanted
     for tap in taps:
         tap.finish()
-    nbytes = parts.assemble(
-        layers, kept, config, source.folder, {"quantization_config.json": config["quantization_config"]}
-    )
+    nbytes = parts.assemble(layers, kept, config, source.folder, _card(source, config["quantization_config"]))
     return Quantised(nbytes, len(layers) - len(losses), losses)
 
 
@@ -215,6 +214,12 @@ def kept_tensors(source: Source, model: nn.Module, layers: Mapping[str, Layer]) 
         if not (leaf == "weight" and (path in layers or is_stack)):
             kept.append((name, array))
     return kept
+
+
+def _card(source: Source, quantisation: Mapping[str, Any]) -> str:
+    bits, head_bits = quantisation["bits"], quantisation["head_bits"]
+    options = f"--format exl3 --bits {bits} --head-bits {head_bits}"
+    return card(source, f"EXL3, {bits} bits", options, ["exl3", f"{bits}-bit"])
 
 
 def exl3_config(source: Source, bits: Fraction, head_bits: int, rows: tuple[int, int]) -> dict[str, Any]:

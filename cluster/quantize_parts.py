@@ -22,10 +22,16 @@ from typing import Any
 import mlx.core as mx
 
 from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_ERROR, EXIT_USAGE, UserError
+from cluster.quantize_card import NAME as CARD
+from cluster.quantize_card import is_card
+from planner.sizes import size
+from shard_loader.whole_file import write_whole
 
 SHARD_BYTES = 2_000_000_000
 SETTINGS = "settings.json"
+FILE_BYTES = 1 << 14  # of a file besides its tensors: its header, and blocks that are not full
 _LOCK = "lock"
+_MODEL, _WRITING = "model", "writing.safetensors"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 _OF_WEIGHTS = {"model.safetensors.index.json", "config.json", "quantization_config.json"}
 
@@ -74,21 +80,32 @@ class Parts:
         self.output = output
         self.folder = output.with_name(output.name + ".partial")
         self._settings = json.loads(json.dumps(settings))
+        self._needed_bytes = 0
 
     def open(self, needed_bytes: int) -> None:
-        """Begins in the claimed folder, or takes up what is there. Raises UserError where it cannot be."""
+        """Begins in the claimed folder, or takes up what is there. Raises UserError where it cannot be.
+
+        needed_bytes: of all parts and the result.
+        """
+        self._needed_bytes = needed_bytes
         file = self.folder / SETTINGS
         try:
             if not file.exists():
                 _check_room(self.folder, needed_bytes)
-                _replace(file, json.dumps(self._settings, indent=2).encode())
+                write_whole(file, json.dumps(self._settings, indent=2).encode())
             elif json.loads(file.read_text(encoding="utf-8")) != self._settings:
                 raise UserError(
                     f"{self.folder} holds a stopped run with other settings: repeat that one's command, or "
                     "remove the folder",
                     EXIT_USAGE,
                 )
+            else:
+                shutil.rmtree(self.folder / _MODEL, ignore_errors=True)
+                (self.folder / _WRITING).unlink(missing_ok=True)
+                self._check_rest()
         except (OSError, ValueError) as error:
+            with contextlib.suppress(OSError):
+                self._check_rest()
             raise UserError(f"{self.folder} cannot be used: {error}", EXIT_USAGE) from None
 
     def find(self, name: str) -> Tensors | None:
@@ -104,38 +121,59 @@ class Parts:
         return found
 
     def write(self, name: str, tensors: Tensors) -> None:
-        """Keeps a layer. Raises UserError where the disk is full."""
+        """Keeps a layer. Raises UserError where the disk is full; then the layers before it are whole."""
         file = self._file(name)
-        beside = file.with_name("writing.safetensors")
+        beside = self.folder / _WRITING
         try:
             mx.save_safetensors(str(beside), tensors)
             os.replace(beside, file)
         except (OSError, RuntimeError) as error:
+            with contextlib.suppress(OSError):  # of a disk that is gone, or such: `error` is what to tell
+                beside.unlink(missing_ok=True)
+                self._check_rest(sum(array.nbytes for array in tensors.values()))
+            raise _unwritable(file, error) from None
+
+    def _check_rest(self, next_bytes: int = 0) -> None:
+        """Raises UserError where there is no room for what is not yet written; next_bytes: at once."""
+        held = sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
+        left = max(self._needed_bytes - held, next_bytes + FILE_BYTES)
+        lacking = left - shutil.disk_usage(self.folder).free
+        if lacking > 0:
             raise UserError(
-                f"{file} cannot be written ({error}): make room and repeat the command, it goes on from here"
-            ) from None
+                f"the disk of {self.folder} lacks {size(lacking)} of the {size(left)} that are still to be "
+                "written: make room and repeat the command, it goes on where it stopped",
+                EXIT_DOES_NOT_FIT,
+            )
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.safetensors"
 
     def assemble(
         self, names: Iterable[str], kept: Iterable[tuple[str, mx.array]], config: Mapping[str, Any],
-        source: Path, extra_json: Mapping[str, Any],
+        source: Path, card: str,
     ) -> int:  # fmt: skip
-        """Writes the model and removes the parts; returns the bytes of its tensors."""
-        model = self.folder / "model"
+        """Writes the model and removes the parts; returns the bytes of its tensors.
+
+        Raises UserError where it cannot be written; then the parts stay, and nothing of the model.
+        """
+        model = self.folder / _MODEL
+        kept = list(kept)
         shutil.rmtree(model, ignore_errors=True)
         try:
             model.mkdir()
             total = _write_shards(model, self._all(names, kept))
-            copy_others(source, model)
-            for name, value in {**extra_json, "config.json": config}.items():
+            copy_others(source, model, card)
+            quantization = config["quantization_config"]
+            for name, value in {"quantization_config.json": quantization, "config.json": config}.items():
                 (model / name).write_text(json.dumps(value, indent=4) + "\n", encoding="utf-8")
             os.replace(model, self.output)
         except (OSError, RuntimeError) as error:
-            raise UserError(
-                f"{self.output} cannot be written ({error}): make room and repeat the command"
-            ) from None
+            shutil.rmtree(model, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                parts_bytes = sum(self._file(name).stat().st_size for name in names)
+                kept_bytes = sum(array.nbytes for _, array in kept)
+                self._check_rest(parts_bytes + kept_bytes + others_bytes(source, card))
+            raise _unwritable(self.output, error) from None
         shutil.rmtree(self.folder, ignore_errors=True)
         return total
 
@@ -147,11 +185,34 @@ class Parts:
             yield from dict(mx.load(str(self._file(name)))).items()  # type: ignore[arg-type]
 
 
-def copy_others(source: Path, folder: Path) -> None:
-    """The source's files but for its weights and what describes them: tokenizer, templates, licence."""
-    for file in sorted(source.iterdir()):
-        if file.is_file() and not file.name.endswith(_WEIGHTS) and file.name not in _OF_WEIGHTS:
-            shutil.copyfile(file, folder / file.name)
+def copy_others(source: Path, folder: Path, card: str) -> None:
+    """The source's files but for its weights and what describes them: tokenizer, templates, licence.
+
+    card: the new README.md.
+    """
+    for file in _others(source):
+        shutil.copyfile(file, folder / file.name)
+    (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def others_bytes(source: Path, card: str) -> int:
+    """What `copy_others` writes."""
+    return sum(file.stat().st_size for file in _others(source)) + len(card.encode())
+
+
+def _others(source: Path) -> list[Path]:
+    return [
+        file
+        for file in sorted(source.iterdir())
+        if file.is_file()
+        and not file.name.endswith(_WEIGHTS)
+        and file.name not in _OF_WEIGHTS
+        and not is_card(file)
+    ]
+
+
+def _unwritable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} cannot be written ({error}): repeat the command, it goes on where it stopped")
 
 
 def _write_shards(folder: Path, tensors: Iterable[tuple[str, mx.array]]) -> int:
@@ -190,17 +251,12 @@ def _write_shards(folder: Path, tensors: Iterable[tuple[str, mx.array]]) -> int:
     return total
 
 
-def _replace(file: Path, content: bytes) -> None:
-    beside = file.with_name(file.name + ".new")
-    beside.write_bytes(content)
-    os.replace(beside, file)
-
-
 def _check_room(folder: Path, needed_bytes: int) -> None:
+    """Raises UserError where the disk of `folder` has too little for the result and its parts."""
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise UserError(
-            f"the result and its parts take {needed_bytes / 1e9:.1f} GB and {folder.parent} has "
-            f"{free / 1e9:.1f} GB free: make room, or name an --output on another disk",
+            f"the result and its parts take {size(needed_bytes)} and {folder.parent} has {size(free)} free: "
+            "make room, or name an --output on another disk",
             EXIT_DOES_NOT_FIT,
         )

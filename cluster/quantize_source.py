@@ -20,7 +20,7 @@ from mlx_lm.utils import dequantize_model, load_model
 from cluster.errors import EXIT_USAGE, UserError
 from kernels import exl3_ops
 from kernels.exl3_reference import Codebook
-from planner.exl3 import BLOCK, CODEBOOK_LEAVES, LEAVES, fold, is_exl3, paths
+from planner.exl3 import BLOCK, CODEBOOK_LEAVES, LEAVES, exl3_bits, fold, is_exl3, paths
 from planner.headers import ModelFilesError, TensorHeader, read_config, read_headers
 
 _MAX_WHY = 300  # characters: mlx-lm names every tensor, a line for each
@@ -42,6 +42,13 @@ class Source:
         """config.json without what says how the weights are stored."""
         gone = ("quantization", "quantization_config")
         return {key: value for key, value in self.config.items() if key not in gone}
+
+    @property
+    def stored(self) -> str:
+        """How its weights are stored, as "affine, 8 bits"."""
+        if self.affine is not None:
+            return f"affine, {self.affine.get('bits')} bits"
+        return f"EXL3, {exl3_bits(self.config)} bits" if self.is_exl3 else "not quantised"
 
 
 def read_source(folder: Path, *, is_for_exl3: bool) -> Source:

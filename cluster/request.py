@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from cluster.speculation import Drafting, Window
 from proto import ring_pb2
 
 State = Literal["queued", "prefill", "decode"]
+BY_ITSELF = (sys.maxsize, 0)  # behind all who shared a frame
 
 
 @dataclass(slots=True)
@@ -39,6 +41,7 @@ class Request:
     from_session: int = 0  # whose copy it begins as; 0: nobody's
     num_cached: int = 0  # tokens of the prompt that come with that
     points: list[int] = field(default_factory=list)  # of its prompt, after which a copy is kept
+    place: tuple[int, int] = BY_ITSELF  # the last frame that it shared, and its row there
     is_active: bool = False  # it runs; else it waits
     is_open: bool = False  # its spec has entered the ring
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cluster.assigner import Joined
 from cluster.membership import Member, Reach
+from planner.sizes import done_of
 from proto import control_pb2
 
 
@@ -120,5 +121,5 @@ def _state_word(status: control_pb2.NodeStatus) -> str:
     word = control_pb2.NodeState.Name(status.state).lower()
     if status.state == control_pb2.LOADING and status.load_total_bytes:
         word = status.activity if status.activity == "fetching" else word
-        return f"{word} ({status.loaded_bytes / 1e9:.2f} of {status.load_total_bytes / 1e9:.2f} GB)"
+        return f"{word} ({done_of(status.loaded_bytes, status.load_total_bytes)})"
     return word

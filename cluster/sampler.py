@@ -1,8 +1,9 @@
-"""Draws a token from the last stage's logits. Compute thread only; a draw depends only on its arguments.
+"""Draws tokens from the last stage's logits. Compute thread only; a draw depends only on its arguments.
 
 The order is mlx-lm's: bias, penalties and bans on the logits (last what a grammar forbids), then top_p,
-min_p and top_k on the log-probabilities, then temperature. Randomness is counter-based: the key of a draw
-comes from the request's seed and the token's position, so that a replay after a failure draws the same.
+min_p and top_k, then temperature. Randomness is counter-based: the key of a draw comes from the request's
+seed and the token's position, so that a replay after a failure draws the same. The rows of a batch are drawn
+together (cluster/score_edits.py, cluster/random_draws.py), and each gets what it gets alone, bit for bit.
 """
 
 from __future__ import annotations
@@ -11,57 +12,21 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from itertools import zip_longest
-from typing import cast
 
 import mlx.core as mx
+import numpy as np
 
 from cluster.guide import Guide
 from cluster.guide_process import RemoteGuide
+from cluster.random_draws import Key, Odds, draw_tokens
+from cluster.row_draws import Draw, RowDraws
+from cluster.sampling_values import GREEDY_BELOW, validate
+from cluster.score_edits import ScoreEdits
 from proto import ring_pb2
 
-GREEDY_BELOW = 1e-5  # a temperature under this is 0, as in vLLM: its reciprocal would overflow
-MAX_PENALTY = 2.0  # of presence and frequency, either sign (OpenAI API reference)
-MAX_BIAS = 100.0  # either sign (OpenAI API reference)
-_NEG_INF = -math.inf
+ROWS_TOGETHER = 16  # their scratch is less than the logits of a chunk, which a plan counts
+LEAST_TOP_P = 1e-6  # keeps the most probable token alone; a GPU takes the smallest floats for 0
 _MASK64 = (1 << 64) - 1
-
-
-class Draw:
-    """One token on its way: lazy until the caller has evaluated `arrays()`."""
-
-    __slots__ = ("_logprob", "_token", "_top_ids", "_top_logprobs", "on_token")
-
-    def __init__(
-        self,
-        token: mx.array,  # () uint32
-        logprob: mx.array | None = None,  # () float32
-        top_ids: mx.array | None = None,  # (top_logprobs,) uint32, in no order
-        top_logprobs: mx.array | None = None,  # (top_logprobs,) float32
-    ) -> None:
-        self.on_token: Callable[[int], None] | None = None  # told of the token as soon as it is known
-        self._token = token
-        self._logprob = logprob
-        self._top_ids = top_ids
-        self._top_logprobs = top_logprobs
-
-    def arrays(self) -> list[mx.array]:
-        """What the caller evaluates, in one mx.eval together with the caches."""
-        every = (self._token, self._logprob, self._top_ids, self._top_logprobs)
-        return [array for array in every if array is not None]
-
-    def finish(self) -> ring_pb2.SampledToken:
-        """The drawn token; `top` is sorted by falling log-probability, then by id."""
-        token = ring_pb2.SampledToken(id=cast(int, self._token.item()))
-        if self.on_token is not None:
-            self.on_token(token.id)
-        if self._logprob is not None:
-            token.logprob = cast(float, self._logprob.item())
-        if self._top_ids is not None and self._top_logprobs is not None:
-            ids = cast("list[int]", self._top_ids.tolist())
-            logprobs = cast("list[float]", self._top_logprobs.tolist())
-            add_top(token, ids, logprobs)
-        return token
 
 
 class Sampler:
@@ -77,37 +42,34 @@ class Sampler:
     ) -> None:
         validate(spec, vocab_size)
         self._guide = guide
-        self._vocab_size = vocab_size
+        self.vocab_size = vocab_size
         self._seed = spec.seed
-        self._is_greedy = spec.temperature < GREEDY_BELOW
-        self._inverse_temperature = 1.0 if self._is_greedy else 1.0 / spec.temperature
+        self.is_greedy = spec.temperature < GREEDY_BELOW
         # A filter never removes the most probable token, so that greedy needs none of them.
-        self._top_p = spec.top_p if 0.0 < spec.top_p < 1.0 and not self._is_greedy else 1.0
-        self._top_k = spec.top_k if 0 < spec.top_k < vocab_size and not self._is_greedy else 0
-        self._log_min_p = math.log(spec.min_p) if spec.min_p > 0.0 and not self._is_greedy else _NEG_INF
+        self.odds = Odds() if self.is_greedy else _odds(spec, vocab_size)
         self._repetition = spec.repetition_penalty if spec.repetition_penalty > 0.0 else 1.0
         self._repetition_context = spec.repetition_context
         self._presence = spec.presence_penalty
         self._frequency = spec.frequency_penalty
-        self._num_top = min(spec.top_logprobs, vocab_size)
-        self._has_logprobs = spec.logprobs or spec.top_logprobs > 0
+        self.num_top = min(spec.top_logprobs, vocab_size)
+        self.has_logprobs = spec.logprobs or spec.top_logprobs > 0
         self._min_tokens = spec.min_tokens
-        stop_ids = sorted({token for token in spec.stop_ids if token < vocab_size})
-        self._stop_ids = mx.array(stop_ids, dtype=mx.uint32) if stop_ids and spec.min_tokens else None
+        stop_ids = {token for token in spec.stop_ids if token < vocab_size} if spec.min_tokens else ()
+        self._stop_ids = np.array(sorted(stop_ids), dtype=np.uint32)
         biased = sorted(spec.logit_bias.items())
-        self._bias_ids = mx.array([token for token, _ in biased], dtype=mx.uint32) if biased else None
-        self._bias = mx.array([bias for _, bias in biased], dtype=mx.float32)
+        self._bias_ids = np.array([token for token, _ in biased], dtype=np.uint32)
+        self._bias = np.array([bias for _, bias in biased], dtype=np.float32)
         self._prompt_ids: tuple[int, frozenset[int]] = (0, frozenset())
-        self._is_plain = biased == [] and self._stop_ids is None and not self._has_penalties and guide is None
-
-    @property
-    def _has_penalties(self) -> bool:
-        return self._repetition != 1.0 or self._presence != 0.0 or self._frequency != 0.0
+        self.is_plain = not biased and not self.reads_history
 
     @property
     def reads_history(self) -> bool:
         """Its draws depend on more than the logits and the position."""
-        return self._guide is not None or self._has_penalties or self._stop_ids is not None
+        return self._guide is not None or self._has_penalties or len(self._stop_ids) > 0
+
+    @property
+    def _has_penalties(self) -> bool:
+        return self._repetition != 1.0 or self._presence != 0.0 or self._frequency != 0.0
 
     @property
     def compiling(self) -> Future[tuple[bytes, bytes]] | None:
@@ -115,10 +77,9 @@ class Sampler:
         guide = self._guide
         return guide.ready if isinstance(guide, RemoteGuide) and not guide.ready.done() else None
 
-    @property
-    def is_argmax(self) -> bool:
-        """It takes the most probable token of the logits as they are, and nothing else is asked of it."""
-        return self._is_plain and self._is_greedy and not self._has_logprobs
+    def key(self, position: int) -> Key:
+        """Of the token at `position`."""
+        return draw_key(self._seed, position)
 
     def draw(self, logits: mx.array, position: int, history: Sequence[int], num_prompt: int) -> Draw:
         """Builds the draw of the token at `position`, its index in the sequence, without evaluating anything.
@@ -127,83 +88,51 @@ class Sampler:
         the prompt, the same in all draws of a session; read only for a penalty, min_tokens or a grammar.
         Raises ValueError for logits of another shape, or a grammar that cannot be followed.
         """
-        if logits.shape != (self._vocab_size,):
-            raise ValueError(f"logits: the shape is {logits.shape}, it must be ({self._vocab_size},)")
-        if self.is_argmax:
-            return Draw(_greedy(logits))
+        self.check(logits.shape)
+        draws = draw_rows([(self, position, history, num_prompt)], logits[None])
+        for error in draws.failed.values():
+            raise error
+        return Draw(draws)
 
-        answer = [] if self._guide is None else list(history[num_prompt:])
-        draw = self._draw(logits, position, history, num_prompt, answer)
-        if (guide := self._guide) is not None:
-            draw.on_token = lambda token: guide.expect([*answer, token])
-        return draw
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raises ValueError unless this is the shape of one row of logits."""
+        if shape != (self.vocab_size,):
+            raise ValueError(f"logits: the shape is {shape}, it must be ({self.vocab_size},)")
 
-    def _draw(
-        self, logits: mx.array, position: int, history: Sequence[int], num_prompt: int, answer: list[int]
-    ) -> Draw:
-        """answer: the tokens drawn so far, where a grammar reads them."""
-        raw = logits.astype(mx.float32)
-        scores = raw if self._is_plain else self._processed(raw, history, num_prompt)
-        if self._guide is not None and (allowed := self._guide.allowed(answer)) is not None:
-            scores = mx.where(mx.array(allowed), scores, _NEG_INF)
-        if self._is_greedy:
-            token = _greedy(logits if self._is_plain else scores)
-        else:
-            scores = self._filtered(scores)
-            if self._inverse_temperature != 1.0:
-                scores = scores * self._inverse_temperature
-            key = mx.array(draw_key(self._seed, position), dtype=mx.uint32)
-            token = mx.random.categorical(scores, key=key)
-        if not self._has_logprobs:
-            return Draw(token)
+    def edit(
+        self, edits: ScoreEdits, row: int, history: Sequence[int], num_prompt: int
+    ) -> Callable[[int], None] | None:
+        """Tell what is changed in the scores of its row; who is to be told of its token, if anyone.
 
-        logprobs = log_softmax(raw)
-        if not self._num_top:
-            return Draw(token, logprobs[token])
-        if self._num_top == self._vocab_size:
-            return Draw(token, logprobs[token], mx.arange(self._vocab_size, dtype=mx.uint32), logprobs)
-        top_ids = mx.argpartition(-logprobs, kth=self._num_top - 1)[: self._num_top]
-        return Draw(token, logprobs[token], top_ids, logprobs[top_ids])
-
-    def _processed(self, logits: mx.array, history: Sequence[int], num_prompt: int) -> mx.array:
-        """Bias, then penalties, then the ban of the stop ids; (vocab,) float32 in and out."""
-        if self._bias_ids is not None:
-            logits = logits.at[self._bias_ids].add(self._bias)
-        if self._repetition != 1.0:
-            logits = self._repetition_penalised(logits, history, num_prompt)
+        Raises ValueError for a grammar that cannot be followed.
+        """
+        if self.is_plain:
+            return None
+        if len(self._bias_ids):
+            edits.add(row, self._bias_ids, self._bias)
+        if self._repetition != 1.0 and (seen := self._seen(history, num_prompt)):
+            edits.penalise_repetition(row, seen, self._repetition)
         if self._presence != 0.0 or self._frequency != 0.0:
             counts = Counter(history[num_prompt:])
             if counts:
-                penalties = [self._presence + self._frequency * count for count in counts.values()]
-                logits = logits.at[_ids(counts)].subtract(mx.array(penalties, dtype=mx.float32))
-        if self._stop_ids is not None and len(history) - num_prompt < self._min_tokens:
-            logits = _banned(logits, self._stop_ids)
-        return logits
+                edits.subtract(row, counts, [self._presence + self._frequency * n for n in counts.values()])
+        if len(self._stop_ids) and len(history) - num_prompt < self._min_tokens:
+            edits.ban(row, self._stop_ids)
+        guide = self._guide
+        if guide is None:
+            return None
+        answer = list(history[num_prompt:])
+        if (allowed := guide.allowed(answer)) is not None:
+            edits.allow_only(row, allowed)
+        return lambda token: guide.expect([*answer, token])
 
-    def _repetition_penalised(self, logits: mx.array, history: Sequence[int], num_prompt: int) -> mx.array:
-        """Divides what was seen by the penalty, or multiplies where negative (https://arxiv.org/abs/1909.05858)."""
+    def _seen(self, history: Sequence[int], num_prompt: int) -> frozenset[int]:
+        """What the penalty for repetition is for."""
         if self._repetition_context:
-            seen = frozenset(history[-self._repetition_context :])
-        else:
-            if self._prompt_ids[0] != num_prompt:
-                self._prompt_ids = (num_prompt, frozenset(history[:num_prompt]))
-            seen = self._prompt_ids[1].union(history[num_prompt:])
-        if not seen:
-            return logits
-        ids = _ids(seen)
-        chosen = logits[ids]
-        penalised = mx.where(chosen < 0, chosen * self._repetition, chosen / self._repetition)
-        return mx.put_along_axis(logits, ids, penalised, axis=0)
-
-    def _filtered(self, scores: mx.array) -> mx.array:
-        """-inf for what top_p, min_p and top_k remove, each on what the one before left; (vocab,) float32."""
-        if self._top_p < 1.0:
-            scores = _top_p(log_softmax(scores), self._top_p)
-        if self._log_min_p > _NEG_INF:
-            scores = mx.where(scores < mx.max(scores) + self._log_min_p, _NEG_INF, scores)
-        if self._top_k:
-            scores = _banned(scores, mx.argpartition(-scores, kth=self._top_k - 1)[self._top_k :])
-        return scores
+            return frozenset(history[-self._repetition_context :])
+        if self._prompt_ids[0] != num_prompt:
+            self._prompt_ids = (num_prompt, frozenset(history[:num_prompt]))
+        return self._prompt_ids[1].union(history[num_prompt:])
 
 
 Row = tuple[
@@ -211,61 +140,110 @@ Row = tuple[
 ]  # and position, history, num_prompt, as `Sampler.draw` takes them
 
 
-class RowDraws:
-    """One token for each row of a batch: lazy until the caller has evaluated `arrays()`."""
-
-    def __init__(self, draws: Sequence[Draw | ValueError], greedy: mx.array | None = None) -> None:
-        self._draws, self._greedy = draws, greedy  # greedy: (B,), where that is all there is
-
-    def arrays(self) -> list[mx.array]:
-        """What the caller evaluates, in one mx.eval together with the caches."""
-        if self._greedy is not None:
-            return [self._greedy]
-        return [array for draw in self._draws if isinstance(draw, Draw) for array in draw.arrays()]
-
-    def finish(self) -> list[ring_pb2.SampledToken | ValueError]:
-        """The drawn tokens, row by row; for a row that could not be drawn, why."""
-        if self._greedy is not None:
-            return [ring_pb2.SampledToken(id=token) for token in cast("list[int]", self._greedy.tolist())]
-        return [draw.finish() if isinstance(draw, Draw) else draw for draw in self._draws]
-
-    def until(self, guesses: Sequence[int]) -> list[ring_pb2.SampledToken | ValueError]:
-        """For rows in a sequence: the drawn tokens as long as each is the guess there, and the one after."""
-        if self._greedy is not None:
-            ids = cast("list[int]", self._greedy.tolist())
-            return [ring_pb2.SampledToken(id=token) for token in ids[: _num_equal(ids, guesses) + 1]]
-        drawn: list[ring_pb2.SampledToken | ValueError] = []
-        for draw, guess in zip_longest(self._draws, guesses):
-            token = draw.finish() if isinstance(draw, Draw) else draw
-            drawn.append(token)
-            if isinstance(token, ValueError) or token.id != guess:
-                break
-        return drawn
-
-
 def draw_rows(rows: Sequence[Row], logits: mx.array) -> RowDraws:
     """Builds a draw for each row of `logits` (B, vocab) without evaluating anything; see `Sampler.draw`.
 
-    Rows that only want the most probable token share one pass. A row that cannot be drawn harms no other.
+    All rows share their operations, up to ROWS_TOGETHER. A row that cannot be drawn harms no other.
     """
-    if len(rows) > 1 and all(sampler.is_argmax for sampler, *_ in rows):
-        scores = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        return RowDraws((), mx.argmax(scores, axis=-1))
-    draws: list[Draw | ValueError] = []
-    for i, (sampler, position, history, num_prompt) in enumerate(rows):
+    draws = RowDraws(len(rows))
+    for start in range(0, len(rows), ROWS_TOGETHER):
+        block = slice(start, start + ROWS_TOGETHER)
+        before = draws.arrays()  # first, so that not all blocks have their scratch at once
+        some = mx.depends(logits[block], before) if before else logits[block]
+        _draw_together(draws, start, rows[block], some)
+    return draws
+
+
+def _draw_together(draws: RowDraws, start: int, rows: Sequence[Row], logits: mx.array) -> None:
+    """Adds a few rows of which the first is the batch's row `start`."""
+    edits = ScoreEdits(logits.shape[-1])
+    good: list[int] = []
+    for i, (sampler, _, history, num_prompt) in enumerate(rows):
         try:
-            draws.append(sampler.draw(logits[i], position, history, num_prompt))
+            sampler.check(logits.shape[1:])
+            on_token = sampler.edit(edits, i, history, num_prompt)
         except ValueError as error:
-            draws.append(error)
-    return RowDraws(draws)
+            draws.failed[start + i] = error
+            continue
+        if on_token is not None:
+            draws.on_token[start + i] = on_token
+        good.append(i)
+    if not good:
+        return
+    raw = logits.astype(mx.float32)
+    order, tokens = _tokens(rows, good, logits, edits.made(raw))
+    draws.add_tokens([start + i for i in order], tokens)
+    places = [place for place, i in enumerate(order) if rows[i][0].has_logprobs]
+    if places:
+        asking = [order[place] for place in places]
+        wishes = [(start + i, rows[i][0].num_top) for i in asking]
+        _add_logprobs(draws, wishes, _rows(raw, asking), _rows(tokens, places))
 
 
-def _num_equal(drawn: Sequence[int], guesses: Sequence[int]) -> int:
-    """How many both begin with."""
-    return next((i for i, (a, b) in enumerate(zip(drawn, guesses, strict=False)) if a != b), len(guesses))
+def _tokens(
+    rows: Sequence[Row], good: Sequence[int], logits: mx.array, scores: mx.array
+) -> tuple[list[int], mx.array]:
+    """The good rows in another order, and their tokens. scores: the logits with what was changed in them."""
+    plain = [i for i in good if rows[i][0].is_greedy and rows[i][0].is_plain]
+    edited = [i for i in good if rows[i][0].is_greedy and not rows[i][0].is_plain]
+    random = sorted((i for i in good if not rows[i][0].is_greedy), key=lambda i: rows[i][0].odds.cost)
+    parts = []
+    if plain:
+        parts.append(most_probable(_rows(logits, plain)))
+    if edited:
+        parts.append(most_probable(_rows(scores, edited)))
+    if random:
+        odds = [rows[i][0].odds for i in random]
+        keys = [rows[i][0].key(rows[i][1]) for i in random]
+        parts.append(draw_tokens(_rows(scores, random), odds, keys))
+    return [*plain, *edited, *random], mx.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
-def draw_key(seed: int, position: int) -> tuple[int, int]:
+def _add_logprobs(
+    draws: RowDraws, wishes: Sequence[tuple[int, int]], logits: mx.array, tokens: mx.array
+) -> None:
+    """wishes: the batch's row and top_logprobs, for each of logits (B, vocab) and tokens (B,)."""
+    logprobs = log_softmax(logits)
+    chosen = mx.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
+    draws.add_logprobs([row for row, _ in wishes], chosen)
+    for num_top in sorted({num_top for _, num_top in wishes if num_top}):
+        alike = [place for place, wish in enumerate(wishes) if wish[1] == num_top]
+        part = _rows(logprobs, alike)
+        ids = mx.argpartition(-part, kth=num_top - 1, axis=-1)[:, :num_top]
+        draws.add_top([wishes[place][0] for place in alike], ids, mx.take_along_axis(part, ids, axis=-1))
+
+
+def _rows(array: mx.array, rows: list[int]) -> mx.array:
+    """These rows, in this order; no copy where they lie side by side."""
+    first = rows[0]
+    if rows == list(range(first, first + len(rows))):
+        return array[first : first + len(rows)]
+    return array[mx.array(rows)]
+
+
+def _odds(spec: ring_pb2.Sampling, vocab_size: int) -> Odds:
+    return Odds(
+        inverse_temperature=1.0 / spec.temperature,
+        top_p=max(spec.top_p, LEAST_TOP_P) if 0.0 < spec.top_p < 1.0 else math.inf,
+        top_k=spec.top_k if 0 < spec.top_k < vocab_size else 0,
+        log_min_p=math.log(spec.min_p) if spec.min_p > 0.0 else -math.inf,
+    )
+
+
+def most_probable(logits: mx.array) -> mx.array:
+    """The tokens that mlx-lm takes: the most probable ones, with probabilities rounded to the logits' dtype.
+
+    In bf16 two neighbouring logits often round to one log-probability; the first of them wins.
+    """
+    return mx.argmax(log_softmax(logits), axis=-1)
+
+
+def log_softmax(logits: mx.array) -> mx.array:
+    """Over the last axis."""
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def draw_key(seed: int, position: int) -> Key:
     """Two uint32 words for MLX's generator, mixed by splitmix64 from a uint64 seed and a position."""
     mixed = _splitmix64((_splitmix64(seed) + position) & _MASK64)
     return mixed >> 32, mixed & 0xFFFFFFFF
@@ -277,69 +255,3 @@ def _splitmix64(state: int) -> int:
     state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
     state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK64
     return state ^ (state >> 31)
-
-
-def _ids(tokens: Counter[int] | frozenset[int]) -> mx.array:
-    return mx.array(list(tokens), dtype=mx.uint32)
-
-
-def _banned(scores: mx.array, ids: mx.array) -> mx.array:
-    return mx.put_along_axis(scores, ids, mx.array(_NEG_INF, dtype=mx.float32), axis=0)
-
-
-def _greedy(logits: mx.array) -> mx.array:
-    """The token that mlx-lm takes: the most probable one, with probabilities rounded to the logits' dtype.
-
-    In bf16 two neighbouring logits often round to one log-probability; the first of them wins.
-    """
-    return mx.argmax(log_softmax(logits))
-
-
-def log_softmax(logits: mx.array) -> mx.array:
-    """Over the last axis."""
-    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-
-
-def add_top(token: ring_pb2.SampledToken, ids: Sequence[int], logprobs: Sequence[float]) -> None:
-    """The most probable ones in the token's place, by falling log-probability, then by id."""
-    for token_id, logprob in sorted(zip(ids, logprobs, strict=True), key=lambda t: (-t[1], t[0])):
-        token.top.add(id=token_id, logprob=logprob)
-
-
-def _top_p(logprobs: mx.array, top_p: float) -> mx.array:
-    """Keeps the smallest set whose mass reaches top_p, and all that ties with its least probable token."""
-    rising = mx.sort(logprobs)
-    probs = mx.exp(rising)
-    mass_above = mx.cumsum(probs, reverse=True, inclusive=False)
-    total_mass = mass_above[0] + probs[0]
-    num_dropped = mx.sum(mass_above >= top_p * total_mass)
-    return mx.where(logprobs < rising[num_dropped], _NEG_INF, logprobs)
-
-
-def validate(spec: ring_pb2.Sampling, vocab_size: int) -> None:
-    """Raises ValueError naming field, value and limit for anything out of range or not finite."""
-    limits = (
-        ("temperature", spec.temperature, 0.0, math.inf),
-        ("top_p", spec.top_p, 0.0, 1.0),
-        ("min_p", spec.min_p, 0.0, 1.0),
-        ("repetition_penalty", spec.repetition_penalty, 0.0, math.inf),
-        ("presence_penalty", spec.presence_penalty, -MAX_PENALTY, MAX_PENALTY),
-        ("frequency_penalty", spec.frequency_penalty, -MAX_PENALTY, MAX_PENALTY),
-    )
-    for field, value, low, high in limits:
-        _check_range(field, value, low, high)
-    if spec.grammar and spec.min_tokens:
-        raise ValueError(
-            "min_tokens: with a grammar (response_format) it must be 0, for that says where an answer ends"
-        )
-    for token, bias in spec.logit_bias.items():
-        if token >= vocab_size:
-            raise ValueError(f"logit_bias: token id {token} is not below the vocabulary size {vocab_size}")
-        _check_range(f"logit_bias[{token}]", bias, -MAX_BIAS, MAX_BIAS)
-
-
-def _check_range(field: str, value: float, low: float, high: float) -> None:
-    """Raises ValueError unless value is finite and in [low, high]."""
-    if not math.isfinite(value) or not low <= value <= high:
-        limit = f"from {low:g} to {high:g}" if math.isfinite(high) else f"finite and at least {low:g}"
-        raise ValueError(f"{field}: {value:g} is not allowed, it must be {limit}")

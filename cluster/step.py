@@ -38,7 +38,8 @@ class Step:
     def __init__(self, code: Steps[Output], seq: int = 0) -> None:
         self._code, self._seq = code, seq
         self._wanted: Wanted | None = None
-        self._is_started = False
+        self._is_started = self._is_waited_for = False
+        self._failure: Exception | None = None  # of the evaluation that was waited for
         self._output: Output = None
         self._go_on(None)
 
@@ -54,23 +55,39 @@ class Step:
         else:
             self._is_started = True
 
+    def wait(self) -> Exception | None:
+        """The device has done what it was given; why it could not. What is left is for `finish`."""
+        if self._wanted is not None and not self._is_waited_for:
+            self._failure, self._is_waited_for = self._evaluate(self._wanted), True
+        return self._failure
+
+    def fail(self, error: Exception) -> None:
+        """What it was built on has failed, and so does it."""
+        if self._wanted is not None:
+            self._go_on(error)
+
     def finish(self) -> Output:
         """What the frame comes to."""
-        while (wanted := self._wanted) is not None:
-            failure = None
-            began = time.perf_counter() if recorder.on else 0.0
-            try:
-                if self._is_started and wanted.read:
-                    mx.eval(wanted.read)
-                else:
-                    mx.eval(wanted.read, wanted.others)
-            except Exception as error:  # border, as above
-                failure = error
-            if began:
-                recorder.add(Kind.COMPUTED, self._seq, began, time.perf_counter())
-            self._is_started = False
+        while self._wanted is not None:
+            failure = self.wait()
+            self._is_started = self._is_waited_for = False
+            self._failure = None
             self._go_on(failure)
         return self._output
+
+    def _evaluate(self, wanted: Wanted) -> Exception | None:
+        began = time.perf_counter() if recorder.on else 0.0
+        failure = None
+        try:
+            if self._is_started and wanted.read:
+                mx.eval(wanted.read)
+            else:
+                mx.eval(wanted.read, wanted.others)
+        except Exception as error:  # border, as above
+            failure = error
+        if began:
+            recorder.add(Kind.COMPUTED, self._seq, began, time.perf_counter())
+        return failure
 
     def _go_on(self, failure: Exception | None) -> None:
         """Run the code to the next place where it needs numbers, or to its end."""

@@ -17,6 +17,7 @@ import grpc
 from cluster.call_trouble import call_trouble
 from cluster.config import ClusterConfig
 from cluster.errors import EXIT_ERROR, EXIT_UNREACHABLE, UserError
+from cluster.length import check_length
 from cluster.routes import HEAD_RANK
 from cluster.rpc import connect
 from cluster.tls import Credentials
@@ -199,16 +200,21 @@ def served(status: head_pb2.ClusterStatus) -> Plan:
     return Plan.from_json(status.plan_json)
 
 
-def vocab_size(config: ClusterConfig, credentials: Credentials | str | None) -> int:
-    """Of the model that the ring serves. Raises UserError."""
+def prompts_for(
+    config: ClusterConfig, credentials: Credentials | str | None, prompt_tokens: int, answer_tokens: int
+) -> Iterator[list[int]]:
+    """Random ones in the tokens of the model that the ring serves.
+
+    Raises UserError where it serves none, or where a prompt and its answer exceed the plan's context.
+    """
     head_node = config.nodes[HEAD_RANK]
     with connect(head_node.address, credentials, head_node.name) as channel:
         try:
             status = head_pb2_grpc.HeadStub(channel).GetCluster(head_pb2.ClusterRequest(), timeout=ANSWER_S)
         except grpc.RpcError as error:
             raise UserError(call_trouble(error, head_node, credentials), EXIT_UNREACHABLE) from error
-    served(status)
-    return int(status.vocab_size)
+    check_length(prompt_tokens, answer_tokens, served(status).context, "the plan")
+    return random_prompts(status.vocab_size, prompt_tokens)
 
 
 def generate(

@@ -64,6 +64,14 @@ class Running:
     built: float
     sessions: frozenset[int]
 
+    def is_followed_by(self, frame: ring_pb2.Frame) -> bool:
+        """Whether both are parts of one prompt: the next is built upon what this one writes."""
+        return _is_chunk(self.work.frame) and _is_chunk(frame) and self.sessions == {frame.slots[0].session}
+
+
+def _is_chunk(frame: ring_pb2.Frame) -> bool:
+    return len(frame.slots) == 1 and not frame.slots[0].is_sampled and not frame.slots[0].error
+
 
 Work = StepWork | LoadWork | TrimWork | DraftWork | DraftEnd
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from deploy.sizes import size
 from planner.measured import StageFactor
 from planner.plan import Plan
 from planner.rebalance import MIN_GAIN, Advice, Hop, Move
 from planner.render import table
+from planner.sizes import size
 
 _AIMS = {
     "latency": "tokens a second of one user",

@@ -14,7 +14,8 @@ from cluster.bench import Bench, Load, planned
 from cluster.bench_client import Endpoint
 from cluster.bench_plot import draw_bench
 from cluster.config import load_config
-from cluster.errors import EXIT_OK, EXIT_USAGE, UserError
+from cluster.errors import EXIT_OK, UserError
+from cluster.length import check_length
 from cluster.plan_plot import plot_path
 from deploy.bench_prompts import DATASETS, prompts
 from deploy.bench_text import render
@@ -107,13 +108,7 @@ def _add_load(parser: Parser) -> None:
 def _bench(args: argparse.Namespace) -> int:
     if args.url is not None:
         return _measure(args, client_of(argparse.Namespace(config=None, url=args.url)), None)
-    context = load_config(args.config).context
-    if context is not None and args.prompt_tokens + args.output_tokens > context:
-        raise UserError(
-            f"{args.config}: a prompt of {args.prompt_tokens} and an answer of {args.output_tokens} tokens "
-            f"exceed context = {context}: ask for less",
-            EXIT_USAGE,
-        )
+    check_length(args.prompt_tokens, args.output_tokens, load_config(args.config).context, str(args.config))
     with running(args.config, sys.stderr) as ring:
         return _measure(args, ring.client, ring.processes.cpu_s)
 

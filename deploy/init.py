@@ -17,8 +17,8 @@ from deploy.init_ask import DEFAULT_MODEL, Asker, ask_hosts
 from deploy.init_file import as_text, check, document, model_of, next_commands, placed, refuse_existing, write
 from deploy.init_probe import Machine, is_here, probe, this_machine
 from deploy.local_ring import is_free
-from deploy.sizes import size
 from planner.render import table
+from planner.sizes import size
 
 API_PORTS = range(8080, 8100)
 _EXAMPLES = (

@@ -11,7 +11,7 @@ from cluster.announce import Heard, listen
 from cluster.console import say
 from cluster.errors import EXIT_USAGE, UserError
 from deploy.init_probe import Machine, is_here
-from deploy.sizes import size
+from planner.sizes import size
 
 DEFAULT_MODEL = "mlx-community/Qwen3-1.7B-8bit"
 LISTEN_S = 3.0

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MODELS = ("qwen3-30b-a3b", "glm-4.7-flash")
 FORMATS = ("affine2", "affine3", "affine4", "affine5", "affine6", "affine8", "mxfp4", "plain")
+FORMAT, GROUP_SIZE, DTYPE = "affine4", 64, "bfloat16"  # of a known block where nothing is said
 EMULATED_TOKENS = (1, 2, 8)
 EMULATED_EXPERTS = 16
 MAX_LAYERS = 4
@@ -65,10 +66,12 @@ def _parser() -> Parser:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--block", choices=MODELS, action="append", help="a known block; may be repeated")
     what.add_argument("--model", metavar="DIR_OR_ID", help="the blocks of a folder's or a hub's model")
-    parser.add_argument("--format", choices=FORMATS, default="affine4", help="of a known block (affine4)")
-    parser.add_argument("--group-size", type=int, choices=(32, 64, 128), default=64, help="of affine (64)")
+    parser.add_argument("--format", choices=FORMATS, help=f"of a known block ({FORMAT})")
     parser.add_argument(
-        "--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of a known block"
+        "--group-size", type=int, choices=(32, 64, 128), help=f"of a known block in affine ({GROUP_SIZE})"
+    )
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float16", "float32"), help=f"of a known block ({DTYPE})"
     )
     parser.add_argument("--tokens", type=_sizes, metavar="N,N", help="numbers of tokens instead of all")
     parser.add_argument(
@@ -89,6 +92,7 @@ def _sizes(text: str) -> list[int]:
 def _run(args: argparse.Namespace) -> int:
     from kernels import wanted
 
+    _check_options(args)
     if args.emulate:
         os.environ[wanted.VARIABLE] = "emulate"
     where = _backend()
@@ -109,6 +113,19 @@ def _run(args: argparse.Namespace) -> int:
     return EXIT_ERROR if any(t.failure for result in results for t in result.trials) else EXIT_OK
 
 
+def _check_options(args: argparse.Namespace) -> None:
+    """Raises UserError for an option that would change nothing."""
+    for option in ("format", "group_size", "dtype"):
+        if args.model is not None and getattr(args, option) is not None:
+            name = "--" + option.replace("_", "-")
+            raise UserError(
+                f"{name} is of a known block (--block): the model of --model has its own, leave {name} out",
+                EXIT_USAGE,
+            )
+    if args.group_size is not None and not (args.format or FORMAT).startswith("affine"):
+        raise UserError(f"--group-size goes with affine: {args.format} has none to choose", EXIT_USAGE)
+
+
 def _backend() -> str:
     """Raises UserError where the kernels cannot run."""
     from kernels import backend, wanted
@@ -125,8 +142,11 @@ def _backend() -> str:
             else "MLX uses no GPU here"
         )
         raise UserError(f"{why}: run macrame kernels --emulate to learn whether they are right", EXIT_ERROR)
-    if where == "emulated" and build.compiler() is None:
-        raise UserError("the emulator needs a C++ compiler: install g++ or clang++, or set CXX", EXIT_ERROR)
+    if where == "emulated":
+        try:
+            build.working_compiler()
+        except build.EmulatorError as error:
+            raise UserError(str(error), EXIT_ERROR) from None
     return where
 
 
@@ -136,8 +156,8 @@ def _forms(args: argparse.Namespace, where: str) -> list[Form]:
     if args.model is not None:
         forms = forms_of_model(args.model)
     else:
-        form = format_of(args.format, args.group_size)
-        forms = [known_form(name, form, args.dtype) for name in args.block or MODELS]
+        form = format_of(args.format or FORMAT, args.group_size or GROUP_SIZE)
+        forms = [known_form(name, form, args.dtype or DTYPE) for name in args.block or MODELS]
     if where == "emulated":
         return [form.with_few_experts(EMULATED_EXPERTS) for form in forms]
     node = seen_machine()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from deploy.sizes import size
 from planner.render import table
+from planner.sizes import size
 
 if TYPE_CHECKING:
     from deploy.kernels import Result

@@ -16,6 +16,7 @@ import grpc
 from cluster.arguments import Parser
 from cluster.config import ClusterConfig, load_config
 from cluster.console import say
+from cluster.draft_model import find_drafter, read_drafter
 from cluster.errors import EXIT_OK, EXIT_UNREACHABLE, UserError
 from cluster.links import Measurement, measure_links
 from cluster.links_cost import LinksCost, cost_lines, links_cost
@@ -27,6 +28,7 @@ from cluster.routes import HEAD_RANK
 from cluster.rpc import connect
 from cluster.tls import Credentials, own_credentials
 from deploy.command import run_command
+from planner.draft_bytes import with_drafter
 from planner.plan import Plan, Refusal
 from planner.planned_from import PlannedFrom
 from planner.solver import make_plan
@@ -124,9 +126,13 @@ def _running_plan(config: ClusterConfig, credentials: Credentials) -> tuple[Plan
 
 def _own_plan(config: ClusterConfig, measurement: Measurement) -> tuple[Plan | Refusal, PlannedFrom]:
     """The plan that the head would make of what is known here. Raises UserError or ValueError."""
-    model = read_model(config, resolve_model(config.model, config.model_dir_base))
-    nodes, links = tuple(told_nodes(config, measurement.profiles)), tuple(plan_links(config))
-    made_from = PlannedFrom(model, nodes, links, plan_options(config, model))
+    folder = resolve_model(config.model, config.model_dir_base)
+    model, links = read_model(config, folder), tuple(plan_links(config))
+    options, found = plan_options(config, model), find_drafter(config)
+    draft = None if found is None else read_drafter(config, found[0], folder)
+    nodes = told_nodes(config, measurement.profiles)
+    nodes = with_drafter(nodes, draft, options.context, options.concurrency)
+    made_from = PlannedFrom(model, tuple(nodes), links, options)
     return make_plan(model, nodes, links, made_from.options), made_from
 
 

@@ -17,7 +17,7 @@ from deploy.models_list import as_json, here, of_ring, render
 from deploy.models_pull import layers_of, pull
 from deploy.models_use import user_of
 from deploy.narrow import width_of
-from deploy.sizes import size
+from planner.sizes import size
 
 
 def main(argv: list[str] | None = None) -> int:

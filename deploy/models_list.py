@@ -16,7 +16,7 @@ from cluster.kept_models import kept_models
 from cluster.rpc import connect
 from cluster.tls import Credentials, own_credentials
 from deploy.narrow import fitted
-from deploy.sizes import size
+from planner.sizes import size
 from proto import control_pb2, control_pb2_grpc
 
 ANSWER_S = 10.0  # scanning a large cache on a slow disk takes seconds

@@ -12,9 +12,9 @@ from cluster.announce import Heard, listen
 from cluster.arguments import Parser
 from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_UNREACHABLE, UserError
 from deploy.command import run_command
-from deploy.sizes import size
 from deploy.state_line import StateLine
 from planner.render import table
+from planner.sizes import size
 
 DEFAULT_S = 3.0
 MAX_S = 600.0

@@ -12,10 +12,11 @@ from typing import Any
 from cluster.config import ClusterConfig, load_config
 from cluster.console import say
 from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, UserError
+from cluster.length import check_length
 from cluster.memory_run import MemoryProfile, profile_memory, tracing_memory
 from cluster.tls import own_credentials
 from cluster.trace_client import Tracing
-from cluster.trace_run import Ask, as_json, random_prompts, vocab_size
+from cluster.trace_run import Ask, as_json, prompts_for
 from deploy.bring_up import READY_LIMIT_S, may_start, running
 from deploy.demo.run import CONFIG as DEMO_CONFIG
 from deploy.narrow import fitted, width_of
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.out.absolute().parent} is no folder: give another --out", EXIT_USAGE)
     if args.config is not None:
         config = load_config(args.config)
+        check_length(args.prompt_tokens, args.tokens, config.context, str(args.config))
         if not may_start(config):
             tracing = tracing_memory(config, own_credentials(config))
             tracing.start()
@@ -82,7 +84,11 @@ def _with_load(args: argparse.Namespace, path: Path) -> int:
 
 def _profile(args: argparse.Namespace, config: ClusterConfig, tracing: Tracing, *, has_load: bool) -> int:
     credentials = own_credentials(config)
-    drawn = random_prompts(vocab_size(config, credentials), args.prompt_tokens)
+    try:
+        drawn = prompts_for(config, credentials, args.prompt_tokens, args.tokens)
+    except UserError:
+        tracing.stop()
+        raise
     ask = Ask(drawn, args.tokens)
     found = profile_memory(config, credentials, ask, tracing, has_load=has_load, say=_progress)
     return _tell(args, found)

@@ -21,6 +21,7 @@ from cluster.console import say
 from cluster.errors import EXIT_OK, EXIT_USAGE, UserError
 from cluster.load_bar import LoadBar
 from deploy.command import INTERRUPTED, run_command
+from planner.sizes import size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -115,7 +116,7 @@ def _run(args: argparse.Namespace) -> int:
     else:
         print(
             f"{output}: {found['num_layers']} layers at {found['bits_per_weight']:.3f} bits a weight with "
-            f"their scales, {found['total_bytes'] / 1e9:.2f} GB in all, {found['took_s']:.0f} s"
+            f"their scales, {size(found['total_bytes'])} in all, {found['took_s']:.0f} s"
         )
     return EXIT_OK
 

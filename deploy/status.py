@@ -14,12 +14,12 @@ from deploy.client import Client
 from deploy.command import run_command
 from deploy.narrow import fitted, width_of
 from deploy.rate import Rate
-from deploy.sizes import size
 from deploy.status_edges import render_edges
 from deploy.status_kernels import render_kernels
 from deploy.status_memory import render_memory
 from deploy.target import add_target, client_of
 from deploy.watch import add_watch, watch
+from planner.sizes import size
 
 _AWAY = {"waiting", "unreachable", "frozen"}
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from deploy.narrow import fitted
-from deploy.sizes import size
+from planner.sizes import size
 
 _PARTS = ("layers", "embed", "norm", "head", "other")
 
 
 def render_memory(nodes: list[dict[str, Any]], width: int | None = None) -> list[str]:
-    """Two rows for each node with layers, and a line for each whose MLX has limits; empty without any."""
+    """Two rows for each node with layers, and lines for a draft model and for limits; empty without any."""
     rows = [row for node in nodes for row in _rows(node) if _has_layers(node)]
-    return [*fitted(rows, width), *(line for node in nodes for line in _limits(node))]
+    lines = (line for node in nodes for line in (*_drafter(node), *_limits(node)))
+    return [*fitted(rows, width), *lines]
 
 
 def _has_layers(node: dict[str, Any]) -> bool:
@@ -55,6 +56,16 @@ def _rows(node: dict[str, Any]) -> list[dict[str, str]]:
 
 def _weights(part: dict[str, int]) -> int:
     return sum(part[f"{name}_bytes"] for name in _PARTS)
+
+
+def _drafter(node: dict[str, Any]) -> list[str]:
+    told = node["node"].get("drafter")
+    if not told or not told["model"]:
+        return []
+    return [
+        f"rank {node['rank']} ({node['name']}): the draft model {told['model']} has "
+        f"{size(told['weight_bytes'])} of weights and {size(told['kv_bytes'])} of keys and values besides"
+    ]
 
 
 def _limits(node: dict[str, Any]) -> list[str]:

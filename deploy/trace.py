@@ -16,11 +16,12 @@ from cluster.arguments import Parser
 from cluster.config import ClusterConfig, load_config
 from cluster.console import say
 from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, UserError
+from cluster.length import check_length
 from cluster.plan_plot import plot_path
 from cluster.tls import own_credentials
 from cluster.trace_client import Choices
 from cluster.trace_plot import draw_trace
-from cluster.trace_run import MAX_TOKENS, Ask, as_json, random_prompts, trace_ring, vocab_size
+from cluster.trace_run import MAX_TOKENS, Ask, as_json, prompts_for, trace_ring
 from deploy.bring_up import may_start, running
 from deploy.command import run_command
 from deploy.demo.run import CONFIG as DEMO_CONFIG
@@ -92,7 +93,14 @@ def _run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.out.absolute().parent} is no folder: give another --out", EXIT_USAGE)
     if args.url is not None:
         return _tell(args, *_over_http(args))
+    check_config(args)
     return with_ring(args.config, lambda config: _tell(args, *_over_grpc(args, config)))
+
+
+def check_config(args: argparse.Namespace) -> None:
+    """Raises UserError where --config has less context than is asked for: before a ring is started for it."""
+    if args.config is not None:
+        check_length(args.prompt_tokens, args.tokens, load_config(args.config).context, str(args.config))
 
 
 def with_ring(path: Path | None, work: Callable[[ClusterConfig], int]) -> int:
@@ -107,7 +115,7 @@ def with_ring(path: Path | None, work: Callable[[ClusterConfig], int]) -> int:
 
 def _over_grpc(args: argparse.Namespace, config: ClusterConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     credentials = own_credentials(config)
-    drawn = random_prompts(vocab_size(config, credentials), args.prompt_tokens)
+    drawn = prompts_for(config, credentials, args.prompt_tokens, args.tokens)
     ask = Ask(drawn, args.tokens, not args.no_warm_up, args.anyway)
     traced = trace_ring(config, credentials, ask, Choices(args.layers), _progress)
     return traced.summary(), traced.file()

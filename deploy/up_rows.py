@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deploy.sizes import size
 from deploy.up_board import NodeView, Phase
 from deploy.up_follow import Seen
+from planner.sizes import size
 
 GOOD, BUSY, BAD = "green", "yellow", "red"
 _STYLES = {

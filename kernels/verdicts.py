@@ -133,6 +133,7 @@ class Verdicts:
 
 
 def _write_whole(path: Path, text: str) -> None:
+    """As shard_loader.whole_file, which is out of reach for the reason in emulator.build.cache_folder."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem)
     try:
         with os.fdopen(handle, "w") as file:

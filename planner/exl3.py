@@ -34,6 +34,11 @@ def is_exl3(config: Mapping[str, Any]) -> bool:
     return any(found.get("quant_method") == METHOD for found in _quantizations(config))
 
 
+def exl3_bits(config: Mapping[str, Any]) -> Any:
+    """What config.json says of the bits of its EXL3 weights; None: nothing."""
+    return next((f.get("bits") for f in _quantizations(config) if f.get("quant_method") == METHOD), None)
+
+
 def paths(names: Iterable[str]) -> list[str]:
     """What EXL3 weights there are, by the name without its last part, in the order of `names`."""
     found = (name.rpartition(".") for name in names)

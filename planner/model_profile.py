@@ -23,6 +23,7 @@ from planner.exl3 import (
     told,
     unpadded,
 )
+from planner.exl3_shapes import check_shapes
 from planner.headers import DTYPE_BITS, TensorHeader, read_config
 from planner.kv_profile import (
     HEADS_KEYS,
@@ -124,11 +125,13 @@ def profile_model(
 ) -> ModelProfile:
     """The profile of values that were read before, loaded with `options`.
 
-    Raises ModelFilesError where no layers can be told, or what is quantised is to be quantised again.
+    Raises ModelFilesError where no layers can be told, EXL3 weights do not suit each other, or what is
+    quantised is to be quantised again.
     """
     flat, digest = flat_config(config), digest_of(config, dict(headers))
     headers = fold(config, headers, name)
     parts = split_parts(headers, first_int(flat, NUM_LAYERS_KEYS) or None, name)
+    check_shapes(parts.layers, flat, first_int(flat, EXPERTS_KEYS), name)
     tensors = LoadedBytes(headers, config, name, options)
     is_tied = not parts.head or flat.get("tie_word_embeddings", config.get("tie_word_embeddings")) is True
     embed = [header for header in parts.embed if tensors.params_of(header)]

@@ -27,3 +27,23 @@ def at_least(nbytes: int) -> str:
     """As `gb`, rounded up: what is promised to be enough is."""
     step = GB // 10 if nbytes >= 10 * GB else GB // 100 if nbytes >= GB // 10 else GB // 10_000
     return gb(math.ceil(nbytes / step) * step)
+
+
+_UNITS = (("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
+
+
+def size(num_bytes: int) -> str:
+    """Two or three digits in decimal units, from bytes on: 1 GB is 10^9 bytes."""
+    for unit, factor in _UNITS:
+        if num_bytes >= factor:
+            value = num_bytes / factor
+            return f"{value:.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"
+    return f"{num_bytes} B"
+
+
+def done_of(done_bytes: int, total_bytes: int) -> str:
+    """How far something is, in the unit of its total, as "1.20 of 4.51 MB"."""
+    for unit, factor in _UNITS:
+        if total_bytes >= factor:
+            return f"{done_bytes / factor:.2f} of {total_bytes / factor:.2f} {unit}"
+    return f"{done_bytes} of {total_bytes} B"

@@ -260,8 +260,18 @@ class MemoryStatus(_message.Message):
     num_trims: int
     def __init__(self, rss_bytes: _Optional[int] = ..., cache_bytes: _Optional[int] = ..., activation_bytes: _Optional[int] = ..., peak_kv_bytes: _Optional[int] = ..., memory_limit_bytes: _Optional[int] = ..., cache_limit_bytes: _Optional[int] = ..., wired_limit_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ..., swap_used_bytes: _Optional[int] = ..., is_admitting: _Optional[bool] = ..., num_trims: _Optional[int] = ...) -> None: ...
 
+class DraftStatus(_message.Message):
+    __slots__ = ("model", "weight_bytes", "kv_bytes")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    weight_bytes: int
+    kv_bytes: int
+    def __init__(self, model: _Optional[str] = ..., weight_bytes: _Optional[int] = ..., kv_bytes: _Optional[int] = ...) -> None: ...
+
 class NodeStatus(_message.Message):
-    __slots__ = ("rank", "name", "incarnation", "epoch", "state", "reason", "progress", "busy_s", "activity", "loaded_bytes", "load_total_bytes", "footprint", "num_sessions", "kv_bytes", "active_bytes", "peak_bytes", "peak_rss_bytes", "import_base_rss_bytes", "stats", "cpu_s", "pid", "lost_edge", "start", "stop", "num_threads", "memory", "memory_pressure", "fetched_bytes", "copied_bytes", "edges", "certificate_ends_s", "certificate_warning", "kernels", "exl3_kernels", "logs")
+    __slots__ = ("rank", "name", "incarnation", "epoch", "state", "reason", "progress", "busy_s", "activity", "loaded_bytes", "load_total_bytes", "footprint", "num_sessions", "kv_bytes", "active_bytes", "peak_bytes", "peak_rss_bytes", "import_base_rss_bytes", "stats", "cpu_s", "pid", "lost_edge", "start", "stop", "num_threads", "memory", "memory_pressure", "fetched_bytes", "copied_bytes", "edges", "certificate_ends_s", "certificate_warning", "kernels", "exl3_kernels", "drafter", "logs")
     RANK_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -296,6 +306,7 @@ class NodeStatus(_message.Message):
     CERTIFICATE_WARNING_FIELD_NUMBER: _ClassVar[int]
     KERNELS_FIELD_NUMBER: _ClassVar[int]
     EXL3_KERNELS_FIELD_NUMBER: _ClassVar[int]
+    DRAFTER_FIELD_NUMBER: _ClassVar[int]
     LOGS_FIELD_NUMBER: _ClassVar[int]
     rank: int
     name: str
@@ -331,8 +342,9 @@ class NodeStatus(_message.Message):
     certificate_warning: str
     kernels: KernelStatus
     exl3_kernels: _containers.RepeatedScalarFieldContainer[str]
+    drafter: DraftStatus
     logs: _containers.RepeatedCompositeFieldContainer[LogLine]
-    def __init__(self, rank: _Optional[int] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., state: _Optional[_Union[NodeState, str]] = ..., reason: _Optional[str] = ..., progress: _Optional[int] = ..., busy_s: _Optional[float] = ..., activity: _Optional[str] = ..., loaded_bytes: _Optional[int] = ..., load_total_bytes: _Optional[int] = ..., footprint: _Optional[_Union[Footprint, _Mapping]] = ..., num_sessions: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., active_bytes: _Optional[int] = ..., peak_bytes: _Optional[int] = ..., peak_rss_bytes: _Optional[int] = ..., import_base_rss_bytes: _Optional[int] = ..., stats: _Optional[_Union[StageStats, _Mapping]] = ..., cpu_s: _Optional[float] = ..., pid: _Optional[int] = ..., lost_edge: _Optional[str] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., num_threads: _Optional[int] = ..., memory: _Optional[_Union[MemoryStatus, _Mapping]] = ..., memory_pressure: _Optional[str] = ..., fetched_bytes: _Optional[int] = ..., copied_bytes: _Optional[int] = ..., edges: _Optional[_Iterable[_Union[EdgeStatus, _Mapping]]] = ..., certificate_ends_s: _Optional[float] = ..., certificate_warning: _Optional[str] = ..., kernels: _Optional[_Union[KernelStatus, _Mapping]] = ..., exl3_kernels: _Optional[_Iterable[str]] = ..., logs: _Optional[_Iterable[_Union[LogLine, _Mapping]]] = ...) -> None: ...
+    def __init__(self, rank: _Optional[int] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., state: _Optional[_Union[NodeState, str]] = ..., reason: _Optional[str] = ..., progress: _Optional[int] = ..., busy_s: _Optional[float] = ..., activity: _Optional[str] = ..., loaded_bytes: _Optional[int] = ..., load_total_bytes: _Optional[int] = ..., footprint: _Optional[_Union[Footprint, _Mapping]] = ..., num_sessions: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., active_bytes: _Optional[int] = ..., peak_bytes: _Optional[int] = ..., peak_rss_bytes: _Optional[int] = ..., import_base_rss_bytes: _Optional[int] = ..., stats: _Optional[_Union[StageStats, _Mapping]] = ..., cpu_s: _Optional[float] = ..., pid: _Optional[int] = ..., lost_edge: _Optional[str] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., num_threads: _Optional[int] = ..., memory: _Optional[_Union[MemoryStatus, _Mapping]] = ..., memory_pressure: _Optional[str] = ..., fetched_bytes: _Optional[int] = ..., copied_bytes: _Optional[int] = ..., edges: _Optional[_Iterable[_Union[EdgeStatus, _Mapping]]] = ..., certificate_ends_s: _Optional[float] = ..., certificate_warning: _Optional[str] = ..., kernels: _Optional[_Union[KernelStatus, _Mapping]] = ..., exl3_kernels: _Optional[_Iterable[str]] = ..., drafter: _Optional[_Union[DraftStatus, _Mapping]] = ..., logs: _Optional[_Iterable[_Union[LogLine, _Mapping]]] = ...) -> None: ...
 
 class KernelStatus(_message.Message):
     __slots__ = ("backend", "num_layers", "reason", "num_tested", "took_s", "verdicts", "num_calls")

@@ -13,7 +13,8 @@ from typing import Any
 import mlx.core as mx
 
 from shard_loader.growing import make_room
-from shard_loader.merging import extracted, merged
+from shard_loader.kv_rows import KVRows
+from shard_loader.merging import extend, extracted, keep, merged, taken
 from shard_loader.state import ShardState, cache_arrays
 
 # The own caches and the number of rows -> what the model is given, and the shadows in it.
@@ -26,22 +27,24 @@ class BatchState:
     positions: how many tokens each row has seen. A state whose forward pass raised is spoilt: drop it.
     """
 
-    __slots__ = ("_make_view", "_shadows", "own", "positions", "view")
+    __slots__ = ("_kv", "_make_view", "_shadows", "own", "positions", "view")
 
     def __init__(
         self,
         own: dict[int, Any],
+        kv: KVRows,
         positions: list[int],
         make_view: MakeView,
     ) -> None:
-        self.own, self.positions, self._make_view = own, positions, make_view
-        self.view, self._shadows = make_view(own, len(positions))
+        self.own, self._kv, self.positions, self._make_view = own, kv, positions, make_view
+        self._renew()
 
     @classmethod
     def of(cls, states: Sequence[ShardState], make_view: MakeView) -> BatchState:
         """One row for each state, in their order; the states are used up. Evaluates nothing."""
-        own = {i: merged([state.own[i] for state in states]) for i in states[0].own}
-        return cls(own, [state.position for state in states], make_view)
+        kv = KVRows()
+        own = {i: merged([state.own[i] for state in states], kv) for i in states[0].own}
+        return cls(own, kv, [state.position for state in states], make_view)
 
     @property
     def num_rows(self) -> int:
@@ -67,29 +70,40 @@ class BatchState:
     def advance(self, num_tokens: int) -> None:
         """The forward pass of `num_tokens` more tokens of each row is built."""
         self.positions = [position + num_tokens for position in self.positions]
+        self._kv.share_offsets()
 
     def keep(self, rows: Sequence[int]) -> None:
         """Only these rows, in this order; at least one."""
+        chosen = list(rows)
+        index = mx.array(chosen, dtype=mx.int32)
         for cache in self.own.values():
-            cache.filter(list(rows))
+            keep(cache, chosen, index, self._kv)
         self.positions = [self.positions[row] for row in rows]
         self._renew()
+
+    def taken(self, rows: Sequence[int]) -> BatchState:
+        """A state of these rows, in this order; they stay here too. Evaluates nothing."""
+        chosen, kv = list(rows), KVRows()
+        index = mx.array(chosen, dtype=mx.int32)
+        own = {i: taken(cache, chosen, index, kv, self._kv) for i, cache in self.own.items()}
+        return BatchState(own, kv, [self.positions[row] for row in rows], self._make_view)
 
     def extend(self, other: BatchState) -> None:
         """The other's rows come behind the own ones; the other is used up."""
         for i, cache in self.own.items():
-            cache.extend(other.own[i])
+            extend(cache, other.own[i], self._kv, other._kv)
         self.positions += other.positions
         self._renew()
 
     def extract(self, row: int, into: ShardState) -> ShardState:
         """Fills `into`, a fresh state, with one row; the row stays here too."""
         for i, cache in self.own.items():
-            alone = extracted(cache, row)
+            alone = extracted(cache, row, self._kv)
             into.view = [alone if entry is into.own[i] else entry for entry in into.view]
             into.own[i] = alone
         into.position = self.positions[row]
         return into
 
     def _renew(self) -> None:
+        self._kv.changed()
         self.view, self._shadows = self._make_view(self.own, len(self.positions))

@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import (
     ArraysCache,
+    BatchKVCache,
     CacheList,
     KVCache,
     QuantizedKVCache,
@@ -19,6 +20,7 @@ from mlx_lm.models.cache import (
 )
 
 from planner.kv_profile import KV_STEP_TOKENS
+from shard_loader.kv_rows import KVRows
 
 
 def is_mergeable(cache: Any) -> bool:
@@ -32,17 +34,52 @@ def is_mergeable(cache: Any) -> bool:
 
 def merged_shadow(cache: Any, num_rows: int) -> Any:
     """A foreign cache of which only the offset is ever read, for so many rows."""
-    return merged([cache] * num_rows) if is_mergeable(cache) else cache
+    return merged([cache] * num_rows, KVRows()) if is_mergeable(cache) else cache
 
 
-def merged(caches: list[Any]) -> Any:
-    """One cache with a row for each, left-padded to the longest; evaluates nothing."""
+def merged(caches: list[Any], kv: KVRows) -> Any:
+    """One cache with a row for each, left-padded to the longest; evaluates nothing. kv: of the state made."""
     first = caches[0]
     if type(first) is CacheList:
-        return CacheList(*(merged([c.caches[i] for c in caches]) for i in range(len(first.caches))))
+        return CacheList(*(merged([c.caches[i] for c in caches], kv) for i in range(len(first.caches))))
     if type(first) is ArraysCache:
         return _merge_arrays(caches)
-    return first.merge(caches)
+    return kv.merge(caches) if type(first) is KVCache else first.merge(caches)
+
+
+def extend(cache: Any, other: Any, kv: KVRows, others: KVRows) -> None:
+    """The rows of `other`, which is used up, come behind those of `cache`."""
+    if type(cache) is CacheList:
+        for part, more in zip(cache.caches, other.caches, strict=True):
+            extend(part, more, kv, others)
+    elif type(cache) is BatchKVCache:
+        kv.extend(cache, other, others)
+    else:
+        cache.extend(other)
+
+
+def keep(cache: Any, rows: list[int], index: mx.array, kv: KVRows) -> None:
+    """Only these rows, in this order; index: their numbers for the device."""
+    if type(cache) is CacheList:
+        for part in cache.caches:
+            keep(part, rows, index, kv)
+    elif type(cache) is BatchKVCache:
+        kv.keep(cache, rows)
+    else:
+        cache.filter(index)
+
+
+def taken(cache: Any, rows: list[int], index: mx.array, kv: KVRows, source: KVRows) -> Any:
+    """A cache with these rows of one that keeps them too; kv: of the state that gets it."""
+    if type(cache) is CacheList:
+        return CacheList(*(taken(part, rows, index, kv, source) for part in cache.caches))
+    if type(cache) is BatchKVCache:
+        return kv.taken(cache, rows, source)
+    twin = copy.copy(cache)
+    for name, value in vars(cache).items():
+        setattr(twin, name, handles(value))
+    twin.filter(index)
+    return twin
 
 
 def _merge_arrays(caches: list[ArraysCache]) -> ArraysCache:
@@ -58,10 +95,12 @@ def _merge_arrays(caches: list[ArraysCache]) -> ArraysCache:
     return merged
 
 
-def extracted(cache: Any, row: int) -> Any:
+def extracted(cache: Any, row: int, kv: KVRows) -> Any:
     """The cache of one row alone."""
     if type(cache) is CacheList:
-        return CacheList(*(extracted(part, row) for part in cache.caches))
+        return CacheList(*(extracted(part, row, kv) for part in cache.caches))
+    if type(cache) is BatchKVCache:
+        return kv.extract(cache, row)
     if type(cache) is ArraysCache:
         alone = ArraysCache(len(cache.cache))
         alone.cache = [None if entry is None else entry[row : row + 1] for entry in cache.cache]

@@ -32,7 +32,7 @@ _IRRELEVANT_STARTS = ("vision_", "audio_", "quantiz", "compression")
 _IRRELEVANT_ENDS = ("_token_id", "_token_index", "_token_ids", "_dropout")
 _ROW_NAMES = tuple(field.name for field in fields(RowProof))
 _SOURCES = (
-    *("batch_proof", "batch_state", "carry", "crossing", "cuts", "growing", "layout", "merging"),
+    *("batch_proof", "batch_state", "carry", "crossing", "cuts", "growing", "kv_rows", "layout", "merging"),
     *(
         "ownership",
         "reach",

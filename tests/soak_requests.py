@@ -13,6 +13,7 @@ import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 
+from cluster.random_draws import filtered
 from cluster.room import DEFAULT_PREFILL_CHUNK
 from cluster.sampler import Sampler, draw_key
 from cluster.tokenizer import Tokenizer, load_tokenizer
@@ -115,7 +116,7 @@ class Alone:
             logits_after(token)
         scores = logits_after(history[-1]).astype(mx.float32)
         if ask.sampling["temperature"]:
-            scores = sampler._filtered(scores) / ask.sampling["temperature"]
+            scores = filtered(scores[None], [sampler.odds])[0] / ask.sampling["temperature"]
             key = mx.array(draw_key(ask.sampling["seed"], len(history)), dtype=mx.uint32)
             scores = scores + mx.random.gumbel(scores.shape, key=key)
         return float((scores[ids[-1]] - scores[other]).item())

@@ -39,7 +39,7 @@ def test_a_load_beyond_the_context_starts_no_ring(
     path.write_text(json.dumps({"model": "m", "context": 256, "nodes": [{"host": "127.0.0.1"}]}))
     assert main(["--config", str(path), "--prompt-tokens", "200", name, "57"]) == EXIT_USAGE
     told = capsys.readouterr().err
-    assert "a prompt of 200 and an answer of 57 tokens exceed context = 256: ask for less" in told
+    assert "a prompt of 200 and an answer of 57 tokens exceed the context of 256 tokens (" in told
 
 
 def test_another_programs_api(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,9 +24,9 @@ from deploy.answer import Timing, stream_answer
 from deploy.client import Client
 from deploy.demo.run import CONFIG
 from deploy.generate import usual_length
-from deploy.sizes import size
 from deploy.state_line import StateLine
 from deploy.status import render
+from planner.sizes import size
 from proto import control_pb2, head_pb2
 
 

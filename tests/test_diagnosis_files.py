@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -150,3 +151,41 @@ def test_a_model_that_does_not_fit(tmp_path: Path, tiny: Path) -> None:
     (unknown,) = plan(subject(write_cluster(tmp_path, tiny, {"host": "192.0.2.9"})))
     assert unknown.status == "skipped"
     assert "memory_gb is missing" in unknown.what
+
+
+def drafted(tmp_path: Path, tiny: Path, draft: object, memory_gb: float = 16) -> Path:
+    """Two nodes, of which the first may hold a draft model."""
+    nodes = [node(memory_gb=memory_gb, name="mac"), {"host": "192.0.2.9", "memory_gb": 0.001, "use": False}]
+    speculation = {"method": "draft", "draft_model": str(draft)}
+    lan = {"security": {"allow_plaintext": True}}
+    return write_cluster(tmp_path, tiny, *nodes, context=1024, speculation=speculation, **lan)
+
+
+def test_a_draft_model_takes_its_part(tmp_path: Path, tiny: Path) -> None:
+    """As the head plans: a machine that holds the model alone is too small for both."""
+    assert not wrong(plan(subject(write_cluster(tmp_path, tiny, node(memory_gb=0.05), context=1024), 0)))
+    draft = _copied(tiny, tmp_path)
+    found = only(plan(subject(drafted(tmp_path, tiny, draft, memory_gb=0.05), 0)))
+    assert found.status == "error"
+    assert "without the draft model, which takes" in found.mend
+    (good,) = plan(subject(drafted(tmp_path, tiny, draft), 0))
+    assert good.what == "the model fits: mac 0:5, and the draft model on mac"
+
+
+def test_a_draft_model_that_cannot_be_used(tmp_path: Path, tiny: Path) -> None:
+    other = _copied(tiny, tmp_path)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"] = {f"{key}x": n for key, n in tokenizer["model"]["vocab"].items()}
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    found = only(plan(subject(drafted(tmp_path, tiny, other), 0)))
+    assert found.status == "error"
+    assert f"its vocabulary is not that of {tiny}" in found.what
+    found = only(plan(subject(drafted(tmp_path, tiny, "/nowhere/draft"), 0)))
+    assert "there is no model folder /nowhere/draft" in found.what
+    for draft, rank, what in (
+        ("/nowhere/draft", 1, "the draft model /nowhere/draft is rank 0's, and not here"),
+        ("nobody/nothing", 0, "the draft model nobody/nothing is not here: plan-dry-run --config "),
+    ):
+        (unknown,) = plan(subject(drafted(tmp_path, tiny, draft), rank))
+        assert unknown.status == "skipped"
+        assert unknown.what.startswith(what)

@@ -191,11 +191,33 @@ def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
         row_sums.row_sums(mx.ones((2, 41)))
 
 
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("exit 3", r"the C\+\+ compiler \S+broken does not work, set CXX to another: it ended with code 3$"),
+        (
+            '[ "$1" = --version ] && exit; echo In file: >&2; echo b: fatal error: no cc1plus >&2; exit 1',
+            r"^the kernel does not compile with \S+broken: b: fatal error: no cc1plus\n",
+        ),
+    ],
+)
+def test_a_compiler_that_fails_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, said: str
+) -> None:
+    path = tmp_path / "broken"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setattr(build, "compiler", lambda: str(path))
+    launch._loaded.cache_clear()
+    with pytest.raises(build.EmulatorError, match=said):
+        row_sums.row_sums(mx.ones((2, 41)))
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("out[0] = foo(x[0]);", "does not compile:(.|\n)*foo"),
+        ("out[0] = foo(x[0]);", r"does not compile with \S+: \S+: error: .*foo"),
         (
             "threadgroup float s[8448]; s[0] = x[0]; out[0] = s[0];",
             "threadgroup memory of 33792 bytes, the limit is 32768",

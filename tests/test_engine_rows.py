@@ -103,6 +103,23 @@ def test_whoever_joins_and_leaves_each_writes_its_own(model: Path, cuts: list[in
     assert [len(writer.written[session]) for session in PROMPTS] == [11, 7, 6]
 
 
+def test_rows_that_leave_together_stay_together(model: Path) -> None:
+    """When answers are spread over more frames, nothing is taken apart to be merged again."""
+    writer = Writer(ring := stages(model, [2]))
+    writer.read(1, 2, 3)
+    writer.write(1, 2, 3, times=2)
+    writer.write(2)
+    for engine in ring:
+        others = {id(engine.sessions[session].group) for session in (1, 3)}
+        assert len(others) == 1
+        assert None not in (engine.sessions[session].group for session in (1, 3))
+        assert engine.sessions[2].group is None
+    writer.write(1, 3, times=2)
+    writer.write(1, 3, 2, times=2)
+    for session, written in writer.written.items():
+        assert written == greedy(model, PROMPTS[session], len(written))[0]
+
+
 def test_one_forward_pass_for_all_rows(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ring = stages(model, [2])
     writer = Writer(ring)

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
 
 from cluster.dry_run import main
-from planner import exl3
+from planner import exl3, exl3_shapes
 from planner.chips import find_chip
 from planner.cost import CostModel
 from planner.headers import ModelFilesError, TensorHeader, read_config, read_headers
 from planner.kv_profile import PREFILL_CHUNK_TOKENS as CHUNK
+from planner.kv_profile import first_int
 from planner.load_options import is_packed
-from planner.model_profile import read_model_profile
+from planner.model_profile import EXPERTS_KEYS, NUM_LAYERS_KEYS, flat_config, read_model_profile
 from planner.node_profile import GB, make_node
+from planner.parts import split_parts
 from planner.precision import convert, num_params
 from planner.speeds import DECODE_FLOPS, FormatRate, Speeds, table_speeds
 from planner.workload import Workload
+from shard_loader.rehearsal import Rehearsal, RehearsalError
 from shard_loader.weights import load_shard
 from tests.tiny_exl3 import three_bits, write_exl3
+from tests.zoo.configs import module_names, zoo_config
 
 NODES = [{"host": f"10.0.0.{i}", "memory_gb": 16, "chip": "Apple M4"} for i in (1, 2)]
 WIDER = {"hidden_size": 256, "intermediate_size": 768, "kv_lora_rank": 128, "q_lora_rank": 128}
@@ -118,6 +125,81 @@ def test_a_plan_says_the_bits_and_keeps_the_caches(
             one["stop"] - one["start"]
         )
     assert packed["memory"]["full_model_bytes"] < dense["memory"]["full_model_bytes"]
+
+
+def damaged(folder: Path, change: Callable[[dict[str, mx.array]], object]) -> Path:
+    """A copy of an EXL3 folder with other tensors."""
+    weights: dict[str, mx.array] = {}
+    for file in folder.glob("*.safetensors"):
+        weights |= mx.load(str(file))  # type: ignore[arg-type]
+    change(weights)
+    copy = folder.with_name("damaged")
+    copy.mkdir(exist_ok=True)
+    (copy / "config.json").write_text((folder / "config.json").read_text())
+    mx.save_safetensors(str(copy / "model.safetensors"), weights)
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("path", "axis", "sentence"),
+    [
+        ("0.mlp.experts.7", None, "lacks tensor 'model.layers.0.mlp.experts.7.down_proj.trellis'"),
+        ("0.mlp.experts.2.up_proj", None, "lacks tensor 'model.layers.0.mlp.experts.2.up_proj.trellis'"),
+        ("0.mlp.experts.5.up_proj", 0, "experts.5.up_proj has 256 inputs, where other experts have 128"),
+        ("0.self_attn.q_proj", 0, "q_proj has 256 inputs, where what it works with has 128"),
+        ("0.self_attn.o_proj", 1, "o_proj has 256 outputs, where what it works with has 128"),
+        ("1.self_attn.q_proj", 1, "1.self_attn.q_proj has 256 outputs, where other layers have 128"),
+        ("2.self_attn.o_proj", 0, "2.self_attn.o_proj has 256 inputs, where other layers have 128"),
+    ],
+)
+def test_a_plan_of_a_damaged_folder_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], path: str, axis: int | None, sentence: str
+) -> None:
+    """An expert without its tensors, and a weight of twice its width; axis None: the tensors are gone."""
+    whole, _ = write_exl3("qwen3_moe", tmp_path, num_layers=1 if path.startswith("0.") else 3)
+
+    def change(weights: dict[str, mx.array]) -> None:
+        found = [name for name in weights if name.startswith(f"model.layers.{path}.")]
+        for name in found:
+            if axis is None:
+                del weights[name]
+            elif name.endswith(("trellis", ("suh", "svh")[axis])):
+                along = axis if name.endswith("trellis") else 0
+                weights[name] = mx.concatenate([weights[name]] * 2, axis=along)
+
+    file = tmp_path / "cluster.json"
+    file.write_text(json.dumps({"model": str(damaged(whole, change)), "nodes": NODES, "context": 512}))
+    assert main(["--config", str(file)]) == 3
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1
+    assert sentence in said.err
+    assert said.out == ""
+
+
+@pytest.mark.long
+def test_no_architecture_of_mlx_lm_is_taken_for_a_damaged_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights of each architecture's tiny model as if they were EXL3's, without padding."""
+    monkeypatch.setattr(exl3_shapes, "BLOCK", 1)
+    num_checked = 0
+    for name in module_names():
+        try:
+            rehearsal = Rehearsal(zoo_config(name))
+        except (RehearsalError, KeyError, SystemExit):
+            continue
+        headers: dict[str, TensorHeader] = {}
+        for tensor, array in tree_flatten(rehearsal.model.parameters()):
+            single = [array] if array.ndim < 3 or "weight" not in tensor else list(array)
+            for number, one in enumerate(single):
+                place = f"experts.{number}." if len(single) > 1 else "experts."
+                own = re.sub(r"\b(switch_mlp|switch_glu|experts)\.", place, tensor, count=1)
+                dtype = "EXL3-3" if one.ndim == 2 and tensor.endswith(".weight") else "F32"
+                headers[own] = TensorHeader(own, dtype, tuple(one.shape), "f", 0, one.nbytes)
+        flat = flat_config(rehearsal.config)
+        layers = split_parts(headers, first_int(flat, NUM_LAYERS_KEYS) or None, name).layers
+        if not any("scales" in tensor for tensor in headers):
+            exl3_shapes.check_shapes(layers, flat, first_int(flat, EXPERTS_KEYS), name)
+            num_checked += 1
+    assert num_checked > 100
 
 
 @pytest.mark.long

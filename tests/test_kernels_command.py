@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -120,12 +121,41 @@ def test_the_emulator_needs_a_compiler(
     assert "the emulator needs a C++ compiler: install g++ or clang++" in capsys.readouterr().err
 
 
+def test_the_emulator_needs_a_compiler_that_works(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(build, "compiler", lambda: shutil.which("false"))
+    assert kernels.main(["--emulate"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "false does not work, set CXX to another: it ended with code 1" in said
+
+
 @pytest.mark.parametrize("tokens", ["0", "5000", "a", "1,", ""])
 def test_sizes_are_numbers(tokens: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         kernels.main(["--tokens", tokens])
     assert ended.value.code == 3
     assert f"{tokens!r} must be numbers from 1 to 4096" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["--model", "m", "--format", "mxfp4"],
+            "--format is of a known block (--block): the model of --model",
+        ),
+        (["--model", "m", "--group-size", "64"], "--group-size is of a known block (--block)"),
+        (["--model", "m", "--dtype", "bfloat16"], "has its own, leave --dtype out"),
+        (["--block", "glm-4.7-flash", "--format", "mxfp4", "--group-size", "32"], "mxfp4 has none to choose"),
+    ],
+)
+def test_an_option_that_would_be_passed_over_is_refused(
+    capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    assert kernels.main(["--emulate", *options]) == 3
+    assert said in capsys.readouterr().err
 
 
 def run(monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], kernel: Any) -> int:

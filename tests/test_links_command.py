@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
 
-from deploy.links import main
+from cluster.config import load_config
+from cluster.links import Measurement
+from deploy.links import _own_plan, main
+from planner.plan import Plan
+from tests.node_process import node, write_cluster
 from tests.relay import Relay, Shape
 from tests.ring_processes import RingProcesses
 from tests.tiny_models import write_checkpoint
@@ -58,6 +63,17 @@ def test_a_ring_that_waits_for_a_node_measures_what_is_there_and_writes_it(
     assert json.loads(ring.config_path.read_text()) == ring.config | {"links": [link]}
     assert "n0 measures its way to n1 at 127.0.0.1" in err
     assert "copy it to all nodes and restart them" in err
+
+
+def test_the_plan_without_a_ring_has_the_draft_model(tmp_path: Path, model: Path) -> None:
+    draft = shutil.copytree(model, tmp_path / "draft")
+    speculation = {"method": "draft", "draft_model": str(draft)}
+    path = write_cluster(tmp_path, model, node(), node(), speculation=speculation)
+    plan, made_from = _own_plan(load_config(path), Measurement(()))
+    assert isinstance(plan, Plan)
+    assert plan.drafter is not None
+    assert plan.drafter == made_from.nodes[0].drafter
+    assert made_from.nodes[1].drafter is None
 
 
 @pytest.mark.long

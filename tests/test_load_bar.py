@@ -47,7 +47,7 @@ def test_a_second_load_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         bar.update(0, 10)
         bar.update(10, 10)
-    assert stream.getvalue().count("loaded 0.00 of 0.00 GB") == 2
+    assert stream.getvalue().count("loaded 10 of 10 B") == 2
 
 
 def test_a_fetch_says_that_it_is_one_and_may_begin_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:

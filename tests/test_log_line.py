@@ -134,5 +134,6 @@ def test_what_is_no_line_of_another_process(text: str) -> None:
 
 def test_the_progress_of_a_load_is_one_line() -> None:
     assert is_progress("loading: n1 is loading (0.10 of 2.00 GB)", "loading: n1 is loading (1.10 of 2.00 GB)")
+    assert is_progress("n1 is loading (0.10 of 9.99 MB)", "n1 is loading (9.99 of 9.99 MB)")
     assert not is_progress("loading: n1 (0.10 of 2.00 GB)", "loading: n2 is loading (1.10 of 2.00 GB)")
     assert not is_progress("epoch 1: ready", "epoch 2: ready")

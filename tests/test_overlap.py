@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,13 @@ def prompt(seq: int, session: int, tokens: list[int]) -> ring_pb2.Frame:
     return frame
 
 
+def part(seq: int, session: int, position: int, tokens: list[int]) -> ring_pb2.Frame:
+    """One of a prompt's further chunks."""
+    frame = ring_pb2.Frame(kind=ring_pb2.STEP, epoch=1, seq=seq)
+    frame.slots.add(session=session, position=position, tokens=tokens)
+    return frame
+
+
 def script() -> list[ring_pb2.Frame]:
     return [
         prompt(1, 1, [72, 101, 108]),
@@ -47,6 +55,11 @@ def script() -> list[ring_pb2.Frame]:
         row(9, (1, 5, 11), (2, 4, 12)),  # shares a session with the one before: not at once
         row(10, (3, 6, 13), closes=[2]),
         row(11, (1, 6, 14)),
+        part(12, 3, 7, [4, 5, 6]),
+        part(13, 3, 10, [7]),  # built upon the one before, while that is computed
+        part(14, 3, 11, [8, 9]),
+        row(15, (3, 13, 10)),  # draws a token: not before the prompt is read
+        row(16, (1, 7, 3)),
     ]
 
 
@@ -98,11 +111,11 @@ def test_frames_overlap_and_nothing_changes(
     monkeypatch.setattr(Engine, "begin", beginning)
     monkeypatch.setattr(Step, "finish", ending)
     assert run(model, overlaps=True) == wanted
-    is_early = [log.index(("begin", seq)) < log.index(("end", seq - 1)) for seq in range(5, 12)]
-    assert is_early == [True, True, True, True, False, False, True]
+    is_early = [log.index(("begin", seq)) < log.index(("end", seq - 1)) for seq in range(5, 17)]
+    assert is_early == [True] * 4 + [False, False] + [True] * 4 + [False, True]
     log.clear()
     assert run(model, overlaps=False) == wanted
-    assert log == [(what, seq) for seq in range(1, 12) for what in ("begin", "end")]
+    assert log == [(what, seq) for seq in range(1, 17) for what in ("begin", "end")]
 
 
 def test_what_fails_on_the_device_fails_its_own_frame(tmp_path: Path) -> None:
@@ -115,4 +128,53 @@ def test_what_fails_on_the_device_fails_its_own_frame(tmp_path: Path) -> None:
     output = step.finish()
     assert output is not None
     assert output[0].slots[0].error == "layers 0:3 failed: RuntimeError: the device is gone"
+    assert not engine.sessions
+
+
+def test_freed_buffers_go_back_when_a_device_rests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not after each part of a prompt: for that the device would have to stop."""
+    model = write_checkpoint("llama", tmp_path / "llama", num_layers=3)
+    rested, begun = threading.Event(), threading.Event()
+    make, rest = Engine.__init__, Engine.rest
+
+    def making(self: Engine, *args: Any, **kwargs: Any) -> None:
+        make(self, *args, **kwargs)
+        self._is_gpu = True
+
+    def resting(self: Engine) -> None:
+        assert begun.is_set()
+        rest(self)
+        rested.set()
+
+    monkeypatch.setattr("cluster.compute.REST_S", 0.05)
+    monkeypatch.setattr(Engine, "__init__", making)
+    monkeypatch.setattr(Engine, "rest", resting)
+    thread = ComputeThread(
+        lambda frame, _tensors: begun.set(),
+        lambda epoch: None,
+        lambda epoch, reason: None,
+        lambda loaded, total: None,
+        overlaps=True,
+    )
+    thread.post(LoadWork(1, model, "digest", 0, 3))
+    thread.post(StepWork(prompt(1, 1, [72] * 9), (), lambda: None))
+    thread.start()
+    assert rested.wait(WAIT_S)
+    assert thread.stop(WAIT_S)
+    assert thread.engine is None
+
+
+def test_a_prompts_part_fails_with_the_one_that_it_is_built_upon(tmp_path: Path) -> None:
+    engine = Engine(load_shard(write_checkpoint("llama", tmp_path / "llama", num_layers=3), 0, 3))
+    assert engine.step(prompt(1, 1, [72] * 9), ()) is not None
+    first = engine.begin(part(2, 1, 9, [5, 6]), ())
+    second = engine.begin(part(3, 1, 11, [7]), ())
+    assert first.wait() is None
+    first._failure = failure = RuntimeError("the device is gone")
+    assert first.wait() is failure
+    second.fail(failure)
+    for step in (first, second):
+        output = step.finish()
+        assert output is not None
+        assert output[0].slots[0].error == "layers 0:3 failed: RuntimeError: the device is gone"
     assert not engine.sessions

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kernels.emulator.build import cache_folder
 from shard_loader import proof_store
 from shard_loader.cache_home import user_cache_dir
 from shard_loader.cut_proof import CutProof, RowProof
@@ -117,12 +118,17 @@ def test_what_rows_may_do_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
-    assert user_cache_dir() == own_cache / "macrame"
+    """Also that of the emulator, which may not ask shard_loader."""
+
+    def lies_in(folder: Path) -> bool:
+        return (user_cache_dir(), cache_folder()) == (folder / "macrame", folder / "macrame" / "emulated")
+
+    assert lies_in(own_cache)
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert user_cache_dir() == Path.home() / "Library" / "Caches" / "macrame"
+    assert lies_in(Path.home() / "Library" / "Caches")
     monkeypatch.setattr(sys, "platform", "linux")
-    assert user_cache_dir() == Path.home() / ".cache" / "macrame"
+    assert lies_in(Path.home() / ".cache")
 
 
 def test_a_proof_is_kept_and_taken_from_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from planner.node_profile import GB, make_node, share_machine
 from planner.plan import Plan, Refusal
 from planner.refusal import gb
 from planner.render import MEMORY_WIDTH, render_plan, render_refusal, table
+from planner.sizes import done_of
 from planner.solver import PlanOptions, make_plan
 from tests.fake_models import made_up_model
 
@@ -25,6 +26,19 @@ def test_sizes_are_in_units_that_show_them() -> None:
     assert [gb(n) for n in (0, 2_300_000, 150_000_000, 9_990_000_000, 24 * GB)] == [
         *("0.0 MB", "2.3 MB", "0.15 GB", "9.99 GB", "24.0 GB"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("total_bytes", "text"),
+    [
+        (999, "99 of 999 B"),
+        (20_600, "0.10 of 20.60 kB"),
+        (4_510_000, "0.00 of 4.51 MB"),
+        (GB, "0.00 of 1.00 GB"),
+    ],
+)
+def test_progress_is_in_the_unit_of_the_whole(total_bytes: int, text: str) -> None:
+    assert done_of(99, total_bytes) == text
 
 
 def test_columns_are_aligned() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -147,3 +148,15 @@ def test_the_api_answers_wrong_questions_and_an_absent_ring(tmp_path: Path) -> N
     absent = asked(b"{}")
     assert absent.status == 503
     assert "nothing listens there" in absent.message
+
+
+@pytest.mark.parametrize("main", [trace.main, profile.main])
+def test_a_request_beyond_the_context_starts_no_ring(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], int]
+) -> None:
+    path = tmp_path / "cluster.json"
+    path.write_text(json.dumps({"model": "m", "context": 256, "nodes": [{"host": "127.0.0.1"}]}))
+    memory = ["--memory"] if main is profile.main else []
+    assert main([*memory, "--config", str(path), "--prompt-tokens", "250", "--tokens", "7"]) == EXIT_USAGE
+    said = "a prompt of 250 and an answer of 7 tokens exceed the context of 256 tokens"
+    assert f"{said} ({path}): ask for less" in capsys.readouterr().err

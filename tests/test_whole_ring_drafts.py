@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 
 import mlx.core as mx
 import pytest
 
 from cluster.sampler import Sampler
+from deploy import status
 from deploy.demo.run import CONFIG
 from proto import head_pb2, head_pb2_grpc, ring_pb2
 from shard_loader.weights import load_shard
 from tests.pruned_model import write_pruned
 from tests.ring_processes import RingProcesses
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.long
 
@@ -35,6 +39,7 @@ def ring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RingProcesses]:
         concurrency=2,
         context=512,
         faults=WAITS,
+        with_api=True,
         speculation={"method": "draft", "draft_model": str(draft)},
     ) as made:
         made.wait_ok()
@@ -80,6 +85,30 @@ def test_answers_are_those_without_and_part_of_them_is_guessed(
 
 def test_the_plan_and_the_status_name_it(ring: RingProcesses) -> None:
     assert '"drafter":{"model":' in ring.wait_ok().plan_json
+
+
+def test_the_status_tells_its_bytes(ring: RingProcesses, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the plan says of its weights, and its caches, which the answers before left; in both forms."""
+    answered(ring, ring_pb2.Sampling(), 8)
+    planned = json.loads(ring.wait_ok().plan_json)["drafter"]
+    url = ring.wait_api()
+    told = {}
+
+    def has_heard() -> bool:  # the HTTP process a moment later
+        assert status.main(["--url", url, "--json"]) == 0
+        told.update({n["rank"]: n["node"]["drafter"] for n in json.loads(capsys.readouterr().out)["nodes"]})
+        return bool(told[0]["kv_bytes"])
+
+    wait_for(has_heard)
+    assert told[0]["model"] == planned["model"]
+    assert told[0]["weight_bytes"] == pytest.approx(planned["weight_bytes"], rel=0.03)
+    assert 0 < told[0]["kv_bytes"] <= planned["kv_bytes"]
+    assert told[1] == {"model": "", "weight_bytes": 0, "kv_bytes": 0}
+    assert status.main(["--url", url]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "the draft model" in line)
+    assert re.search(
+        r"^rank 0 \(n0\): the draft model \S+ has [\d.]+ MB of weights and [\d.]+ [kM]B of ", line
+    )
 
 
 def test_an_answer_that_is_given_up_leaves_room_for_the_next(ring: RingProcesses) -> None:

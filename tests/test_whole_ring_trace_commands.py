@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import EXIT_OK, EXIT_UNREACHABLE, EXIT_USAGE, UserError
-from deploy import profile, trace
+from deploy import bench, profile, trace
 from deploy.client import Client
 from proto import control_pb2_grpc, trace_pb2
 from tests.ring_processes import NO_GUESSES, RingProcesses, free_ports
@@ -62,7 +63,10 @@ def test_the_api_refuses_what_is_wrong_and_one_trace_at_a_time(ring: RingProcess
         ({"tokens": 0}, "400: tokens: Input should be greater than or equal to 1"),
         ({"tokens": 10**6}, "400: tokens: Input should be less than or equal to 4096"),
         ({"token": 3}, "400: token: Extra inputs are not permitted"),
-        ({"prompt_tokens": 511, "tokens": 8}, "409: the ring did not answer: .*context"),
+        (
+            {"prompt_tokens": 511, "tokens": 8},
+            "400: a prompt of 511 and an answer of 8 tokens exceed the con",
+        ),
     ):
         with pytest.raises(UserError, match=what):
             client.post("/v1/cluster/trace", wrong, 60)
@@ -77,6 +81,27 @@ def test_the_api_refuses_what_is_wrong_and_one_trace_at_a_time(ring: RingProcess
     finally:
         first.join()
     assert told[0]["summary"]["tokens"] == 150
+
+
+@pytest.mark.parametrize("command", ["trace --url", "trace --config", "profile --memory", "bench"])
+def test_a_request_beyond_the_plans_context_is_refused(
+    ring: RingProcesses, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """The file names no context, so that only the ring knows it."""
+    path, url = tmp_path / "cluster.json", f"http://127.0.0.1:{ring.api_port}"
+    config = json.loads(ring.config_path.read_text())
+    context = config.pop("context")
+    path.write_text(json.dumps(config))
+    long = ["--prompt-tokens", str(context)]
+    if command == "bench":
+        assert bench.main(["--url", url, *long]) == EXIT_USAGE
+    elif command == "profile --memory":
+        assert profile.main(["--memory", "--config", str(path), *long]) == EXIT_USAGE
+    else:
+        target = ["--url", url] if "url" in command else ["--config", str(path)]
+        assert trace.main([*target, *long]) == EXIT_USAGE
+    said = rf"a prompt of {context} and an answer of \d+ tokens exceed the context of {context} tokens"
+    assert re.search(rf"{said} \(the plan\): ask for less", capsys.readouterr().err)
 
 
 def test_a_caller_that_leaves_ends_the_trace(ring: RingProcesses) -> None:

@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cluster.api.errors import ApiError, bad_request, unavailable
 from cluster.config import ClusterConfig
-from cluster.errors import EXIT_UNREACHABLE, UserError
+from cluster.errors import EXIT_UNREACHABLE, EXIT_USAGE, UserError
 from cluster.tls import Credentials
 from cluster.trace_client import Choices
-from cluster.trace_run import MAX_TOKENS, Ask, random_prompts, trace_ring, vocab_size
+from cluster.trace_run import MAX_TOKENS, Ask, prompts_for, trace_ring
 
 MAX_PROMPT_TOKENS = 1 << 20
 
@@ -59,6 +59,8 @@ class Tracer:
         except UserError as error:
             if error.exit_code == EXIT_UNREACHABLE:
                 raise unavailable(f"{error}.") from None
+            if error.exit_code == EXIT_USAGE:
+                raise bad_request(f"{error}.", "prompt_tokens", "context_length_exceeded") from None
             raise ApiError(409, f"{error}.", code="no_trace") from None
         finally:
             left.set()
@@ -70,7 +72,7 @@ class Tracer:
 
     def _trace(self, body: TraceBody, left: threading.Event) -> dict[str, Any]:
         config, credentials = self._config, self._credentials
-        drawn = random_prompts(vocab_size(config, credentials), body.prompt_tokens)
+        drawn = prompts_for(config, credentials, body.prompt_tokens, body.tokens)
         ask = Ask(drawn, body.tokens, body.is_warmed, body.is_forced, left)
         traced = trace_ring(config, credentials, ask, Choices(body.layers_per_span))
         return {"summary": traced.summary(), "trace": traced.file()}

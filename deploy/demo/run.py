@@ -16,10 +16,10 @@ from cluster.probe import this_machine
 from deploy.answer import Timing, stream_answer
 from deploy.bring_up import Running, running
 from deploy.command import run_command
-from deploy.sizes import size
 from deploy.status import own_bytes
 from planner.plan import Plan
 from planner.render import render_plan, table
+from planner.sizes import size
 
 CONFIG = Path(__file__).resolve().parent / "cluster.json"
 PROMPT = "def fibonacci(n):"

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ SOURCES = (
     "watch.h",
     "watch.cpp",
 )
+_ERROR = re.compile(r"\berror\b|undefined reference", re.IGNORECASE)
 Mode = Literal["plain", "watched", "address", "thread"]
 _FLAGS = (
     "-std=c++17",
@@ -60,9 +62,18 @@ def compiler() -> str | None:
     return None
 
 
+def working_compiler() -> str:
+    """As `compiler`. Raises EmulatorError where there is none, or one that does not even tell its version."""
+    path = compiler()
+    if path is None:
+        raise EmulatorError("the emulator needs a C++ compiler: install g++ or clang++, or set CXX")
+    _version(path)
+    return path
+
+
 @functools.cache
 def _version(path: str) -> str:
-    return subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+    return _called([path, "--version"], f"the C++ compiler {path} does not work, set CXX to another").stdout
 
 
 @functools.cache
@@ -89,6 +100,9 @@ def _sources() -> str:
 
 
 def cache_folder() -> Path:
+    """In the folder of shard_loader.cache_home, which may not be asked from here, and cannot ask here: what
+    needs it must start where another package is called kernels.
+    """
     given = os.environ.get("XDG_CACHE_HOME")
     home = Path.home()
     base = (
@@ -98,11 +112,9 @@ def cache_folder() -> Path:
 
 
 def library(text: str, mode: Mode = "plain") -> Path:
-    """The shared library of a C++ text. Raises EmulatorError without a compiler, and with its words where the
-    text does not compile."""
-    path = compiler()
-    if path is None:
-        raise EmulatorError("The emulator needs a C++ compiler: install g++ or clang++, or set CXX.")
+    """The shared library of a C++ text. Raises EmulatorError without a compiler, and with its first error
+    where the text does not compile; its other words are in the traceback."""
+    path = working_compiler()
     options = flags(path)
     key = _key(text, _sources(), _version(path), mode, *options)
     made = cache_folder() / f"{key}.so"
@@ -141,8 +153,21 @@ def _compile(start: list[str], text: str, mode: Mode, made: Path) -> None:
 
 
 def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise EmulatorError(f"The kernel does not compile:\n{done.stderr.strip()}")
+    done = _called(command, f"the kernel does not compile with {command[0]}")
     if "frame-larger-than" in done.stderr:
         raise EmulatorError("A thread's own arrays take more than 64 KiB, which no GPU holds in registers.")
+
+
+def _called(command: list[str], trouble: str) -> subprocess.CompletedProcess[str]:
+    """Raises EmulatorError, `trouble` and the first error that the compiler tells, or else its code."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise EmulatorError(f"{trouble}: {error.strerror}") from None
+    if done.returncode == 0:
+        return done
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    told = next((line for line in lines if _ERROR.search(line)), (*lines, None)[0])
+    failure = EmulatorError(f"{trouble}: {told or f'it ended with code {done.returncode}'}")
+    failure.add_note(done.stderr.strip())
+    raise failure

@@ -7,7 +7,8 @@ with `rows` prompts in a process of its own, then each ring with `rows` users a 
 Times are from the first request to the last token, the reading of the short prompts included on both sides.
 With NVIDIA GPUs each stage has one of its own, as many as there are. Of rings, 2 has two equal stages, 2@15
 is cut before layer 15, and 2-plain is one whose steps are neither built ahead nor while another runs.
---prompt 8192 adds the time to the first token of a prompt of so many tokens, with chunks of 2048 in mlx-lm.
+--prompt 8192 adds the time to the first token of a prompt of so many tokens, with chunks of 2048 in mlx-lm,
+and in the rings of what --chunk says.
 """
 
 from __future__ import annotations
@@ -121,6 +122,7 @@ def ring_of(
         memory_gb=args.memory_gb,
         prefix_cache=False,
         speculation=NO_GUESSES,
+        **({"prefill_chunk": args.chunk} if args.chunk else {}),
     )
 
 
@@ -246,6 +248,7 @@ def main() -> None:
     parser.add_argument(
         "--prompt", type=int, default=0, help="also the time to the first token of so long a one"
     )
+    parser.add_argument("--chunk", type=int, default=0, help="prefill_chunk of the rings")
     parser.add_argument("--memory-gb", type=float, default=100.0, help="of each node")
     parser.add_argument("--rows", type=int, default=16, help="users a frame")
     parser.add_argument("--tokens", type=int, default=256, help="of each answer")
