@@ -214,6 +214,11 @@ def recorded() -> Iterator[list[Call]]:
         _listeners.remove(calls.append)
 
 
+def is_watched() -> bool:
+    """Whether someone wants to see each launch (`recorded`, `shown`)."""
+    return bool(_listeners) or _is_shown
+
+
 _is_shown = False
 
 

@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from kernels import exl3_kernels
 from kernels import exl3_reference as reference
 from kernels.emulator import launch
 from kernels.exl3 import Exl3SwitchLinear
@@ -119,7 +120,7 @@ def test_experts_of_several_tokens_are_sorted_first(shape: tuple[int, int]) -> N
             ask(made, weights, biases, (1, 5, 3), is_shared=True)
             ask(made, weights, biases, (2, 9, 4), is_shared=False)  # more rows of an expert than one tile has
             ask(made, weights, biases, (1, 1, 2), is_shared=False)
-        assert [call.kernel.name for call in calls[:2]] == ["moe_plan", "exl3_decode"]
+        assert [call.kernel.name for call in calls[:2]] == ["exl3_plan", "exl3_decode"]
     with launch.options(mode="watched"):
         ask(made, weights, biases, (1, 9, 2), is_shared=True)
 
@@ -132,3 +133,18 @@ def test_experts_of_many_tokens_are_decoded_to_float16(kinds: list[tuple[int, Co
     with recorded() as calls:
         ask(made, weights, biases, (1, 16, 3), is_shared=True)
     assert {call.kernel.name for call in calls} == {"exl3_unpack"}
+
+
+@pytest.mark.parametrize("pairs", [15, 189])
+def test_the_plan_sorts_pairs_and_cuts_them_into_tiles(pairs: int) -> None:
+    flat = RNG.integers(0, 5, pairs) if pairs < 100 else np.full(pairs, 4)
+    made = exl3_kernels.plan(mx.array(flat.astype(np.uint32)), 5)
+    tiles = np.array(made.tiles)
+    assert tiles[0, 0] <= made.room
+    assert np.array(made.order)[:pairs].tolist() == np.argsort(flat, kind="stable").tolist()
+    wanted = []
+    for expert in np.unique(flat):
+        first, count = int((flat < expert).sum()), int((flat == expert).sum())
+        cuts = range(0, count, 32)
+        wanted += [[int(expert), first + cut, min(32, count - cut), 0] for cut in cuts]
+    assert tiles[1 : 1 + tiles[0, 0]].tolist() == wanted

@@ -126,6 +126,7 @@ def moe_cases() -> list[Case]:
             spec = replace(SMALL, gate=form, up=form, down=form, activation=activation, dtype=dtype)
             name = f"{form.mode}{form.bits}-{form.group_size}-{kind}"
             cases.append(_case(name, _Block(spec, tokens)))
+    cases.append(_case("affine4-64", _Block(four, 2)))  # fewer than 8 indices lie in constant memory
     for name, spec in (("Qwen3-30B-A3B", QWEN3_30B_A3B), ("GLM-4.7-Flash", GLM_4_7_FLASH)):
         other = replace(spec, num_experts=1, top_k=1) if spec is GLM_4_7_FLASH else None
         cases.extend(
