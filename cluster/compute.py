@@ -31,7 +31,6 @@ from planner.load_options import LoadOptions
 from proto import ring_pb2
 from proto.codec import Tensor
 from shard_loader.adapters import load_adapters
-from shard_loader.exl3_kernels import choose_exl3_kernels
 from shard_loader.expert_kernels import choose_kernels
 from shard_loader.shard import Shard, ShardError
 from shard_loader.sources import FetchStoppedError, HubError
@@ -75,7 +74,6 @@ class ComputeThread:
         self._busy_since: float | None = None
         self._loaded_drafter: DraftLoad | None = None
         self.engine: Engine | None = None
-        self.exl3_kernels: list[str] = []  # of the engine's shard: what is said of them
         self.drafts: DraftQueue | None = None
         self.kernels: Report | None = None  # of the engine's shard
         self.limits = MemoryLimits()
@@ -338,7 +336,6 @@ class ComputeThread:
         if work.kv is not None:
             shard.quantize_kv(work.kv)
         adapters = load_adapters(shard, work.adapters)
-        self.exl3_kernels = [verdict.line for verdict in choose_exl3_kernels(shard, self._tick)]
         self.kernels = self._choose_kernels(shard)
         trim_memory()
         self.engine = Engine(shard, adapters, GuideProcess(model_dir, shard.vocab_size))

@@ -36,5 +36,4 @@ def fill_engine(
         told.recent_hop_ms.append(ms)
         told.recent_hop_rank.append(rank)
     compute.step_times.fill(told)
-    status.exl3_kernels.extend(compute.exl3_kernels)
     fill_kernels(status, compute.kernels)

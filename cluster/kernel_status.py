@@ -7,13 +7,13 @@ from proto import control_pb2
 
 
 def fill_kernels(status: control_pb2.NodeStatus, report: Report | None) -> None:
-    """Add the self-test's report; a shard without expert layers has none."""
+    """Add the self-test's report; a shard without expert layers and EXL3 matrices has none."""
     if report is None:
         return
     told = status.kernels
     told.backend, told.num_layers, told.took_s = report.backend, report.num_layers, report.took_s
     told.reason, told.num_tested = "; ".join([*report.reasons, *report.failures]), report.num_tested
-    told.num_calls = report.num_calls
+    told.num_calls, told.num_matrices = report.num_calls, report.num_matrices
     for block, verdicts in report.blocks.items():
         for one in verdicts:
             told.verdicts.add(

@@ -22,7 +22,7 @@ COMMANDS = {
     "fit": ("deploy.fit", "what of a model fits machines of given memory"),
     "profile": ("deploy.profile", "measure this machine's speeds, for better plans"),
     "trace": ("deploy.trace", "where the milliseconds of a token go, as a timeline of the whole ring"),
-    "kernels": ("deploy.kernels", "are the kernels for expert layers right here, and how fast"),
+    "kernels": ("deploy.kernels", "are the kernels for experts and EXL3 right here, and how fast"),
     "bench": ("deploy.bench", "tokens per second, hops and CPU time of a ring"),
     "links": ("deploy.links", "round trip and bandwidth between the nodes of a running ring"),
     "nodes": ("deploy.nodes", "who announces itself in the local network"),

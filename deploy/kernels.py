@@ -1,4 +1,4 @@
-"""`macrame kernels`: are the kernels for expert layers right on this machine, and how fast are they.
+"""`macrame kernels`: are the kernels for experts and EXL3 right on this machine, and how fast are they.
 
 The main thread owns MLX here. Progress goes to standard error, tables or the JSON object to standard output.
 """
@@ -21,24 +21,23 @@ from cluster.probe import seen_machine
 from deploy.command import run_command
 
 if TYPE_CHECKING:
-    from deploy.kernel_forms import Form
+    from deploy.kernel_forms import Form, MatrixForm
     from kernels.self_test import Trial
     from kernels.verdicts import Machine, Verdict
 
 MODELS = ("qwen3-30b-a3b", "glm-4.7-flash")
+EXL3_BLOCKS = ("qwen3-8b-exl3", "qwen3-30b-a3b-exl3")
 FORMATS = ("affine2", "affine3", "affine4", "affine5", "affine6", "affine8", "mxfp4", "plain")
-FORMAT, GROUP_SIZE, DTYPE = "affine4", 64, "bfloat16"  # of a known block where nothing is said
-EMULATED_TOKENS = (1, 2, 8)
+FORMAT, GROUP_SIZE, BITS, DTYPE = "affine4", 64, 3, "bfloat16"  # of a known block where nothing is said
 EMULATED_EXPERTS = 16
-MAX_LAYERS = 4
 MEMORY_PARTS = 3  # a layer takes no more of the available memory than one of these
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one form of block gave. verdicts: of the classes of which every size was tried."""
+    """What one form gave. verdicts: of the classes of which every size was tried."""
 
-    form: Form
+    form: Form | MatrixForm
     name: str
     layer_bytes: int
     num_layers: int
@@ -55,20 +54,25 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="macrame kernels",
-        description="Compare this machine's kernels for expert layers with the reference, and time them "
-        "against MLX's operations. Run it while nothing else runs.",
+        description="Compare this machine's kernels for expert layers and EXL3 matrices with the reference, "
+        "and time them against MLX's operations. Run it while nothing else runs.",
         examples=(
             ("macrame kernels", "two known blocks in 4 bits, at all sizes that a node tests"),
             ("macrame kernels --model mlx-community/Qwen3-30B-A3B-4bit --json", "a model's own blocks"),
+            ("macrame kernels --block qwen3-8b-exl3 --bits 4", "the matrices of a known model in EXL3"),
             ("macrame kernels --emulate", "on a machine without a GPU: only whether they are right"),
         ),
     )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--block", choices=MODELS, action="append", help="a known block; may be repeated")
-    what.add_argument("--model", metavar="DIR_OR_ID", help="the blocks of a folder's or a hub's model")
+    blocks = (*MODELS, *EXL3_BLOCKS)
+    what.add_argument("--block", choices=blocks, action="append", help="a known block; may be repeated")
+    what.add_argument("--model", metavar="DIR_OR_ID", help="those of a folder's or a hub's model")
     parser.add_argument("--format", choices=FORMATS, help=f"of a known block ({FORMAT})")
     parser.add_argument(
         "--group-size", type=int, choices=(32, 64, 128), help=f"of a known block in affine ({GROUP_SIZE})"
+    )
+    parser.add_argument(
+        "--bits", type=int, choices=range(1, 9), metavar="N", help=f"of a known EXL3 block, 1 to 8 ({BITS})"
     )
     parser.add_argument(
         "--dtype", choices=("bfloat16", "float16", "float32"), help=f"of a known block ({DTYPE})"
@@ -115,13 +119,18 @@ def _run(args: argparse.Namespace) -> int:
 
 def _check_options(args: argparse.Namespace) -> None:
     """Raises UserError for an option that would change nothing."""
-    for option in ("format", "group_size", "dtype"):
+    for option in ("format", "group_size", "bits", "dtype"):
         if args.model is not None and getattr(args, option) is not None:
             name = "--" + option.replace("_", "-")
             raise UserError(
                 f"{name} is of a known block (--block): the model of --model has its own, leave {name} out",
                 EXIT_USAGE,
             )
+    asked = {*(args.block or MODELS)}
+    if args.bits is not None and not asked & {*EXL3_BLOCKS}:
+        raise UserError(f"--bits is of a known EXL3 block: add --block {EXL3_BLOCKS[0]}", EXIT_USAGE)
+    if (args.format or args.group_size) is not None and asked <= {*EXL3_BLOCKS}:
+        raise UserError("--format and --group-size are of a block of experts: EXL3 has --bits", EXIT_USAGE)
     if args.group_size is not None and not (args.format or FORMAT).startswith("affine"):
         raise UserError(f"--group-size goes with affine: {args.format} has none to choose", EXIT_USAGE)
 
@@ -150,14 +159,18 @@ def _backend() -> str:
     return where
 
 
-def _forms(args: argparse.Namespace, where: str) -> list[Form]:
-    from deploy.kernel_forms import format_of, forms_of_model, known_form
+def _forms(args: argparse.Namespace, where: str) -> list[Form | MatrixForm]:
+    from deploy.kernel_forms import format_of, forms_of_model, known_form, known_matrices
 
+    forms: list[Form | MatrixForm] = []
     if args.model is not None:
         forms = forms_of_model(args.model)
     else:
-        form = format_of(args.format or FORMAT, args.group_size or GROUP_SIZE)
-        forms = [known_form(name, form, args.dtype or DTYPE) for name in args.block or MODELS]
+        form, dtype = format_of(args.format or FORMAT, args.group_size or GROUP_SIZE), args.dtype or DTYPE
+        for name in args.block or MODELS:
+            is_exl3 = name in EXL3_BLOCKS
+            forms += known_matrices(name, args.bits or BITS, dtype) if is_exl3 else []
+            forms += [] if is_exl3 else [known_form(name, form, dtype)]
     if where == "emulated":
         return [form.with_few_experts(EMULATED_EXPERTS) for form in forms]
     node = seen_machine()
@@ -165,31 +178,29 @@ def _forms(args: argparse.Namespace, where: str) -> list[Form]:
     return [form.with_few_experts(most_bytes // form.expert_bytes) for form in forms]
 
 
-def _try(form: Form, where: str, asked: list[int] | None, progress: Callable[[str], None]) -> Result:
-    from kernels import measure, moe
-    from kernels.random_block import random_layer
-    from kernels.self_test import CLASSES, decide, describe, sizes_of, try_size
+def _try(
+    form: Form | MatrixForm, where: str, asked: list[int] | None, progress: Callable[[str], None]
+) -> Result:
+    from kernels.measure import CACHE_BYTES
+    from kernels.self_test import decide, sizes_of, try_size
 
     is_timed = where != "emulated"
-    spec = form.spec
     progress(f"{form.name}: random weights")
-    layers = [random_layer(spec, has_bias=form.has_bias)]
-    layer_bytes = measure.expert_nbytes(spec, layers[0]) * spec.num_experts
-    while is_timed and len(layers) < MAX_LAYERS and len(layers) * layer_bytes < measure.CACHE_BYTES / 2:
-        layers.append(random_layer(spec, has_bias=form.has_bias, seed=len(layers)))
-    classes = [ends for ends in CLASSES if moe.num_launches(ends[0]) is not None]
+    made = form.subject(lambda layer_bytes: -(-CACHE_BYTES // (2 * layer_bytes)) if is_timed else 1)
+    subject = made.subject
+    classes = [ends for ends in subject.classes if subject.has_kernels(ends[0])]
     every = sorted({size for ends in classes for size in sizes_of(*ends, is_timed=is_timed)})
     trials = []
-    for size in asked or (every if is_timed else EMULATED_TOKENS):
+    for size in asked or (every if is_timed else made.emulated_tokens):
         progress(f"{form.name}: {size} tokens")
-        trials.append(try_size(spec, layers, size, is_timed=is_timed))
+        trials.append(try_size(subject, size, is_timed=is_timed))
     by_size = {trial.num_tokens: trial for trial in trials}
     verdicts = [
         decide(*ends, [by_size[size] for size in sizes])
         for ends in classes
         if by_size.keys() >= {*(sizes := sizes_of(*ends, is_timed=is_timed))}
     ]
-    return Result(form, describe(spec, layers[0]), layer_bytes, len(layers), trials, verdicts)
+    return Result(form, subject.name, made.layer_bytes, made.num_layers, trials, verdicts)
 
 
 def _object(machine: Machine, results: list[Result], took_s: float) -> dict[str, Any]:

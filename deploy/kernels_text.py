@@ -52,10 +52,8 @@ def _row(trial: Trial) -> dict[str, str]:
 
 def _conclusion(result: Result) -> str:
     if not any(trial.times for trial in result.trials):
-        return (
-            f"nothing was timed; {result.form.spec.num_experts} experts of random weights, "
-            f"{size(result.layer_bytes)}"
-        )
+        experts = f"{result.form.num_experts} experts of " if result.form.num_experts else ""
+        return f"nothing was timed; {experts}random weights, {size(result.layer_bytes)}"
     used = [
         str(v.first) if v.first == v.last else f"{v.first} to {v.last}" for v in result.verdicts if v.is_taken
     ]

@@ -100,11 +100,6 @@ def render(cluster: dict[str, Any], width: int | None = None) -> str:
         for node in cluster["nodes"]
         if node["reason"]
     ]
-    lines += [
-        f"rank {node['rank']} ({node['name']}): {line}"
-        for node in cluster["nodes"]
-        for line in node["node"].get("exl3_kernels", [])
-    ]
     edges = render_edges(cluster["nodes"])
     if edges:
         lines += ["", *edges]

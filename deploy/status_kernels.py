@@ -1,4 +1,4 @@
-"""The lines of `macrame status` about kernels for expert layers. Pure."""
+"""The lines of `macrame status` about kernels for expert layers and EXL3 matrices. Pure."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from typing import Any
 
 
 def render_kernels(nodes: list[dict[str, Any]]) -> list[str]:
-    """A line for each form of block of each node with expert layers, or why it uses no kernels."""
+    """A line for each form of block or matrix of each node that has some, or why it uses no kernels."""
     return [line for node in nodes for line in _lines(node)]
 
 
 def _lines(node: dict[str, Any]) -> list[str]:
     told = node["node"].get("kernels")
-    if not told or not told["num_layers"]:
+    counts = {"experts": told["num_layers"], "EXL3": told.get("num_matrices", 0)} if told else {}
+    what = " and ".join(name for name, count in counts.items() if count)
+    if not told or not what:
         return []
     who = f"rank {node['rank']} ({node['name']}): "
-    lines = [f"{who}MLX's operations for experts: {told['reason']}"] if told["reason"] else []
+    lines = [f"{who}MLX's operations for {what}: {told['reason']}"] if told["reason"] else []
     for block, verdicts in groupby(told["verdicts"], key=lambda one: one["block"]):
         lines.append(f"{who}{_of_block(list(verdicts), told['backend'])} ({_short(block)})")
     return lines
@@ -25,7 +27,8 @@ def _lines(node: dict[str, Any]) -> list[str]:
 def _of_block(verdicts: list[dict[str, Any]], backend: str) -> str:
     taken = [one for one in verdicts if one["is_taken"]]
     if not taken:
-        return f"MLX's operations for experts: {verdicts[0]['reason']}"
+        what = "EXL3" if verdicts[0]["block"].startswith("exl3 ") else "experts"
+        return f"MLX's operations for {what}: {verdicts[0]['reason']}"
     ratios = [one["mlx_us"] / one["ours_us"] for one in taken if one["ours_us"]]
     gain = f", {_range(min(ratios), max(ratios))} times as fast as MLX's" if ratios else ", not timed"
     trouble = [f"; {_sizes([one])}: {one['reason']}" for one in verdicts if _is_trouble(one)]

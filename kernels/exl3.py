@@ -2,39 +2,28 @@
 outputs the checkpoint keeps in several tensors.
 
 Parameters are the tensors of the checkpoint as they are (kernels.exl3_reference says what they mean). A layer
-multiplies by MLX's operations until `choice` says otherwise; kernels.exl3_choice sets it. For the thread that
-owns MLX.
+multiplies by MLX's operations until `choice` says otherwise, which the self-test sets (kernels.exl3_subject).
+For the thread that owns MLX.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from math import prod
 
 import mlx.core as mx
+import numpy as np
 from mlx import nn
 
 from kernels import exl3_ops
+from kernels.exl3_choice import Called, ChoosingLayer, Way
 from kernels.exl3_kernels import Matrix, plan
 from kernels.exl3_ops import PLAIN, Decoder
 from kernels.exl3_reference import BLOCK, TILE, Codebook
 
 UNPACKED_WEIGHTS = 1 << 24  # in float16 at once: as much memory as PLAIN's
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """Where a layer uses the kernels: for so many rows at most (or pairs of row and expert), and for more of
-    them by decoding to float16."""
-
-    max_rows: int = 0
-    is_unpacked: bool = False
-
-
-OPERATIONS = Choice()
-KERNELS = Choice(max_rows=32, is_unpacked=True)
-EXPERT_KERNELS = Choice(max_rows=512, is_unpacked=True)
+MAX_ROWS = 32  # of a linear that is decoded where it is multiplied
+MAX_PAIRS = 512  # of a token and an expert, the same
 
 
 def padded_size(num_channels: int) -> int:
@@ -54,11 +43,18 @@ def _unpacked(trellis: mx.array, codebook: Codebook) -> mx.array:
 UNPACKED = Decoder(_unpacked, UNPACKED_WEIGHTS, is_exact=False)
 
 
+def exl3_layers(modules: Iterable[nn.Module]) -> list[Exl3Linear | Exl3SwitchLinear]:
+    """Every EXL3 layer among `modules` and what they contain."""
+    kinds = (Exl3Linear, Exl3SwitchLinear)
+    found = {id(layer): layer for root in modules for layer in root.modules() if isinstance(layer, kinds)}
+    return list(found.values())
+
+
 def _empty(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
     return mx.zeros(shape, dtype)
 
 
-class Exl3Linear(nn.Module):  # type: ignore[misc]
+class Exl3Linear(ChoosingLayer):
     """y = x W + bias from (..., input_dims) to (..., output_dims); results have the dtype of x."""
 
     def __init__(
@@ -66,7 +62,6 @@ class Exl3Linear(nn.Module):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.input_dims, self.output_dims, self.bits, self.codebook = input_dims, output_dims, bits, codebook
-        self.choice = OPERATIONS
         height, width = padded_size(input_dims), padded_size(output_dims)
         self.trellis = _empty((height // TILE, width // TILE, TILE * bits), mx.int16)
         self.suh, self.svh = _empty((height,), mx.float16), _empty((width,), mx.float16)
@@ -77,19 +72,27 @@ class Exl3Linear(nn.Module):  # type: ignore[misc]
     def _extra_repr(self) -> str:
         return f"{self.input_dims} -> {self.output_dims}, {self.bits} bits, {self.codebook}"
 
-    @property
-    def form(self) -> str:
-        """Equal for layers that run the same kernels."""
-        return f"exl3 {self.input_dims} -> {self.output_dims}, {self.bits} bits {self.codebook}"
-
     def __call__(self, x: mx.array) -> mx.array:
-        lead, bias = x.shape[:-1], self.get("bias")
-        if 0 < prod(lead) <= self.choice.max_rows:
-            matrix = Matrix(self.trellis, self.suh, self.svh, bias, self.codebook, self.output_dims)
-            return matrix.product(x.reshape(-1, x.shape[-1])).reshape(*lead, -1)
-        decoder = UNPACKED if self.choice.is_unpacked else PLAIN
-        y = exl3_ops.linear(x, self.trellis, self.suh, self.svh, self.codebook, bias=bias, decoder=decoder)
+        if self.called is None:
+            self.called = Called(x.dtype)
+        return self._chosen(prod(x.shape[:-1]), lambda way: self.product(x, way))
+
+    def product(self, x: mx.array, way: Way) -> mx.array:
+        """In that way; raises whatever a kernel raises."""
+        own = self.matrix
+        if way == "zeros":
+            return mx.zeros((*x.shape[:-1], self.output_dims), x.dtype)
+        if way == "in place":
+            return own.product(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+        decoder = PLAIN if way == "operations" else UNPACKED
+        y = exl3_ops.linear(x, own.trellis, own.suh, own.svh, own.codebook, bias=own.bias, decoder=decoder)
         return y[..., : self.output_dims]
+
+    @property
+    def matrix(self) -> Matrix:
+        """The weight."""
+        bias = self.get("bias")
+        return Matrix(self.trellis, self.suh, self.svh, bias, self.codebook, self.output_dims)
 
     def to_lora(self, *, r: int, scale: float, dropout: float) -> nn.Module:
         """What mlx-lm asks of a layer that an adapter changes."""
@@ -111,7 +114,7 @@ class Exl3Parts(nn.Module):  # type: ignore[misc]
         return mx.concatenate([part(x) for part in self.parts], axis=-1)
 
 
-class Exl3SwitchLinear(nn.Module):  # type: ignore[misc]
+class Exl3SwitchLinear(ChoosingLayer):
     """Experts, called as mlx-lm's SwitchLinear is: x (..., M, input_dims) and indices that are broadcast with
     the axes before M, to (..., M, output_dims) in the dtype of x.
 
@@ -129,8 +132,8 @@ class Exl3SwitchLinear(nn.Module):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.input_dims, self.output_dims, self.num_experts = input_dims, output_dims, len(kinds)
+        self.kinds_of_experts = tuple(kinds)
         self.kinds = tuple(dict.fromkeys(kinds))
-        self.choice = OPERATIONS
         height, width = padded_size(input_dims), padded_size(output_dims)
         members = [[i for i, kind in enumerate(kinds) if kind == own] for own in self.kinds]
         self.trellis = [
@@ -149,23 +152,27 @@ class Exl3SwitchLinear(nn.Module):  # type: ignore[misc]
         self.freeze()
 
     def _extra_repr(self) -> str:
-        return f"{self.num_experts} experts of {self.input_dims} -> {self.output_dims}, {self._kinds_told()}"
-
-    @property
-    def form(self) -> str:
-        """Equal for layers that run the same kernels."""
-        return (
-            f"exl3 experts {self.num_experts} x {self.input_dims} -> {self.output_dims}, {self._kinds_told()}"
-        )
-
-    def _kinds_told(self) -> str:
-        return ", ".join(f"{bits} bits {codebook}" for bits, codebook in self.kinds)
+        kinds = ", ".join(f"{bits} bits {codebook}" for bits, codebook in self.kinds)
+        return f"{self.num_experts} experts of {self.input_dims} -> {self.output_dims}, {kinds}"
 
     def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
-        lead, bias = mx.broadcast_shapes(x.shape[:-2], indices.shape), self.get("bias")
-        is_one_kind = len(self.kinds) == 1 and x.shape[-2] == 1
-        if is_one_kind and indices.shape == lead and 0 < indices.size <= self.choice.max_rows:
-            return self._by_kernels(x, indices).reshape(*lead, 1, -1)
+        if self.called is None and indices.ndim > 1:  # mlx-lm sorts the pairs of many tokens in one row
+            self.called = Called(x.dtype, indices.shape[-1], x.shape[:-2] == indices.shape)
+        top_k = 1 if self.called is None else self.called.top_k
+        return self._chosen(
+            -(-indices.size // top_k), lambda way: self.product(x, indices, way, sorted_indices)
+        )
+
+    def product(self, x: mx.array, indices: mx.array, way: Way, sorted_indices: bool = False) -> mx.array:
+        """In that way, or by MLX's operations where the kernels have no such product; raises whatever a
+        kernel raises."""
+        lead = mx.broadcast_shapes(x.shape[:-2], indices.shape)
+        if way == "zeros":
+            return mx.zeros((*lead, x.shape[-2], self.output_dims), x.dtype)
+        if way == "in place":
+            if len(self.kinds) == 1 and x.shape[-2] == 1 and indices.shape == lead:
+                return self._in_place(x, indices).reshape(*lead, 1, -1)
+            way = "operations"
         y = exl3_ops.switch(
             x,
             indices,
@@ -173,11 +180,26 @@ class Exl3SwitchLinear(nn.Module):  # type: ignore[misc]
             places=self._places,
             suh=self.suh,
             svh=self.svh,
-            bias=bias,
+            bias=self.get("bias"),
             is_sorted=sorted_indices,
-            decoder=UNPACKED if self.choice.is_unpacked else PLAIN,
+            decoder=PLAIN if way == "operations" else UNPACKED,
         )
         return y[..., : self.output_dims]
+
+    def expert(self, number: int) -> Matrix:
+        """The weight of one."""
+        kind, at = 0, number
+        if self._places is not None:
+            kind, at = (int(np.array(places)[number]) for places in self._places)
+        bias = self.get("bias")
+        return Matrix(
+            self.trellis[kind][at],
+            self.suh[number],
+            self.svh[number],
+            None if bias is None else bias[number],
+            self.kinds[kind][1],
+            self.output_dims,
+        )
 
     def to_lora(self, *, r: int, scale: float, dropout: float) -> nn.Module:
         """As Exl3Linear's."""
@@ -187,7 +209,7 @@ class Exl3SwitchLinear(nn.Module):  # type: ignore[misc]
         lora.linear = self
         return lora
 
-    def _by_kernels(self, x: mx.array, indices: mx.array) -> mx.array:
+    def _in_place(self, x: mx.array, indices: mx.array) -> mx.array:
         """(pairs, output_dims), in the order of the indices."""
         (_, codebook), (trellis,) = self.kinds[0], self.trellis
         matrix = Matrix(trellis, self.suh, self.svh, self.get("bias"), codebook, self.output_dims)

@@ -11,8 +11,6 @@ from functools import cache
 import mlx.core as mx
 
 from kernels.exl3_reference import BLOCK, CODEBOOKS, TILE, Codebook, bits_of
-from kernels.moe_constants import TILE as TILE_PAIRS
-from kernels.moe_kernels import PLAN, PLAN_THREADS, Plan
 from kernels.source import Kernel
 
 SIMD, SIMDGROUPS = 32, 8
@@ -25,7 +23,22 @@ HEADERS = ("exl3.h",)
 DECODE = Kernel("exl3_decode", ("x", "trellis", "suh", "svh", "bias", "indices", "tiles"), ("y",), HEADERS)
 FINISH = Kernel("exl3_finish", ("parts", "svh", "bias", "indices"), ("y",), HEADERS)
 UNPACK = Kernel("exl3_unpack", ("trellis",), ("weights",), HEADERS)
+PLAN = Kernel("exl3_plan", ("indices",), ("order", "tiles"))
+PLAN_THREADS = 1024
+TILE_PAIRS = 32  # of one expert, planned together
 _SINGLE, _PAIRS, _TILES = range(3)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The pairs (token, choice) sorted by expert, and cut into tiles.
+
+    order: (pairs,) uint32; tiles: (1 + room, 4) uint32, as exl3_plan.metal says; room: how many fit.
+    """
+
+    order: mx.array
+    tiles: mx.array
+    room: int
 
 
 @dataclass(frozen=True, slots=True)

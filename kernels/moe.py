@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import mlx.core as mx
 
-from kernels import backend, moe_kernels, moe_ops
-from kernels.moe_constants import Block, chunk
+from kernels import backend, moe_constants, moe_kernels, moe_ops, source
+from kernels.moe_constants import DOWN_CHUNK, Block, chunk
 from kernels.moe_spec import (
     GEGLU,
     PLAIN,
@@ -45,7 +48,7 @@ def supports(spec: BlockSpec, shared: BlockSpec | None = None) -> str | None:
         ("down matrix has", (spec.down,), spec.expert_size),
     ):
         step = max(form.group_size or 4 for form in forms)
-        if width % step or chunk(width, forms, spec.dtype) is None:
+        if width % step or chunk(width, forms, spec.dtype, DOWN_CHUNK) is None:
             return f"the {names} rows of {width} weights, which is no multiple of {step}"
     if shared is None:
         return None
@@ -54,11 +57,11 @@ def supports(spec: BlockSpec, shared: BlockSpec | None = None) -> str | None:
     return supports(shared)
 
 
-def num_launches(tokens: int, *, is_shared: bool = False) -> int | None:
+def num_launches(tokens: int, *, is_summed: bool = True) -> int | None:
     """How many launches the kernels take; None from 64 tokens on, where MLX's own operations run."""
     if tokens > moe_kernels.MAX_BATCH_TOKENS:
         return None
-    return 2 if tokens == 1 else 4 if is_shared else 3
+    return 3 if tokens > 1 and is_summed else 2
 
 
 def switch_glu(  # noqa: PLR0917
@@ -93,9 +96,45 @@ def run(
         return moe_ops.switch_glu(spec, x, indices, scores, block.gate, block.up, block.down, shared)
     if shared is not None and scores is None:
         raise ValueError("a shared expert needs scores: its answer is added to the weighted sum")
-    compute = moe_kernels.one_token if tokens == 1 else moe_kernels.few_tokens
-    shared_block = None
-    if shared is not None:
-        made = Block(shared.spec, shared.gate, shared.up, shared.down)
-        shared_block = moe_kernels.SharedBlock(made, shared.scores)
-    return compute(block, x.astype(spec.dtype), indices.astype(mx.uint32), scores, shared_block)
+    x, indices = x.astype(spec.dtype), indices.astype(mx.uint32)
+    if shared is None:
+        if backend.current() == "emulated" or source.is_watched():
+            return _launched(block, x, indices, scores)
+        replay = block.replays.get(scores is not None)
+        if replay is None:
+            replay = block.replays[scores is not None] = _replay(spec, block.parts, scores is not None)
+        return replay(x, indices, *(() if scores is None else (scores,)), *block.arrays)
+    made = Block(shared.spec, shared.gate, shared.up, shared.down)
+    return _launched(block, x, indices, scores, moe_kernels.SharedBlock(made, shared.scores))
+
+
+def _launched(
+    block: Block,
+    x: mx.array,
+    indices: mx.array,
+    scores: mx.array | None,
+    shared: moe_kernels.SharedBlock | None = None,
+) -> mx.array:
+    compute = moe_kernels.one_token if x.shape[0] == 1 else moe_kernels.few_tokens
+    return compute(block, x, indices, scores, shared)
+
+
+@functools.cache
+def _replay(spec: BlockSpec, parts: tuple[bool, ...], is_summed: bool) -> Callable[..., mx.array]:
+    """The block as a function of its arrays that MLX compiles.
+
+    MLX makes a launch's whole source, its template values and its names anew whenever a kernel is called. A
+    compiled function calls it once for each shape and from then on repeats the graph with other arrays.
+    """
+    moe_constants.limits(spec.activation)  # made outside of what is traced
+
+    def compute(x: mx.array, indices: mx.array, *arrays: mx.array) -> mx.array:
+        given = iter(arrays)
+        scores = next(given) if is_summed else None
+        each = [next(given) if is_there else None for is_there in parts]
+        size = len(moe_constants.PARTS)
+        matrices = [Experts(*each[first : first + size]) for first in range(0, len(each), size)]  # type: ignore[arg-type]
+        return _launched(Block(spec, *matrices), x, indices, scores)
+
+    compiled: Callable[..., mx.array] = mx.compile(compute)
+    return compiled

@@ -6,6 +6,7 @@ Values only, but for the arrays of limits, which are made once.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -13,13 +14,13 @@ import mlx.core as mx
 from kernels.moe_spec import ACTIVATIONS, Activation, BlockSpec, Experts, Format
 
 SIMD = 32
-ROWS = 4  # of a simdgroup: MOE_ROWS of moe_weights.h
 TILE = 32  # the most pairs of one expert that meet a weight at a time
 MODES = {"affine": 0, "mxfp4": 1, "plain": 2}
 CHUNKS = (64, 32, 16, 8, 4)
-MAX_WORDS = 6  # that a lane holds of one row
-MAX_ASKED = 1.25
-BUSY = 0.7
+GATE_UP_CHUNK, DOWN_CHUNK = 8, 16  # weights of a row that a lane takes at a time, where they fit
+MAX_WORDS = 4  # that a lane holds of one row, where it can
+BUSY = 0.8  # of the lanes
+PARTS = ("weight", "scales", "biases", "bias")  # of Experts
 Constants = dict[str, int | bool | mx.Dtype]
 
 
@@ -27,20 +28,11 @@ def stored_bits(form: Format, dtype: mx.Dtype) -> int:
     return dtype.size * 8 if form.mode == "plain" else form.bits
 
 
-def _asked(form: Format, weights: int, dtype: mx.Dtype) -> float:
-    """Bytes that lanes ask for over the different ones among them: lanes of one group each read its scale."""
-    if form.mode == "plain":
-        return 1.0
-    of_group = 1 if form.mode == "mxfp4" else 2 * dtype.size
-    packed = weights * form.bits / 8
-    return (packed + of_group) / (packed + of_group * weights / form.group_size)
-
-
-def chunk(width: int, forms: tuple[Format, ...], dtype: mx.Dtype) -> int | None:
+def chunk(width: int, forms: tuple[Format, ...], dtype: mx.Dtype, most: int) -> int | None:
     """How many weights of a row a lane takes at a time: whole words of one group, and none left over.
 
-    The largest that leaves registers, asks for few bytes twice and leaves few lanes idle, as far as there is
-    such a one; None where no number fits.
+    The largest up to `most` that leaves few lanes idle, as far as there is such a one, or the smallest above;
+    None where no number fits.
     """
     bits = [stored_bits(form, dtype) for form in forms]
 
@@ -57,14 +49,13 @@ def chunk(width: int, forms: tuple[Format, ...], dtype: mx.Dtype) -> int | None:
     ]
     if not fitting:
         return None
-    small = [c for c in fitting if max(bits) * c <= 32 * MAX_WORDS] or fitting[-1:]
-    frugal = [c for c in small if all(_asked(form, c, dtype) <= MAX_ASKED for form in forms)] or small[:1]
-    return next((c for c in frugal if busy(c) >= BUSY), max(frugal, key=busy))
+    small = [c for c in fitting if c <= most and max(bits) * c <= 32 * MAX_WORDS] or fitting[-1:]
+    return next((c for c in small if busy(c) >= BUSY), max(small, key=busy))
 
 
 def matrix_names(name: str) -> tuple[str, ...]:
     """The inputs of a kernel that one matrix of every expert takes."""
-    return tuple(f"{name}_{part}" for part in ("weight", "scales", "biases", "bias"))
+    return tuple(f"{name}_{part}" for part in PARTS)
 
 
 def matrix_arrays(experts: Experts) -> list[mx.array]:
@@ -112,6 +103,26 @@ class Block:
         return matrix_arrays(self.down)
 
     @functools.cached_property
+    def arrays(self) -> list[mx.array]:
+        """All that the matrices have, in the order of `parts`."""
+        given = (getattr(experts, part) for experts in (self.gate, self.up, self.down) for part in PARTS)
+        return [array for array in given if array is not None]
+
+    @functools.cached_property
+    def parts(self) -> tuple[bool, ...]:
+        """Which of PARTS gate, up and down have."""
+        return tuple(
+            getattr(experts, part) is not None
+            for experts in (self.gate, self.up, self.down)
+            for part in PARTS
+        )
+
+    @functools.cached_property
+    def replays(self) -> dict[bool, Callable[..., mx.array]]:
+        """What builds the graph again but not its launches, by whether it is summed."""
+        return {}
+
+    @functools.cached_property
     def reasons(self) -> dict[BlockSpec | None, str | None]:
         """Why kernels cannot run it beside such a shared expert, once that was asked; None: they can."""
         return {}
@@ -141,7 +152,7 @@ class Block:
     def gate_up_as(self, prefix: str) -> Constants:
         """The constants of the matrices; `prefix` tells a shared expert's from the others'."""
         spec = self.spec
-        weights = chunk(spec.hidden_size, (spec.gate, spec.up), spec.dtype)
+        weights = chunk(spec.hidden_size, (spec.gate, spec.up), spec.dtype, GATE_UP_CHUNK)
         assert weights is not None
         return {
             f"{prefix}C": weights,
@@ -152,6 +163,6 @@ class Block:
 
     def down_sum_as(self, prefix: str) -> Constants:
         spec = self.spec
-        weights = chunk(spec.expert_size, (spec.down,), spec.dtype)
+        weights = chunk(spec.expert_size, (spec.down,), spec.dtype, DOWN_CHUNK)
         assert weights is not None
         return {f"{prefix}C": weights, **_matrix(f"{prefix}DOWN", spec.down, self.down, spec.dtype)}

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import mlx.core as mx
 
-from kernels.moe_constants import ROWS, SIMD, Block, matrix_names
+from kernels.moe_constants import SIMD, Block, matrix_names
 from kernels.moe_spec import BlockSpec
 from kernels.source import Kernel
 
-GATE_UP_SIMDGROUPS = 2
-DOWN_SIMDGROUPS = 8
-DOWN_BATCH_SIMDGROUPS = 4  # of a kernel that takes many registers
-PLAN_THREADS = 1024
 MAX_BATCH_TOKENS = 63
-MAX_EXPERTS = 2048  # moe_plan keeps three numbers of each in threadgroup memory
-MAX_TOP_K = 30  # moe_down_batch keeps ROWS floats of each pair there, and a shared expert's
+MAX_EXPERTS = 2048
+MAX_TOP_K = 30  # moe_gate_up_batch keeps the numbers of an expert's pairs in threadgroup memory
+SUM_THREADS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How work is cut. Rows of a simdgroup and simdgroups of a threadgroup; none changes an answer's bits."""
+
+    gate_up_rows: int
+    gate_up_simdgroups: int
+    down_rows: int
+    down_simdgroups: int
+
+
+ONE = Tuning(gate_up_rows=2, gate_up_simdgroups=4, down_rows=4, down_simdgroups=8)
+FEW = Tuning(gate_up_rows=4, gate_up_simdgroups=4, down_rows=16, down_simdgroups=4)
 
 HEADERS = ("moe_weights.h", "moe.h")
 GATE_AND_UP = (*matrix_names("gate"), *matrix_names("up"), "limits")
@@ -39,23 +49,22 @@ DOWN_SUM_SHARED = Kernel(
     ("out",),
     HEADERS,
 )
-PLAN = Kernel("moe_plan", ("indices",), ("order", "tiles"), HEADERS)
-GATE_UP_BATCH = Kernel("moe_gate_up_batch", ("x", "order", "tiles", *GATE_AND_UP), ("inner",), HEADERS)
-DOWN_BATCH = Kernel(
-    "moe_down_batch",
-    ("inner", "order", "tiles", "indices", "scores", *matrix_names("down")),
-    ("out",),
+GATE_UP_BATCH = Kernel("moe_gate_up_batch", ("x", "indices", *GATE_AND_UP), ("inner",), HEADERS)
+GATE_UP_BATCH_SHARED = Kernel(
+    "moe_gate_up_batch_shared",
+    ("x", "indices", *GATE_AND_UP, *SHARED_GATE_AND_UP),
+    ("inner", "shared_inner"),
     HEADERS,
 )
+DOWN_BATCH = Kernel("moe_down_batch", ("inner", "indices", *matrix_names("down")), ("answers",), HEADERS)
 DOWN_BATCH_SHARED = Kernel(
     "moe_down_batch_shared",
-    (
-        *("inner", "order", "tiles", "indices", "scores", *matrix_names("down")),
-        *("shared_inner", "shared_order", "shared_scores", *matrix_names("shared_down")),
-    ),
-    ("out",),
+    ("inner", "indices", *matrix_names("down"), "shared_inner", *matrix_names("shared_down")),
+    ("answers", "shared_answers"),
     HEADERS,
 )
+SUM = Kernel("moe_sum", ("answers", "scores"), ("out",))
+SUM_SHARED = Kernel("moe_sum_shared", ("answers", "scores", "shared_answers", "shared_scores"), ("out",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +75,8 @@ class SharedBlock:
     scores: mx.array | None
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The pairs (token, choice) sorted by expert, and cut into tiles.
-
-    order: (pairs,) uint32; tiles: (1 + room, 4) uint32, as moe_plan.metal says; room: how many fit.
-    """
-
-    order: mx.array
-    tiles: mx.array
-    room: int
-
-
-def _gate_up_grid(expert_size: int, groups: int) -> tuple[int, int, int]:
-    rows = ROWS * GATE_UP_SIMDGROUPS
-    return -(-expert_size // rows) * GATE_UP_SIMDGROUPS * SIMD, groups, 1
+def _rows_grid(num_rows: int, rows: int, simdgroups: int, groups: int) -> tuple[int, int, int]:
+    return -(-num_rows // (rows * simdgroups)) * simdgroups * SIMD, groups, 1
 
 
 def _answers(spec: BlockSpec, tokens: int, scores: mx.array | None) -> tuple[int, ...]:
@@ -92,21 +88,27 @@ def one_token(
 ) -> mx.array:
     """Two launches: x (1, hidden), indices (1, k) -> (1, hidden), or (1, k, hidden) without scores."""
     spec = block.spec
-    threadgroup = (GATE_UP_SIMDGROUPS * SIMD, 1, 1)
-    threads = min(DOWN_SIMDGROUPS, spec.top_k + (shared is not None)) * SIMD
-    down_grid = (-(-spec.hidden_size // ROWS) * threads, 1, 1)
+    rows, simdgroups = ONE.gate_up_rows, ONE.gate_up_simdgroups
+    threadgroup = (simdgroups * SIMD, 1, 1)
+    threads = min(ONE.down_simdgroups, spec.top_k + (shared is not None)) * SIMD
+    down_grid = (-(-spec.hidden_size // ONE.down_rows) * threads, 1, 1)
     if shared is None:
         inner = GATE_UP(
             [x, indices, *block.gate_up_arrays],
-            template={**block.sizes, **block.gate_up},
-            grid=_gate_up_grid(spec.expert_size, spec.top_k),
+            template={**block.sizes, **block.gate_up, "ROWS": rows},
+            grid=_rows_grid(spec.expert_size, rows, simdgroups, spec.top_k),
             threadgroup=threadgroup,
             shapes=[(spec.top_k, spec.expert_size)],
             dtypes=[spec.dtype],
         )[0]
         return DOWN_SUM(
             [inner, indices, indices if scores is None else scores, *block.down_arrays],
-            template={**block.sizes, **block.down_sum, "WEIGHTED": scores is not None},
+            template={
+                **block.sizes,
+                **block.down_sum,
+                "ROWS": ONE.down_rows,
+                "WEIGHTED": scores is not None,
+            },
             grid=down_grid,
             threadgroup=(threads, 1, 1),
             shapes=[_answers(spec, 1, scores)],
@@ -117,8 +119,8 @@ def one_token(
     sizes = {**block.sizes, "SHARED_I": other.spec.expert_size}
     inner, shared_inner = GATE_UP_SHARED(
         [x, indices, *block.gate_up_arrays, *other.gate_up_arrays],
-        template={**sizes, **block.gate_up, **other.gate_up_as("SHARED_")},
-        grid=_gate_up_grid(max(spec.expert_size, other.spec.expert_size), spec.top_k + 1),
+        template={**sizes, **block.gate_up, **other.gate_up_as("SHARED_"), "ROWS": rows},
+        grid=_rows_grid(max(spec.expert_size, other.spec.expert_size), rows, simdgroups, spec.top_k + 1),
         threadgroup=threadgroup,
         shapes=[(spec.top_k, spec.expert_size), (1, other.spec.expert_size)],
         dtypes=[spec.dtype, spec.dtype],
@@ -130,6 +132,7 @@ def one_token(
             **sizes,
             **block.down_sum,
             **other.down_sum_as("SHARED_"),
+            "ROWS": ONE.down_rows,
             "SHARED_SCORED": shared.scores is not None,
         },
         grid=down_grid,
@@ -139,86 +142,74 @@ def one_token(
     )[0]
 
 
-def plan(block: Block, indices: mx.array) -> Plan:
-    """One launch, and no look at the indices: the grids behind it have room for all tiles there can be."""
-    room = min(indices.size, block.spec.num_experts + indices.size // block.tile)
-    order, tiles = PLAN(
-        [indices],
-        template={"E": block.spec.num_experts, "TOPK": block.spec.top_k, "TILE": block.tile},
-        grid=(PLAN_THREADS, 1, 1),
-        threadgroup=(PLAN_THREADS, 1, 1),
-        shapes=[(max(indices.size, 8),), (1 + room, 4)],
-        dtypes=[mx.uint32, mx.uint32],
-    )
-    return Plan(order, tiles, room)
-
-
-@functools.cache
-def everyones_plan(tokens: int, tile: int) -> Plan:
-    """That of an expert which every token uses: known beforehand, so no launch."""
-    cuts = [(0, first, min(tile, tokens - first), 0) for first in range(0, tokens, tile)]
-    return Plan(
-        mx.arange(MAX_BATCH_TOKENS + 1, dtype=mx.uint32),
-        mx.array([(len(cuts), 0, 0, 0), *cuts], dtype=mx.uint32),
-        len(cuts),
-    )
-
-
-def _gate_up_batch(block: Block, x: mx.array, made: Plan, tile: int) -> mx.array:
-    """(T * k, expert size), in the order of the pairs."""
-    spec = block.spec
-    return GATE_UP_BATCH(
-        [x, made.order, made.tiles, *block.gate_up_arrays],
-        template={**block.sizes, **block.gate_up, "TILE": tile},
-        grid=_gate_up_grid(spec.expert_size, made.room),
-        threadgroup=(GATE_UP_SIMDGROUPS * SIMD, 1, 1),
-        shapes=[(x.shape[0] * spec.top_k, spec.expert_size)],
-        dtypes=[spec.dtype],
-    )[0]
-
-
 def few_tokens(
     block: Block, x: mx.array, indices: mx.array, scores: mx.array | None, shared: SharedBlock | None = None
 ) -> mx.array:
-    """Three launches, four with a shared expert, for up to 63 tokens; shapes as those of `one_token`."""
+    """Three launches for up to 63 tokens, two without scores; shapes as those of `one_token`."""
     spec, tokens = block.spec, x.shape[0]
     assert tokens <= MAX_BATCH_TOKENS
-    made = plan(block, indices)
-    inner = _gate_up_batch(block, x, made, block.tile)
-    constants = {**block.sizes, **block.down_sum, "MAX_TOKENS": MAX_BATCH_TOKENS, "TILE": block.tile}
-    grid = (-(-spec.hidden_size // ROWS) * DOWN_BATCH_SIMDGROUPS * SIMD, 1, 1)
-    threadgroup = (DOWN_BATCH_SIMDGROUPS * SIMD, 1, 1)
-    arrays = [
-        inner,
-        made.order,
-        made.tiles,
-        indices,
-        indices if scores is None else scores,
-        *block.down_arrays,
-    ]
+    sizes = {**block.sizes, "E": spec.num_experts, "TILE": block.tile, "MAX_TOKENS": MAX_BATCH_TOKENS}
+    num_pairs = tokens * spec.top_k
+    slots = min(spec.num_experts, num_pairs)
+    rows, simdgroups = FEW.gate_up_rows, FEW.gate_up_simdgroups
+    down_rows, down_simdgroups = FEW.down_rows, FEW.down_simdgroups
     if shared is None:
-        return DOWN_BATCH(
-            arrays,
-            template={**constants, "WEIGHTED": scores is not None},
-            grid=grid,
-            threadgroup=threadgroup,
-            shapes=[_answers(spec, tokens, scores)],
+        inner = GATE_UP_BATCH(
+            [x, indices, *block.gate_up_arrays],
+            template={**sizes, **block.gate_up, "ROWS": rows},
+            grid=_rows_grid(spec.expert_size, rows, simdgroups, slots),
+            threadgroup=(simdgroups * SIMD, 1, 1),
+            shapes=[(num_pairs, spec.expert_size)],
+            dtypes=[spec.dtype],
+        )[0]
+        answer_dtype = spec.dtype if scores is None else mx.float32
+        answers = DOWN_BATCH(
+            [inner, indices, *block.down_arrays],
+            template={**sizes, **block.down_sum, "ROWS": down_rows},
+            grid=_rows_grid(spec.hidden_size, down_rows, down_simdgroups, slots),
+            threadgroup=(down_simdgroups * SIMD, 1, 1),
+            shapes=[(tokens, spec.top_k, spec.hidden_size)],
+            dtypes=[answer_dtype],
+        )[0]
+        if scores is None:
+            return answers
+        return SUM(
+            [answers, scores],
+            template=block.sizes,
+            grid=_sum_grid(spec, tokens),
+            threadgroup=(SUM_THREADS, 1, 1),
+            shapes=[(tokens, spec.hidden_size)],
             dtypes=[spec.dtype],
         )[0]
     assert scores is not None
-    other, everyone = shared.block, everyones_plan(tokens, block.tile)
-    shared_inner = _gate_up_batch(other, x, everyone, block.tile)
-    shared_scores = scores if shared.scores is None else shared.scores
-    return DOWN_BATCH_SHARED(
-        [*arrays, shared_inner, everyone.order, shared_scores, *other.down_arrays],
-        template={
-            **constants,
-            "SHARED_I": other.spec.expert_size,
-            **other.down_sum_as("SHARED_"),
-            "SHARED_SCORED": shared.scores is not None,
-        },
-        grid=grid,
-        threadgroup=threadgroup,
+    other = shared.block
+    slots += -(-tokens // block.tile)
+    sizes |= {"SHARED_I": other.spec.expert_size}
+    inner, shared_inner = GATE_UP_BATCH_SHARED(
+        [x, indices, *block.gate_up_arrays, *other.gate_up_arrays],
+        template={**sizes, **block.gate_up, **other.gate_up_as("SHARED_"), "ROWS": rows},
+        grid=_rows_grid(max(spec.expert_size, other.spec.expert_size), rows, simdgroups, slots),
+        threadgroup=(simdgroups * SIMD, 1, 1),
+        shapes=[(num_pairs, spec.expert_size), (tokens, other.spec.expert_size)],
+        dtypes=[spec.dtype, spec.dtype],
+    )
+    answers, shared_answers = DOWN_BATCH_SHARED(
+        [inner, indices, *block.down_arrays, shared_inner, *other.down_arrays],
+        template={**sizes, **block.down_sum, **other.down_sum_as("SHARED_"), "ROWS": down_rows},
+        grid=_rows_grid(spec.hidden_size, down_rows, down_simdgroups, slots),
+        threadgroup=(down_simdgroups * SIMD, 1, 1),
+        shapes=[(num_pairs, spec.hidden_size), (tokens, spec.hidden_size)],
+        dtypes=[mx.float32, mx.float32],
+    )
+    return SUM_SHARED(
+        [answers, scores, shared_answers, scores if shared.scores is None else shared.scores],
+        template={**block.sizes, "SHARED_SCORED": shared.scores is not None},
+        grid=_sum_grid(spec, tokens),
+        threadgroup=(SUM_THREADS, 1, 1),
         shapes=[(tokens, spec.hidden_size)],
         dtypes=[spec.dtype],
     )[0]
+
+
+def _sum_grid(spec: BlockSpec, tokens: int) -> tuple[int, int, int]:
+    return -(-tokens * spec.hidden_size // SUM_THREADS) * SUM_THREADS, 1, 1

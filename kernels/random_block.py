@@ -1,4 +1,4 @@
-"""Expert layers of a given form with random weights, made packed as they are stored. For who owns MLX."""
+"""Experts of a given form with random weights, alone or as mlx-lm's layers. For who owns MLX."""
 
 from __future__ import annotations
 
@@ -11,55 +11,71 @@ from mlx_lm.models.gemma4_text import GeGLU
 from mlx_lm.models.step3p5 import ClampedSwiGLU
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwiGLU, SwitchGLU, SwitchLinear
 
-from kernels.moe_spec import Activation, BlockSpec, Format
+from kernels.moe_spec import Activation, BlockSpec, Experts, Format
 
 _MXFP4_BIAS = 127  # of a scale's exponent
 
 
 def random_layer(spec: BlockSpec, *, has_bias: bool = False, seed: int = 0) -> nn.Module:
     """mlx-lm's own SwitchGLU of this form, evaluated; scales and biases have spec.dtype."""
-    key = mx.random.key(seed)
+    keys = mx.random.split(mx.random.key(seed), 3)
     layer = SwitchGLU(8, 8, 1, activation=activation_of(spec.activation))
     up, down = (spec.expert_size, spec.hidden_size), (spec.hidden_size, spec.expert_size)
-    for name, form, sizes in (
-        ("gate_proj", spec.gate, up),
-        ("up_proj", spec.up, up),
-        ("down_proj", spec.down, down),
+    for name, form, sizes, key in (
+        ("gate_proj", spec.gate, up, keys[0]),
+        ("up_proj", spec.up, up, keys[1]),
+        ("down_proj", spec.down, down, keys[2]),
     ):
-        key, own = mx.random.split(key)
-        layer[name] = _projection(form, (spec.num_experts, *sizes), spec.dtype, own)
-        if has_bias:
-            layer[name].bias = (
-                mx.random.normal((spec.num_experts, sizes[0]), key=own).astype(spec.dtype) * 0.1
-            )
+        shape = (spec.num_experts, *sizes)
+        layer[name] = _projection(form, random_experts(form, shape, spec.dtype, key, has_bias=has_bias))
         mx.eval(layer[name].parameters())
     layer.eval()
     return layer
 
 
-def _projection(form: Format, shape: tuple[int, int, int], dtype: mx.Dtype, key: mx.array) -> Any:
-    """Weights (E, N, K) of about 1 / sqrt(K)."""
+def random_experts(
+    form: Format, shape: tuple[int, int, int], dtype: mx.Dtype, key: mx.array, *, has_bias: bool = False
+) -> Experts:
+    """(E, N, K) weights of about 1 / sqrt(K), of which no group is like another; not evaluated.
+
+    Made packed, so that hardly more memory is taken than they are stored in.
+    """
     num_experts, num_out, width = shape
+    keys = mx.random.split(key, 5)
+    bias = None
+    if has_bias:
+        bias = (mx.random.normal((num_experts, num_out), key=keys[4]) * 0.1).astype(dtype)
     if form.mode == "plain":
-        plain = SwitchLinear(8, 8, 1, bias=False)
-        plain.weight = (mx.random.uniform(-1, 1, shape, dtype=mx.float16, key=key) * width**-0.5).astype(
-            dtype
-        )
-        return plain
-    made: Any = QuantizedSwitchLinear(32, 32, 1, bias=False, group_size=32, bits=4)
-    made.group_size, made.bits, made.mode = form.group_size, form.bits, form.mode
-    words = (num_experts, num_out, width * form.bits // 32)
-    made.weight = mx.random.randint(0, 1 << 32, words, dtype=mx.uint32, key=key)
+        drawn = mx.random.uniform(-1, 1, shape, dtype=mx.float16, key=keys[0])
+        return Experts((drawn * width**-0.5).astype(dtype), bias=bias)
+    # A draw over 32 bits goes through a float, which has fewer.
+    halves = (num_experts, num_out, width * form.bits // 16)
+    words = mx.random.randint(0, 1 << 16, halves, dtype=mx.uint32, key=keys[1])
+    weight = words.astype(mx.uint16).view(mx.uint32)
     groups = (num_experts, num_out, width // form.group_size)
-    if form.mode == "affine":
-        size = width**-0.5 * 2 / (1 << form.bits)
-        made.scales = mx.random.uniform(size / 2, size, groups, key=key).astype(dtype)
-        made.biases = made.scales * -(1 << (form.bits - 1))
+    if form.mode == "mxfp4":
+        least = _MXFP4_BIAS - (width.bit_length() + 1) // 2 - 2
+        scales = mx.random.randint(least, least + 3, groups, key=keys[2]).astype(mx.uint8)
+        return Experts(weight, scales, bias=bias)
+    size = width**-0.5 * 2 / (1 << form.bits)
+    scales = mx.random.uniform(size / 2, size, groups, key=keys[2]).astype(dtype)
+    middle = mx.random.uniform(0.9, 1.1, groups, key=keys[3]) * -(1 << (form.bits - 1))
+    return Experts(weight, scales, (scales * middle).astype(dtype), bias)
+
+
+def _projection(form: Format, made: Experts) -> Any:
+    """mlx-lm's module that holds them."""
+    projection: Any
+    if form.mode == "plain":
+        projection = SwitchLinear(8, 8, 1, bias=False)
     else:
-        exponent = _MXFP4_BIAS - (width.bit_length() + 1) // 2 - 2
-        made.scales = mx.full(groups, exponent, dtype=mx.uint8)
-        made.biases = None
-    return made
+        projection = QuantizedSwitchLinear(32, 32, 1, bias=False, group_size=32, bits=4)
+        projection.group_size, projection.bits, projection.mode = form.group_size, form.bits, form.mode
+        projection.scales, projection.biases = made.scales, made.biases
+    projection.weight = made.weight
+    if made.bias is not None:
+        projection.bias = made.bias
+    return projection
 
 
 def activation_of(activation: Activation) -> nn.Module:

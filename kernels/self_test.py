@@ -1,8 +1,8 @@
 """The test that kernels pass before a node uses them: right beside the reference, and faster than MLX.
 
-Each form of block among a shard's layers is tried with the shard's own weights, by classes of token counts; a
-class keeps the kernels only where they were right and faster at both of its ends. Whatever goes wrong means
-MLX's operations, with a reason. One thread, the one that owns MLX.
+Each form of block or matrix among a shard's layers (a Subject) is tried with the shard's own weights, by
+classes of token counts; a class keeps the kernels only where they were right and faster at both of its ends.
+Whatever goes wrong means MLX's operations, with a reason. One thread, the one that owns MLX.
 """
 
 from __future__ import annotations
@@ -12,21 +12,19 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from mlx import nn
 
-from kernels import backend, measure, moe
+from kernels import backend, measure
 from kernels import failure as failures
-from kernels.measure import MIN_GAIN, Times
-from kernels.moe_spec import BlockSpec, Format
-from kernels.switch import Taken, taken_of
+from kernels.exl3_subject import exl3_subjects
+from kernels.exl3_trials import Exl3Layer
+from kernels.expert_subject import expert_subjects
+from kernels.measure import MIN_GAIN, Subject, Times, Used
 from kernels.verdicts import Verdict, Verdicts, this_machine
 
 logger = logging.getLogger(__name__)
 
-# The first and last number of tokens; 0: no end. Sizes at which a class is tried: both ends.
-CLASSES = ((1, 1), (2, 4), (5, 8), (9, 16), (17, 32), (33, 63), (64, 0))
 ENDLESS = 256  # tokens that stand for the end of a class without one
 BUDGET_S = 20.0  # no further class is begun after so long
 EMULATED_BUDGET_S = 300.0  # in tests, whose machines have other things to do
@@ -35,33 +33,23 @@ NO_KERNEL = "there are no kernels for so many"
 NO_TIME = "there was no time to test it"
 
 
-@dataclass(frozen=True, slots=True)
-class Tested:
-    """Decides for layers of one form by its verdicts."""
-
-    spec: BlockSpec
-    verdicts: tuple[Verdict, ...]
-
-    def takes(self, spec: BlockSpec, num_tokens: int) -> bool:
-        return spec == self.spec and any(v.is_taken and v.covers(num_tokens) for v in self.verdicts)
-
-
 @dataclass(slots=True)
 class Report:
     """What a self-test found. blocks: by the form's description; reasons: of layers that no kernel knows."""
 
     backend: str
-    num_layers: int
+    num_layers: int  # of experts
     blocks: dict[str, tuple[Verdict, ...]] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
     num_tested: int = 0  # forms; of the others the verdicts were kept
     took_s: float = 0.0
-    taken: list[Taken] = field(default_factory=list)  # what the layers do from then on
+    taken: list[Used] = field(default_factory=list)  # what the layers do from then on
+    num_matrices: int = 0  # of EXL3
 
     @property
     def num_calls(self) -> int:
-        """Blocks that the kernels computed; any thread."""
-        return sum(one.num_fused + one.num_plain for one in self.taken)
+        """Blocks and matrices that the kernels computed; any thread."""
+        return sum(one.num_calls for one in self.taken)
 
     @property
     def failures(self) -> list[str]:
@@ -78,50 +66,36 @@ def self_test(
     layers: Sequence[nn.Module],
     folder: Path | None,
     *,
+    matrices: Sequence[Exl3Layer] = (),
     on_step: Callable[[], None] = lambda: None,
 ) -> Report:
-    """Test the forms of layers that `switch.take_over` took, and let the verdicts decide for each.
+    """Test the forms of layers that `switch.take_over` took, and of EXL3 matrices; the verdicts decide then.
 
-    folder: where verdicts are kept; None: nowhere. The layers must have been called once, so that they know
-    their forms. on_step is called after each piece of work.
+    folder: where verdicts are kept; None: nowhere. Layers and matrices must have been called once, so that
+    they know their forms. on_step is called after each piece of work.
     """
     where = backend.current()
+    report = Report(where or "", len(layers), num_matrices=len(matrices))
     if where is None:
-        return Report("", len(layers))
+        return report
     started = time.monotonic()
     budget_s = EMULATED_BUDGET_S if where == "emulated" else BUDGET_S
     verdicts = Verdicts(folder, this_machine(where))
-    report = Report(where, len(layers))
-    for (spec, name), members in _by_form(layers, report).items():
-        found = verdicts.find(name) or ()
-        if len(found) < len(CLASSES):
+    experts, report.reasons = expert_subjects(layers)
+    subjects: list[Subject] = [*experts, *exl3_subjects(matrices)]
+    for subject in subjects:
+        found = verdicts.find(subject.name) or ()
+        if len(found) < len(subject.classes):
             left_s = budget_s - (time.monotonic() - started)
             is_timed = where != "emulated"
-            found = judge(spec, members, kept=found, is_timed=is_timed, budget_s=left_s, on_step=on_step)
+            found = judge(subject, kept=found, is_timed=is_timed, budget_s=left_s, on_step=on_step)
             report.num_tested += 1
-            verdicts.keep(name, [one for one in found if one.is_final])
-        report.blocks[name] = found
-        _log(name, found)
-        for layer in members:
-            taken = taken_of(layer)
-            assert taken is not None
-            taken.choose(Tested(spec, found))
-            report.taken.append(taken)
+            verdicts.keep(subject.name, [one for one in found if one.is_final])
+        report.blocks[subject.name] = found
+        _log(subject.name, found)
+        report.taken += subject.use(found)
     report.took_s = time.monotonic() - started
     return report
-
-
-def _by_form(layers: Iterable[nn.Module], report: Report) -> dict[tuple[BlockSpec, str], list[nn.Module]]:
-    """The layers of each form; why others have none goes into the report."""
-    found: dict[tuple[BlockSpec, str], list[nn.Module]] = {}
-    for layer in layers:
-        taken = taken_of(layer)
-        if taken is None:
-            continue
-        for spec in taken.forms[:1]:  # a model calls a layer in one way
-            found.setdefault((spec, describe(spec, layer)), []).append(layer)
-        report.reasons += [reason for reason in taken.reasons if reason not in report.reasons]
-    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,21 +115,16 @@ class Trial:
 
 
 def try_size(
-    spec: BlockSpec,
-    layers: Sequence[Any],
-    num_tokens: int,
-    *,
-    is_timed: bool,
-    on_step: Callable[[], None] = lambda: None,
+    subject: Subject, num_tokens: int, *, is_timed: bool, on_step: Callable[[], None] = lambda: None
 ) -> Trial:
     """Compare with the reference, and time what is right. Raises nothing of what a kernel may raise."""
     try:
-        error, num_launches = measure.error_of(spec, layers[0], num_tokens)
+        error, num_launches = measure.error_of(subject, num_tokens)
         on_step()
-        if error > (limit := measure.TOLERANCE[spec.dtype]):
+        if error > (limit := subject.tolerance):
             failure = f"wrong by {error:.1e} of the largest value; {limit:.0e} is allowed"
             return Trial(num_tokens, min(error, MAX_ERROR), num_launches, failure=failure)
-        times = measure.times_of(spec, layers, num_tokens, on_step) if is_timed else None
+        times = measure.times_of(subject, num_tokens, on_step) if is_timed else None
         return Trial(num_tokens, error, num_launches, times)
     except Exception as error:  # border: a kernel that cannot be compiled or run is one that is not used
         logger.info("a kernel failed for %d tokens", num_tokens, exc_info=True)
@@ -194,8 +163,7 @@ def sizes_of(first: int, last: int, *, is_timed: bool) -> list[int]:
 
 
 def judge(
-    spec: BlockSpec,
-    layers: Sequence[Any],
+    subject: Subject,
     *,
     is_timed: bool,
     kept: Sequence[Verdict] = (),
@@ -206,45 +174,20 @@ def judge(
     deadline = time.monotonic() + budget_s
     known = {one.first: one for one in kept}
     found = []
-    for first, last in CLASSES:
+    for first, last in subject.classes:
         if first in known:
             found.append(known[first])
             continue
-        if moe.num_launches(first) is None:
+        if not subject.has_kernels(first):
             found.append(Verdict(first, last, False, NO_KERNEL))
             continue
         if time.monotonic() > deadline:
             found.append(Verdict(first, last, False, NO_TIME, is_final=False))
             continue
         sizes = sizes_of(first, last, is_timed=is_timed)
-        trials = [try_size(spec, layers, size, is_timed=is_timed, on_step=on_step) for size in sizes]
+        trials = [try_size(subject, size, is_timed=is_timed, on_step=on_step) for size in sizes]
         found.append(decide(first, last, trials))
     return tuple(found)
-
-
-def describe(spec: BlockSpec, layer: Any) -> str:
-    """A form of block in a line; different forms have different ones."""
-    parts = [
-        f"{name} {_format(form, layer[f'{name}_proj'])}"
-        for name, form in (("gate", spec.gate), ("up", spec.up), ("down", spec.down))
-    ]
-    activation = spec.activation
-    kind = activation.kind
-    if kind not in ("swiglu", "geglu"):
-        kind += f" {activation.alpha:g} {activation.limit:g}"
-    dtype = str(spec.dtype).removeprefix("mlx.core.")
-    return (
-        f"{spec.top_k} of {spec.num_experts} experts, {spec.hidden_size} x {spec.expert_size}, "
-        f"{', '.join(parts)}, {kind}, {dtype}"
-    )
-
-
-def _format(form: Format, projection: Any) -> str:
-    stored = projection.get("scales")
-    dtype = str((projection["weight"] if stored is None else stored).dtype).removeprefix("mlx.core.")
-    width = "" if form.mode.endswith(str(form.bits)) else form.bits  # mxfp4 says it
-    name = dtype if form.mode == "plain" else f"{form.mode}{width}/{form.group_size} ({dtype})"
-    return name + (" with bias" if projection.get("bias") is not None else "")
 
 
 def _log(name: str, verdicts: Iterable[Verdict]) -> None:

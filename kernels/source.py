@@ -36,9 +36,10 @@ def file_text(name: str) -> str:
     text = _read(name)
     if name.partition(".")[0] not in _wrong:
         return text
-    changed = re.sub(r"= T\((.+)\);", r"= T(1.25f * (\1));", text)
+    changed = re.sub(r"= ([TY])\((.+)\);", r"= \1(1.25f * (\2));", text)
+    changed = re.sub(r"= (exl3_value<BOOK>\(.+\)|rows\[i\]);", r"= half(1.25f * float(\1));", changed)
     if changed == text:
-        raise ValueError(f"{name} cannot be made wrong: it stores nothing as T(...)")
+        raise ValueError(f"{name} cannot be made wrong: it stores nothing as T(...) or Y(...), and no weight")
     return changed
 
 
@@ -211,6 +212,11 @@ def recorded() -> Iterator[list[Call]]:
         yield calls
     finally:
         _listeners.remove(calls.append)
+
+
+def is_watched() -> bool:
+    """Whether someone wants to see each launch (`recorded`, `shown`)."""
+    return bool(_listeners) or _is_shown
 
 
 _is_shown = False

@@ -18,8 +18,8 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchGLU, Switch
 
 from kernels import backend, failure, moe
 from kernels.exl3 import Exl3SwitchLinear
+from kernels.expert_blocks import experts_of
 from kernels.expert_outputs import Use, outputs, watched
-from kernels.measure import experts_of
 from kernels.moe_spec import GEGLU, PLAIN, SWIGLU, Activation, BlockSpec, Format
 
 logger = logging.getLogger(__name__)
@@ -84,6 +84,11 @@ class Taken:
         """From now on this one decides."""
         self.chooser = chooser
         self.plans.clear()
+
+    @property
+    def num_calls(self) -> int:
+        """Of the kernels."""
+        return self.num_fused + self.num_plain
 
     @property
     def forms(self) -> list[BlockSpec]:

@@ -1,4 +1,4 @@
-"""What the self-test found, by form of block and number of tokens, and the file that keeps it.
+"""What the self-test found, by form of block or matrix and number of tokens, and the file that keeps it.
 
 A file belongs to a chip, a system, an MLX and the text of all kernels: where any of it is another, the test
 is made again. Any thread.
@@ -6,6 +6,8 @@ is made again. Any thread.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import json
@@ -13,7 +15,7 @@ import logging
 import os
 import platform
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +33,7 @@ HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """For first to last tokens (0: any more). Times of one block, at the size where kernels gain least."""
+    """For first to last tokens (0: any more). Times of one call, at the size where kernels gain least."""
 
     first: int
     last: int
@@ -40,7 +42,7 @@ class Verdict:
     error: float = 0.0  # the largest difference from the reference, over the largest value of that
     ours_us: float = 0.0  # 0: not timed
     mlx_us: float = 0.0
-    gb_s: float = 0.0  # bytes of the experts that were needed, each once, over our time without Python's part
+    gb_s: float = 0.0  # bytes of the weights that were needed, each once, over our time without Python's part
     num_launches: int = 0  # of ours
     is_final: bool = True  # False: there was no time, or an exception came; next time it is tried again
 
@@ -98,21 +100,22 @@ class Verdicts:
             self._path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
     def find(self, block: str) -> tuple[Verdict, ...] | None:
-        """Of a form of block, as `blocks.describe` has it; None where it was not tested."""
+        """Of a form, by a subject's name; None where it was not tested."""
         return self._read().get(block)
 
     def keep(self, block: str, verdicts: Sequence[Verdict]) -> None:
         """Write them beside those of other forms; a failure is said, and means a test next time."""
         if self._path is None:
             return
-        kept = {**self._read(), block: tuple(verdicts)}
-        content = {
-            "machine": asdict(self._machine),
-            "blocks": {name: [asdict(one) for one in found] for name, found in kept.items()},
-        }
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            _write_whole(self._path, json.dumps(content, indent=1))
+            with _alone_in(self._path.parent):
+                kept = {**self._read(), block: tuple(verdicts)}
+                content = {
+                    "machine": asdict(self._machine),
+                    "blocks": {name: [asdict(one) for one in found] for name, found in kept.items()},
+                }
+                _write_whole(self._path, json.dumps(content, indent=1))
         except OSError as error:
             logger.warning("verdicts on kernels cannot be kept in %s: %s", self._path, error)
 
@@ -130,6 +133,18 @@ class Verdicts:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             logger.warning("the verdicts on kernels in %s cannot be used: %s", self._path, error)
             return {}
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Nodes of one machine write to one file: none may lose what another has just added."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -271,7 +271,7 @@ class DraftStatus(_message.Message):
     def __init__(self, model: _Optional[str] = ..., weight_bytes: _Optional[int] = ..., kv_bytes: _Optional[int] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("rank", "name", "incarnation", "epoch", "state", "reason", "progress", "busy_s", "activity", "loaded_bytes", "load_total_bytes", "footprint", "num_sessions", "kv_bytes", "active_bytes", "peak_bytes", "peak_rss_bytes", "import_base_rss_bytes", "stats", "cpu_s", "pid", "lost_edge", "start", "stop", "num_threads", "memory", "memory_pressure", "fetched_bytes", "copied_bytes", "edges", "certificate_ends_s", "certificate_warning", "kernels", "exl3_kernels", "drafter", "logs")
+    __slots__ = ("rank", "name", "incarnation", "epoch", "state", "reason", "progress", "busy_s", "activity", "loaded_bytes", "load_total_bytes", "footprint", "num_sessions", "kv_bytes", "active_bytes", "peak_bytes", "peak_rss_bytes", "import_base_rss_bytes", "stats", "cpu_s", "pid", "lost_edge", "start", "stop", "num_threads", "memory", "memory_pressure", "fetched_bytes", "copied_bytes", "edges", "certificate_ends_s", "certificate_warning", "kernels", "drafter", "logs")
     RANK_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -305,7 +305,6 @@ class NodeStatus(_message.Message):
     CERTIFICATE_ENDS_S_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_WARNING_FIELD_NUMBER: _ClassVar[int]
     KERNELS_FIELD_NUMBER: _ClassVar[int]
-    EXL3_KERNELS_FIELD_NUMBER: _ClassVar[int]
     DRAFTER_FIELD_NUMBER: _ClassVar[int]
     LOGS_FIELD_NUMBER: _ClassVar[int]
     rank: int
@@ -341,13 +340,12 @@ class NodeStatus(_message.Message):
     certificate_ends_s: float
     certificate_warning: str
     kernels: KernelStatus
-    exl3_kernels: _containers.RepeatedScalarFieldContainer[str]
     drafter: DraftStatus
     logs: _containers.RepeatedCompositeFieldContainer[LogLine]
-    def __init__(self, rank: _Optional[int] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., state: _Optional[_Union[NodeState, str]] = ..., reason: _Optional[str] = ..., progress: _Optional[int] = ..., busy_s: _Optional[float] = ..., activity: _Optional[str] = ..., loaded_bytes: _Optional[int] = ..., load_total_bytes: _Optional[int] = ..., footprint: _Optional[_Union[Footprint, _Mapping]] = ..., num_sessions: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., active_bytes: _Optional[int] = ..., peak_bytes: _Optional[int] = ..., peak_rss_bytes: _Optional[int] = ..., import_base_rss_bytes: _Optional[int] = ..., stats: _Optional[_Union[StageStats, _Mapping]] = ..., cpu_s: _Optional[float] = ..., pid: _Optional[int] = ..., lost_edge: _Optional[str] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., num_threads: _Optional[int] = ..., memory: _Optional[_Union[MemoryStatus, _Mapping]] = ..., memory_pressure: _Optional[str] = ..., fetched_bytes: _Optional[int] = ..., copied_bytes: _Optional[int] = ..., edges: _Optional[_Iterable[_Union[EdgeStatus, _Mapping]]] = ..., certificate_ends_s: _Optional[float] = ..., certificate_warning: _Optional[str] = ..., kernels: _Optional[_Union[KernelStatus, _Mapping]] = ..., exl3_kernels: _Optional[_Iterable[str]] = ..., drafter: _Optional[_Union[DraftStatus, _Mapping]] = ..., logs: _Optional[_Iterable[_Union[LogLine, _Mapping]]] = ...) -> None: ...
+    def __init__(self, rank: _Optional[int] = ..., name: _Optional[str] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., state: _Optional[_Union[NodeState, str]] = ..., reason: _Optional[str] = ..., progress: _Optional[int] = ..., busy_s: _Optional[float] = ..., activity: _Optional[str] = ..., loaded_bytes: _Optional[int] = ..., load_total_bytes: _Optional[int] = ..., footprint: _Optional[_Union[Footprint, _Mapping]] = ..., num_sessions: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., active_bytes: _Optional[int] = ..., peak_bytes: _Optional[int] = ..., peak_rss_bytes: _Optional[int] = ..., import_base_rss_bytes: _Optional[int] = ..., stats: _Optional[_Union[StageStats, _Mapping]] = ..., cpu_s: _Optional[float] = ..., pid: _Optional[int] = ..., lost_edge: _Optional[str] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., num_threads: _Optional[int] = ..., memory: _Optional[_Union[MemoryStatus, _Mapping]] = ..., memory_pressure: _Optional[str] = ..., fetched_bytes: _Optional[int] = ..., copied_bytes: _Optional[int] = ..., edges: _Optional[_Iterable[_Union[EdgeStatus, _Mapping]]] = ..., certificate_ends_s: _Optional[float] = ..., certificate_warning: _Optional[str] = ..., kernels: _Optional[_Union[KernelStatus, _Mapping]] = ..., drafter: _Optional[_Union[DraftStatus, _Mapping]] = ..., logs: _Optional[_Iterable[_Union[LogLine, _Mapping]]] = ...) -> None: ...
 
 class KernelStatus(_message.Message):
-    __slots__ = ("backend", "num_layers", "reason", "num_tested", "took_s", "verdicts", "num_calls")
+    __slots__ = ("backend", "num_layers", "reason", "num_tested", "took_s", "verdicts", "num_calls", "num_matrices")
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     NUM_LAYERS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -355,6 +353,7 @@ class KernelStatus(_message.Message):
     TOOK_S_FIELD_NUMBER: _ClassVar[int]
     VERDICTS_FIELD_NUMBER: _ClassVar[int]
     NUM_CALLS_FIELD_NUMBER: _ClassVar[int]
+    NUM_MATRICES_FIELD_NUMBER: _ClassVar[int]
     backend: str
     num_layers: int
     reason: str
@@ -362,7 +361,8 @@ class KernelStatus(_message.Message):
     took_s: float
     verdicts: _containers.RepeatedCompositeFieldContainer[KernelVerdict]
     num_calls: int
-    def __init__(self, backend: _Optional[str] = ..., num_layers: _Optional[int] = ..., reason: _Optional[str] = ..., num_tested: _Optional[int] = ..., took_s: _Optional[float] = ..., verdicts: _Optional[_Iterable[_Union[KernelVerdict, _Mapping]]] = ..., num_calls: _Optional[int] = ...) -> None: ...
+    num_matrices: int
+    def __init__(self, backend: _Optional[str] = ..., num_layers: _Optional[int] = ..., reason: _Optional[str] = ..., num_tested: _Optional[int] = ..., took_s: _Optional[float] = ..., verdicts: _Optional[_Iterable[_Union[KernelVerdict, _Mapping]]] = ..., num_calls: _Optional[int] = ..., num_matrices: _Optional[int] = ...) -> None: ...
 
 class KernelVerdict(_message.Message):
     __slots__ = ("block", "first_tokens", "last_tokens", "is_taken", "reason", "error", "ours_us", "mlx_us", "gb_s", "num_launches")

@@ -1,4 +1,4 @@
-"""The kernels of a loaded shard's expert layers: taken over, tested, and chosen. Compute thread only."""
+"""The kernels of a loaded shard's experts and EXL3 matrices: tested, and chosen. Compute thread only."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from mlx import nn
-
-from kernels import failure, switch, wanted
+from kernels import backend, failure, switch, wanted
+from kernels.exl3 import exl3_layers
+from kernels.exl3_choice import OPERATIONS, learning
 from kernels.self_test import Report, self_test
 from kernels.source import FOLDER
 from shard_loader.cache_home import user_cache_dir
@@ -27,31 +27,36 @@ def verdict_folder() -> Path:
 
 
 def choose_kernels(shard: Shard, on_step: Callable[[], None] = lambda: None) -> Report | None:
-    """Test the kernels on the shard's own expert layers, and use them where they are right and faster.
+    """Test the kernels on the shard's own expert layers and EXL3 matrices, and use them where they are right
+    and faster.
 
     None where it has none. Whatever fails, the shard computes as before, and the report says why. on_step is
     called after each piece of work; all of it ends within some 20 s.
     """
-    layers = switch.expert_layers(shard.own_modules)
-    if not layers:
+    layers, matrices = switch.expert_layers(shard.own_modules), exl3_layers(shard.own_modules)
+    if not layers and not matrices:
         return None
-    taken: list[nn.Module] = []
+    report = Report("", len(layers), num_matrices=len(matrices))
     try:
+        if backend.current() is None:
+            off = os.environ.get(wanted.VARIABLE) == "off"
+            report.reasons.append(f"{wanted.VARIABLE} is off" if off else NO_GPU)
+            return report
         taken = switch.take_over(layers, switch.Never())
-        if not taken:
-            reason = f"{wanted.VARIABLE} is off" if os.environ.get(wanted.VARIABLE) == "off" else NO_GPU
-            return Report("", len(layers), reasons=[reason])
-        shard.dry_run()  # the layers learn how the model calls them
-        report = self_test(taken, verdict_folder(), on_step=on_step)
+        with learning(matrices):
+            shard.dry_run()  # the layers learn how the model calls them
+        report = self_test(taken, verdict_folder(), matrices=matrices, on_step=on_step)
         if report.is_used:
             shard.warm_up()
         else:
             switch.release(taken)
     except Exception as error:  # border: kernels are an extra, without which the node serves as well
-        switch.release(taken)
+        switch.release(layers)
+        for matrix in matrices:
+            matrix.choice = OPERATIONS
         reason = failure.line(error)
         logger.warning("no kernels are used: %s", reason, exc_info=True)
-        report = Report("", len(layers), reasons=[reason])
+        report = Report("", len(layers), reasons=[reason], num_matrices=len(matrices))
     clear_cache()
     return report
 
@@ -62,3 +67,5 @@ def distrust_kernels(shard: Shard, failure: Exception) -> None:
     names = (path.stem for path in FOLDER.glob("*.metal"))
     if isinstance(failure, RuntimeError) and any(name in text for name in names):
         switch.give_up(switch.expert_layers(shard.own_modules), failure)
+        for matrix in exl3_layers(shard.own_modules):
+            matrix.give_up(failure)

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import mlx.core as mx
 import pytest
 
 from kernels import moe_ops
+from kernels.exl3 import Exl3Linear, Exl3SwitchLinear
 from kernels.moe import Block
 
 
 def run_by_mlx(block: Block, x: mx.array, indices: mx.array, scores: mx.array | None) -> mx.array:
     """As kernels.moe.run."""
     return moe_ops.switch_glu(block.spec, x, indices, scores, block.gate, block.up, block.down)
+
+
+def exl3_by_mlx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """EXL3 layers choose and count as ever, and MLX's operations compute in the place of the kernels."""
+    for kind, at in ((Exl3Linear, 1), (Exl3SwitchLinear, 2)):
+        right: Any = kind.product
+
+        def product(self: Any, *args: Any, right: Any = right, at: int = at) -> mx.array:
+            way = "zeros" if args[at] == "zeros" else "operations"
+            return cast(mx.array, right(self, *args[:at], way, *args[at + 1 :]))
+
+        monkeypatch.setattr(kind, "product", product)
 
 
 def without_gpu(*values: object) -> object:

@@ -7,22 +7,8 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 import numpy as np
 
-from kernels.moe import BlockSpec, Experts, Format, Shared
-
-
-def experts(
-    form: Format, shape: tuple[int, int, int], dtype: mx.Dtype, *, has_bias: bool, seed: int
-) -> Experts:
-    """(E, N, K) normal weights of about 1 / sqrt(K), stored in form; scales in dtype."""
-    key = mx.random.key(seed)
-    weight = mx.random.normal(shape, key=key) * shape[2] ** -0.5
-    bias = mx.random.normal(shape[:2], key=mx.random.key(seed + 1)).astype(dtype) if has_bias else None
-    if form.mode == "plain":
-        return Experts(weight.astype(dtype), bias=bias)
-    packed, scales, *biases = mx.quantize(weight, form.group_size, form.bits, mode=form.mode)
-    if form.mode == "mxfp4":
-        return Experts(packed, scales, bias=bias)
-    return Experts(packed, scales.astype(dtype), biases[0].astype(dtype), bias)
+from kernels.moe import BlockSpec, Experts, Shared
+from kernels.random_block import random_experts
 
 
 @dataclass(frozen=True)
@@ -42,7 +28,7 @@ def block(
     inner = (spec.num_experts, spec.expert_size, spec.hidden_size)
     outer = (spec.num_experts, spec.hidden_size, spec.expert_size)
     made = [
-        experts(form, shape, spec.dtype, has_bias=has_bias, seed=seed + 10 * number)
+        random_experts(form, shape, spec.dtype, mx.random.key(seed + 10 * number), has_bias=has_bias)
         for number, (form, shape) in enumerate(((spec.gate, inner), (spec.up, inner), (spec.down, outer)))
     ]
     if shared is None:

@@ -1,4 +1,4 @@
-"""EXL3 kernels in the emulator: the bits of the reference decoder, its products, and who uses them."""
+"""EXL3 kernels in the emulator: the bits of the reference decoder, and its products."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import pytest
 from kernels import exl3_kernels
 from kernels import exl3_reference as reference
 from kernels.emulator import launch
-from kernels.exl3 import EXPERT_KERNELS, KERNELS, OPERATIONS, Choice, Exl3Linear, Exl3SwitchLinear
-from kernels.exl3_choice import choose
+from kernels.exl3 import Exl3SwitchLinear
+from kernels.exl3_choice import Choice
 from kernels.exl3_kernels import Matrix
 from kernels.exl3_reference import CODEBOOKS, Codebook
-from kernels.source import Kernel, recorded
+from kernels.source import recorded
 from tests.emulated import needs_compiler
 from tests.test_exl3 import RNG, experts, layer, worst
 
 pytestmark = [needs_compiler, pytest.mark.usefixtures("emulated")]
 TOLERANCE = {mx.float32: 1e-6, mx.float16: 1e-3, mx.bfloat16: 8e-3}
-IN_PLACE, IN_FLOAT16 = Choice(512), Choice(0, is_unpacked=True)
+IN_PLACE, IN_FLOAT16 = Choice(((1, 512, "in place"),)), Choice(((1, 0, "unpacked"),))
 
 
 def unpacked(bits: int, codebook: Codebook, shape: tuple[int, ...] = (8, 8)) -> None:
@@ -120,7 +120,7 @@ def test_experts_of_several_tokens_are_sorted_first(shape: tuple[int, int]) -> N
             ask(made, weights, biases, (1, 5, 3), is_shared=True)
             ask(made, weights, biases, (2, 9, 4), is_shared=False)  # more rows of an expert than one tile has
             ask(made, weights, biases, (1, 1, 2), is_shared=False)
-        assert [call.kernel.name for call in calls[:2]] == ["moe_plan", "exl3_decode"]
+        assert [call.kernel.name for call in calls[:2]] == ["exl3_plan", "exl3_decode"]
     with launch.options(mode="watched"):
         ask(made, weights, biases, (1, 9, 2), is_shared=True)
 
@@ -135,59 +135,16 @@ def test_experts_of_many_tokens_are_decoded_to_float16(kinds: list[tuple[int, Co
     assert {call.kernel.name for call in calls} == {"exl3_unpack"}
 
 
-@pytest.mark.long
-def test_a_layer_in_use_takes_the_kernels_that_were_right() -> None:
-    made, _ = layer((128, 200), (3, "mcg"), bias=False)
-    (verdict,) = choose([made], mx.float32)
-    assert made.choice == KERNELS
-    assert (verdict.num_layers, verdict.reason) == (1, "")
-    assert verdict.error < 1e-6
-    assert verdict.line == "exl3 200 -> 128, 3 bits mcg: to 32 rows in place, more by float16"
-
-
-@pytest.mark.long
-def test_experts_of_one_kind_take_the_kernels_and_mixed_ones_float16() -> None:
-    alike, mixed = (
-        Exl3SwitchLinear(200, 120, [(3, "mcg")] * 4),
-        Exl3SwitchLinear(200, 120, [(3, "mcg"), (2, "mcg")]),
-    )
-    for made in (alike, mixed):
-        made.trellis = [mx.random.randint(-(1 << 15), 1 << 15, t.shape, mx.int16) for t in made.trellis]
-        made.suh, made.svh = mx.ones(made.suh.shape, mx.float16), mx.ones(made.svh.shape, mx.float16)
-    choose([alike, mixed], mx.float32)
-    assert (alike.choice, mixed.choice) == (EXPERT_KERNELS, Choice(0, is_unpacked=True))
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("name", ["exl3_decode", "exl3_unpack"])
-def test_a_wrong_kernel_is_found_out_and_not_used(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    attribute = {"exl3_decode": "DECODE", "exl3_unpack": "UNPACK"}[name]
-    right: Kernel = getattr(exl3_kernels, attribute)
-    text = right.body.replace("own.start(lane)", "own.start(lane ^ 1)")
-    assert text != right.body
-    wrong = Kernel(right.name, right.inputs, right.outputs, right.headers, text)
-    monkeypatch.setattr(exl3_kernels, attribute, wrong)
-    made, (weight, _) = layer((128, 128), (3, "mcg"), bias=False)
-    (verdict,) = choose([made], mx.float32)
-    assert "of the largest number" in verdict.reason
-    assert made.choice == (Choice(0, is_unpacked=True) if name == "exl3_decode" else Choice(KERNELS.max_rows))
-    x = RNG.standard_normal((1, 128)).astype(np.float32)
-    assert worst(made(mx.array(x)), x @ weight.T) < 1e-6
-
-
-def test_a_kernel_that_fails_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> mx.array:
-        raise RuntimeError("no such kernel")
-
-    monkeypatch.setattr(Matrix, "product", fail)
-    monkeypatch.setattr(Matrix, "unpacked", fail)
-    made, _ = layer((128, 128), (3, "mcg"), bias=False)
-    (verdict,) = choose([made], mx.float32)
-    assert made.choice == OPERATIONS
-    assert "RuntimeError: no such kernel" in verdict.reason
-    assert verdict.line.startswith("exl3 128 -> 128, 3 bits mcg: MLX (1 rows: RuntimeError")
-
-
-def test_without_a_backend_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MACRAME_KERNELS", "off")
-    assert choose([Exl3Linear(128, 128, 3, "mcg")], mx.float32) == []
+@pytest.mark.parametrize("pairs", [15, 189])
+def test_the_plan_sorts_pairs_and_cuts_them_into_tiles(pairs: int) -> None:
+    flat = RNG.integers(0, 5, pairs) if pairs < 100 else np.full(pairs, 4)
+    made = exl3_kernels.plan(mx.array(flat.astype(np.uint32)), 5)
+    tiles = np.array(made.tiles)
+    assert tiles[0, 0] <= made.room
+    assert np.array(made.order)[:pairs].tolist() == np.argsort(flat, kind="stable").tolist()
+    wanted = []
+    for expert in np.unique(flat):
+        first, count = int((flat < expert).sum()), int((flat == expert).sum())
+        cuts = range(0, count, 32)
+        wanted += [[int(expert), first + cut, min(32, count - cut), 0] for cut in cuts]
+    assert tiles[1 : 1 + tiles[0, 0]].tolist() == wanted

@@ -8,12 +8,13 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from kernels import moe, self_test, switch
+from kernels import expert_subject, moe, switch
 from shard_loader import expert_kernels
 from shard_loader.expert_kernels import choose_kernels, distrust_kernels
 from shard_loader.shard import Shard
 from shard_loader.weights import load_shard
-from tests.mlx_kernels import run_by_mlx, without_gpu
+from tests.mlx_kernels import exl3_by_mlx, run_by_mlx, without_gpu
+from tests.tiny_exl3 import write_exl3
 from tests.tiny_models import write_checkpoint
 
 CARRY = {"start": 1, "stop": 4}
@@ -29,13 +30,13 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("MACRAME_KERNELS", "emulate")
     monkeypatch.setattr(moe, "run", run_by_mlx)
-    monkeypatch.setattr(self_test, "CLASSES", ((1, 1), (2, 4)))
+    monkeypatch.setattr(expert_subject, "CLASSES", ((1, 1), (2, 4)))
 
 
-def outputs_of(shard: Shard) -> list[mx.array]:
+def outputs_of(shard: Shard, hidden: int = 64) -> list[mx.array]:
     state, found = shard.new_state(), []
     for num_tokens in (4, 1, 1, 4):
-        carry = mx.random.normal((1, num_tokens, 64), key=mx.random.key(num_tokens))
+        carry = mx.random.normal((1, num_tokens, hidden), key=mx.random.key(num_tokens))
         found.append(shard.forward(mx.zeros((1, num_tokens), mx.int32), carry, state))
         mx.eval(found[-1])
     return found
@@ -112,3 +113,36 @@ def test_whatever_fails_the_shard_computes_as_before(
     assert report.reasons == ["OSError: the device is lost"]
     assert "no kernels are used: OSError: the device is lost" in caplog.text
     assert all(mx.array_equal(*pair) for pair in zip(outputs_of(shard), wanted, strict=True))
+
+
+def test_exl3_matrices_are_tested_kept_and_distrusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = write_exl3("llama", tmp_path / "models", num_layers=3)
+    shard, steps = load_shard(folder, 1, 3), []
+    exl3_by_mlx(monkeypatch)
+    wanted = outputs_of(shard, 128)
+    report = choose_kernels(shard, lambda: steps.append(1))
+    assert report is not None
+    assert (report.num_layers, report.num_matrices, report.reasons) == (0, 15, [])
+    assert len(report.blocks) == report.num_tested == 3  # k and v; the head; all others
+    assert all(one.is_taken for verdicts in report.blocks.values() for one in verdicts)
+    assert len(steps) == 3 * 6
+    before = report.num_calls
+    for found, one in zip(outputs_of(shard, 128), wanted, strict=True):
+        assert mx.allclose(found, one, rtol=1e-4, atol=1e-4)
+    assert report.num_calls - before == 4 * 15
+    again = choose_kernels(load_shard(folder, 1, 3))
+    assert again is not None
+    assert (again.num_tested, again.blocks) == (0, report.blocks)
+    distrust_kernels(shard, RuntimeError("Unable to build metal library: custom_kernel_exl3_decode_4"))
+    assert report.failures == ["RuntimeError: Unable to build metal library: custom_kernel_exl3_decode_4"]
+    assert all(mx.array_equal(*pair) for pair in zip(outputs_of(shard, 128), wanted, strict=True))
+
+
+def test_exl3_without_a_backend_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _ = write_exl3("llama", tmp_path / "models", num_layers=3)
+    monkeypatch.setenv("MACRAME_KERNELS", "off")
+    report = choose_kernels(load_shard(folder, 0, 1))
+    assert report is not None
+    assert (report.backend, report.num_matrices, report.reasons) == ("", 7, ["MACRAME_KERNELS is off"])

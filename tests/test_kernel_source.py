@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 
-from kernels import backend, row_sums
+from kernels import backend, row_sums, source
 from kernels.emulator import launch
 from kernels.source import Kernel, recorded
 from tests.emulated import needs_compiler
@@ -82,3 +82,21 @@ def test_what_cannot_be_launched_is_refused(arguments: dict[str, object], messag
 def test_a_changed_text_is_another_kernel() -> None:
     changed = Kernel("row_sums", ("x",), ("sums",), text=row_sums.KERNEL.body.replace("+=", "-="))
     assert changed.digest() != row_sums.KERNEL.digest()
+
+
+@pytest.mark.parametrize(
+    "name", ["moe.h", "moe_down_sum.metal", "exl3.h", "exl3_decode.metal", "exl3_unpack.metal"]
+)
+def test_a_file_that_is_made_wrong_stores_other_numbers(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    right, before = source.file_text(name), source.wrong_files()
+    monkeypatch.setattr(source, "_wrong", set())
+    source.make_wrong(name.partition(".")[0])
+    assert source.wrong_files() != before
+    wrong = source.file_text(name)
+    assert wrong.count("1.25f * ") > right.count("1.25f * ")
+
+
+def test_a_file_that_stores_no_number_cannot_be_made_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "_wrong", {"row_sums"})
+    with pytest.raises(ValueError, match=r"row_sums\.metal cannot be made wrong"):
+        source.file_text("row_sums.metal")

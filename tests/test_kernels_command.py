@@ -12,17 +12,27 @@ import mlx.core as mx
 import pytest
 
 from deploy import kernel_forms, kernels
-from deploy.kernel_forms import Form, format_of, forms_of_model, known_form
+from deploy.kernel_forms import (
+    Form,
+    MatrixForm,
+    format_of,
+    forms_of_model,
+    known_form,
+    known_matrices,
+)
 from deploy.kernels_text import results_text
-from kernels import measure, moe, self_test
+from kernels import expert_blocks, moe, self_test
 from kernels.emulator import build
+from kernels.exl3_choice import Called
+from kernels.expert_blocks import describe
 from kernels.measure import Times
 from kernels.moe_spec import ACTIVATIONS, GEGLU, PLAIN, REAL_SIZES, Activation, BlockSpec, Format
 from kernels.random_block import random_layer
-from kernels.self_test import decide, describe
+from kernels.self_test import decide
 from kernels.verdicts import Machine
 from tests.big_shapes import write_shape
-from tests.mlx_kernels import run_by_mlx, without_gpu
+from tests.mlx_kernels import exl3_by_mlx, run_by_mlx, without_gpu
+from tests.tiny_exl3 import write_exl3
 from tests.tiny_models import write_checkpoint
 
 MACHINE = Machine("Apple M4 Max", "Darwin 26.1", "0.32.4", "0123456789abcdef", "metal")
@@ -45,6 +55,8 @@ def test_known_blocks() -> None:
     assert (format_of("plain", 64), format_of("mxfp4", 64)) == (PLAIN, Format(4, 32, "mxfp4"))
     assert form.expert_bytes == 3 * 2048 * 768 // 2
     assert set(kernels.MODELS) == REAL_SIZES.keys()
+    known = {*kernel_forms.LINEARS, *REAL_SIZES}
+    assert {name.removesuffix("-exl3") for name in kernels.EXL3_BLOCKS} <= known
     assert set(kernels.FORMATS) == set(kernel_forms.FORMATS)
 
 
@@ -53,9 +65,9 @@ def test_random_layers_have_the_form_and_sensible_numbers(form: Format) -> None:
     dtype = mx.float32 if form == PLAIN else mx.bfloat16  # MLX's gather_mm on a CPU takes nothing else
     spec = BlockSpec(4, 128, 64, 2, form, form, form, activation=GEGLU, dtype=dtype)
     layer: Any = random_layer(spec, has_bias=True)
-    assert measure.experts_of(layer)[0].bias is not None
-    made = measure.tokens(spec, 3, 1)
-    answer = measure.by_mlx(layer, made.x, made.indices, made.scores)
+    assert expert_blocks.experts_of(layer)[0].bias is not None
+    made = expert_blocks.tokens(spec, 3, 1)
+    answer = expert_blocks.by_mlx(layer, made.x, made.indices, made.scores)
     assert (answer.shape, answer.dtype) == ((3, 128), dtype)
     assert 1e-3 < float(mx.abs(answer).max()) < 100
     assert describe(spec, layer).startswith("2 of 4 experts, 128 x 64, gate ")
@@ -65,9 +77,9 @@ def test_random_layers_have_the_form_and_sensible_numbers(form: Format) -> None:
 def test_random_layers_of_each_activation(kind: str) -> None:
     spec = BlockSpec(4, 64, 32, 2, PLAIN, PLAIN, PLAIN, activation=Activation(kind), dtype=mx.float32)
     layer: Any = random_layer(spec)
-    made = measure.tokens(spec, 2, 1)
-    mine = run_by_mlx(moe.Block(spec, *measure.experts_of(layer)), made.x, made.indices, made.scores)
-    theirs = measure.by_mlx(layer, made.x, made.indices, made.scores)
+    made = expert_blocks.tokens(spec, 2, 1)
+    mine = run_by_mlx(moe.Block(spec, *expert_blocks.experts_of(layer)), made.x, made.indices, made.scores)
+    theirs = expert_blocks.by_mlx(layer, made.x, made.indices, made.scores)
     assert mx.allclose(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
@@ -206,3 +218,68 @@ def test_the_table() -> None:
         "     4   right  1.7e-03         3  160.0 us  150.0 us   0.94   500",
         "a node would use them for 1 tokens; 2 layers of random weights, 301 MB each",
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ("--block", "glm-4.7-flash", "--bits", "4"),
+            "--bits is of a known EXL3 block: add --block qwen3-8b-",
+        ),
+        (("--bits", "4"), "--bits is of a known EXL3 block"),
+        (("--model", "a", "--bits", "4"), "--bits is of a known block (--block): the model of --model has"),
+        (("--block", "qwen3-8b-exl3", "--format", "mxfp4"), "are of a block of experts: EXL3 has --bits"),
+        (("--block", "qwen3-8b-exl3", "--group-size", "32"), "are of a block of experts: EXL3 has --bits"),
+    ],
+)
+def test_options_of_other_blocks_are_refused(
+    capsys: pytest.CaptureFixture[str], arguments: Sequence[str], said: str
+) -> None:
+    assert kernels.main(["--emulate", *arguments]) == 3
+    assert said in capsys.readouterr().err
+
+
+def test_known_exl3_matrices() -> None:
+    dense = known_matrices("qwen3-8b-exl3", 4, "float16")
+    assert [(one.input_dims, one.output_dims) for one in dense] == list(kernel_forms.LINEARS["qwen3-8b"])
+    assert {one.kinds for one in dense} == {((4, "mcg"),)}
+    assert {one.called for one in dense} == {Called(mx.float16)}
+    up, down = known_matrices("qwen3-30b-a3b-exl3", 3, "bfloat16")
+    assert (up.input_dims, up.output_dims, down.input_dims, down.output_dims) == (2048, 768, 768, 2048)
+    assert (up.called, down.called) == (
+        Called(mx.bfloat16, 8),
+        Called(mx.bfloat16, 8, has_own_rows=True),
+    )
+    assert (up.num_experts, up.with_few_experts(16).num_experts, dense[0].num_experts) == (128, 16, 0)
+    assert up.expert_bytes == 2048 * 768 * 3 // 8
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen3_moe"])
+def test_the_matrices_of_an_exl3_model(tmp_path: Path, arch: str) -> None:
+    folder, _ = write_exl3(arch, tmp_path / "models", num_layers=2)
+    forms = forms_of_model(str(folder))
+    assert {form.name for form in forms} == {"exl3"}
+    assert all(isinstance(form, MatrixForm) for form in forms)
+    experts = [form.called for form in forms if isinstance(form, MatrixForm) and form.has_experts]
+    wanted = [Called(mx.float32, 2), Called(mx.float32, 2, has_own_rows=True)]
+    assert experts == ([] if arch == "llama" else wanted)
+
+
+@pytest.mark.long
+def test_exl3_in_json_and_as_a_table(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = write_exl3("qwen3_moe", tmp_path / "models", num_layers=1)
+    exl3_by_mlx(monkeypatch)
+    assert kernels.main(["--emulate", "--model", str(folder), "--json"]) == 0
+    blocks = json.loads(capsys.readouterr().out)["blocks"]
+    assert "exl3 2 of 8 experts, 128 -> 64, 3 bits mcg, float32" in {one["block"] for one in blocks}
+    for block in blocks:
+        assert len(block["trials"]) == 4
+        assert {trial["failure"] for trial in block["trials"]} == {""}
+    assert kernels.main(["--emulate", "--model", str(folder), "--tokens", "1,33"]) == 0
+    out = capsys.readouterr().out
+    assert "exl3: exl3 128 -> 128, 3 bits mcg, float32" in out
+    assert "nothing was timed; 8 experts of random weights" in out
+    assert "nothing was timed; random weights, " in out

@@ -14,9 +14,9 @@ import pytest
 from mlx import nn
 from mlx_lm.models.switch_layers import SwitchGLU
 
-from kernels import measure, moe, self_test, switch
+from kernels import expert_blocks, expert_subject, measure, moe, self_test, switch
+from kernels.expert_subject import ExpertSubject
 from kernels.measure import Times
-from kernels.moe_spec import BlockSpec
 from kernels.verdicts import Verdict
 from tests.mlx_kernels import run_by_mlx
 
@@ -30,7 +30,7 @@ def _right(monkeypatch: pytest.MonkeyPatch) -> None:
     """MLX's operations in the place of the kernels: right by construction."""
     monkeypatch.setenv("MACRAME_KERNELS", "emulate")
     monkeypatch.setattr(moe, "run", run_by_mlx)
-    monkeypatch.setattr(self_test, "CLASSES", CLASSES)
+    monkeypatch.setattr(expert_subject, "CLASSES", CLASSES)
 
 
 def taken_layers(count: int = 2, bits: int = 4) -> list[nn.Module]:
@@ -122,17 +122,17 @@ def test_a_size_of_which_one_end_is_wrong_is_not_used(monkeypatch: pytest.Monkey
 
 def test_the_faster_one_is_kept_for_each_size(monkeypatch: pytest.MonkeyPatch) -> None:
     gains = {1: 1.9, 2: 1.5, 4: 1.1, 5: 1.4, 8: 0.9, 9: 1.01}
-    monkeypatch.setattr(self_test, "CLASSES", ((1, 1), (2, 4), (5, 8), (9, 9), (10, 63), (64, 0)))
+    monkeypatch.setattr(expert_subject, "CLASSES", ((1, 1), (2, 4), (5, 8), (9, 9), (10, 63), (64, 0)))
     monkeypatch.setattr(measure, "error_of", lambda *_: (1e-5, 2))
 
-    def times(spec: BlockSpec, layers: Sequence[Any], num_tokens: int, on_step: Any) -> Times:
+    def times(_: Any, num_tokens: int, on_step: Any) -> Times:
         return Times(10.0, 10.0 * gains.get(num_tokens, 1.3), 8.0, 9.0, 0.8e6)
 
     monkeypatch.setattr(measure, "times_of", times)
     layers = taken_layers()
     known = switch.taken_of(layers[0])
     assert known is not None
-    verdicts = self_test.judge(known.forms[0], layers, is_timed=True)
+    verdicts = self_test.judge(ExpertSubject(known.forms[0], layers), is_timed=True)
     assert taken(verdicts) == [True, True, False, False, True, False]
     assert [round(one.ratio, 2) for one in verdicts] == [1.9, 1.1, 0.9, 1.01, 1.3, 0.0]
     assert verdicts[-1].reason == self_test.NO_KERNEL
@@ -147,7 +147,7 @@ def test_it_ends_in_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     report = self_test.self_test(taken_layers(), tmp_path)
     assert [one.reason for one in only(report)] == ["", self_test.NO_TIME, ""]
     sizes: list[int] = []
-    monkeypatch.setattr(measure, "error_of", lambda spec, layer, size: sizes.append(size) or (0.0, 2))
+    monkeypatch.setattr(measure, "error_of", lambda _, size: sizes.append(size) or (0.0, 2))
     again = self_test.self_test(taken_layers(), tmp_path)
     assert sizes == [2, 4]
     assert (again.num_tested, taken(only(again))) == (1, ALL)
@@ -188,11 +188,11 @@ def test_times_are_taken_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "MAX_CALLS", 4)
     known = switch.taken_of(layers[0])
     assert known is not None
-    times = measure.times_of(known.forms[0], layers, 3, lambda: steps.append(1))
+    times = measure.times_of(ExpertSubject(known.forms[0], layers), 3, lambda: steps.append(1))
     assert times.ours_us > 0
     assert times.mlx_us > times.mlx_eval_us > 0
     assert len(steps) == 2 * (measure.NUM_ROUNDS + 1)
-    each = measure.expert_nbytes(known.forms[0], layers[0])
+    each = expert_blocks.expert_nbytes(known.forms[0], layers[0])
     assert each == 3 * HIDDEN * EXPERT // 2 + 3 * HIDDEN * EXPERT // 32 * 8
     assert 2 * each <= times.needed_bytes <= 6 * each
 
@@ -201,10 +201,10 @@ def test_random_tokens() -> None:
     layers = taken_layers(1)
     known = switch.taken_of(layers[0])
     assert known is not None
-    made = measure.tokens(known.forms[0], 40, 3)
+    made = expert_blocks.tokens(known.forms[0], 40, 3)
     assert (made.x.shape, made.indices.dtype, made.scores.dtype) == ((40, HIDDEN), mx.uint32, mx.float32)
     assert all(len(set(row)) == TOP_K for row in np.array(made.indices).tolist())
     assert set(np.array(made.indices).ravel().tolist()) == set(range(NUM_EXPERTS))
-    few = measure.tokens(known.forms[0], 40, 3, num_experts=3)
+    few = expert_blocks.tokens(known.forms[0], 40, 3, num_experts=3)
     assert few.num_experts == 3
     assert {0, NUM_EXPERTS - 1} < set(np.array(few.indices).ravel().tolist())

@@ -64,3 +64,24 @@ def test_why_none_is_used() -> None:
     assert lines_of(report_of(backend="", reasons=("MLX uses no GPU here",))) == [
         "rank 1 (mini): MLX's operations for experts: MLX uses no GPU here"
     ]
+
+
+def test_exl3_matrices_have_a_line_for_each_form() -> None:
+    blocks = {
+        "exl3 4096 -> 4096, 3 bits mcg, float16": (
+            Verdict(1, 1, True, ours_us=10, mlx_us=310),
+            Verdict(2, 8, True, ours_us=10, mlx_us=200),
+        ),
+        "exl3 4096 -> 1024, 3 bits mcg, float16": (
+            Verdict(1, 0, False, "wrong by 2.5e-01 of the largest value; 1e-03 is allowed", error=0.25),
+        ),
+    }
+    assert lines_of(Report("metal", 0, blocks, num_matrices=9)) == [
+        "rank 1 (mini): kernels (metal) for 1 to 8 tokens, 20.0 to 31.0 times as fast as MLX's "
+        "(exl3 4096 -> 4096, 3 bits mcg, float16)",
+        "rank 1 (mini): MLX's operations for EXL3: wrong by 2.5e-01 of the largest value; 1e-03 is allowed "
+        "(exl3 4096 -> 1024, 3 bits mcg, float16)",
+    ]
+    assert lines_of(Report("", 0, reasons=["MLX uses no GPU here"], num_matrices=9)) == [
+        "rank 1 (mini): MLX's operations for EXL3: MLX uses no GPU here"
+    ]

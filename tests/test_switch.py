@@ -17,7 +17,7 @@ from mlx_lm.models.kimi_k3 import SiTU
 from mlx_lm.models.step3p5 import ClampedSwiGLU
 from mlx_lm.models.switch_layers import SwitchGLU, SwitchMLP
 
-from kernels import measure, moe, switch
+from kernels import expert_blocks, moe, switch
 from kernels.emulator import build
 from kernels.exl3 import Exl3SwitchLinear
 from kernels.moe_spec import GEGLU, PLAIN, SWIGLU, Activation, Format
@@ -153,7 +153,7 @@ def test_formats() -> None:
     assert not isinstance(mixed, str)
     assert (mixed.up, mixed.down) == (Format(8, 32), Format(4, 32, "mxfp4"))
     assert (mixed.num_experts, mixed.hidden_size, mixed.expert_size) == (NUM_EXPERTS, HIDDEN, EXPERT)
-    gate, up, down = measure.experts_of(layer)
+    gate, up, down = expert_blocks.experts_of(layer)
     assert (gate.scales, gate.bias is None, up.biases is None, down.biases) == (None, False, False, None)
     layer.gate_proj = layer.gate_proj.to_quantized(16, 4, mode="nvfp4")
     assert 'mode is "affine", "mxfp4" or "plain"' in str(switch.spec_of(layer, TOP_K, mx.bfloat16))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,14 @@ def test_they_are_kept_by_block(tmp_path: Path) -> None:
     again = Verdicts(tmp_path / "new", MACHINE)
     assert (again.find("a"), again.find("b"), again.find("c")) == (FOUND, OTHERS, None)
     assert [path.suffix for path in (tmp_path / "new").iterdir()] == [".json"]
+
+
+def test_nodes_that_keep_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
+    names = [f"{number}" for number in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: Verdicts(tmp_path, MACHINE).keep(name, FOUND), names))
+    verdicts = Verdicts(tmp_path, MACHINE)
+    assert [verdicts.find(name) for name in names] == [FOUND] * len(names)
 
 
 @pytest.mark.parametrize(

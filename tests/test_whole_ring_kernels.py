@@ -1,4 +1,4 @@
-"""A mixture of experts through a real ring whose nodes use the kernels, run by the emulator."""
+"""Experts and EXL3 matrices through a real ring whose nodes use the kernels, run by the emulator."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from kernels.emulator import build
 from tests.reference import greedy
 from tests.ring_processes import RingProcesses
 from tests.test_whole_ring_exact import CUTS, NUM_LAYERS, PROMPTS, ranges
+from tests.tiny_exl3 import write_exl3
 from tests.tiny_models import write_checkpoint
 
 NUM_TOKENS = 16
@@ -29,6 +30,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("moe") / "model"
     quantize = {"bits": 4, "group_size": 32}
     return write_checkpoint("qwen3_moe", folder, num_layers=NUM_LAYERS, quantize=quantize)
+
+
+@pytest.fixture(scope="module")
+def exl3(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Experts and all other linears in 3 bits, and the same model with the weights that they stand for."""
+    return write_exl3("qwen3_moe", tmp_path_factory.mktemp("exl3"), num_layers=NUM_LAYERS)
 
 
 def check(ring: RingProcesses, model: Path) -> None:
@@ -97,3 +104,56 @@ def test_off_is_bit_for_bit_mlx_lm(model: Path, tmp_path: Path) -> None:
     tokens, logprobs = greedy(model, PROMPTS[0], NUM_TOKENS)
     assert ([token.id for token in got], [token.logprob for token in got]) == (tokens, logprobs)
     assert (told.backend, told.reason, told.num_calls) == ("", "MACRAME_KERNELS is off", 0)
+
+
+def test_an_exl3_model_is_the_reference_and_its_verdicts_are_kept(
+    exl3: tuple[Path, Path], tmp_path: Path
+) -> None:
+    env = {"MACRAME_KERNELS": "emulate", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    folder, plain = exl3
+    with RingProcesses(tmp_path, folder, ranges(NUM_LAYERS, CUTS[3]), env=env) as ring:
+        ring.wait_status(lambda told: any(r.node.activity == "testing kernels" for r in told.ranks), 300)
+        ring.wait_ok(300)
+        check(ring, plain)
+        for rank, (start, stop) in enumerate(ranges(NUM_LAYERS, CUTS[3])):
+            told = ring.node_status(rank).kernels
+            is_last = stop == NUM_LAYERS
+            assert (told.backend, told.num_layers, told.reason) == ("emulated", 0, "")
+            assert told.num_matrices == 7 * (stop - start) + is_last
+            assert len(told.verdicts) == 4 * (4 + is_last)  # q and o; k and v; gate and up; down; the head
+            assert all(one.is_taken and one.block.startswith("exl3 ") for one in told.verdicts)
+            assert all(one.error < 1e-4 for one in told.verdicts)
+            assert told.num_calls > 4 * NUM_TOKENS * (stop - start)
+        before = ring.node_status(2).incarnation
+        ring.kill(2)
+        ring.start(2)
+        ring.wait_status(lambda new: new.status == "ok" and new.ranks[2].node.incarnation != before, 300)
+        assert ring.tokens(PROMPTS[0], NUM_TOKENS) == greedy(plain, PROMPTS[0], NUM_TOKENS)[0]
+        again = ring.node_status(2).kernels
+        assert (again.num_tested, again.num_calls > 0) == (0, True)
+
+
+@pytest.mark.parametrize("kernel", ["exl3_decode", "exl3_unpack"])
+def test_an_exl3_kernel_that_is_wrong_is_found_out_and_not_used(
+    exl3: tuple[Path, Path], tmp_path: Path, kernel: str
+) -> None:
+    """On one node alone, and with it only the numbers of rows that this kernel is for."""
+    folder, plain = exl3
+    ring = RingProcesses(
+        tmp_path,
+        folder,
+        ranges(NUM_LAYERS, CUTS[3]),
+        env={"MACRAME_KERNELS": "emulate"},
+        faults={1: f"wrong_kernel={kernel}"},
+    )
+    with ring:
+        ring.wait_ok(300)
+        check(ring, plain)
+        wrong, right = ring.node_status(1).kernels, ring.node_status(2).kernels
+    for one in wrong.verdicts:
+        is_wrong = (one.last_tokens > 0) == (kernel == "exl3_decode")
+        assert one.is_taken != is_wrong
+        if is_wrong:
+            assert one.reason.startswith("wrong by ")
+            assert one.error > 0.1
+    assert all(one.is_taken for one in right.verdicts)

@@ -1,15 +1,15 @@
     // One token: inner (TOPK, I) = activation(gate . x, up . x) of the experts it chose. A threadgroup in x makes
-    // MOE_ROWS rows a simdgroup, y is the choice.
+    // ROWS rows a simdgroup, y is the choice.
     typedef MoeMatrix<GATE_MODE, GATE_BITS, GATE_GROUP, I, H, C, GATE_S, T> Gate;
     typedef MoeMatrix<UP_MODE, UP_BITS, UP_GROUP, I, H, C, UP_S, T> Up;
     const uint first_row =
-        (threadgroup_position_in_grid.x * simdgroups_per_threadgroup + simdgroup_index_in_threadgroup) * MOE_ROWS;
+        (threadgroup_position_in_grid.x * simdgroups_per_threadgroup + simdgroup_index_in_threadgroup) * ROWS;
     if (first_row >= uint(I)) {
         return;
     }
     const Gate gate = {(const device uint*)gate_weight, gate_scales, gate_biases};
     const Up up = {(const device uint*)up_weight, up_scales, up_biases};
     const uint choice = threadgroup_position_in_grid.y;
-    moe_gate_up_one<C, ACTIVATION, T>(
+    moe_gate_up_one<ROWS, C, ACTIVATION, T>(
         gate, up, gate_bias, up_bias, GATE_BIASED, UP_BIASED, indices[choice], first_row, x,
         thread_index_in_simdgroup, limits[0], limits[1], inner + choice * I);

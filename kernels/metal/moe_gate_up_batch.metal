@@ -1,16 +1,29 @@
-    // A few tokens: inner (T * TOPK, I) = activation(gate . x, up . x) of every pair. A threadgroup in x makes MOE_ROWS
-    // rows a simdgroup, y is the tile; there may be fewer tiles than the grid has room for.
+    // A few tokens: inner (T * TOPK, I) = activation(gate . x, up . x) of every pair. A threadgroup in x makes ROWS
+    // rows a simdgroup, y is the slot of an expert, as moe.h says.
     typedef MoeMatrix<GATE_MODE, GATE_BITS, GATE_GROUP, I, H, C, GATE_S, T> Gate;
     typedef MoeMatrix<UP_MODE, UP_BITS, UP_GROUP, I, H, C, UP_S, T> Up;
+    enum { MAX_PAIRS = MAX_TOKENS * TOPK };
+    threadgroup ushort pairs[MAX_PAIRS];
+    threadgroup uint counted[1];
+    const uint lane = thread_index_in_simdgroup, num_tokens = uint(indices_shape[0]), num_pairs = num_tokens * TOPK;
+    const uint slot = threadgroup_position_in_grid.y;
+    const bool is_by_pair = num_pairs < uint(E);
     const uint first_row =
-        (threadgroup_position_in_grid.x * simdgroups_per_threadgroup + simdgroup_index_in_threadgroup) * MOE_ROWS;
-    const uint tile = threadgroup_position_in_grid.y;
-    if (first_row >= uint(I) || tile >= tiles[0]) {
+        (threadgroup_position_in_grid.x * simdgroups_per_threadgroup + simdgroup_index_in_threadgroup) * ROWS;
+    const uint expert = is_by_pair ? indices[slot] : slot;
+    if (simdgroup_index_in_threadgroup == 0) {
+        const uint count = moe_pairs(indices, num_pairs, expert, lane, pairs);
+        if (lane == 0) {
+            counted[0] = count;
+        }
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    const uint count = counted[0];
+    if (first_row >= uint(I) || count == 0 || (is_by_pair && pairs[0] != slot)) {
         return;
     }
     const Gate gate = {(const device uint*)gate_weight, gate_scales, gate_biases};
     const Up up = {(const device uint*)up_weight, up_scales, up_biases};
-    const uint expert = tiles[4 * tile + 4], first = tiles[4 * tile + 5], count = tiles[4 * tile + 6];
-    moe_gate_up_any<TILE, C, ACTIVATION, T>(
-        gate, up, gate_bias, up_bias, GATE_BIASED, UP_BIASED, expert, first_row, x, TOPK, order + first, count,
-        thread_index_in_simdgroup, limits[0], limits[1], inner);
+    moe_gate_up_any<TILE, ROWS, C, ACTIVATION, T>(
+        gate, up, gate_bias, up_bias, GATE_BIASED, UP_BIASED, expert, first_row, x, TOPK, pairs, count, lane, limits[0],
+        limits[1], inner);

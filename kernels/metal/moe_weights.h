@@ -3,7 +3,7 @@
 
 enum { MOE_AFFINE = 0, MOE_MXFP4 = 1, MOE_PLAIN = 2 };
 enum { MOE_SWIGLU = 0, MOE_GEGLU = 1, MOE_SWIGLU_OAI = 2, MOE_SWIGLU_CLAMPED = 3, MOE_SWIGLU_CLAMPED_AFTER = 4 };
-enum { MOE_SIMD = 32, MOE_ROWS = 4 };
+enum { MOE_SIMD = 32, MOE_SUMS = 16 };  // MOE_SUMS: of one matrix that a lane holds
 
 // ---- four numbers of type T out of 32-bit words ---------------------------------------------------------------
 template <typename T>
@@ -12,13 +12,6 @@ template <>
 struct MoeFour<float> {
   static METAL_FUNC void unpack(const thread uint* w, int first, thread float* v) {
     for (int i = 0; i < 4; i++) v[i] = as_type<float>(w[first + i]);
-  }
-  static METAL_FUNC void load(const device float* p, thread float* v) {
-    uint4 w = ((const device uint4*)p)[0];
-    v[0] = as_type<float>(w.x);
-    v[1] = as_type<float>(w.y);
-    v[2] = as_type<float>(w.z);
-    v[3] = as_type<float>(w.w);
   }
 };
 template <>
@@ -29,11 +22,6 @@ struct MoeFour<bfloat16_t> {
       v[2 * i + 1] = as_type<float>(w[first / 2 + i] & 0xffff0000u);
     }
   }
-  static METAL_FUNC void load(const device bfloat16_t* p, thread float* v) {
-    uint2 pair = ((const device uint2*)p)[0];
-    uint w[2] = {pair.x, pair.y};
-    unpack(w, 0, v);
-  }
 };
 template <>
 struct MoeFour<half> {
@@ -43,34 +31,42 @@ struct MoeFour<half> {
       v[2 * i + 1] = float(as_type<half>(ushort(w[first / 2 + i] >> 16)));
     }
   }
-  static METAL_FUNC void load(const device half* p, thread float* v) {
-    uint2 pair = ((const device uint2*)p)[0];
-    uint w[2] = {pair.x, pair.y};
-    unpack(w, 0, v);
-  }
 };
 
 // ---- four quantised weights, as whole numbers (affine) or as 2^-14 of their value (mxfp4) ---------------------
 // Affine weights are one stream of bits, least significant first. A field is moved into the mantissa of a power of
-// two whose last place is the field's own, which makes 2^n + q: two logical operations and a subtraction, exact,
-// instead of a shift and a conversion, which are slow on Apple's GPUs. Fields above bit 22 are shifted by 16 first,
-// once for a word.
+// two, which makes 2^n + q with two logical operations instead of a conversion, which is slow on Apple's GPUs. Fields
+// that share out a word (2, 4 and 8 bits) are moved behind the mantissa's first bit, as many at a time as keep n at 8 or
+// less, and 2^n leaves with the bias (`offset`). The others stay where they are, or are shifted by 16 where they lie
+// above bit 22, and the power is subtracted: exact.
 template <int MODE, int BITS, typename T>
 struct MoeWeights {
+  enum { IS_EVEN = 32 % BITS == 0, TOGETHER = BITS < 8 ? 8 / BITS : 1 };
   static METAL_FUNC void unpack(const thread uint* w, int first, thread float* q) {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       const int bit = (first + i) * BITS, word = bit / 32, offset = bit % 32;
-      const bool is_low = offset + BITS <= 23;
       uint field = w[word];
-      if (!is_low) {
-        field >>= 16;
-        if (offset + BITS > 32) field |= w[word + 1] << 16;
+      if (IS_EVEN) {
+        const int at = 23 - BITS * (TOGETHER - (first + i) % TOGETHER);
+        field = at > offset ? field << (at > offset ? at - offset : 0) : field >> (at > offset ? 0 : offset - at);
+        q[i] = as_type<float>((field & (((1u << BITS) - 1u) << at)) | uint(150 - at) << 23);
+      } else {
+        const bool is_low = offset + BITS <= 23;
+        if (!is_low) {
+          field >>= 16;
+          if (offset + BITS > 32) field |= w[word + 1] << 16;
+        }
+        const int at = is_low ? offset : offset - 16;
+        const uint power = uint(150 - at) << 23;
+        q[i] = as_type<float>((field & (((1u << BITS) - 1u) << at)) | power) - as_type<float>(power);
       }
-      const int at = is_low ? offset : offset - 16;
-      const uint power = uint(150 - at) << 23;
-      q[i] = as_type<float>((field & (((1u << BITS) - 1u) << at)) | power) - as_type<float>(power);
     }
+  }
+  // what is added to scale * unpack's weight i
+  static METAL_FUNC float offset(int i, float scale, float bias) {
+    if (!IS_EVEN) return bias;
+    return metal::fma(-float(1 << (BITS * (TOGETHER - i % TOGETHER))), scale, bias);
   }
 };
 // mxfp4: sign, two bits of exponent, one of mantissa. The same bits in a half are 2^-14 of the value, zero and the
@@ -84,10 +80,12 @@ struct MoeWeights<MOE_MXFP4, 4, T> {
     q[2] = float(as_type<half>(ushort(((four << 4) & 0x8000u) | ((four << 1) & 0x0e00u))));
     q[3] = float(as_type<half>(ushort((four & 0x8000u) | ((four >> 3) & 0x0e00u))));
   }
+  static METAL_FUNC float offset(int, float, float bias) { return bias; }
 };
 template <int BITS, typename T>
 struct MoeWeights<MOE_PLAIN, BITS, T> {
   static METAL_FUNC void unpack(const thread uint* w, int first, thread float* q) { MoeFour<T>::unpack(w, first, q); }
+  static METAL_FUNC float offset(int, float, float bias) { return bias; }
 };
 
 // ---- scales ---------------------------------------------------------------------------------------------------
@@ -149,7 +147,7 @@ struct MoeMatrix {
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
       // behind the last row: that row again, which nobody writes down
-      const int row = N % MOE_ROWS == 0 ? r : int(metal::min(first_row + uint(r), uint(N - 1))) - int(first_row);
+      const int row = N % ROWS == 0 ? r : int(metal::min(first_row + uint(r), uint(N - 1))) - int(first_row);
       moe_words<CHUNK_WORDS>(words + row * ROW_WORDS, w + r * CHUNK_WORDS);
       s[r] = MoeScale<MODE, S>::scale(scales + group, row * ROW_GROUPS);
       b[r] = MoeScale<MODE, S>::bias(biases + group, row * ROW_GROUPS);
@@ -159,7 +157,7 @@ struct MoeMatrix {
     MoeWeights<MODE, BITS, T>::unpack(w, first, v);
     if (MODE != MOE_PLAIN) {
 #pragma unroll
-      for (int i = 0; i < 4; i++) v[i] = metal::fma(v[i], s, b);
+      for (int i = 0; i < 4; i++) v[i] = metal::fma(v[i], s, MoeWeights<MODE, BITS, T>::offset(first + i, s, b));
     }
   }
 };

@@ -89,7 +89,7 @@ template <int WIDTH, int OUT, int SPLITS, int MODE, bool BIASED, int BITS, int B
     // from one of SPLITS parts of the inputs; with more than one part, `y` is (SPLITS, rows, WIDTH) in float32 and
     // exl3_finish does the rest.
     // SINGLE: one matrix; a threadgroup has ROWS rows in order. PAIRS: row z with expert indices[z]. TILES: rows sorted by
-    // expert, `indices` their order and `tiles` as moe_plan makes them. With experts x has a row for SHARE rows of y.
+    // expert, `indices` their order and `tiles` as exl3_plan makes them. With experts x has a row for SHARE rows of y.
     enum { NUM_ENTRIES = ROWS * EXL3_CHUNK, NUM_SUMS = ROWS * EXL3_BLOCK };
     threadgroup float entry[NUM_ENTRIES];
     threadgroup float sums[NUM_SUMS];

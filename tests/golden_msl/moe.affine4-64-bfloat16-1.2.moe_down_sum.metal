@@ -3,7 +3,7 @@
 
 enum { MOE_AFFINE = 0, MOE_MXFP4 = 1, MOE_PLAIN = 2 };
 enum { MOE_SWIGLU = 0, MOE_GEGLU = 1, MOE_SWIGLU_OAI = 2, MOE_SWIGLU_CLAMPED = 3, MOE_SWIGLU_CLAMPED_AFTER = 4 };
-enum { MOE_SIMD = 32, MOE_ROWS = 4 };
+enum { MOE_SIMD = 32, MOE_SUMS = 16 };  // MOE_SUMS: of one matrix that a lane holds
 
 // ---- four numbers of type T out of 32-bit words ---------------------------------------------------------------
 template <typename T>
@@ -12,13 +12,6 @@ template <>
 struct MoeFour<float> {
   static METAL_FUNC void unpack(const thread uint* w, int first, thread float* v) {
     for (int i = 0; i < 4; i++) v[i] = as_type<float>(w[first + i]);
-  }
-  static METAL_FUNC void load(const device float* p, thread float* v) {
-    uint4 w = ((const device uint4*)p)[0];
-    v[0] = as_type<float>(w.x);
-    v[1] = as_type<float>(w.y);
-    v[2] = as_type<float>(w.z);
-    v[3] = as_type<float>(w.w);
   }
 };
 template <>
@@ -29,11 +22,6 @@ struct MoeFour<bfloat16_t> {
       v[2 * i + 1] = as_type<float>(w[first / 2 + i] & 0xffff0000u);
     }
   }
-  static METAL_FUNC void load(const device bfloat16_t* p, thread float* v) {
-    uint2 pair = ((const device uint2*)p)[0];
-    uint w[2] = {pair.x, pair.y};
-    unpack(w, 0, v);
-  }
 };
 template <>
 struct MoeFour<half> {
@@ -43,34 +31,42 @@ struct MoeFour<half> {
       v[2 * i + 1] = float(as_type<half>(ushort(w[first / 2 + i] >> 16)));
     }
   }
-  static METAL_FUNC void load(const device half* p, thread float* v) {
-    uint2 pair = ((const device uint2*)p)[0];
-    uint w[2] = {pair.x, pair.y};
-    unpack(w, 0, v);
-  }
 };
 
 // ---- four quantised weights, as whole numbers (affine) or as 2^-14 of their value (mxfp4) ---------------------
 // Affine weights are one stream of bits, least significant first. A field is moved into the mantissa of a power of
-// two whose last place is the field's own, which makes 2^n + q: two logical operations and a subtraction, exact,
-// instead of a shift and a conversion, which are slow on Apple's GPUs. Fields above bit 22 are shifted by 16 first,
-// once for a word.
+// two, which makes 2^n + q with two logical operations instead of a conversion, which is slow on Apple's GPUs. Fields
+// that share out a word (2, 4 and 8 bits) are moved behind the mantissa's first bit, as many at a time as keep n at 8 or
+// less, and 2^n leaves with the bias (`offset`). The others stay where they are, or are shifted by 16 where they lie
+// above bit 22, and the power is subtracted: exact.
 template <int MODE, int BITS, typename T>
 struct MoeWeights {
+  enum { IS_EVEN = 32 % BITS == 0, TOGETHER = BITS < 8 ? 8 / BITS : 1 };
   static METAL_FUNC void unpack(const thread uint* w, int first, thread float* q) {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       const int bit = (first + i) * BITS, word = bit / 32, offset = bit % 32;
-      const bool is_low = offset + BITS <= 23;
       uint field = w[word];
-      if (!is_low) {
-        field >>= 16;
-        if (offset + BITS > 32) field |= w[word + 1] << 16;
+      if (IS_EVEN) {
+        const int at = 23 - BITS * (TOGETHER - (first + i) % TOGETHER);
+        field = at > offset ? field << (at > offset ? at - offset : 0) : field >> (at > offset ? 0 : offset - at);
+        q[i] = as_type<float>((field & (((1u << BITS) - 1u) << at)) | uint(150 - at) << 23);
+      } else {
+        const bool is_low = offset + BITS <= 23;
+        if (!is_low) {
+          field >>= 16;
+          if (offset + BITS > 32) field |= w[word + 1] << 16;
+        }
+        const int at = is_low ? offset : offset - 16;
+        const uint power = uint(150 - at) << 23;
+        q[i] = as_type<float>((field & (((1u << BITS) - 1u) << at)) | power) - as_type<float>(power);
       }
-      const int at = is_low ? offset : offset - 16;
-      const uint power = uint(150 - at) << 23;
-      q[i] = as_type<float>((field & (((1u << BITS) - 1u) << at)) | power) - as_type<float>(power);
     }
+  }
+  // what is added to scale * unpack's weight i
+  static METAL_FUNC float offset(int i, float scale, float bias) {
+    if (!IS_EVEN) return bias;
+    return metal::fma(-float(1 << (BITS * (TOGETHER - i % TOGETHER))), scale, bias);
   }
 };
 // mxfp4: sign, two bits of exponent, one of mantissa. The same bits in a half are 2^-14 of the value, zero and the
@@ -84,10 +80,12 @@ struct MoeWeights<MOE_MXFP4, 4, T> {
     q[2] = float(as_type<half>(ushort(((four << 4) & 0x8000u) | ((four << 1) & 0x0e00u))));
     q[3] = float(as_type<half>(ushort((four & 0x8000u) | ((four >> 3) & 0x0e00u))));
   }
+  static METAL_FUNC float offset(int, float, float bias) { return bias; }
 };
 template <int BITS, typename T>
 struct MoeWeights<MOE_PLAIN, BITS, T> {
   static METAL_FUNC void unpack(const thread uint* w, int first, thread float* q) { MoeFour<T>::unpack(w, first, q); }
+  static METAL_FUNC float offset(int, float, float bias) { return bias; }
 };
 
 // ---- scales ---------------------------------------------------------------------------------------------------
@@ -149,7 +147,7 @@ struct MoeMatrix {
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
       // behind the last row: that row again, which nobody writes down
-      const int row = N % MOE_ROWS == 0 ? r : int(metal::min(first_row + uint(r), uint(N - 1))) - int(first_row);
+      const int row = N % ROWS == 0 ? r : int(metal::min(first_row + uint(r), uint(N - 1))) - int(first_row);
       moe_words<CHUNK_WORDS>(words + row * ROW_WORDS, w + r * CHUNK_WORDS);
       s[r] = MoeScale<MODE, S>::scale(scales + group, row * ROW_GROUPS);
       b[r] = MoeScale<MODE, S>::bias(biases + group, row * ROW_GROUPS);
@@ -159,7 +157,7 @@ struct MoeMatrix {
     MoeWeights<MODE, BITS, T>::unpack(w, first, v);
     if (MODE != MOE_PLAIN) {
 #pragma unroll
-      for (int i = 0; i < 4; i++) v[i] = metal::fma(v[i], s, b);
+      for (int i = 0; i < 4; i++) v[i] = metal::fma(v[i], s, MoeWeights<MODE, BITS, T>::offset(first + i, s, b));
     }
   }
 };
@@ -168,26 +166,41 @@ struct MoeMatrix {
 // every token. Sums are float32, in an order that depends on C alone: a token's answer has the same bits in any
 // company.
 
+// How many numbers of a token a lane loads at a time: 16 bytes of them, where registers are left for it.
+template <int TOKENS, int C, typename T>
+struct MoeStep {
+  enum { COUNT = sizeof(T) == 2 && C >= 8 && TOKENS <= 8 ? 8 : 4, WORDS = COUNT * sizeof(T) / 4 };
+};
+
 // sums[token * ROWS + row] += row . x[token], for one chunk
 template <int ROWS, int TOKENS, int C, typename T, typename M>
 METAL_FUNC void moe_dot_chunk(
     M m, ulong expert, uint first_row, const device T* x, const thread uint* at, uint chunk, thread float* sums) {
+  typedef MoeStep<TOKENS, C, T> Step;
   uint w[ROWS * M::CHUNK_WORDS];
   float s[ROWS], b[ROWS];
   m.template load<ROWS>(expert, first_row, chunk, w, s, b);
 #pragma unroll
-  for (int first = 0; first < C; first += 4) {
-    float v[ROWS * 4];
-#pragma unroll
-    for (int r = 0; r < ROWS; r++) M::four(w + r * M::CHUNK_WORDS, s[r], b[r], first, v + 4 * r);
+  for (int begin = 0; begin < C; begin += Step::COUNT) {
+    uint y[TOKENS * Step::WORDS];
 #pragma unroll
     for (int t = 0; t < TOKENS; t++) {
-      float y[4];
-      MoeFour<T>::load(x + (at[t] * (M::CHUNKS * C) + chunk * C + first), y);
+      moe_words<Step::WORDS>((const device uint*)(x + (at[t] * (M::CHUNKS * C) + chunk * C + begin)), y + t * Step::WORDS);
+    }
 #pragma unroll
-      for (int r = 0; r < ROWS; r++) {
+    for (int part = 0; part < Step::COUNT; part += 4) {
+      float v[ROWS * 4];
 #pragma unroll
-        for (int i = 0; i < 4; i++) sums[t * ROWS + r] = metal::fma(y[i], v[4 * r + i], sums[t * ROWS + r]);
+      for (int r = 0; r < ROWS; r++) M::four(w + r * M::CHUNK_WORDS, s[r], b[r], begin + part, v + 4 * r);
+#pragma unroll
+      for (int t = 0; t < TOKENS; t++) {
+        float z[4];
+        MoeFour<T>::unpack(y + t * Step::WORDS, part, z);
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+#pragma unroll
+          for (int i = 0; i < 4; i++) sums[t * ROWS + r] = metal::fma(z[i], v[4 * r + i], sums[t * ROWS + r]);
+        }
       }
     }
   }
@@ -198,28 +211,37 @@ template <int ROWS, int TOKENS, int C, typename T, typename G, typename U>
 METAL_FUNC void moe_dot_two_chunk(
     G gate, U up, ulong expert, uint first_row, const device T* x, const thread uint* at, uint chunk,
     thread float* gates, thread float* ups) {
+  typedef MoeStep<TOKENS, C, T> Step;
   uint wg[ROWS * G::CHUNK_WORDS], wu[ROWS * U::CHUNK_WORDS];
   float sg[ROWS], bg[ROWS], su[ROWS], bu[ROWS];
   gate.template load<ROWS>(expert, first_row, chunk, wg, sg, bg);
   up.template load<ROWS>(expert, first_row, chunk, wu, su, bu);
 #pragma unroll
-  for (int first = 0; first < C; first += 4) {
-    float vg[ROWS * 4], vu[ROWS * 4];
-#pragma unroll
-    for (int r = 0; r < ROWS; r++) {
-      G::four(wg + r * G::CHUNK_WORDS, sg[r], bg[r], first, vg + 4 * r);
-      U::four(wu + r * U::CHUNK_WORDS, su[r], bu[r], first, vu + 4 * r);
-    }
+  for (int begin = 0; begin < C; begin += Step::COUNT) {
+    uint y[TOKENS * Step::WORDS];
 #pragma unroll
     for (int t = 0; t < TOKENS; t++) {
-      float y[4];
-      MoeFour<T>::load(x + (at[t] * (G::CHUNKS * C) + chunk * C + first), y);
+      moe_words<Step::WORDS>((const device uint*)(x + (at[t] * (G::CHUNKS * C) + chunk * C + begin)), y + t * Step::WORDS);
+    }
+#pragma unroll
+    for (int part = 0; part < Step::COUNT; part += 4) {
+      float vg[ROWS * 4], vu[ROWS * 4];
 #pragma unroll
       for (int r = 0; r < ROWS; r++) {
+        G::four(wg + r * G::CHUNK_WORDS, sg[r], bg[r], begin + part, vg + 4 * r);
+        U::four(wu + r * U::CHUNK_WORDS, su[r], bu[r], begin + part, vu + 4 * r);
+      }
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-          gates[t * ROWS + r] = metal::fma(y[i], vg[4 * r + i], gates[t * ROWS + r]);
-          ups[t * ROWS + r] = metal::fma(y[i], vu[4 * r + i], ups[t * ROWS + r]);
+      for (int t = 0; t < TOKENS; t++) {
+        float z[4];
+        MoeFour<T>::unpack(y + t * Step::WORDS, part, z);
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+#pragma unroll
+          for (int i = 0; i < 4; i++) {
+            gates[t * ROWS + r] = metal::fma(z[i], vg[4 * r + i], gates[t * ROWS + r]);
+            ups[t * ROWS + r] = metal::fma(z[i], vu[4 * r + i], ups[t * ROWS + r]);
+          }
         }
       }
     }
@@ -283,8 +305,12 @@ METAL_FUNC float moe_sums(M m, ulong expert, uint first_row, const device T* x, 
   float sums[ROWS * TOKENS];
 #pragma unroll
   for (int i = 0; i < ROWS * TOKENS; i++) sums[i] = 0.0f;
-  for (uint chunk = lane; chunk < uint(M::CHUNKS); chunk += MOE_SIMD) {
-    moe_dot_chunk<ROWS, TOKENS, C, T>(m, expert, first_row, x, at, chunk, sums);
+#pragma unroll 1
+  for (int round = 0; round < M::CHUNKS / MOE_SIMD; round++) {
+    moe_dot_chunk<ROWS, TOKENS, C, T>(m, expert, first_row, x, at, lane + round * MOE_SIMD, sums);
+  }
+  if (lane < uint(M::CHUNKS % MOE_SIMD)) {
+    moe_dot_chunk<ROWS, TOKENS, C, T>(m, expert, first_row, x, at, lane + M::CHUNKS / MOE_SIMD * MOE_SIMD, sums);
   }
   MoeFold<ROWS * TOKENS, 16>::run(sums, lane);
   return sums[0];
@@ -294,7 +320,7 @@ template <int ROWS, int TOKENS, int C, typename T, typename G, typename U>
 METAL_FUNC void moe_gate_up_sums(
     G gate, U up, ulong expert, uint first_row, const device T* x, const thread uint* at, uint lane,
     thread float& gate_sum, thread float& up_sum) {
-  if (ROWS * TOKENS > 16) {
+  if (ROWS * TOKENS > MOE_SUMS) {
     gate_sum = moe_sums<ROWS, TOKENS, C, T>(gate, expert, first_row, x, at, lane);
     up_sum = moe_sums<ROWS, TOKENS, C, T>(up, expert, first_row, x, at, lane);
     return;
@@ -302,7 +328,12 @@ METAL_FUNC void moe_gate_up_sums(
   float gates[ROWS * TOKENS], ups[ROWS * TOKENS];
 #pragma unroll
   for (int i = 0; i < ROWS * TOKENS; i++) gates[i] = ups[i] = 0.0f;
-  for (uint chunk = lane; chunk < uint(G::CHUNKS); chunk += MOE_SIMD) {
+#pragma unroll 1
+  for (int round = 0; round < G::CHUNKS / MOE_SIMD; round++) {
+    moe_dot_two_chunk<ROWS, TOKENS, C, T>(gate, up, expert, first_row, x, at, lane + round * MOE_SIMD, gates, ups);
+  }
+  if (lane < uint(G::CHUNKS % MOE_SIMD)) {
+    const uint chunk = lane + G::CHUNKS / MOE_SIMD * MOE_SIMD;
     moe_dot_two_chunk<ROWS, TOKENS, C, T>(gate, up, expert, first_row, x, at, chunk, gates, ups);
   }
   MoeFold<ROWS * TOKENS, 16>::run(gates, lane);
@@ -311,15 +342,15 @@ METAL_FUNC void moe_gate_up_sums(
   up_sum = ups[0];
 }
 
-// ---- one token: MOE_ROWS rows of one expert -------------------------------------------------------------------
-template <int C, int ACTIVATION, typename T, typename G, typename U, typename GB, typename UB>
+// ---- one token: ROWS rows of one expert -----------------------------------------------------------------------
+template <int ROWS, int C, int ACTIVATION, typename T, typename G, typename U, typename GB, typename UB>
 METAL_FUNC void moe_gate_up_one(
     G gate, U up, const device GB* gate_bias, const device UB* up_bias, bool gate_biased, bool up_biased,
     ulong expert, uint first_row, const device T* x, uint lane, float alpha, float limit, device T* inner) {
   const uint at[1] = {0};
-  const MoeLane<MOE_ROWS, 1> mine(lane);
+  const MoeLane<ROWS, 1> mine(lane);
   float g, u;
-  moe_gate_up_sums<MOE_ROWS, 1, C, T>(gate, up, expert, first_row, x, at, lane, g, u);
+  moe_gate_up_sums<ROWS, 1, C, T>(gate, up, expert, first_row, x, at, lane, g, u);
   const uint row = first_row + mine.row;
   if (mine.is_first && row < uint(G::NUM_ROWS)) {
     if (gate_biased) g += float(gate_bias[expert * G::NUM_ROWS + row]);
@@ -327,13 +358,13 @@ METAL_FUNC void moe_gate_up_one(
     inner[row] = T(moe_activate<ACTIVATION>(g, u, alpha, limit));
   }
 }
-template <int C, typename T, typename D, typename B>
+template <int ROWS, int C, typename T, typename D, typename B>
 METAL_FUNC void moe_down_one(
     D down, const device B* bias, bool is_biased, ulong expert, uint first_row, const device T* inner, uint lane,
     threadgroup float* answers) {
   const uint at[1] = {0};
-  const MoeLane<MOE_ROWS, 1> mine(lane);
-  float sum = moe_sums<MOE_ROWS, 1, C, T>(down, expert, first_row, inner, at, lane);
+  const MoeLane<ROWS, 1> mine(lane);
+  float sum = moe_sums<ROWS, 1, C, T>(down, expert, first_row, inner, at, lane);
   const uint row = first_row + mine.row;
   if (mine.is_first && row < uint(D::NUM_ROWS)) {
     if (is_biased) sum += float(bias[expert * D::NUM_ROWS + row]);
@@ -341,87 +372,120 @@ METAL_FUNC void moe_down_one(
   }
 }
 
-// ---- a tile: MOE_ROWS rows of one expert for up to TILE of its pairs -------------------------------------------
-// A pair is a token's choice of an expert. A tile takes TOKENS places, as many as it needs in powers of two (behind
-// its last pair they hold that pair again, which is not written), and ROWS rows at a time, as many as the registers
-// hold: a kernel takes as many for all its threads as its greediest path. Weights are read once in any case.
+// ---- a few tokens ---------------------------------------------------------------------------------------------
+// A pair is a token's choice of an expert. A threadgroup makes some rows of one expert for all its pairs: slot y of
+// the grid is an expert, or where there are fewer pairs than experts a pair, and then the first pair of an expert
+// works for all of them.
+// The pairs of one expert in the order of the tokens; returns how many. One simdgroup. Indices: a pointer, of fewer
+// than 8 numbers to constant memory.
+template <typename Indices>
+METAL_FUNC uint moe_pairs(Indices indices, uint num_pairs, uint expert, uint lane, threadgroup ushort* pairs) {
+  uint count = 0;
+  for (uint base = 0; base < num_pairs; base += MOE_SIMD) {
+    const uint pair = base + lane;
+    const uint mine = pair < num_pairs && indices[pair] == expert ? 1 : 0;
+    const uint upto = simd_prefix_inclusive_sum(mine);
+    if (mine) pairs[count + upto - 1] = ushort(pair);
+    count += simd_broadcast(upto, ushort(MOE_SIMD - 1));
+  }
+  return count;
+}
+
+// A tile of the pairs takes TOKENS places, as many as it needs in powers of two (behind its last pair they hold that
+// pair again, which is not written), and as many of the simdgroup's ROWS at a time as the registers hold: a kernel
+// takes as many for all its threads as its greediest path. Weights are read once in any case.
+template <int ROWS, int TOKENS>
+struct MoePart {
+  enum { FIT = MOE_SUMS / TOKENS > 1 ? MOE_SUMS / TOKENS : 1, COUNT = int(ROWS) < int(FIT) ? int(ROWS) : int(FIT) };
+};
 template <int ROWS, int TOKENS, int C, int ACTIVATION, typename T, typename G, typename U, typename GB, typename UB>
 METAL_FUNC void moe_gate_up_tile(
     G gate, U up, const device GB* gate_bias, const device UB* up_bias, bool gate_biased, bool up_biased,
-    ulong expert, uint first_row, const device T* x, uint choices, const device uint* order, uint count, uint lane,
-    float alpha, float limit, device T* inner) {
+    ulong expert, uint first_row, const device T* x, uint choices, const threadgroup ushort* pairs, uint count,
+    uint lane, float alpha, float limit, device T* inner) {
+  enum { PART = MoePart<ROWS, TOKENS>::COUNT };
   uint at[TOKENS];
 #pragma unroll
-  for (int t = 0; t < TOKENS; t++) at[t] = order[metal::min(uint(t), count - 1)] / choices;
-  const MoeLane<ROWS, TOKENS> mine(lane);
-  for (int part = 0; part < MOE_ROWS; part += ROWS) {
+  for (int t = 0; t < TOKENS; t++) at[t] = uint(pairs[metal::min(uint(t), count - 1)]) / choices;
+  const MoeLane<PART, TOKENS> mine(lane);
+  for (uint part = first_row; part < metal::min(first_row + ROWS, uint(G::NUM_ROWS)); part += PART) {
     float g, u;
-    moe_gate_up_sums<ROWS, TOKENS, C, T>(gate, up, expert, first_row + part, x, at, lane, g, u);
-    const uint row = first_row + part + mine.row;
+    moe_gate_up_sums<PART, TOKENS, C, T>(gate, up, expert, part, x, at, lane, g, u);
+    const uint row = part + mine.row;
     if (mine.is_first && mine.token < count && row < uint(G::NUM_ROWS)) {
       if (gate_biased) g += float(gate_bias[expert * G::NUM_ROWS + row]);
       if (up_biased) u += float(up_bias[expert * G::NUM_ROWS + row]);
-      inner[ulong(order[mine.token]) * G::NUM_ROWS + row] = T(moe_activate<ACTIVATION>(g, u, alpha, limit));
+      inner[ulong(pairs[mine.token]) * G::NUM_ROWS + row] = T(moe_activate<ACTIVATION>(g, u, alpha, limit));
     }
   }
 }
-// The answers without their scores: answers[pair * MOE_ROWS + row - first_row].
-template <int ROWS, int TOKENS, int C, typename T, typename D, typename B>
+// The answers without their scores, as A: answers[pair * NUM_ROWS + row].
+template <int ROWS, int TOKENS, int C, typename T, typename D, typename B, typename A>
 METAL_FUNC void moe_down_tile(
     D down, const device B* bias, bool is_biased, ulong expert, uint first_row, const device T* inner,
-    const device uint* order, uint count, uint lane, threadgroup float* answers) {
+    const threadgroup ushort* pairs, uint count, uint lane, device A* answers) {
+  enum { PART = MoePart<ROWS, TOKENS>::COUNT };
   uint at[TOKENS];
 #pragma unroll
-  for (int t = 0; t < TOKENS; t++) at[t] = order[metal::min(uint(t), count - 1)];
-  const MoeLane<ROWS, TOKENS> mine(lane);
-  for (int part = 0; part < MOE_ROWS; part += ROWS) {
-    float sum = moe_sums<ROWS, TOKENS, C, T>(down, expert, first_row + part, inner, at, lane);
-    const uint row = first_row + part + mine.row;
+  for (int t = 0; t < TOKENS; t++) at[t] = pairs[metal::min(uint(t), count - 1)];
+  const MoeLane<PART, TOKENS> mine(lane);
+  for (uint part = first_row; part < metal::min(first_row + ROWS, uint(D::NUM_ROWS)); part += PART) {
+    float sum = moe_sums<PART, TOKENS, C, T>(down, expert, part, inner, at, lane);
+    const uint row = part + mine.row;
     if (mine.is_first && mine.token < count && row < uint(D::NUM_ROWS)) {
       if (is_biased) sum += float(bias[expert * D::NUM_ROWS + row]);
-      answers[order[mine.token] * MOE_ROWS + part + mine.row] = sum;
+      answers[ulong(pairs[mine.token]) * D::NUM_ROWS + row] = A(sum);
     }
   }
 }
 
-#define MOE_BY_COUNT(CALL)  /* ROWS, TOKENS */ \
-  if (count == 1) {                            \
-    CALL(4, 1);                                \
-  } else if (count == 2) {                     \
-    CALL(4, 2);                                \
-  } else if (count <= 4) {                     \
-    CALL(4, 4);                                \
-  } else if (count <= 8) {                     \
-    CALL(2, 8);                                \
-  } else if (count <= 16 || TILE <= 16) {      \
-    CALL(1, 16);                               \
-  } else {                                     \
-    CALL(1, (TILE > 16 ? 32 : 16));            \
+#define MOE_BY_COUNT(CALL)                 \
+  if (count == 1) {                        \
+    CALL(1);                               \
+  } else if (count == 2) {                 \
+    CALL(2);                               \
+  } else if (count <= 4) {                 \
+    CALL(4);                               \
+  } else if (count <= 8) {                 \
+    CALL(8);                               \
+  } else if (count <= 16 || TILE <= 16) {  \
+    CALL(16);                              \
+  } else {                                 \
+    CALL((TILE > 16 ? 32 : 16));           \
   }
-template <int TILE, int C, int ACTIVATION, typename T, typename G, typename U, typename GB, typename UB>
+// All pairs of an expert, TILE of them at a time.
+template <int TILE, int ROWS, int C, int ACTIVATION, typename T, typename G, typename U, typename GB, typename UB>
 METAL_FUNC void moe_gate_up_any(
     G gate, U up, const device GB* gate_bias, const device UB* up_bias, bool gate_biased, bool up_biased,
-    ulong expert, uint first_row, const device T* x, uint choices, const device uint* order, uint count, uint lane,
-    float alpha, float limit, device T* inner) {
-#define MOE_CALL(ROWS, TOKENS)                                                                                        \
+    ulong expert, uint first_row, const device T* x, uint choices, const threadgroup ushort* all, uint num_pairs,
+    uint lane, float alpha, float limit, device T* inner) {
+#define MOE_CALL(TOKENS)                                                                                              \
   moe_gate_up_tile<ROWS, TOKENS, C, ACTIVATION, T>(                                                                   \
-      gate, up, gate_bias, up_bias, gate_biased, up_biased, expert, first_row, x, choices, order, count, lane, alpha, \
+      gate, up, gate_bias, up_bias, gate_biased, up_biased, expert, first_row, x, choices, pairs, count, lane, alpha, \
       limit, inner)
-  MOE_BY_COUNT(MOE_CALL)
+  for (uint first = 0; first < num_pairs; first += TILE) {
+    const threadgroup ushort* pairs = all + first;
+    const uint count = metal::min(num_pairs - first, uint(TILE));
+    MOE_BY_COUNT(MOE_CALL)
+  }
 #undef MOE_CALL
 }
-template <int TILE, int C, typename T, typename D, typename B>
+template <int TILE, int ROWS, int C, typename T, typename D, typename B, typename A>
 METAL_FUNC void moe_down_any(
     D down, const device B* bias, bool is_biased, ulong expert, uint first_row, const device T* inner,
-    const device uint* order, uint count, uint lane, threadgroup float* answers) {
-#define MOE_CALL(ROWS, TOKENS)      \
-  moe_down_tile<ROWS, TOKENS, C, T>( \
-      down, bias, is_biased, expert, first_row, inner, order, count, lane, answers)
-  MOE_BY_COUNT(MOE_CALL)
+    const threadgroup ushort* all, uint num_pairs, uint lane, device A* answers) {
+#define MOE_CALL(TOKENS)                    \
+  moe_down_tile<ROWS, TOKENS, C, T>(        \
+      down, bias, is_biased, expert, first_row, inner, pairs, count, lane, answers)
+  for (uint first = 0; first < num_pairs; first += TILE) {
+    const threadgroup ushort* pairs = all + first;
+    const uint count = metal::min(num_pairs - first, uint(TILE));
+    MOE_BY_COUNT(MOE_CALL)
+  }
 #undef MOE_CALL
 }
-template <typename T, int H, int I, int TOPK, int C, int DOWN_MODE, int DOWN_BITS, int DOWN_GROUP, bool DOWN_BIASED, typename DOWN_S, bool WEIGHTED>
-[[kernel]] void custom_kernel_moe_down_sum__bfloat16_t_256_128_3_32_0_4_64_0_bfloat16_t_1_bfloat16_t_uint32_tc_bfloat16_tc_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_bfloat16_t(
+template <typename T, int H, int I, int TOPK, int C, int DOWN_MODE, int DOWN_BITS, int DOWN_GROUP, bool DOWN_BIASED, typename DOWN_S, int ROWS, bool WEIGHTED>
+[[kernel]] void custom_kernel_moe_down_sum__bfloat16_t_256_128_3_8_0_4_64_0_bfloat16_t_4_1_bfloat16_t_uint32_tc_bfloat16_tc_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_bfloat16_t(
   const device bfloat16_t* inner [[buffer(0)]],
   const constant uint32_t* indices [[buffer(1)]],
   const constant bfloat16_t* scores [[buffer(2)]],
@@ -437,33 +501,33 @@ template <typename T, int H, int I, int TOPK, int C, int DOWN_MODE, int DOWN_BIT
   uint3 threadgroup_position_in_grid [[threadgroup_position_in_grid]],
   uint3 threads_per_threadgroup [[threads_per_threadgroup]]) {
     // One token: out (H) = sum of score * (down . inner + bias) over its choices, or without scores each choice's
-    // own, (TOPK, H). A threadgroup makes MOE_ROWS rows, its simdgroups share out the choices.
+    // own, (TOPK, H). A threadgroup makes ROWS rows, its simdgroups share out the choices.
     typedef MoeMatrix<DOWN_MODE, DOWN_BITS, DOWN_GROUP, H, I, C, DOWN_S, T> Down;
-    enum { NUM_ANSWERS = TOPK * MOE_ROWS };
+    enum { NUM_ANSWERS = TOPK * ROWS };
     threadgroup float answers[NUM_ANSWERS];
-    const uint first_row = threadgroup_position_in_grid.x * MOE_ROWS;
+    const uint first_row = threadgroup_position_in_grid.x * ROWS;
     const Down down = {(const device uint*)down_weight, down_scales, down_biases};
     for (uint choice = simdgroup_index_in_threadgroup; choice < uint(TOPK); choice += simdgroups_per_threadgroup) {
-        moe_down_one<C, T>(
+        moe_down_one<ROWS, C, T>(
             down, down_bias, DOWN_BIASED, indices[choice], first_row, inner + choice * I, thread_index_in_simdgroup,
-            answers + choice * MOE_ROWS);
+            answers + choice * ROWS);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    const uint num_sums = WEIGHTED ? MOE_ROWS : TOPK * MOE_ROWS;
+    const uint num_sums = WEIGHTED ? ROWS : TOPK * ROWS;
     for (uint i = thread_index_in_threadgroup; i < num_sums; i += threads_per_threadgroup.x) {
         float sum = answers[i];
         if (WEIGHTED) {
             sum = 0.0f;
             for (int k = 0; k < TOPK; k++) {
-                sum = metal::fma(float(scores[k]), answers[k * MOE_ROWS + i], sum);
+                sum = metal::fma(float(scores[k]), answers[k * ROWS + i], sum);
             }
         }
-        const uint row = first_row + i % MOE_ROWS;
+        const uint row = first_row + i % ROWS;
         if (row < uint(H)) {
-            out[ulong(i / MOE_ROWS) * H + row] = T(sum);
+            out[ulong(i / ROWS) * H + row] = T(sum);
         }
     }
 
 }
 
-template [[host_name("custom_kernel_moe_down_sum__bfloat16_t_256_128_3_32_0_4_64_0_bfloat16_t_1_bfloat16_t_uint32_tc_bfloat16_tc_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_bfloat16_t")]] [[kernel]] decltype(custom_kernel_moe_down_sum__bfloat16_t_256_128_3_32_0_4_64_0_bfloat16_t_1_bfloat16_t_uint32_tc_bfloat16_tc_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_bfloat16_t<bfloat16_t, 256, 128, 3, 32, 0, 4, 64, 0, bfloat16_t, 1>) custom_kernel_moe_down_sum__bfloat16_t_256_128_3_32_0_4_64_0_bfloat16_t_1_bfloat16_t_uint32_tc_bfloat16_tc_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_bfloat16_t<bfloat16_t, 256, 128, 3, 32, 0, 4, 64, 0, bfloat16_t, 1>;
+template [[host_name("custom_kernel_moe_down_sum__bfloat16_t_256_128_3_8_0_4_64_0_bfloat16_t_4_1_bfloat16_t_uint32_tc_bfloat16_tc_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_bfloat16_t")]] [[kernel]] decltype(custom_kernel_moe_down_sum__bfloat16_t_256_128_3_8_0_4_64_0_bfloat16_t_4_1_bfloat16_t_uint32_tc_bfloat16_tc_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_bfloat16_t<bfloat16_t, 256, 128, 3, 8, 0, 4, 64, 0, bfloat16_t, 4, 1>) custom_kernel_moe_down_sum__bfloat16_t_256_128_3_8_0_4_64_0_bfloat16_t_4_1_bfloat16_t_uint32_tc_bfloat16_tc_uint32_t_bfloat16_t_bfloat16_t_bfloat16_t_bfloat16_t<bfloat16_t, 256, 128, 3, 8, 0, 4, 64, 0, bfloat16_t, 4, 1>;

@@ -8,7 +8,7 @@
     const uint num_pairs = uint(indices_shape[0]) * TOPK;
     for (uint e = simdgroup_index_in_threadgroup; e < uint(E); e += simdgroups_per_threadgroup) {
         uint mine = 0;
-        for (uint pair = lane; pair < num_pairs; pair += MOE_SIMD) {
+        for (uint pair = lane; pair < num_pairs; pair += threads_per_simdgroup) {
             mine += indices[pair] == e ? 1 : 0;
         }
         mine = simd_sum(mine);
@@ -19,7 +19,7 @@
     threadgroup_barrier(mem_flags::mem_threadgroup);
     if (simdgroup_index_in_threadgroup == 0) {
         uint num_placed = 0, num_tiles = 0;
-        for (uint base = 0; base < uint(E); base += MOE_SIMD) {
+        for (uint base = 0; base < uint(E); base += threads_per_simdgroup) {
             const uint count = base + lane < uint(E) ? counts[base + lane] : 0;
             const uint cut = (count + TILE - 1) / TILE;
             const uint place = num_placed + simd_prefix_exclusive_sum(count);
@@ -42,7 +42,7 @@
             continue;
         }
         uint place = places[e];
-        for (uint base = 0; base < num_pairs; base += MOE_SIMD) {
+        for (uint base = 0; base < num_pairs; base += threads_per_simdgroup) {
             const uint pair = base + lane;
             const uint mine = pair < num_pairs && indices[pair] == e ? 1 : 0;
             const uint before = simd_prefix_exclusive_sum(mine);
@@ -51,7 +51,7 @@
             }
             place += simd_sum(mine);
         }
-        for (uint cut = lane; cut * TILE < count; cut += MOE_SIMD) {
+        for (uint cut = lane; cut * TILE < count; cut += threads_per_simdgroup) {
             const uint at = 4 * (1 + firsts[e] + cut);
             tiles[at] = e;
             tiles[at + 1] = places[e] + cut * TILE;

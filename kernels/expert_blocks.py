@@ -1,0 +1,92 @@
+"""What trials of an expert layer need: its weights as the kernels take them, random tokens, and its name.
+
+For the thread that owns MLX.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.models.switch_layers import SwitchGLU
+
+from kernels.moe_spec import BlockSpec, Experts, Format
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """x (T, hidden), indices (T, k) uint32 and scores (T, k), evaluated."""
+
+    x: mx.array
+    indices: mx.array
+    scores: mx.array
+
+    @property
+    def num_experts(self) -> int:
+        """Different ones."""
+        return len(np.unique(np.array(self.indices)))
+
+
+def experts_of(layer: Any) -> tuple[Experts, Experts, Experts]:
+    """Gate, up and down of a SwitchGLU as the kernels take them."""
+    gate, up, down = (
+        Experts(part["weight"], part.get("scales"), part.get("biases"), part.get("bias"))
+        for part in (layer.gate_proj, layer.up_proj, layer.down_proj)
+    )
+    return gate, up, down
+
+
+def tokens(spec: BlockSpec, num_tokens: int, seed: int, *, num_experts: int | None = None) -> Tokens:
+    """Random ones, each with different experts: the first and the last, and others up to `num_experts`."""
+    rng = np.random.default_rng(seed)
+    limit = spec.num_experts if num_experts is None else max(num_experts, spec.top_k)
+    others = rng.permutation(np.arange(1, spec.num_experts - 1))[: max(0, limit - 2)]
+    known = np.concatenate([[0], others, [spec.num_experts - 1]])[: spec.num_experts]
+    chosen = np.stack([rng.permutation(known)[: spec.top_k] for _ in range(num_tokens)])
+    weights = rng.random(chosen.shape) + 0.1
+    made = Tokens(
+        mx.array(rng.standard_normal((num_tokens, spec.hidden_size), dtype=np.float32)).astype(spec.dtype),
+        mx.array(chosen.astype(np.uint32)),
+        mx.array((weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)).astype(spec.dtype),
+    )
+    mx.eval(made.x, made.indices, made.scores)
+    return made
+
+
+def by_mlx(layer: Any, x: mx.array, indices: mx.array, scores: mx.array) -> mx.array:
+    """The same as mlx-lm computes it."""
+    y: mx.array = SwitchGLU.__call__(layer, x, indices)
+    return (y * scores[..., None]).sum(axis=-2).astype(y.dtype)
+
+
+def expert_nbytes(spec: BlockSpec, layer: Any) -> int:
+    """Bytes of one expert's weights."""
+    arrays = (a for part in experts_of(layer) for a in (part.weight, part.scales, part.biases, part.bias))
+    return sum(int(array.nbytes) for array in arrays if array is not None) // spec.num_experts
+
+
+def describe(spec: BlockSpec, layer: Any) -> str:
+    """A form of block in a line; different forms have different ones."""
+    parts = [
+        f"{name} {_format(form, layer[f'{name}_proj'])}"
+        for name, form in (("gate", spec.gate), ("up", spec.up), ("down", spec.down))
+    ]
+    activation = spec.activation
+    kind = activation.kind
+    if kind not in ("swiglu", "geglu"):
+        kind += f" {activation.alpha:g} {activation.limit:g}"
+    dtype = str(spec.dtype).removeprefix("mlx.core.")
+    return (
+        f"{spec.top_k} of {spec.num_experts} experts, {spec.hidden_size} x {spec.expert_size}, "
+        f"{', '.join(parts)}, {kind}, {dtype}"
+    )
+
+
+def _format(form: Format, projection: Any) -> str:
+    stored = projection.get("scales")
+    dtype = str((projection["weight"] if stored is None else stored).dtype).removeprefix("mlx.core.")
+    width = "" if form.mode.endswith(str(form.bits)) else form.bits  # mxfp4 says it
+    name = dtype if form.mode == "plain" else f"{form.mode}{width}/{form.group_size} ({dtype})"
+    return name + (" with bias" if projection.get("bias") is not None else "")

@@ -1,0 +1,65 @@
+"""A block's graph is built again without its launches: once for each shape, with any arrays of that form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from kernels import backend, moe, source
+from kernels.moe_spec import BlockSpec, Format
+from tests.moe_blocks import block, routed
+
+FORM = Format(4, 64)
+SPEC = BlockSpec(6, 128, 64, 3, FORM, FORM, FORM, dtype=mx.bfloat16)
+
+
+class Launches:
+    """Stands for MLX's Metal backend, which only a Mac has: outputs are made of a number of each input."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def kernel(self, kernel: source.Kernel) -> Callable[..., list[mx.array]]:
+        def call(
+            *,
+            inputs: Sequence[mx.array],
+            output_shapes: Sequence[Sequence[int]],
+            output_dtypes: Sequence[mx.Dtype],
+            **_: Any,
+        ) -> list[mx.array]:
+            self.names.append(kernel.name)
+            total = sum((mx.sin(a.reshape(-1)[0].astype(mx.float32)) for a in inputs), mx.array(0.0))
+            pairs = zip(output_shapes, output_dtypes, strict=True)
+            return [mx.broadcast_to(total, shape).astype(dtype) for shape, dtype in pairs]
+
+        return call
+
+
+def test_a_shape_is_launched_once_and_repeated_with_other_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = Launches()
+    monkeypatch.setattr(source, "_metal", launches.kernel)
+    made = [block(SPEC, seed=seed) for seed in (1, 2)]
+    layers = [moe.Block(SPEC, one.gate, one.up, one.down) for one in made]
+    one, few = ["moe_gate_up", "moe_down_sum"], ["moe_gate_up_batch", "moe_down_batch", "moe_sum"]
+    moe._replay.cache_clear()
+    mx.enable_compile()  # tests run without
+    try:
+        with backend.forced("metal"):
+            for tokens, is_summed, wanted in ((1, True, one), (5, True, few), (5, False, few[:2])):
+                found, launched = [], []
+                launches.names.clear()
+                for seed, layer in enumerate((*layers, *layers)):
+                    x, indices, scores = routed(SPEC, tokens, seed=seed)
+                    found.append(moe.run(layer, x, indices, scores if is_summed else None))
+                assert launches.names == wanted
+                for seed, layer in enumerate((*layers, *layers)):
+                    x, indices, scores = routed(SPEC, tokens, seed=seed)
+                    launched.append(moe._launched(layer, x, indices, scores if is_summed else None))
+                assert all(mx.array_equal(a, b) for a, b in zip(found, launched, strict=True))
+                assert len({float(a.reshape(-1)[0]) for a in found}) == 4  # each of its own arrays
+    finally:
+        mx.disable_compile()
+        moe._replay.cache_clear()
