@@ -8,7 +8,6 @@ Recurrent states count as float32.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,12 @@ STATE_DTYPE_BYTES = 4
 
 Config = Mapping[str, Any]  # flat: the text part of config.json
 Shapes = Mapping[str, tuple[int, ...]]  # of one layer's tensors, by the name after the layer's index
+
+
+def in_whole_steps(num_tokens: int) -> int:
+    """The places that a cache of so many tokens has, which grows by KV_STEP_TOKENS."""
+    return -(-num_tokens // KV_STEP_TOKENS) * KV_STEP_TOKENS
+
 
 # Modules that cache the compressed latent and the rotary key of multi-head latent attention; a converted
 # checkpoint shows it (embed_q), an original one does not. The others expand them to keys and values per
@@ -60,7 +65,7 @@ class CacheProfile:
 
     def nbytes(self, context: int, chunk_tokens: int = PREFILL_CHUNK_TOKENS) -> int:
         """Bytes for one session of `context` tokens, read in chunks of `chunk_tokens`, at their most."""
-        tokens = math.ceil(context / KV_STEP_TOKENS) * KV_STEP_TOKENS
+        tokens = in_whole_steps(context)
         if self.window is not None:
             tokens = min(tokens, self.window - 1 + chunk_tokens)
         return self.state_bytes + self.token_bytes * tokens

@@ -74,18 +74,15 @@ class BatchState:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Only these rows, in this order; at least one."""
-        chosen = list(rows)
-        index = mx.array(chosen, dtype=mx.int32)
         for cache in self.own.values():
-            keep(cache, chosen, index, self._kv)
+            keep(cache, rows, self._kv)
         self.positions = [self.positions[row] for row in rows]
         self._renew()
 
     def taken(self, rows: Sequence[int]) -> BatchState:
         """A state of these rows, in this order; they stay here too. Evaluates nothing."""
-        chosen, kv = list(rows), KVRows()
-        index = mx.array(chosen, dtype=mx.int32)
-        own = {i: taken(cache, chosen, index, kv, self._kv) for i, cache in self.own.items()}
+        kv = KVRows()
+        own = {i: taken(cache, rows, kv, self._kv) for i, cache in self.own.items()}
         return BatchState(own, kv, [self.positions[row] for row in rows], self._make_view)
 
     def extend(self, other: BatchState) -> None:

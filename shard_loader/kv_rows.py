@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import BatchKVCache, KVCache
 
-from planner.kv_profile import KV_STEP_TOKENS
+from planner.kv_profile import in_whole_steps
 
 
 class KVRows:
@@ -71,8 +71,8 @@ class KVRows:
         padding = [self._paddings[id(cache)][row] for row in rows]
         spare = min(padding)
         if cache.keys is not None:
-            index = self._array(rows)
-            span = slice(spare, spare + -(-(cache._idx - spare) // KV_STEP_TOKENS) * KV_STEP_TOKENS)
+            index = self.numbers(rows)
+            span = slice(spare, spare + in_whole_steps(cache._idx - spare))
             cache.keys, cache.values = (kept[..., span, :][index] for kept in (cache.keys, cache.values))
         self._set(cache, [number - spare for number in padding], cache._idx - spare)
 
@@ -94,6 +94,13 @@ class KVRows:
             alone.offset = end - first
         return alone
 
+    def numbers(self, numbers: Sequence[int]) -> mx.array:
+        """One for each row, (B,) int32; made once for all layers until the change is done."""
+        key = tuple(numbers)
+        if key not in self._numbers:
+            self._numbers[key] = mx.array(key, dtype=mx.int32)
+        return self._numbers[key]
+
     def changed(self) -> None:
         """A change of all caches is done: the arrays made for it are let go."""
         self._numbers.clear()
@@ -108,14 +115,8 @@ class KVRows:
     def _set(self, cache: BatchKVCache, padding: Sequence[int], end: int) -> None:
         self._paddings[id(cache)] = tuple(padding)
         cache._idx = end
-        cache.left_padding = self._array(padding)
-        cache.offset = self._array([end - number for number in padding])
-
-    def _array(self, numbers: Sequence[int]) -> mx.array:
-        key = tuple(numbers)
-        if key not in self._numbers:
-            self._numbers[key] = mx.array(key, dtype=mx.int32)
-        return self._numbers[key]
+        cache.left_padding = self.numbers(padding)
+        cache.offset = self.numbers([end - number for number in padding])
 
 
 def _placed(
@@ -126,7 +127,7 @@ def _placed(
     spans: of each its first and last row, and its first and last token.
     """
     _, heads, _, size = rows[0].shape
-    room = -(-(end + 1) // KV_STEP_TOKENS) * KV_STEP_TOKENS
+    room = in_whole_steps(end + 1)
     placed = mx.zeros((num_rows, heads, room, size), rows[0].dtype)
     for part, (first_row, stop_row, first, stop) in zip(rows, spans, strict=True):
         placed[first_row:stop_row, :, first:stop] = part

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -19,7 +20,7 @@ from mlx_lm.models.cache import (
     RotatingKVCache,
 )
 
-from planner.kv_profile import KV_STEP_TOKENS
+from planner.kv_profile import in_whole_steps
 from shard_loader.kv_rows import KVRows
 
 
@@ -58,27 +59,27 @@ def extend(cache: Any, other: Any, kv: KVRows, others: KVRows) -> None:
         cache.extend(other)
 
 
-def keep(cache: Any, rows: list[int], index: mx.array, kv: KVRows) -> None:
-    """Only these rows, in this order; index: their numbers for the device."""
+def keep(cache: Any, rows: Sequence[int], kv: KVRows) -> None:
+    """Only these rows, in this order."""
     if type(cache) is CacheList:
         for part in cache.caches:
-            keep(part, rows, index, kv)
+            keep(part, rows, kv)
     elif type(cache) is BatchKVCache:
         kv.keep(cache, rows)
     else:
-        cache.filter(index)
+        cache.filter(kv.numbers(rows))
 
 
-def taken(cache: Any, rows: list[int], index: mx.array, kv: KVRows, source: KVRows) -> Any:
+def taken(cache: Any, rows: Sequence[int], kv: KVRows, source: KVRows) -> Any:
     """A cache with these rows of one that keeps them too; kv: of the state that gets it."""
     if type(cache) is CacheList:
-        return CacheList(*(taken(part, rows, index, kv, source) for part in cache.caches))
+        return CacheList(*(taken(part, rows, kv, source) for part in cache.caches))
     if type(cache) is BatchKVCache:
         return kv.taken(cache, rows, source)
     twin = copy.copy(cache)
     for name, value in vars(cache).items():
         setattr(twin, name, handles(value))
-    twin.filter(index)
+    twin.filter(kv.numbers(rows))
     return twin
 
 
@@ -133,7 +134,7 @@ def forked(cache: Any, num_dropped: int) -> Any:
         setattr(twin, name, handles(value))
     if num_dropped:
         twin.trim(num_dropped)
-        room = -(-twin.offset // KV_STEP_TOKENS) * KV_STEP_TOKENS
+        room = in_whole_steps(twin.offset)
         twin.keys, twin.values = _shortened(twin.keys, room), _shortened(twin.values, room)
     return twin
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kernels.emulator import build
+from proto import control_pb2
 from tests.reference import greedy
 from tests.ring_processes import RingProcesses
 from tests.test_whole_ring_exact import CUTS, NUM_LAYERS, PROMPTS, ranges
@@ -74,20 +75,27 @@ def test_three_stages_with_kernels_are_the_reference(model: Path, tmp_path: Path
         assert again.num_calls > 0
 
 
-@pytest.mark.parametrize("kernel", ["moe", "moe_down_sum"])
-def test_a_kernel_that_is_wrong_is_found_out_and_not_used(model: Path, tmp_path: Path, kernel: str) -> None:
-    """On one node alone: the others use theirs. moe.h has what stores gate and up."""
+def one_node_is_wrong(
+    folder: Path, plain: Path, directory: Path, kernel: str
+) -> tuple[control_pb2.KernelStatus, control_pb2.KernelStatus]:
+    """What rank 1, whose kernel is wrong, and rank 2 say of theirs; the ring answers as `plain` does."""
     ring = RingProcesses(
-        tmp_path,
-        model,
+        directory,
+        folder,
         ranges(NUM_LAYERS, CUTS[3]),
         env={"MACRAME_KERNELS": "emulate"},
         faults={1: f"wrong_kernel={kernel}"},
     )
     with ring:
         ring.wait_ok(300)
-        check(ring, model)
-        wrong, right = ring.node_status(1).kernels, ring.node_status(2).kernels
+        check(ring, plain)
+        return ring.node_status(1).kernels, ring.node_status(2).kernels
+
+
+@pytest.mark.parametrize("kernel", ["moe", "moe_down_sum"])
+def test_a_kernel_that_is_wrong_is_found_out_and_not_used(model: Path, tmp_path: Path, kernel: str) -> None:
+    """On one node alone: the others use theirs. moe.h has what stores gate and up."""
+    wrong, right = one_node_is_wrong(model, model, tmp_path, kernel)
     one_token = wrong.verdicts[0]
     assert (one_token.first_tokens, one_token.is_taken) == (1, False)
     assert one_token.reason.startswith("wrong by ")
@@ -138,18 +146,7 @@ def test_an_exl3_kernel_that_is_wrong_is_found_out_and_not_used(
     exl3: tuple[Path, Path], tmp_path: Path, kernel: str
 ) -> None:
     """On one node alone, and with it only the numbers of rows that this kernel is for."""
-    folder, plain = exl3
-    ring = RingProcesses(
-        tmp_path,
-        folder,
-        ranges(NUM_LAYERS, CUTS[3]),
-        env={"MACRAME_KERNELS": "emulate"},
-        faults={1: f"wrong_kernel={kernel}"},
-    )
-    with ring:
-        ring.wait_ok(300)
-        check(ring, plain)
-        wrong, right = ring.node_status(1).kernels, ring.node_status(2).kernels
+    wrong, right = one_node_is_wrong(*exl3, tmp_path, kernel)
     for one in wrong.verdicts:
         is_wrong = (one.last_tokens > 0) == (kernel == "exl3_decode")
         assert one.is_taken != is_wrong
