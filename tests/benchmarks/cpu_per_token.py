@@ -39,6 +39,10 @@ PROMPT_TOKENS = 16
 IDLE_S = 5.0
 WARM_TOKENS = 4  # of each answer, before the time counts as steady
 POLL_S = 0.005
+# Of this process, when it started: taskset gives it fewer
+PROCESSORS = (
+    sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]
+)
 
 BASELINE = """
 import json, resource, sys
@@ -99,7 +103,7 @@ def pin(processes: list[psutil.Process]) -> None:
     processors for every operation, which doubles the CPU time of either side and hides the difference."""
     for index, process in enumerate(processes):
         for thread in process.threads():
-            os.sched_setaffinity(thread.id, {index % (os.cpu_count() or 1)})
+            os.sched_setaffinity(thread.id, {PROCESSORS[index % len(PROCESSORS)]})
 
 
 def ring_processes(ring: RingProcesses) -> list[psutil.Process]:
@@ -213,7 +217,7 @@ def measure(
             concurrency=max(4, num_users),
             speculation=NO_GUESSES,
         ) as ring,
-        closing(Baselines(model, prompt, 1 if num_users == 1 else os.cpu_count() or 1, batch)) as baselines,
+        closing(Baselines(model, prompt, 1 if num_users == 1 else len(PROCESSORS), batch)) as baselines,
         ThreadPoolExecutor(num_users) as users,
     ):
         ring.wait_api()
