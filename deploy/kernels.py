@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cluster.arguments import Parser
@@ -19,11 +19,12 @@ from cluster.console import say
 from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, UserError
 from cluster.probe import seen_machine
 from deploy.command import run_command
+from deploy.kernels_text import Result, results_text
 
 if TYPE_CHECKING:
     from deploy.kernel_forms import Form, MatrixForm
     from kernels.self_test import Trial
-    from kernels.verdicts import Machine, Verdict
+    from kernels.verdicts import Machine
 
 MODELS = ("qwen3-30b-a3b", "glm-4.7-flash")
 EXL3_BLOCKS = ("qwen3-8b-exl3", "qwen3-30b-a3b-exl3")
@@ -31,18 +32,6 @@ FORMATS = ("affine2", "affine3", "affine4", "affine5", "affine6", "affine8", "mx
 FORMAT, GROUP_SIZE, BITS, DTYPE = "affine4", 64, 3, "bfloat16"  # of a known block where nothing is said
 EMULATED_EXPERTS = 16
 MEMORY_PARTS = 3  # a layer takes no more of the available memory than one of these
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What one form gave. verdicts: of the classes of which every size was tried."""
-
-    form: Form | MatrixForm
-    name: str
-    layer_bytes: int
-    num_layers: int
-    trials: list[Trial]
-    verdicts: list[Verdict]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -106,7 +95,6 @@ def _run(args: argparse.Namespace) -> int:
         say(f"macrame kernels: {time.monotonic() - started:5.1f} s  {line}")
 
     results = [_try(form, where, args.tokens, progress) for form in _forms(args, where)]
-    from deploy.kernels_text import results_text
     from kernels.verdicts import this_machine
 
     machine = this_machine(where)

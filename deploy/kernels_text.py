@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from planner.render import table
 from planner.sizes import size
 
 if TYPE_CHECKING:
-    from deploy.kernels import Result
+    from deploy.kernel_forms import Form, MatrixForm
     from kernels.self_test import Trial
-    from kernels.verdicts import Machine
+    from kernels.verdicts import Machine, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one form gave. verdicts: of the classes of which every size was tried."""
+
+    form: Form | MatrixForm
+    name: str
+    layer_bytes: int
+    num_layers: int
+    trials: list[Trial]
+    verdicts: list[Verdict]
 
 
 def results_text(machine: Machine, results: Sequence[Result]) -> str:

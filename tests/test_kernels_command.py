@@ -20,7 +20,7 @@ from deploy.kernel_forms import (
     known_form,
     known_matrices,
 )
-from deploy.kernels_text import results_text
+from deploy.kernels_text import Result, results_text
 from kernels import expert_blocks, moe, self_test
 from kernels.emulator import build
 from kernels.exl3_choice import Called
@@ -206,7 +206,7 @@ def test_the_table() -> None:
     ]
     verdicts = [decide(1, 1, trials[:1]), decide(2, 4, trials[1:])]
     form = Form("glm-4.7-flash", TINY)
-    text = results_text(MACHINE, [kernels.Result(form, "the block", 301 * 10**6, 2, trials, verdicts)])
+    text = results_text(MACHINE, [Result(form, "the block", 301 * 10**6, 2, trials, verdicts)])
     assert text.splitlines() == [
         "Apple M4 Max, Darwin 26.1, MLX 0.32.4: metal kernels 0123456789abcdef",
         "",
