@@ -114,8 +114,9 @@ class BuildAhead:
             numbers = built.team.numbers
             is_other = numbers != slots and not set(slots).isdisjoint(numbers)
             is_aside = numbers == slots and not built.team.goes_on_with(frame.slots)
-            if not touched.isdisjoint(numbers) or is_other or is_aside:
-                self.drop()
+            is_over = not touched.isdisjoint(numbers)
+            if is_over or is_other or is_aside:
+                self.drop(is_over=is_over)
 
     def take(
         self, slots: Sequence[ring_pb2.Slot], sessions: Sequence[Session], carry: Sequence[Tensor]
@@ -143,14 +144,14 @@ class BuildAhead:
                 del self._teams[next(iter(self._teams))]
         return taken
 
-    def drop(self) -> None:
-        """What was built is undone."""
+    def drop(self, *, is_over: bool = False) -> None:
+        """What was built is undone. is_over: an answer has ended, which says nothing about the next ones."""
         built, self._built = self._built, None
         if built is None:
             return
         built.ahead.undo()
         self.num_dropped += 1
-        self._trust -= 1
+        self._trust -= not is_over
         if self._trust <= 0:  # it does not pay here and now
             self._trust, self._rest = TRUST, REST_STEPS
 
@@ -158,7 +159,7 @@ class BuildAhead:
         """These sessions are no more, with all that was built for them."""
         gone = set(sessions)
         if self._built is not None and not gone.isdisjoint(self._built.team.numbers):
-            self.drop()
+            self.drop(is_over=True)
         for numbers in list(self._teams):
             if not gone.isdisjoint(numbers):
                 del self._teams[numbers]

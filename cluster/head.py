@@ -372,7 +372,9 @@ class Head(head_pb2_grpc.HeadServicer):
 def _as_injected(limits: Limits) -> Limits:
     """Less in the ring, where a test or a benchmark asks for that."""
     frames, rows = (int(injected(f)) for f in (Fault.FRAMES_IN_FLIGHT, Fault.ROWS_PER_FRAME))
-    return replace(limits, max_in_flight=frames or limits.max_in_flight, max_rows=rows or limits.max_rows)
+    if frames:
+        limits = replace(limits, max_in_flight=frames, max_lone_chunks=0)
+    return replace(limits, max_rows=rows or limits.max_rows)
 
 
 def _check_size(sampling: ring_pb2.Sampling) -> None:

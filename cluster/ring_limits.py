@@ -54,6 +54,7 @@ class RingLimits:
             prefill_chunk=self._chunks.alone,
             shared_chunk=self._chunks.shared,
             max_chunks=len(plan.assignments) + 1,
+            max_lone_chunks=max(len(plan.assignments) + 1, 2 * len(plan.assignments)),
             vocab_size=self._vocab_size,
             max_rows=self._max_rows,
             share=self._share,

@@ -32,6 +32,7 @@ class Limits:
     max_in_flight: int  # frames in the ring at once
     prefill_chunk: int = DEFAULT_PREFILL_CHUNK  # tokens of a prompt in one frame
     max_chunks: int = 0  # of these, frames of prompts; 0: all
+    max_lone_chunks: int = 0  # the same while nobody's answer is written; 0: no others
     vocab_size: int = 0  # 0: not checked
     max_rows: int = 1  # requests whose tokens may share a frame
     share: Callable[[int], float] = whole_context

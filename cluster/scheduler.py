@@ -318,7 +318,9 @@ class Scheduler:
         self._kept.make_room(limits, self._active)
         outbox, active = self._outbox, self._active
         sends = self._guessing.asks(active, limits, outbox.epoch)
-        while len(outbox.in_flight) < limits.max_in_flight and (frame := self._next(limits, sends)):
+        while len(outbox.in_flight) < turns.max_frames(active, limits) and (
+            frame := self._next(limits, sends)
+        ):
             sends.append(Send(frame))
         sends += self._guessing.asks(active, limits, outbox.epoch)
         outbox.closes += self._kept.let_go(active)

@@ -31,7 +31,20 @@ def due(
     if row is not None and num_chunks:
         # Those that wait for others to share a frame with do not wait for further chunks as well.
         return row if num_rows < num_row_frames(active, limits) else None
-    return chunk if not limits.max_chunks or num_chunks < limits.max_chunks else None
+    most = (limits.max_lone_chunks if is_reading(active) else 0) or limits.max_chunks
+    return chunk if not most or num_chunks < most else None
+
+
+def is_reading(active: Collection[Request]) -> bool:
+    """Nobody's answer is written: prompts are read, and nothing else."""
+    return all(request.is_chunk_due for request in active)
+
+
+def max_frames(active: Collection[Request], limits: Limits) -> int:
+    """How many frames may be in the ring. Parts of prompts keep a device busy only where the next one is
+    built while it computes, so that each stage has two of them.
+    """
+    return max(limits.max_in_flight, limits.max_lone_chunks) if is_reading(active) else limits.max_in_flight
 
 
 def next_chunk(active: Collection[Request], num_read: int) -> Request | None:
@@ -57,8 +70,7 @@ def rows_with(first: Request, active: Collection[Request], limits: Limits) -> li
 
 def chunk_tokens(active: Collection[Request], limits: Limits) -> int:
     """How much of a prompt goes at once: less while answers are written."""
-    is_alone = all(request.is_chunk_due for request in active)
-    return limits.prefill_chunk if is_alone else limits.shared_chunk or limits.prefill_chunk
+    return limits.prefill_chunk if is_reading(active) else limits.shared_chunk or limits.prefill_chunk
 
 
 def scored_chunk(limits: Limits) -> int:

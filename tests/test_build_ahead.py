@@ -213,6 +213,21 @@ def test_it_rests_where_it_does_not_pay(tmp_path: Path) -> None:
     assert (ahead.num_taken, ahead._built) == (0, None)
 
 
+def test_short_answers_do_not_make_it_rest(tmp_path: Path) -> None:
+    """What was built behind an answer's last token is dropped, and the next answer's steps are built."""
+    ring = Ring(write_checkpoint("llama", tmp_path / "llama", num_layers=LAYERS), [], is_ahead=True)
+    for _ in range(2 * TRUST):
+        ring.read(1)
+        ring.write(1)
+        ring.send(closes=1)
+        ring.position[1] = len(PROMPTS[1]) - 1
+    (ahead,) = (engine.ahead for engine in ring.engines)
+    assert (ahead.num_taken, ahead.num_dropped) == (0, 2 * TRUST)
+    ring.read(2)
+    ring.write(2, times=5)
+    assert ahead.num_taken == 4
+
+
 @pytest.mark.parametrize("is_kept", [False, True])
 def test_numbers_written_in_place_are_seen(*, is_kept: bool) -> None:
     """Token ids on the first stage, the carry on the next."""

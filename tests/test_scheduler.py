@@ -80,6 +80,24 @@ def test_prompts_leave_room_for_decodes_in_a_long_ring() -> None:
     assert len(frames(scheduler.submit("d", list(range(40)), 2, greedy()))) == 2
 
 
+def test_prompts_alone_have_two_frames_for_each_stage() -> None:
+    """While an answer is written they have fewer; the answer's first token waits for nobody's turn."""
+    scheduler = Scheduler(max_queued=0)
+    limits = Limits(64, 4, 4, 4, vocab_size=100, max_chunks=4, max_lone_chunks=6)
+    scheduler.ring_up(7, limits)
+    sent = frames(scheduler.submit("a", list(range(29)), 5, greedy()))
+    assert [len(f.slots[0].tokens) for f in sent] == [4] * 6
+    (seventh,) = frames(answer(scheduler, sent[0]))
+    assert frames(answer(scheduler, sent[1])) == []  # the prompt's last token: four others are in the ring
+    assert frames(answer(scheduler, sent[2])) == []
+    (last,) = frames(answer(scheduler, sent[3]))
+    assert last.slots[0].is_sampled
+    assert frames(scheduler.submit("b", list(range(29)), 5, greedy())) == []
+    answers = [frames(answer(scheduler, frame)) for frame in (sent[4], sent[5], seventh)]
+    assert [len(more) for more in answers] == [1, 1, 1]
+    assert scheduler.num_in_flight == 4
+
+
 def test_decode_goes_round_until_length() -> None:
     scheduler = up()
     (frame,) = frames(scheduler.submit("a", [3], 3, greedy()))
