@@ -63,7 +63,8 @@ def choose_layers(
     """The layers that are quantised, by the name their tap has, in the model's order.
 
     A whole number of bits is each layer's; another is met by a mix of the two whole numbers around it, spread
-    evenly over the model's weights. The head has its own.
+    evenly over the model's weights. The experts that are computed together have the same: exllamav3 loads no
+    others, and neither it nor the kernels here have a product for them. The head has its own.
     """
     layers: dict[str, Layer] = {}
     owed = Fraction(0)
@@ -74,18 +75,16 @@ def choose_layers(
         experts: list[int | None] = (
             list(range(module.weight.shape[0])) if isinstance(module, SwitchLinear) else [None]
         )
-        for expert in experts:
-            name = name_in(headers, path, expert)
-            if name is None:
-                continue
-            shape = tuple(module.weight.shape[-2:])
-            own = head_bits
-            if path.rpartition(".")[2] != HEAD:
-                owed += (bits - low) * prod(shape)
-                is_more = owed * 2 >= prod(shape) and bits != low
-                own = low + is_more
-                owed -= is_more * prod(shape)
-            layers[name] = Layer(name, (shape[0], shape[1]), own)
+        names = [name for expert in experts if (name := name_in(headers, path, expert)) is not None]
+        shape = tuple(module.weight.shape[-2:])
+        own = head_bits
+        if path.rpartition(".")[2] != HEAD:
+            num_weights = len(names) * prod(shape)
+            owed += (bits - low) * num_weights
+            is_more = owed * 2 >= num_weights and bits != low
+            own = low + is_more
+            owed -= is_more * num_weights
+        layers |= {name: Layer(name, (shape[0], shape[1]), own) for name in names}
     return layers
 
 

@@ -93,6 +93,31 @@ def test_the_sanitizers_find_nothing_in_any_kernel(
     assert "cases pass" in capsys.readouterr().out
 
 
+@needs_compiler
+def test_the_parts_of_a_rung_are_all_of_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(emulation, "emulate", lambda case, _mode: emulation.Result(case, 1, 0.0, None))
+
+    def names(*more: str) -> list[str]:
+        assert ladder.main(["emulate", *more]) == 0
+        *lines, total = capsys.readouterr().out.splitlines()
+        assert total == f"{len(lines)} of {len(lines)} cases pass"
+        return [line.split()[0] for line in lines]
+
+    parts = [names("--part", f"{part}/5") for part in range(1, 6)]
+    assert sorted(name for part in parts for name in part) == sorted(names())
+    assert {len(part) for part in parts} <= {len(parts[0]), len(parts[0]) - 1}
+    assert names("--only", "row_sums/3x1000", "--part", "2/2") == names("--only", "row_sums/3x1000")[1::2]
+
+
+@pytest.mark.parametrize("part", ["0/8", "9/8", "3", "a/b", "1/0", "-1/2"])
+def test_a_part_that_is_none_is_refused(part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        ladder.main(["gpu", f"--part={part}"])
+    assert f"{part!r} is no part: 2/8 is the second of eight" in capsys.readouterr().err
+
+
 WRONG = """
 from kernels.emulator import launch
 from kernels.ladder.emulation import emulate

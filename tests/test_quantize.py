@@ -230,6 +230,11 @@ def test_bits_that_are_no_whole_number_are_a_mix(tmp_path: Path) -> None:
     mean = sum(layer.bits * layer.num_weights for layer in inner) / sum(layer.num_weights for layer in inner)
     assert mean == pytest.approx(3.5, abs=0.05)
     assert layers["lm_head"].bits == 6
+    stacks: dict[str, set[int]] = {}
+    for name, layer in layers.items():
+        stacks.setdefault(re.sub(r"experts\.\d+", "experts", name), set()).add(layer.bits)
+    assert len(stacks) < len(layers)
+    assert {len(bits) for bits in stacks.values()} == {1}  # exllamav3 loads no experts of mixed bits
 
 
 @pytest.mark.parametrize(

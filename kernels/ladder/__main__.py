@@ -36,6 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ):
         rung = rungs.add_parser(name, help=said, description=said)
         rung.add_argument("--only", default="", metavar="TEXT", help="cases whose name has this in it")
+        if name != "golden":
+            rung.add_argument(
+                "--part",
+                type=_part,
+                default=(1, 1),
+                metavar="I/N",
+                help="the Ith of N parts of them, so that N processes share the work",
+            )
         if name == "golden":
             rung.add_argument("--write", action="store_true", help="write the files as MLX makes them now")
         if name == "emulate":
@@ -46,11 +54,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name == "gpu":
             rung.add_argument("--small", action="store_true", help="without the sizes of real models")
     given = parser.parse_args(arguments)
-    cases = [case for case in all_cases() if given.rung == "golden" or given.only in case.name]
-    if not cases:
-        return _fail(f"No case has {given.only!r} in its name.")
+    cases = all_cases()
+    if given.rung != "golden":
+        cases = [case for case in cases if given.only in case.name]
+        if not cases:
+            return _fail(f"No case has {given.only!r} in its name.")
+        cases = _dealt(_of_rung(given, cases), *given.part)
     run = {"golden": _golden, "spaces": _spaces, "emulate": _emulate, "cuda": _cuda, "gpu": _gpu}[given.rung]
     return run(given, cases)
+
+
+def _part(text: str) -> tuple[int, int]:
+    """I and N of "I/N". Raises argparse.ArgumentTypeError."""
+    number, slash, parts = text.partition("/")
+    if not (slash and number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no part: 2/8 is the second of eight")
+    return int(number), int(parts)
+
+
+def _of_rung(given: argparse.Namespace, cases: list[Case]) -> list[Case]:
+    """Those that the rung runs."""
+    if given.rung == "gpu":
+        return [case for case in cases if not (given.small and case.is_full)]
+    is_short = given.rung == "emulate" and given.short
+    return [case for case in cases if not case.is_full and not (is_short and case.is_long)]
+
+
+def _dealt(cases: list[Case], part: int, num_parts: int) -> list[Case]:
+    """Every num_parts-th, so that each part has of the large and of the small; together they are all."""
+    return cases[part - 1 :: num_parts]
 
 
 def _golden(given: argparse.Namespace, cases: list[Case]) -> int:
@@ -72,9 +104,8 @@ def _unique(cases: list[Case]) -> list[tuple[Case, Call, str]]:
     """Each source once, with the case that has it first."""
     found: dict[str, tuple[Case, Call, str]] = {}
     for case in cases:
-        if not case.is_full:
-            for call, text in traced(case):
-                found.setdefault(text, (case, call, text))
+        for call, text in traced(case):
+            found.setdefault(text, (case, call, text))
     return list(found.values())
 
 
@@ -96,13 +127,13 @@ def _emulate(given: argparse.Namespace, cases: list[Case]) -> int:
         if emulation.runtime(given.sanitizer) is None:
             return _skip(f"no library of the {given.sanitizer} sanitizer (g++ on Linux has it)")
         short = ["--short"] if given.short else []
-        done = emulation.sanitized(given.sanitizer, [*short, "--only", given.only])
+        part = "{}/{}".format(*given.part)
+        done = emulation.sanitized(given.sanitizer, [*short, "--only", given.only, "--part", part])
         print(done.stdout, end="")
         print(done.stderr, end="", file=sys.stderr)
         return 1 if done.returncode else 0
-    chosen = [case for case in cases if not case.is_full and not (given.short and case.is_long)]
     num_failed = 0
-    for case in chosen:
+    for case in cases:
         result = emulation.emulate(case, given.inside or "watched")
         num_failed += bool(result.trouble)
         asked = "" if result.requested is None else f"  {result.requested:.2f} x its bytes"
@@ -111,7 +142,7 @@ def _emulate(given: argparse.Namespace, cases: list[Case]) -> int:
             f"{case.name:48s} {result.num_launches} launches  error {result.error:.1e}{asked}  {said}",
             flush=True,
         )
-    print(f"{len(chosen) - num_failed} of {len(chosen)} cases pass")
+    print(f"{len(cases) - num_failed} of {len(cases)} cases pass")
     return 1 if num_failed else 0
 
 
@@ -148,7 +179,6 @@ def _gpu(given: argparse.Namespace, cases: list[Case]) -> int:
     if where not in {"metal", "cuda"}:
         return _skip("MLX has no GPU here")
     print(f"{mx.device_info().get('device_name', where)}, MLX {version('mlx')}")
-    cases = [case for case in cases if not (given.small and case.is_full)]
     num_failed = 0
     for case in cases:
         result = gpu.on_gpu(case)
