@@ -68,7 +68,7 @@ class Engine:
         if builds_ahead is None:
             is_lazy = backend.current() != "emulated"  # what is built computes nothing
             builds_ahead = is_gpu and is_lazy and not injected(Fault.PLAIN_STEPS)
-        self._host = HostArrays(is_kept=is_gpu)
+        self._host = HostArrays(is_kept=is_gpu and mx.cuda.is_available())
         self.ahead = BuildAhead(shard, self.adapters.use, self._host, is_on=builds_ahead)
         self._error_at = int(injected(Fault.STEP_ERROR_AT))
         num_layers = shard.stop - shard.start

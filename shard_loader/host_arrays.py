@@ -17,8 +17,8 @@ from proto.codec import ITEM_BYTES, Tensor
 from shard_loader.carry import from_wire, memory
 
 TURNS = 6  # frames that are built, run or end at once, and one more
-MAX_KINDS = 64
-MAX_BYTES = 4 << 20  # of an array that is kept
+MAX_BYTES = 8 << 20  # of an array that is kept
+MAX_KEPT_BYTES = 256 << 20  # of all of them
 
 _Kind = tuple[str, tuple[int, ...]]  # dtype, shape
 
@@ -29,6 +29,11 @@ class HostArrays:
     def __init__(self, *, is_kept: bool) -> None:
         self._is_kept = is_kept
         self._kept: OrderedDict[_Kind, list[mx.array]] = OrderedDict()
+
+    @property
+    def nbytes(self) -> int:
+        """What is kept."""
+        return sum(TURNS * arrays[0].nbytes for arrays in self._kept.values())
 
     def tokens(self, rows: list[list[int]]) -> mx.array:
         """(B, T) int32"""
@@ -45,7 +50,7 @@ class HostArrays:
             if len(tensor.data) > MAX_BYTES or not len(tensor.data):
                 return made
             self._kept[kind] = [*(_made(tensor) for _ in range(TURNS - 1)), made]
-            if len(self._kept) > MAX_KINDS:
+            while self.nbytes > MAX_KEPT_BYTES:
                 self._kept.popitem(last=False)
             return made
         array = self.blank(kind)

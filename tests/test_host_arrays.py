@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from proto.codec import Tensor
+from shard_loader import host_arrays
 from shard_loader.carry import CarryError
-from shard_loader.host_arrays import MAX_KINDS, TURNS, HostArrays, write
+from shard_loader.host_arrays import TURNS, HostArrays, write
 
 
 def tensor(value: float, *shape: int) -> Tensor:
@@ -46,13 +47,16 @@ def test_bytes_that_are_too_few_are_refused() -> None:
         host.of(tensor(1, 2))
 
 
-def test_kinds_are_forgotten_in_the_order_of_their_last_use() -> None:
+def test_kinds_are_forgotten_in_the_order_of_their_last_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept stays within its bytes, however many lengths of prompts come."""
+    monkeypatch.setattr(host_arrays, "MAX_KEPT_BYTES", 4 * TURNS * (1 + 2 + 3 + 4 + 5))
     host = HostArrays(is_kept=True)
     first = host.of(tensor(0, 1))
-    for i in range(2, MAX_KINDS + 1):
+    for i in range(2, 6):
         host.of(tensor(i, i))
+    assert host.nbytes == host_arrays.MAX_KEPT_BYTES
     host.of(tensor(0, 1))
-    host.of(tensor(5, MAX_KINDS + 1))
-    assert len(host._kept) == MAX_KINDS
+    host.of(tensor(5, 6))
+    assert host.nbytes == 4 * TURNS * (1 + 5 + 6)
     assert any(array is first for array in host._kept["float32", (1,)])
-    assert ("float32", (2,)) not in host._kept
+    assert ("float32", (4,)) not in host._kept
