@@ -129,7 +129,7 @@ class Engine:
                 forks=frame.forks,
             )
         if frame.is_batched:
-            out_tensors = yield from self._rows(frame, tensors, out)
+            out_tensors = yield from self._rows(frame, tensors, failed, out)
         else:
             out_tensors = yield from self._slots(frame, tensors, failed, out)
         failures = {slot.session for slot in out.slots if slot.error}
@@ -197,7 +197,7 @@ class Engine:
             error = slot.error or failed.get(slot.session, "")
             if not error:
                 try:
-                    out_tensors += yield from self._compute([slot], carry, out)
+                    out_tensors += yield from self._compute([slot], [self._session(slot)], carry, out)
                     continue
                 except Exception as failure:  # border: a request's error travels to its client
                     error = self._failed(slot, failure)
@@ -205,30 +205,54 @@ class Engine:
         return out_tensors
 
     def _rows(
-        self, frame: ring_pb2.Frame, tensors: Sequence[Tensor], out: ring_pb2.Frame
+        self,
+        frame: ring_pb2.Frame,
+        tensors: Sequence[Tensor],
+        failed: Mapping[int, str],
+        out: ring_pb2.Frame,
     ) -> Steps[list[Tensor]]:
-        """One forward pass for all slots, a row each; what fails in it fails for all of them."""
+        """One forward pass for all slots, a row each; what fails in it fails for all of them.
+
+        Who cannot take part fails alone: an empty row that nobody reads keeps its place in the carry.
+        """
         out.is_batched = True
-        errors = [slot.error for slot in frame.slots]
-        if not any(errors):
+        errors = [slot.error or failed.get(slot.session, "") for slot in frame.slots]
+        sessions = []
+        for i, slot in enumerate(frame.slots):
             try:
-                return (yield from self._compute(frame.slots, tensors, out))
+                session = None if errors[i] else self._session(slot)
+            except Exception as failure:  # border: a request's error travels to its client
+                session, errors[i] = None, self._failed(slot, failure)
+            sessions.append(session or Session.empty(slot, self.shard))
+        if not all(errors):
+            try:
+                return (yield from self._compute(frame.slots, sessions, tensors, out, errors))
             except Exception as failure:  # border: the requests' error travels to their clients
-                errors = [self._failed(slot, failure) for slot in frame.slots]
+                pairs = zip(frame.slots, errors, strict=True)
+                errors = [error or self._failed(slot, failure) for slot, error in pairs]
                 del out.slots[:]
         for slot, error in zip(frame.slots, errors, strict=True):
             _add_failed(out, slot, error)
         return []
 
     def _compute(
-        self, slots: Sequence[ring_pb2.Slot], carry: Sequence[Tensor], out: ring_pb2.Frame
+        self,
+        slots: Sequence[ring_pb2.Slot],
+        sessions: Sequence[Session],
+        carry: Sequence[Tensor],
+        out: ring_pb2.Frame,
+        errors: Sequence[str] = (),
     ) -> Steps[list[Tensor]]:
-        """One forward pass of all these slots, a row each; adds them to `out`, whose tensors it returns."""
+        """One forward pass of all these slots, a row each; adds them to `out`, whose tensors it returns.
+
+        errors: for each slot, why its row is an empty one; "" where it is not.
+        """
         shard = self.shard
-        sessions = [self._session(slot) for slot in slots]
+        errors = errors or [""] * len(slots)
+        whole = [i for i, error in enumerate(errors) if not error]
         if recorder.layers_per_span:
             self.ahead.drop()  # it would be evaluated as a whole
-        taken = self.ahead.take(slots, sessions, carry)
+        taken = self.ahead.take(slots, sessions, carry) if len(whole) == len(slots) else None
         if taken is not None:
             state, outgoing, draws = taken.state, taken.out, taken.draws
         else:
@@ -236,28 +260,38 @@ class Engine:
             if slots[0].num_draws > 1 and self.reach == Reach.MARK:
                 assert isinstance(state, ShardState)
                 state.mark()
-            tokens = self._host.tokens([list(slot.tokens) for slot in slots])  # (B, T)
+            rows = zip(slots, errors, strict=True)
+            tokens = self._host.tokens(  # (B, T)
+                [[0] * len(slot.tokens) if error else list(slot.tokens) for slot, error in rows]
+            )
             incoming = (
                 None if shard.is_first else unflatten([self._host.of(t) for t in carry], slots[0].structure)
             )
-            self.adapters.use(sessions[0].spec.adapter)
+            self.adapters.use(sessions[whole[0]].spec.adapter)
             outgoing = forward(shard, tokens, incoming, state, out.seq)
+            self._open.leave([session for session, error in zip(sessions, errors, strict=True) if error])
         for session, slot in zip(sessions, slots, strict=True):
             session.position += len(slot.tokens)
         if shard.is_last:
             assert isinstance(outgoing, mx.array)
-            answers = Answers(slots, sessions, out, lambda: self._caches(state), self._failed)
-            yield from answers.of(outgoing if draws is None else draws)
+            read = outgoing if len(whole) == len(slots) else outgoing[mx.array(whole)]
+            parts = [slots[i] for i in whole], [sessions[i] for i in whole]
+            answers = Answers(*parts, out, lambda: self._caches(state), self._failed)
+            yield from answers.of(read if draws is None else draws)
+            for slot, error in zip(slots, errors, strict=True):
+                if error:
+                    _add_failed(out, slot, error)
             return []
         arrays, structure = flatten(outgoing)
         yield Wanted(arrays, self._caches(state))
-        for i, slot in enumerate(slots):
+        for i, (slot, error) in enumerate(zip(slots, errors, strict=True)):
             added = out.slots.add(
                 session=slot.session,
                 position=slot.position,
                 tokens=slot.tokens,
                 is_sampled=slot.is_sampled,
                 num_draws=slot.num_draws,
+                error=error,
             )
             if i == 0:  # the carry of all of them
                 added.structure, added.num_tensors = structure, len(arrays)

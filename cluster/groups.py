@@ -58,8 +58,18 @@ class Groups:
         return base
 
     def copy(self, source: Session, into: Session, num_tokens: int) -> None:
-        """`into` begins with the first tokens of `source`; both write to the same memory no more."""
-        into.begin_like(source, self._shard.fork(self.alone(source), num_tokens))
+        """`into` begins with the first tokens of `source`; both write to the same memory no more.
+
+        A row stays in its group.
+        """
+        group = source.group
+        if group is None:
+            into.begin_like(source, self._shard.fork(self.alone(source), num_tokens))
+            return
+        row = self._shard.split(group.state, group.members.index(source))
+        state = self._shard.fork(row, num_tokens)
+        self._pending += state.arrays()
+        into.begin_like(source, state)
 
     def drop(self, session: Session) -> None:
         """The session is closed, or its caches are spoilt."""

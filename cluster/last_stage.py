@@ -39,12 +39,13 @@ class Answers:
         if slots[0].is_sampled:
             yield from self._draw(logits, scores)
             return
-        # A chunk, by itself: its logits are computed only to score its tokens.
-        last = sessions[0].last_logits
-        yield Wanted(_arrays(scores), [*([] if last is None else [last]), *self.caches()])
-        added = self.out.slots.add(session=slots[0].session, position=slots[0].position)
-        if scores[0] is not None:
-            added.prompt.extend(scores[0].finish())
+        # Parts of prompts: their logits are computed only to score their tokens.
+        last = [session.last_logits for session in sessions if session.last_logits is not None]
+        yield Wanted(_arrays(scores), [*last, *self.caches()])
+        for slot, score in zip(slots, scores, strict=True):
+            added = self.out.slots.add(session=slot.session, position=slot.position)
+            if score is not None:
+                added.prompt.extend(score.finish())
 
     def _draw(self, logits: mx.array | RowDraws, scores: Sequence[PromptScores | None]) -> Steps[None]:
         slots, sessions, seq = self.slots, self.sessions, self.out.seq

@@ -144,6 +144,11 @@ class OpenSessions:
             logger.info("session %d closed at position %d", number, session.position, extra=about(session))
             self.groups.drop(session)
 
+    def leave(self, empty: Iterable[Session]) -> None:
+        """Rows that only kept a place leave with the next ones that do."""
+        for session in empty:
+            self.groups.drop(session)
+
     def state(self, sessions: Sequence[Session]) -> ShardState | BatchState:
         """The caches of just these sessions."""
         return self.groups.alone(sessions[0]) if len(sessions) == 1 else self.groups.together(sessions).state

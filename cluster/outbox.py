@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cluster.request import BY_ITSELF, Request
@@ -51,14 +51,24 @@ class Outbox:
         self._next_seq += 1
         return frame
 
-    def chunk(self, request: Request, end: int, copy: int | None, *, begins: bool) -> ring_pb2.Frame:
-        """The next part of a prompt, by itself, up to its token `end`; copy: the session that is one then."""
-        frame = self.frame((request.session,) if copy is None else (request.session, copy))
+    def prompts(
+        self,
+        requests: Sequence[Request],
+        num_tokens: int,
+        copies: Mapping[int, int],
+        begins: Collection[Request],
+    ) -> ring_pb2.Frame:
+        """The next `num_tokens` of the prompt of each; begins: those that the stages do not know yet.
+
+        copies: by session, the new one that is its copy then.
+        """
+        requests = _in_order(requests)
+        frame = self.frame((*(request.session for request in requests), *copies.values()))
         self.chunks.add(frame.seq)
         self.num_chunks_sent += 1
-        if copy is not None:
-            frame.forks.add(session=copy, from_session=request.session)
-        if begins:
+        for session, copy in copies.items():
+            frame.forks.add(session=copy, from_session=session)
+        for request in begins:
             frame.opens.add(
                 session=request.session,
                 prompt_tokens=len(request.prompt),
@@ -69,16 +79,17 @@ class Outbox:
                 from_session=request.from_session,
                 from_tokens=request.num_cached,
             )
-        _add_slot(frame, request, request.prompt[request.num_sent : end])
+        _place(frame, requests)
+        for request in requests:
+            _add_slot(frame, request, request.prompt[request.num_sent : request.num_sent + num_tokens])
         return frame
 
     def rows(self, requests: Sequence[Request]) -> ring_pb2.Frame:
-        """One token of each request, in the order in which the stages have their rows: the new come last."""
-        requests = sorted(requests, key=lambda request: request.place)
+        """One token of each request."""
+        requests = _in_order(requests)
         frame = self.frame(tuple(request.session for request in requests))
-        frame.is_batched = True
-        for row, request in enumerate(requests):
-            request.place = (frame.seq, row)
+        _place(frame, requests)
+        for request in requests:
             _add_slot(frame, request, request.known(request.num_sent, request.num_known))
         return frame
 
@@ -95,6 +106,18 @@ class Outbox:
         if window.num_draws > 1:
             frame.slots[0].num_draws = window.num_draws
         return frame
+
+
+def _in_order(requests: Sequence[Request]) -> list[Request]:
+    """As the stages have their rows: the new come last."""
+    return sorted(requests, key=lambda request: request.place)
+
+
+def _place(frame: ring_pb2.Frame, requests: Sequence[Request]) -> None:
+    """The rows of a frame, or one request by itself."""
+    frame.is_batched = len(requests) > 1
+    for row, request in enumerate(requests):
+        request.place = (frame.seq, row) if frame.is_batched else BY_ITSELF
 
 
 def _add_slot(frame: ring_pb2.Frame, request: Request, tokens: Sequence[int]) -> Window | None:

@@ -106,8 +106,12 @@ def plan_cluster(
 
 def _rows(config: ClusterConfig, proof: RowProof) -> RowProof:
     """Of what is right for the model, what the config leaves."""
+    shares = max_rows(config) > 1
     return replace(
-        proof, batched=proof.batched and max_rows(config) > 1, forked=proof.forked and config.prefix_cache
+        proof,
+        batched=proof.batched and shares,
+        read_together=proof.read_together and shares,
+        forked=proof.forked and config.prefix_cache,
     )
 
 

@@ -71,8 +71,13 @@ class Request:
 
     @property
     def is_chunk_due(self) -> bool:
-        """A part of the prompt goes next, by itself: any but the last token, and whatever comes first."""
+        """A part of the prompt goes next: any but the last token, and whatever comes first."""
         return self.num_sent < len(self.prompt) - 1 or not self.is_open
+
+    @property
+    def is_last_due(self) -> bool:
+        """What goes next of its prompt is the last token."""
+        return self.num_sent == len(self.prompt) - 1
 
     @property
     def is_due(self) -> bool:

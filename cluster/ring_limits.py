@@ -57,6 +57,7 @@ class RingLimits:
             max_lone_chunks=max(len(plan.assignments) + 1, 2 * len(plan.assignments)),
             vocab_size=self._vocab_size,
             max_rows=self._max_rows,
+            reads_together=self._rows.read_together and self._max_rows > 1,
             share=self._share,
             trim_window=min(windows, default=-1) if self._rows.forked else -1,
             reach=Reach(min((stats.reach for stats in stages), default=0)),

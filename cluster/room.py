@@ -35,6 +35,7 @@ class Limits:
     max_lone_chunks: int = 0  # the same while nobody's answer is written; 0: no others
     vocab_size: int = 0  # 0: not checked
     max_rows: int = 1  # requests whose tokens may share a frame
+    reads_together: bool = False  # and parts of their prompts as well
     share: Callable[[int], float] = whole_context
     trim_window: int = -1  # see KeptSessions.match; -1: no session is kept
     reach: Reach = Reach.NONE  # how far back the stages can take a session, for guesses that were wrong

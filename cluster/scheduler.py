@@ -16,7 +16,6 @@ from cluster.guessing import Guessing
 from cluster.instructions import Emit, Fail, FailureKind, Instruction, Score, Send, Start
 from cluster.outbox import Outbox
 from cluster.prefix_cache import PrefixCache
-from cluster.prompt_points import next_end
 from cluster.request import Request
 from cluster.room import Limits, has_room, why_never
 from cluster.speculation import Speculation
@@ -341,33 +340,37 @@ class Scheduler:
         if due is None:
             ahead = None if outbox.chunks else self._guessing.ahead(active, limits)
             return None if ahead is None else outbox.lone(ahead[0], ahead[1].tokens, ahead[1].match)
-        rows = turns.rows_with(due, active, limits) if due.is_row_due else [due]
+        rows, num_tokens = [due], 0
+        if due.is_chunk_due:
+            rows, num_tokens = turns.prompts_with(due, active, limits)
+        elif due.is_row_due:
+            rows = turns.rows_with(due, active, limits)
         for request in rows:
             active.remove(request)
         active.extend(rows)
-        if not due.is_open:
-            sends.append(Start(due.request_id))
-        if due.is_chunk_due:
-            return self._chunk(due, limits)
+        sends += [Start(request.request_id) for request in rows if not request.is_open]
+        if num_tokens:
+            return self._prompts(rows, num_tokens, limits)
         outbox.closes += self._kept.let_go(active)
         if len(rows) > 1:
             return outbox.rows(rows)
         guess = self._guessing.behind(due, active, limits)
         return outbox.lone(due, guess.tokens, guess.match)
 
-    def _chunk(self, request: Request, limits: Limits) -> ring_pb2.Frame:
-        """The next part of a prompt, copied behind it where others may begin there."""
-        most = turns.chunk_tokens(self._active, limits)
-        if request.is_scored:
-            most = min(most, turns.scored_chunk(limits))
-        end = next_end(request.num_sent, len(request.prompt), most, request.points)
-        begins, request.is_open = not request.is_open, True
-        copy: int | None = None
-        if not self._hold_reason and self._kept.copy(request, end, limits, self._active, self._next_session):
-            copy = self._next_session
-            self._next_session += 1
+    def _prompts(self, rows: list[Request], num_tokens: int, limits: Limits) -> ring_pb2.Frame:
+        """So many tokens of these prompts, copied behind them where others may begin there."""
+        begins = [request for request in rows if not request.is_open]
+        copies: dict[int, int] = {}
+        for request in rows:
+            request.is_open = True
+            end = request.num_sent + num_tokens
+            if not self._hold_reason and self._kept.copy(
+                request, end, limits, self._active, self._next_session
+            ):
+                copies[request.session] = self._next_session
+                self._next_session += 1
         self._outbox.closes += self._kept.let_go(self._active)
-        return self._outbox.chunk(request, end, copy, begins=begins)
+        return self._outbox.prompts(rows, num_tokens, copies, begins)
 
     def _admit(self, request: Request, limits: Limits) -> None:
         """It waits no longer. What another session has read already, it does not read again."""

@@ -56,6 +56,11 @@ class Session:
             sampler = Sampler(spec.sampling, shard.vocab_size, guide)
         return cls(spec, shard.new_state(), sampler, is_scored=spec.sampling.prompt_logprobs)
 
+    @classmethod
+    def empty(cls, slot: ring_pb2.Slot, shard: Shard) -> Session:
+        """Stands in a frame of several for one that cannot take part, and for no request."""
+        return cls(ring_pb2.SessionSpec(session=slot.session), shard.new_state())
+
     def begin_like(self, source: Session, state: ShardState) -> None:
         """The first tokens are those of `source`, whose copy `state` is."""
         self.state, self.position = state, state.position

@@ -27,11 +27,12 @@ class StepTimes:
             return
         if slots[0].num_draws > 1:
             return
-        slot, num_tokens = slots[0], len(slots[0].tokens)
-        if num_tokens == 1:  # rows are padded to the longest
-            self._decode.append((step_ms, max(slot.position for slot in slots), len(slots)))
+        num_tokens = len(slots[0].tokens)
+        position = max(slot.position for slot in slots)  # rows are padded to the longest
+        if num_tokens == 1:
+            self._decode.append((step_ms, position, len(slots)))
         elif num_tokens:
-            self._chunks.append((step_ms, num_tokens, slot.position))
+            self._chunks.append((step_ms, num_tokens * len(slots), position))
 
     def fill(self, stats: control_pb2.StageStats) -> None:
         """Add both windows to a status."""

@@ -2,17 +2,21 @@
 
 While no prompt is read, answers are spread evenly over the frames in flight, so that no stage waits. While
 one is, its chunks keep the stages busy, and all answers go together in as few frames as can carry them:
-weights are read once for all of them, and the rest of each round is the prompt's.
+weights are read once for all of them, and the rest of each round is the prompt's. Several prompts that are
+shorter than a chunk are read in one frame, the same number of tokens of each: no row is padded behind.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from itertools import islice
 
+from cluster.prompt_points import next_end
 from cluster.request import Request
 from cluster.room import Limits
+
+FULL_TOKENS = 128  # of a prompt: so many keep a device busy, and gain little by others beside them
 
 
 def due(
@@ -55,16 +59,43 @@ def next_chunk(active: Collection[Request], num_read: int) -> Request | None:
     return min(prompts, key=_least_left if num_read % 2 else _came, default=None)
 
 
-def rows_with(first: Request, active: Collection[Request], limits: Limits) -> list[Request]:
-    """Those whose tokens go with the first one's: their even share of the frames that answers have.
+def prompts_with(first: Request, active: Collection[Request], limits: Limits) -> tuple[list[Request], int]:
+    """Whose prompts are read on where it is the first one's turn, and by how many tokens each.
 
-    One whose last chunk is still on its way goes by itself: were that to fail, it would for all of the frame.
+    Together no more than a chunk, and as much of it as can be: of fewer tokens at once, if more prompts have
+    so many. Each time one of them comes to the end of its part. Who came first is among them; who has least
+    left, unless others like it are more.
     """
-    if first.num_in_flight:
+    most = chunk_tokens(active, limits)
+    num_tokens = next_part(first, min(most, scored_chunk(limits)) if first.is_scored else most)
+    if num_tokens >= FULL_TOKENS or not _may_share(first, limits):
+        return [first], num_tokens
+    parts = [(next_part(other, most), other) for other in active if _goes_with(first, other, limits)]
+    parts = [(part, other) for part, other in parts if part < FULL_TOKENS]
+    if first.session == min(request.session for request in active if request.is_chunk_due):
+        lengths = [min(part, num_tokens) for part, _ in parts]
+    else:
+        parts = [(part, other) for part, other in parts if other.priority == first.priority]
+        lengths = [part for part, _ in parts]
+    num_rows, num_tokens = _largest(lengths, most, limits.max_rows)
+    able = [other for part, other in parts if part >= num_tokens and other is not first]
+    able.sort(key=_least_left)
+    is_with = next_part(first, most) >= num_tokens
+    return ([first, *able] if is_with else able)[:num_rows], num_tokens
+
+
+def next_part(request: Request, most: int) -> int:
+    """Tokens of its prompt that go next, where at most so many can."""
+    return next_end(request.num_sent, len(request.prompt), most, request.points) - request.num_sent
+
+
+def rows_with(first: Request, active: Collection[Request], limits: Limits) -> list[Request]:
+    """Those whose tokens go with the first one's: their even share of the frames that answers have."""
+    if not _is_known(first):
         return [first]
     num_writing = sum(not request.is_chunk_due for request in active)
     share = -(-num_writing // num_row_frames(active, limits))
-    together = (r for r in active if r.is_row_due and not r.num_in_flight and r.adapter == first.adapter)
+    together = (r for r in active if r.is_row_due and _is_known(r) and r.adapter == first.adapter)
     return list(islice(together, min(share, limits.max_rows)))
 
 
@@ -85,6 +116,37 @@ def num_row_frames(active: Collection[Request], limits: Limits) -> int:
     writing = Counter(request.adapter for request in active if not request.is_chunk_due)
     needed = sum(-(-num // limits.max_rows) for num in writing.values())
     return max(1, min(needed, limits.max_in_flight - 1))
+
+
+def _largest(lengths: Sequence[int], most: int, max_rows: int) -> tuple[int, int]:
+    """How many rows, and of how many tokens each, come to most tokens; lengths: what each row has."""
+    rows, tokens = 1, 0
+    for i, length in enumerate(sorted(lengths, reverse=True)):
+        num_rows = min(i + 1, max_rows, most // length)
+        if num_rows * length > rows * tokens:
+            rows, tokens = num_rows, length
+    return rows, tokens
+
+
+def _may_share(request: Request, limits: Limits) -> bool:
+    """Its prompt can be read with others': no tokens are scored, and its draws wait for no grammar."""
+    return limits.reads_together and not request.is_scored and not request.sampling.grammar
+
+
+def _goes_with(first: Request, request: Request, limits: Limits) -> bool:
+    """It is due as well; one token is drawn after both or neither, and its row is not padded by far."""
+    return (
+        request.is_chunk_due
+        and _may_share(request, limits)
+        and request.adapter == first.adapter
+        and request.is_last_due == first.is_last_due
+        and abs(request.num_sent - first.num_sent) <= limits.prefill_chunk
+    )
+
+
+def _is_known(request: Request) -> bool:
+    """All that it has in the ring are parts of its prompt, and others need not wait for its grammar there."""
+    return not request.windows and not (request.num_in_flight and request.sampling.grammar)
 
 
 def _came(request: Request) -> tuple[int, ...]:

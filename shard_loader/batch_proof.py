@@ -1,8 +1,9 @@
 """What may be done with sequences of an architecture, tried on a tiny model of its config.
 
 Whether several may share a forward pass: sequences of different lengths are read alone, merged, stepped
-together, one leaves and another joins, one is taken out again. And whether one may begin as a copy of
-another, which must not feel what is written to the original after it was made, nor the other way round.
+together, one leaves and another joins, one is taken out again (read together: read_proof.py). And whether one
+may begin as a copy of another, which must not feel what is written to the original after it was made, nor the
+other way round.
 
 Each step's logits are held against the same sequence run alone through the whole model. The numbers may
 differ by rounding, as any two batch sizes do in mlx-lm itself, but not by more.
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from shard_loader.cut_proof import RowProof
+from shard_loader.read_proof import read_error
 from shard_loader.rehearsal import UNSUITABLE, Rehearsal
 from shard_loader.rewind_proof import rewind_error
 from shard_loader.state import ShardState
@@ -46,8 +48,16 @@ def fork_error(rehearsal: Rehearsal, boundaries: Sequence[int] = ()) -> float | 
 
 def prove_rows(rehearsal: Rehearsal) -> RowProof:
     """What may be done with the whole model's sequences."""
-    errors = batch_error(rehearsal), fork_error(rehearsal), rewind_error(rehearsal)
-    return RowProof(*(error is not None and error <= TOLERANCE for error in errors))
+    batched, forked, rewound, read = (
+        error is not None and error <= TOLERANCE
+        for error in (
+            batch_error(rehearsal),
+            fork_error(rehearsal),
+            rewind_error(rehearsal),
+            read_error(rehearsal),
+        )
+    )
+    return RowProof(batched=batched, forked=forked, rewound=rewound, read_together=batched and read)
 
 
 class _Trial(Trial):

@@ -1,8 +1,8 @@
 """Several sequences' state on one stage, merged so that they share a forward pass. Compute thread only.
 
 Rows join and leave between passes: `BatchState` merges the caches of single states row by row (left-padded to
-the longest), by the batched forms that mlx-lm's own cache classes have. A prompt is never read here: padding
-on the right is wrong for several architectures, so each prompt is read alone and joins afterwards.
+the longest), by the batched forms that mlx-lm's own cache classes have. A pass is of as many tokens of each
+row as of the others, prompts included: padding on the right is wrong for several architectures.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from shard_loader.growing import make_room
+from shard_loader.growing import let_go, make_room
 from shard_loader.kv_rows import KVRows
 from shard_loader.merging import extend, extracted, keep, merged, taken
 from shard_loader.state import ShardState, cache_arrays
@@ -70,6 +70,8 @@ class BatchState:
     def advance(self, num_tokens: int) -> None:
         """The forward pass of `num_tokens` more tokens of each row is built."""
         self.positions = [position + num_tokens for position in self.positions]
+        if num_tokens > 1:
+            let_go(self.own.values())
         self._kv.share_offsets()
 
     def keep(self, rows: Sequence[int]) -> None:

@@ -22,6 +22,7 @@ class RowProof:
     batched: bool  # several may share a forward pass
     forked: bool  # one may begin as a copy of another
     rewound: bool  # one may go back after a wrong guess
+    read_together: bool  # several may read their prompts in one forward pass
 
 
-NO_ROWS = RowProof(batched=False, forked=False, rewound=False)
+NO_ROWS = RowProof(batched=False, forked=False, rewound=False, read_together=False)

@@ -11,7 +11,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import ArraysCache, BatchKVCache, CacheList, KVCache
+from mlx_lm.models.cache import (
+    ArraysCache,
+    BatchKVCache,
+    BatchRotatingKVCache,
+    CacheList,
+    KVCache,
+)
 
 
 def make_room(caches: Iterable[Any], num_tokens: int) -> None:
@@ -23,6 +29,9 @@ def make_room(caches: Iterable[Any], num_tokens: int) -> None:
             _grow(cache, cache.offset, num_tokens)
         elif type(cache) is BatchKVCache:
             _grow(cache, cache._idx, num_tokens)
+        elif type(cache) is BatchRotatingKVCache and num_tokens > 1:
+            # mlx-lm makes the mask of several tokens as for a window in order, and orders it afterwards.
+            cache._temporal_order()
 
 
 def let_go(caches: Iterable[Any]) -> None:

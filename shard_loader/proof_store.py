@@ -36,6 +36,7 @@ _SOURCES = (
     *(
         "ownership",
         "reach",
+        "read_proof",
         "rehearsal",
         "rewind_proof",
         "rewinding",

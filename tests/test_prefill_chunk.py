@@ -91,9 +91,9 @@ def test_what_the_file_says_is_what_a_frame_carries_and_what_is_reserved(tmp_pat
 @pytest.mark.parametrize(
     ("rows", "max_batch_size", "expected"),
     [
-        (RowProof(batched=True, forked=True, rewound=True), None, MAX_ROWS),
-        (RowProof(batched=True, forked=True, rewound=True), 5, 5),
-        (RowProof(batched=True, forked=True, rewound=True), 1, 1),
+        (RowProof(batched=True, forked=True, rewound=True, read_together=True), None, MAX_ROWS),
+        (RowProof(batched=True, forked=True, rewound=True, read_together=True), 5, 5),
+        (RowProof(batched=True, forked=True, rewound=True, read_together=True), 1, 1),
         (NO_ROWS, 5, 1),
     ],
 )

@@ -95,10 +95,19 @@ def test_another_version_asks_for_another_proof(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_is_shipped_counts_for_its_release_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = as_shipped([(LLAMA, MIXED, RowProof(batched=True, forked=False, rewound=True))])
+    content = as_shipped(
+        [(LLAMA, MIXED, RowProof(batched=True, forked=False, rewound=True, read_together=True))]
+    )
     refused = {"3": "wrong", "4": "fails"}
     assert list(content["patterns"].values()) == [
-        {"num_layers": 5, "refused": refused, "batched": True, "forked": False, "rewound": True}
+        {
+            "num_layers": 5,
+            "refused": refused,
+            "batched": True,
+            "forked": False,
+            "rewound": True,
+            "read_together": True,
+        }
     ]
     monkeypatch.setattr(proof_store, "_shipped", lambda: json.loads(json.dumps(content)))
     proofs = find(LLAMA, None)
@@ -110,11 +119,13 @@ def test_what_is_shipped_counts_for_its_release_only(tmp_path: Path, monkeypatch
 
 def test_what_rows_may_do_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_rows(LLAMA) is None
-    save_rows(LLAMA, "tiny", RowProof(batched=False, forked=True, rewound=True))
-    assert find_rows(LLAMA) == RowProof(batched=False, forked=True, rewound=True)
-    content = as_shipped([(LLAMA, MIXED, RowProof(batched=True, forked=False, rewound=True))])
+    save_rows(LLAMA, "tiny", RowProof(batched=False, forked=True, rewound=True, read_together=False))
+    assert find_rows(LLAMA) == RowProof(batched=False, forked=True, rewound=True, read_together=False)
+    content = as_shipped(
+        [(LLAMA, MIXED, RowProof(batched=True, forked=False, rewound=True, read_together=True))]
+    )
     monkeypatch.setattr(proof_store, "_shipped", lambda: content)
-    assert find_rows(LLAMA) == RowProof(batched=True, forked=False, rewound=True)
+    assert find_rows(LLAMA) == RowProof(batched=True, forked=False, rewound=True, read_together=True)
 
 
 def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:

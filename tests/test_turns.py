@@ -110,12 +110,3 @@ def test_a_long_prompt_among_answers_costs_them_a_second_gap_at_most_and_is_hard
     found = reckoned.reckon(*rings, users=4, num_prompt=16384)
     assert found.gaps_beside[1] <= 2.0 * found.gaps[1]
     assert found.alone_ms >= 0.8 * found.beside_ms
-
-
-def test_whose_chunk_is_on_its_way_goes_alone_so_that_it_can_fail_alone() -> None:
-    ring = Ring(num_writing=8)
-    ring.submit("chat", 9)  # a chunk, and the last token
-    seen = [frame for frame in ring.turns(40) if any(slot.session == 9 for slot in frame.slots)]
-    lengths = [len(frame.slots) for frame in seen]
-    chunks = sum(not frame.slots[0].is_sampled for frame in seen)
-    assert lengths[: chunks + 1] == [1] * (chunks + 1)

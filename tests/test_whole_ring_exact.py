@@ -126,6 +126,46 @@ def test_more_that_share_forward_passes(architecture: str, tmp_path: Path) -> No
     many(architecture, tmp_path)
 
 
+def burst(architecture: str, lengths: Sequence[int], tmp_path: Path) -> None:
+    """Users who come while frames are in the ring: their prompts are read together."""
+    model = write_checkpoint(architecture, tmp_path / "model", num_layers=NUM_LAYERS)
+    prompts = [[(7 * i + 13 * user + 1) % 251 for i in range(length)] for user, length in enumerate(lengths)]
+    with (
+        RingProcesses(
+            tmp_path,
+            model,
+            ranges(NUM_LAYERS, CUTS[3]),
+            concurrency=len(prompts),
+            faults={1: "layer_delay_ms=20"},
+        ) as ring,
+        ThreadPoolExecutor(len(prompts)) as pool,
+    ):
+        ring.wait_ok()
+        answers = list(pool.map(lambda prompt: ring.tokens(prompt, 12), prompts))
+        chunks = ring.node_status(2).stats.chunk_tokens
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert answer == greedy(model, prompt, 12)[0]
+    assert max(chunks) > max(lengths)  # tokens of several prompts in one pass
+    assert len(chunks) < len(prompts)
+
+
+EQUAL, RANDOM = [24] * 12, [9, 40, 23, 31, 12, 55, 40, 17, 29, 8, 40, 23]
+
+
+@pytest.mark.parametrize("lengths", [EQUAL, RANDOM])
+def test_a_burst_whose_prompts_are_read_together_equals_each_alone(
+    lengths: list[int], tmp_path: Path
+) -> None:
+    burst("gpt_oss", lengths, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("lengths", [EQUAL, RANDOM])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3_moe", "gemma3_text", "deepseek_v3", "mamba2"])
+def test_more_bursts(architecture: str, lengths: list[int], tmp_path: Path) -> None:
+    burst(architecture, lengths, tmp_path)
+
+
 def test_a_long_prompt_is_prefilled_in_chunks(tmp_path: Path) -> None:
     model = write_checkpoint("gemma3_text", tmp_path / "model", num_layers=NUM_LAYERS)
     prompt = [(7 * i) % 251 for i in range(1300)]
