@@ -64,7 +64,8 @@ def main() -> None:
     parser.add_argument("--token-us", type=float, default=5e3 * 3.5 / 512)
     args = parser.parse_args()
     frames = args.stages + 1
-    limits = Limits(10**6, 100, frames, args.chunk, max_chunks=frames, max_rows=32)
+    lone = max(frames, 2 * args.stages)
+    limits = Limits(10**6, 100, frames, args.chunk, max_chunks=frames, max_lone_chunks=lone, max_rows=32)
     print("prompts         read      frames of prompts  all frames  first token ms: mean    last")
     for longest in map(int, args.lengths.split(",")):
         for kind in ("equal", "random"):
