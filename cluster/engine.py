@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 
 import mlx.core as mx
 
@@ -228,7 +229,8 @@ class Engine:
         sessions = [self._session(slot) for slot in slots]
         if recorder.layers_per_span:
             self.ahead.drop()  # it would be evaluated as a whole
-        taken = self.ahead.take(slots, sessions, carry)
+        is_pooled = sessions[0].is_pooled
+        taken = None if is_pooled else self.ahead.take(slots, sessions, carry)
         if taken is not None:
             state, outgoing, draws = taken.state, taken.out, taken.draws
         else:
@@ -241,7 +243,8 @@ class Engine:
                 None if shard.is_first else unflatten([self._host.of(t) for t in carry], slots[0].structure)
             )
             self.adapters.use(sessions[0].spec.adapter)
-            outgoing = forward(shard, tokens, incoming, state, out.seq)
+            with shard.before_head() if is_pooled and shard.is_last else nullcontext():
+                outgoing = forward(shard, tokens, incoming, state, out.seq)
         for session, slot in zip(sessions, slots, strict=True):
             session.position += len(slot.tokens)
         if shard.is_last:

@@ -37,7 +37,7 @@ def due(
 
 def is_reading(active: Collection[Request]) -> bool:
     """Nobody's answer is written: prompts are read, and nothing else."""
-    return all(request.is_chunk_due for request in active)
+    return not any(request.is_writing for request in active)
 
 
 def max_frames(active: Collection[Request], limits: Limits) -> int:
@@ -62,7 +62,7 @@ def rows_with(first: Request, active: Collection[Request], limits: Limits) -> li
     """
     if first.num_in_flight:
         return [first]
-    num_writing = sum(not request.is_chunk_due for request in active)
+    num_writing = sum(request.is_writing for request in active)
     share = -(-num_writing // num_row_frames(active, limits))
     together = (r for r in active if r.is_row_due and not r.num_in_flight and r.adapter == first.adapter)
     return list(islice(together, min(share, limits.max_rows)))
@@ -78,11 +78,16 @@ def scored_chunk(limits: Limits) -> int:
     return max(1, limits.prefill_chunk // 8)
 
 
+def pooled_chunk(limits: Limits) -> int:
+    """Of a prompt that becomes a vector: the same whatever others do, so that its numbers are, too."""
+    return limits.shared_chunk or limits.prefill_chunk
+
+
 def num_row_frames(active: Collection[Request], limits: Limits) -> int:
     """In how many frames at once the tokens of answers go."""
     if not any(request.is_chunk_due for request in active):
         return limits.max_in_flight
-    writing = Counter(request.adapter for request in active if not request.is_chunk_due)
+    writing = Counter(request.adapter for request in active if request.is_writing)
     needed = sum(-(-num // limits.max_rows) for num in writing.values())
     return max(1, min(needed, limits.max_in_flight - 1))
 
