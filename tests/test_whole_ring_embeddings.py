@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -10,9 +12,13 @@ from typing import Any
 import openai
 import pytest
 
+from proto import head_pb2
+from tests.api_server import chat_body
 from tests.embedding_models import PlainModel, write_embedding_model
+from tests.hub_server import HubServer
 from tests.reference import greedy_of
 from tests.ring_processes import RingProcesses
+from tests.test_whole_ring_fetch import homes
 from tests.tiny_models import EOS_ID
 
 CHUNK = 32
@@ -77,4 +83,37 @@ def test_embeddings_are_those_of_mlx_lm(
         assert [one.embedding for one in told.data] == [of(ids[1], dimensions=10)]
         for i, other in enumerate(others):
             assert other.result() == greedy_of(plain.model, [3, 5 + i], 60)[0]
-        ring.wait_status(lambda s: s.num_active == 0 and all(r.node.num_sessions == 0 for r in s.ranks))
+        ring.wait_status(is_free)
+
+
+def test_a_model_without_a_head_comes_from_a_hub(tmp_path: Path) -> None:
+    """As e5-mistral lies there: what says that it is an embedding model must reach every node."""
+    folder = write_embedding_model("llama", tmp_path / "there", has_head=False, is_bare=True)
+    plain = PlainModel("llama")
+    with HubServer({"tests/ring": folder}) as hub:
+        env_of = homes(tmp_path, hub, {0: "home0", 1: "home1"})
+        layers = [(0, 2), (2, 5)]
+        with RingProcesses(
+            tmp_path, "tests/ring", layers, with_api=True, env_of=env_of, prefill_chunk=CHUNK
+        ) as ring:
+            url = ring.wait_api()
+            client = client_of(url)
+            for home in ("home0", "home1"):
+                (found,) = (tmp_path / home).rglob("1_Pooling/config.json")
+                assert found.read_bytes() == (folder / "1_Pooling" / "config.json").read_bytes()
+            told = client.embeddings.create(model="tests/ring", input=TEXTS)
+            assert [one.embedding for one in told.data] == [plain.vector(tokens(t), CHUNK) for t in TEXTS]
+            with pytest.raises(openai.BadRequestError, match="without a head, so it writes no text: ask"):
+                client.chat.completions.create(model="tests/ring", **chat_body())
+            body = json.dumps({"input": ["a long text " * 30] * 500}).encode()
+            with socket.create_connection(("127.0.0.1", ring.api_port)) as leaving:
+                head = f"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+                leaving.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
+                ring.wait_status(lambda status: status.num_active > 1)
+            status = ring.wait_status(is_free)
+            assert status.num_prompt_tokens < 500 * 361
+
+
+def is_free(status: head_pb2.ClusterStatus) -> bool:
+    """Nothing runs, and no stage holds a session."""
+    return status.num_active == status.num_queued == sum(rank.node.num_sessions for rank in status.ranks) == 0
