@@ -12,11 +12,13 @@ import json
 import struct
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Sequence
+from http import HTTPStatus
 
 from cluster.api.access import current_note
 from cluster.api.embeddings_body import EmbeddingsBody, read_inputs
-from cluster.api.errors import bad_request, internal
+from cluster.api.errors import ApiError, bad_request, internal
 from cluster.api.schema import parse_body
 from cluster.api.service import Service, tokenized
 from cluster.logs import current_request
@@ -65,13 +67,19 @@ class Embeddings:
     async def _read(
         self, body: EmbeddingsBody, prompts: Sequence[list[int]], pooling: ring_pb2.Pooling, room: int
     ) -> list[bytes]:
-        """The vector of each prompt; the first failure ends the others."""
+        """The vector of each prompt; the first failure ends the others.
+
+        Where the queue is full because of others, fewer are under way at once; the last one is told.
+        """
         answer_id, vectors = "embd-" + uuid.uuid4().hex, [b""] * len(prompts)
         adapter = body.model if body.model in self._service.adapters else ""
-        waiting: Iterator[tuple[int, list[int]]] = iter(enumerate(prompts))  # which all workers share
+        waiting = deque(enumerate(prompts))
+        num_working = min(len(prompts), room, MAX_AT_ONCE)
 
         async def work() -> None:
-            for index, prompt in waiting:
+            nonlocal num_working
+            while waiting:
+                index, prompt = waiting.popleft()
                 request = head_pb2.GenerateRequest(
                     request_id=f"{answer_id}-{index}" if index else answer_id,
                     prompt=prompt,
@@ -80,9 +88,16 @@ class Embeddings:
                     priority=body.priority or 0,
                     trace_id=current_request.get(),
                 )
-                vectors[index] = await self._vector(request)
+                try:
+                    vectors[index] = await self._vector(request)
+                except ApiError as error:
+                    if error.status != HTTPStatus.TOO_MANY_REQUESTS or num_working == 1:
+                        raise
+                    waiting.appendleft((index, prompt))
+                    break
+            num_working -= 1
 
-        workers = [asyncio.create_task(work()) for _ in range(min(len(prompts), room, MAX_AT_ONCE))]
+        workers = [asyncio.create_task(work()) for _ in range(num_working)]
         try:
             await asyncio.gather(*workers)
         finally:
