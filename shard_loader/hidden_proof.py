@@ -30,8 +30,7 @@ def _try(rehearsal: Rehearsal) -> str:
     model: Any = rehearsal.model
     shard = rehearsal.shards([])[0]
     tokens, state, cache = rehearsal.tokens(1, sum(CHUNKS)), shard.new_state(), make_prompt_cache(model)
-    heads = list(possible_heads(model, shard.vocab_size))
-    start = 0
+    heads, start = None, 0
     for length in CHUNKS:
         chunk = tokens[:, start : start + length]
         logits = model(chunk, cache=cache)
@@ -39,6 +38,8 @@ def _try(rehearsal: Rehearsal) -> str:
             hidden = shard.forward(chunk, None, state)
         if not isinstance(hidden, mx.array):
             return "its inner part returns more than hidden states"
+        if heads is None:
+            heads = list(possible_heads(model, hidden.shape[-1], shard.vocab_size))
         heads = [head for head in heads if mx.array_equal(head(hidden), logits).item()]
         start += length
     return "" if heads else "its head gets something else than its inner part returns"

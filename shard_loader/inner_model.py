@@ -44,13 +44,15 @@ def inner_model(model: nn.Module) -> nn.Module | None:
     return dict(model.named_modules())[path] if path else None
 
 
-def possible_heads(model: nn.Module, vocab_size: int) -> Iterator[Callable[[mx.array], mx.array]]:
+def possible_heads(
+    model: nn.Module, hidden_size: int, vocab_size: int
+) -> Iterator[Callable[[mx.array], mx.array]]:
     """What may make logits of hidden states: linears outside the layers, then tables of the vocabulary."""
     layers = {id(part) for layer in decoder_layers(model) for part in layer.modules()}
     outside = [module for _, module in model.named_modules() if id(module) not in layers]
     for kind, call in (((nn.Linear,), "__call__"), ((nn.Embedding,), "as_linear")):
         for module in outside:
-            if isinstance(module, kind) and module["weight"].shape[0] == vocab_size:
+            if isinstance(module, kind) and module["weight"].shape == (vocab_size, hidden_size):
                 yield getattr(module, call)
 
 

@@ -211,3 +211,19 @@ def test_a_model_without_these_files_refuses_in_a_sentence(refusing: Served) -> 
         refusing.openai.embeddings.create(model="tiny", input="hi")
     with pytest.raises(openai.NotFoundError, match="the served model is 'tiny'"):
         refusing.openai.embeddings.create(model="text-embedding-3-small", input="hi")
+
+
+@pytest.mark.long
+def test_langchain(embedding: Served) -> None:
+    from langchain_openai import OpenAIEmbeddings
+    from pydantic import SecretStr
+
+    client = OpenAIEmbeddings(
+        model="tiny",
+        base_url=f"{embedding.api.url}/v1",
+        api_key=SecretStr("none"),
+        check_embedding_ctx_length=False,
+    )
+    texts = ["Hello", "Goodbye"]
+    assert client.embed_documents(texts) == [expected([*text.encode(), EOS_ID]) for text in texts]
+    assert client.embed_query("Hello") == expected([*b"Hello", EOS_ID])
