@@ -51,11 +51,13 @@ class Client:
         """What it is told of a token, or of its prompt; called once for each, in their order."""
         if isinstance(item, Score):
             return head_pb2.GenerateReply(prompt=item.tokens)
-        reply = head_pb2.GenerateReply(tokens=[item.token], finish_reason=item.finish_reason)
+        reply = head_pb2.GenerateReply(finish_reason=item.finish_reason, vector=item.vector)
+        if not item.vector:
+            reply.tokens.append(item.token)
         if item.num_completion == 1 or item.finish_reason:
-            if item.num_completion == 1:
+            if item.num_completion == 1 or item.vector:
                 self._first_ms = (time.monotonic() - self.started_at) * 1e3
-                self.log.first_s = self._first_ms / 1e3
+                self.log.first_s = 0.0 if item.vector else self._first_ms / 1e3
             reply.prompt_tokens, reply.completion_tokens = item.num_prompt, item.num_completion
             reply.cached_tokens = item.num_cached
             reply.queue_ms = (self.started_at - self.submitted_at) * 1e3

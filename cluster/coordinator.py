@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from cluster.abilities import abilities_of
 from cluster.assigner import Assigner
 from cluster.config import ClusterConfig
 from cluster.draft_load import DraftLoad
@@ -266,6 +267,7 @@ class Coordinator:
         self._say(planning.table)
         self._plan, self._plan_json = planning.plan, planning.plan.to_json()
         self.head.predicted = planning.predicted
+        self.head.abilities = abilities_of(planning.model, model_dir, prover.why_no_hidden)
         self.head.planned_from = head_pb2.PlanningReply(
             planning_json=planning.planned_from, config_digest=self._config.digest
         )

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 
 import mlx.core as mx
 
@@ -252,7 +253,9 @@ class Engine:
         whole = [i for i, error in enumerate(errors) if not error]
         if recorder.layers_per_span:
             self.ahead.drop()  # it would be evaluated as a whole
-        taken = self.ahead.take(slots, sessions, carry) if len(whole) == len(slots) else None
+        is_pooled = sessions[whole[0]].is_pooled
+        is_ahead = len(whole) == len(slots) and not is_pooled
+        taken = self.ahead.take(slots, sessions, carry) if is_ahead else None
         if taken is not None:
             state, outgoing, draws = taken.state, taken.out, taken.draws
         else:
@@ -268,7 +271,8 @@ class Engine:
                 None if shard.is_first else unflatten([self._host.of(t) for t in carry], slots[0].structure)
             )
             self.adapters.use(sessions[whole[0]].spec.adapter)
-            outgoing = forward(shard, tokens, incoming, state, out.seq)
+            with shard.before_head() if is_pooled and shard.is_last else nullcontext():
+                outgoing = forward(shard, tokens, incoming, state, out.seq)
             self._open.leave([session for session, error in zip(sessions, errors, strict=True) if error])
         for session, slot in zip(sessions, slots, strict=True):
             session.position += len(slot.tokens)

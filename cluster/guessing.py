@@ -34,7 +34,8 @@ class Guessing:
 
     def begin(self, request: Request, limits: Limits) -> None:
         """A request starts. One that asks for log-probabilities gets them token by token."""
-        if not self.speculation.max_drafts or request.sampling.logprobs or request.is_scored:
+        is_plain = not (request.sampling.logprobs or request.is_scored or request.is_pooled)
+        if not self.speculation.max_drafts or not is_plain:
             return
         request.drafting = Drafting(NGrams(request.prompt))
         if limits.has_drafter:

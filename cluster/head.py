@@ -13,6 +13,7 @@ from queue import SimpleQueue
 
 import grpc
 
+from cluster.abilities import Abilities
 from cluster.client import STATUS_CODES, Client, Item
 from cluster.conversation import Conversation
 from cluster.draft_queue import OnDrafted
@@ -74,6 +75,7 @@ class Head(head_pb2_grpc.HeadServicer):
         self._watchers = threading.BoundedSemaphore(MAX_WATCHERS)
         self._is_closing = False
         self._held_since: float | None = None
+        self.abilities = Abilities()  # of the model, once there is a plan
         self.predicted: Mapping[int, head_pb2.PredictedMemory] = {}  # by rank, once there is a plan
         self.planned_from = head_pb2.PlanningReply()  # what the plan was made from, once there is one
 
@@ -287,6 +289,7 @@ class Head(head_pb2_grpc.HeadServicer):
                     _check_size(request.sampling)
                     if len(request.adapter) > MAX_ADAPTER_CHARS:
                         raise ValueError(f"adapter: a name has at most {MAX_ADAPTER_CHARS} characters")
+                    self.abilities.check(request.sampling)
                     validate(request.sampling, self._limits.vocab_size)
                 except ValueError as error:
                     client.put(Fail(request_id, FailureKind.INVALID, str(error)))

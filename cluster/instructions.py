@@ -36,7 +36,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Emit:
-    """A token for the client; `finish_reason` is set on the last one."""
+    """A token for the client, or the vector that it asked for; `finish_reason` is set on the last one."""
 
     request_id: str
     token: ring_pb2.SampledToken
@@ -45,6 +45,7 @@ class Emit:
     num_completion: int
     num_cached: int = 0  # of the prompt's tokens, not read again
     session: int = 0
+    vector: bytes = b""  # instead of a token
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,7 @@
-"""What the last stage makes of a frame's logits: tokens drawn, a prompt's own scored. Compute thread only."""
+"""What the last stage makes of a frame: tokens drawn, a prompt's own scored, or one vector.
+
+Compute thread only.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from cluster.pooled_prompt import PooledPrompt, to_bytes
 from cluster.prompt_scores import PromptScores, prompt_scores
 from cluster.row_draws import RowDraws
 from cluster.sampler import draw_rows
@@ -28,8 +32,14 @@ class Answers:
     fail: Callable[[ring_pb2.Slot, Exception], str]  # a slot's request ends here; why, for its client
 
     def of(self, logits: mx.array | RowDraws) -> Steps[None]:
-        """logits: (B, T, vocab), or the draws, where they were built ahead."""
+        """logits: (B, T, vocab), or the draws, where they were built ahead; of a prompt that is pooled its
+        hidden states (1, T, hidden_size).
+        """
         slots, sessions = self.slots, self.sessions
+        if sessions[0].pooled is not None:
+            assert isinstance(logits, mx.array)
+            yield from self._pool(sessions[0].pooled, logits[0])
+            return
         for session, slot in zip(sessions, slots, strict=True):
             session.history.extend(slot.tokens)
         scores = [
@@ -46,6 +56,17 @@ class Answers:
             added = self.out.slots.add(session=slot.session, position=slot.position)
             if score is not None:
                 added.prompt.extend(score.finish())
+
+    def _pool(self, pooled: PooledPrompt, hidden: mx.array) -> Steps[None]:
+        """A part of a prompt, by itself; behind the last one there is its vector."""
+        slot, session = self.slots[0], self.sessions[0]
+        pooled.add(hidden)
+        is_read = session.position == session.spec.prompt_tokens
+        wanted = [pooled.vector()] if is_read else pooled.arrays()
+        yield Wanted(wanted, self.caches())
+        added = self.out.slots.add(session=slot.session, position=slot.position)
+        if is_read:
+            added.vector = to_bytes(wanted[0])
 
     def _draw(self, logits: mx.array | RowDraws, scores: Sequence[PromptScores | None]) -> Steps[None]:
         slots, sessions, seq = self.slots, self.sessions, self.out.seq

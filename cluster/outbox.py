@@ -126,7 +126,7 @@ def _add_slot(frame: ring_pb2.Frame, request: Request, tokens: Sequence[int]) ->
     request.num_sent += len(tokens)
     request.num_read = request.num_sent
     request.num_in_flight += 1
-    is_sampled = not request.is_prefilling
+    is_sampled = not request.is_prefilling and not request.is_pooled
     frame.slots.add(session=request.session, position=position, tokens=tokens, is_sampled=is_sampled)
     if not is_sampled:
         return None

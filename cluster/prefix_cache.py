@@ -42,7 +42,7 @@ class PrefixCache:
 
         busy: sessions of which a frame is still in the ring.
         """
-        if limits.trim_window < 0 or request.is_scored:
+        if limits.trim_window < 0 or request.is_scored or request.is_pooled:
             return
         match = self._kept.match(request.prompt, request.adapter, limits.trim_window, busy)
         if match is not None:
@@ -74,7 +74,7 @@ class PrefixCache:
 
     def keep(self, request: Request, limits: Limits) -> int:
         """How many tokens of a request that ended stay; 0: it does not stay."""
-        length = kept_length(request, limits)
+        length = 0 if request.is_pooled else kept_length(request, limits)
         if limits.trim_window < 0 or length < MIN_COMMON:
             return 0
         tokens = request.known(0, length)

@@ -66,6 +66,15 @@ class Prover:
             answer = {}
         return RowProof(*(bool(answer.get(verdict.name)) for verdict in fields(RowProof)))
 
+    def why_no_hidden(self) -> str:
+        """Why hidden states before the head cannot be had; empty where they can. Tried each time."""
+        try:
+            return str(
+                self._run(["--hidden"], "reading hidden states").get("why_no_hidden", "it was stopped")
+            )
+        except UserError as error:
+            return str(error)
+
     def _prove(self, cuts: Sequence[int] | None, what: str) -> list[CutProof]:
         answer = self._run(() if cuts is None else ("--cuts", ",".join(map(str, cuts))), what)
         try:

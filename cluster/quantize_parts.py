@@ -191,7 +191,9 @@ def copy_others(source: Path, folder: Path, card: str) -> None:
     card: the new README.md.
     """
     for file in _others(source):
-        shutil.copyfile(file, folder / file.name)
+        copied = folder / file.relative_to(source)
+        copied.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, copied)
     (folder / CARD).write_text(card, encoding="utf-8")
 
 
@@ -203,10 +205,10 @@ def others_bytes(source: Path, card: str) -> int:
 def _others(source: Path) -> list[Path]:
     return [
         file
-        for file in sorted(source.iterdir())
+        for file in (*sorted(source.iterdir()), *sorted(source.glob("*_*/config.json")))  # of poolings, too
         if file.is_file()
         and not file.name.endswith(_WEIGHTS)
-        and file.name not in _OF_WEIGHTS
+        and file.relative_to(source).as_posix() not in _OF_WEIGHTS
         and not is_card(file)
     ]
 

@@ -51,6 +51,16 @@ class Request:
         return self.sampling.prompt_logprobs
 
     @property
+    def is_pooled(self) -> bool:
+        """One vector of its whole prompt is wanted: no token is drawn, and nothing of it is kept."""
+        return self.sampling.pooling.kind != ring_pb2.Pooling.NONE
+
+    @property
+    def is_writing(self) -> bool:
+        """Its prompt is read but for the last token, behind which an answer is drawn."""
+        return not self.is_chunk_due and not self.is_pooled
+
+    @property
     def is_prefilling(self) -> bool:
         return self.num_sent < len(self.prompt)
 
@@ -72,7 +82,7 @@ class Request:
     @property
     def is_chunk_due(self) -> bool:
         """A part of the prompt goes next: any but the last token, and whatever comes first."""
-        return self.num_sent < len(self.prompt) - 1 or not self.is_open
+        return self.num_sent < len(self.prompt) - (not self.is_pooled) or not self.is_open
 
     @property
     def is_last_due(self) -> bool:

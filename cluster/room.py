@@ -53,11 +53,11 @@ class Limits:
             raise ValueError(f"shared_chunk is {self.shared_chunk}, and must be at most {self.prefill_chunk}")
 
 
-def why_never(limits: Limits, prompt: Sequence[int], max_tokens: int) -> str:
-    """Why a request could never run, in a sentence; empty where it can."""
+def why_never(limits: Limits, prompt: Sequence[int], max_tokens: int, *, is_pooled: bool = False) -> str:
+    """Why a request could never run, in a sentence; empty where it can. is_pooled: it draws no token."""
     if not prompt:
         return "the prompt is empty; send at least one token"
-    if max_tokens < 1:
+    if max_tokens < 1 and not is_pooled:
         return f"max_tokens is {max_tokens}, and must be at least 1"
     if len(prompt) + max_tokens > limits.context:
         return (

@@ -136,7 +136,9 @@ class Scheduler:
     ) -> list[Instruction]:
         """A new request: it is started, queued, or refused with a sentence. A lower priority goes first."""
         self.counters.num_requests += 1
-        refusal = self._refusal(request_id, prompt, max_tokens)
+        is_pooled = sampling.pooling.kind != ring_pb2.Pooling.NONE
+        max_tokens = 0 if is_pooled else max_tokens
+        refusal = self._refusal(request_id, prompt, max_tokens, is_pooled=is_pooled)
         if refusal is not None:
             self.counters.num_failed += 1
             return [refusal]
@@ -204,6 +206,12 @@ class Scheduler:
                 instructions.append(self._fail(request, slot.error))
             elif slot.is_sampled:
                 instructions += self._verdict(request, slot, trip_ms)
+            elif slot.vector:
+                self._end(request)
+                done = Emit(
+                    request.request_id, slot.result, "stop", len(request.prompt), 0, vector=slot.vector
+                )
+                instructions.append(done)
             elif not request.num_in_flight and not request.can_send:
                 instructions.append(self._fail(request, "the last stage drew no token"))
         left_out = [self._fail(r, "the last stage left it out of a frame's result") for r in due.values()]
@@ -216,7 +224,9 @@ class Scheduler:
         is_awaited = self._guessing.told(self._by_session.get(session), position, ids, draft_ms)
         return self._advance() if is_awaited else []
 
-    def _refusal(self, request_id: str, prompt: Sequence[int], max_tokens: int) -> Fail | None:
+    def _refusal(
+        self, request_id: str, prompt: Sequence[int], max_tokens: int, *, is_pooled: bool
+    ) -> Fail | None:
         def refuse(kind: FailureKind, message: str) -> Fail:
             return Fail(request_id, kind, message)
 
@@ -227,7 +237,7 @@ class Scheduler:
             return refuse(
                 FailureKind.INVALID, f"request id {request_id!r} is already running; choose another"
             )
-        if never := why_never(limits, prompt, max_tokens):
+        if never := why_never(limits, prompt, max_tokens, is_pooled=is_pooled):
             return refuse(FailureKind.INVALID, never)
         if self._hold_reason:
             return refuse(FailureKind.BUSY, self._hold_reason)

@@ -8,6 +8,7 @@ import mlx.core as mx
 
 from cluster.guide import Guides
 from cluster.guide_process import GuideProcess
+from cluster.pooled_prompt import PooledPrompt
 from cluster.sampler import Row, Sampler
 from proto import ring_pb2
 from shard_loader.batch_state import BatchState
@@ -40,13 +41,17 @@ class Session:
     is_closed: bool = False
     is_scored: bool = False  # its prompt is: asked for every token of every row
     last_logits: mx.array | None = None  # (1, vocab) behind the last token, while that is so
+    pooled: PooledPrompt | None = None  # on the last stage, where its prompt becomes a vector
 
     @classmethod
     def open(
         cls, spec: ring_pb2.SessionSpec, shard: Shard, guides: Guides | GuideProcess | None = None
     ) -> Session:
         """Fresh caches for `spec`; raises ValueError for sampling values out of range."""
-        sampler = None
+        sampler, pooling = None, spec.sampling.pooling
+        if pooling.kind:
+            pooled = PooledPrompt(pooling) if shard.is_last else None
+            return cls(spec, shard.new_state(), pooled=pooled)
         if shard.is_last:
             guide, grammar = None, spec.sampling.grammar
             if grammar and guides is None:
@@ -60,6 +65,11 @@ class Session:
     def empty(cls, slot: ring_pb2.Slot, shard: Shard) -> Session:
         """Stands in a frame of several for one that cannot take part, and for no request."""
         return cls(ring_pb2.SessionSpec(session=slot.session), shard.new_state())
+
+    @property
+    def is_pooled(self) -> bool:
+        """Its prompt becomes a vector: no token is drawn."""
+        return self.spec.sampling.pooling.kind != ring_pb2.Pooling.NONE
 
     def begin_like(self, source: Session, state: ShardState) -> None:
         """The first tokens are those of `source`, whose copy `state` is."""

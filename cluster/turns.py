@@ -41,7 +41,7 @@ def due(
 
 def is_reading(active: Collection[Request]) -> bool:
     """Nobody's answer is written: prompts are read, and nothing else."""
-    return all(request.is_chunk_due for request in active)
+    return not any(request.is_writing for request in active)
 
 
 def max_frames(active: Collection[Request], limits: Limits) -> int:
@@ -67,7 +67,7 @@ def prompts_with(first: Request, active: Collection[Request], limits: Limits) ->
     left, unless others like it are more.
     """
     most = chunk_tokens(active, limits)
-    num_tokens = next_part(first, min(most, scored_chunk(limits)) if first.is_scored else most)
+    num_tokens = next_part(first, _lone_chunk(first, most, limits))
     if num_tokens >= FULL_TOKENS or not _may_share(first, limits):
         return [first], num_tokens
     parts = [(next_part(other, most), other) for other in active if _goes_with(first, other, limits)]
@@ -86,14 +86,15 @@ def prompts_with(first: Request, active: Collection[Request], limits: Limits) ->
 
 def next_part(request: Request, most: int) -> int:
     """Tokens of its prompt that go next, where at most so many can."""
-    return next_end(request.num_sent, len(request.prompt), most, request.points) - request.num_sent
+    num_prompt = len(request.prompt) + request.is_pooled  # its last token goes with the others
+    return next_end(request.num_sent, num_prompt, most, request.points) - request.num_sent
 
 
 def rows_with(first: Request, active: Collection[Request], limits: Limits) -> list[Request]:
     """Those whose tokens go with the first one's: their even share of the frames that answers have."""
     if not _is_known(first):
         return [first]
-    num_writing = sum(not request.is_chunk_due for request in active)
+    num_writing = sum(request.is_writing for request in active)
     share = -(-num_writing // num_row_frames(active, limits))
     together = (r for r in active if r.is_row_due and _is_known(r) and r.adapter == first.adapter)
     return list(islice(together, min(share, limits.max_rows)))
@@ -109,13 +110,25 @@ def scored_chunk(limits: Limits) -> int:
     return max(1, limits.prefill_chunk // 8)
 
 
+def pooled_chunk(limits: Limits) -> int:
+    """Of a prompt that becomes a vector: the same whatever others do, so that its numbers are, too."""
+    return limits.shared_chunk or limits.prefill_chunk
+
+
 def num_row_frames(active: Collection[Request], limits: Limits) -> int:
     """In how many frames at once the tokens of answers go."""
     if not any(request.is_chunk_due for request in active):
         return limits.max_in_flight
-    writing = Counter(request.adapter for request in active if not request.is_chunk_due)
+    writing = Counter(request.adapter for request in active if request.is_writing)
     needed = sum(-(-num // limits.max_rows) for num in writing.values())
     return max(1, min(needed, limits.max_in_flight - 1))
+
+
+def _lone_chunk(request: Request, most: int, limits: Limits) -> int:
+    """Of a prompt by itself."""
+    if request.is_scored:
+        return min(most, scored_chunk(limits))
+    return pooled_chunk(limits) if request.is_pooled else most
 
 
 def _largest(lengths: Sequence[int], most: int, max_rows: int) -> tuple[int, int]:
@@ -129,8 +142,9 @@ def _largest(lengths: Sequence[int], most: int, max_rows: int) -> tuple[int, int
 
 
 def _may_share(request: Request, limits: Limits) -> bool:
-    """Its prompt can be read with others': no tokens are scored, and its draws wait for no grammar."""
-    return limits.reads_together and not request.is_scored and not request.sampling.grammar
+    """Its prompt can be read with others': it is read for its answer, whose draws wait for no grammar."""
+    is_plain = not (request.is_scored or request.is_pooled or request.sampling.grammar)
+    return limits.reads_together and is_plain
 
 
 def _goes_with(first: Request, request: Request, limits: Limits) -> bool:

@@ -83,7 +83,7 @@ class ModelProfile:
     layers: tuple[LayerProfile, ...]
     embed_bytes: int
     norm_bytes: int  # final norm, and what else follows the last layer
-    head_bytes: int  # 0 where the head is tied to the embedding
+    head_bytes: int  # 0 where the head is tied to the embedding, or there is none
     is_tied: bool
     table_bytes: int = 0  # what the layers of every stage read besides their own tensors and the embedding
     shared_embed_bytes: int = 0  # of the embeddings: what every stage reads
@@ -102,6 +102,11 @@ class ModelProfile:
     @property
     def num_layers(self) -> int:
         return len(self.layers)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether it can write text: some embedding models come without what draws a token."""
+        return self.is_tied or self.head_bytes > 0
 
     @property
     def full_bytes(self) -> int:
@@ -133,7 +138,8 @@ def profile_model(
     parts = split_parts(headers, first_int(flat, NUM_LAYERS_KEYS) or None, name)
     check_shapes(parts.layers, flat, first_int(flat, EXPERTS_KEYS), name)
     tensors = LoadedBytes(headers, config, name, options)
-    is_tied = not parts.head or flat.get("tie_word_embeddings", config.get("tie_word_embeddings")) is True
+    ties = flat.get("tie_word_embeddings", config.get("tie_word_embeddings"))
+    is_tied = ties is True or (not parts.head and ties is not False)  # else it has no head at all
     embed = [header for header in parts.embed if tensors.params_of(header)]
     head = embed[:1] if is_tied else [header for header in parts.head if tensors.params_of(header)]
     keyed = (header for layer in parts.layers for header in layer.values() if _sets_dtype(header))

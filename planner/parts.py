@@ -22,7 +22,7 @@ _DROPPED_LEAVES = (
     "attention.masked_bias",
 )
 _LAYER_LISTS = ("layers", "h", "blocks", "block", "layer")
-_HEADS = ("lm_head", "embed_out", "output", "head", "unembed", "unembedding")
+HEADS = ("lm_head", "embed_out", "output", "head", "unembed", "unembedding")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def _split_rest(
     for header in rest:
         path = header.name.rsplit(".", 1)[0] if "." in header.name else header.name
         leaf = path.rsplit(".", 1)[-1]
-        if leaf in _HEADS:
+        if leaf in HEADS:
             head.append(header)
         elif _is_table(path) and "norm" not in leaf:
             embed.append(header)

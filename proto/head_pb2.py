@@ -26,7 +26,7 @@ from proto import control_pb2 as proto_dot_control__pb2
 from proto import ring_pb2 as proto_dot_ring__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x10proto/head.proto\x12\nmacrame.v1\x1a\x13proto/control.proto\x1a\x10proto/ring.proto\"\xa8\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x03(\r\x12\x12\n\nmax_tokens\x18\x03 \x01(\r\x12&\n\x08sampling\x18\x04 \x01(\x0b\x32\x14.macrame.v1.Sampling\x12\x0f\n\x07\x61\x64\x61pter\x18\x46 \x01(\t\x12\x11\n\x08priority\x18\x84\x02 \x01(\x11\x12\x11\n\x08trace_id\x18\x96\x01 \x01(\t\"\xeb\x01\n\rGenerateReply\x12(\n\x06tokens\x18\x01 \x03(\x0b\x32\x18.macrame.v1.SampledToken\x12\x15\n\rfinish_reason\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x04 \x01(\r\x12\x10\n\x08queue_ms\x18\x05 \x01(\x01\x12\x12\n\nprefill_ms\x18\x06 \x01(\x01\x12\x16\n\rcached_tokens\x18\xe6\x01 \x01(\r\x12)\n\x06prompt\x18\xaf\x02 \x03(\x0b\x32\x18.macrame.v1.SampledToken\"^\n\x03\x41sk\x12-\n\x08generate\x18\x01 \x01(\x0b\x32\x1b.macrame.v1.GenerateRequest\x12(\n\x05leave\x18\x02 \x01(\x0b\x32\x19.macrame.v1.CancelRequest\".\n\x07\x41nswers\x12#\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x12.macrame.v1.Answer\"e\n\x06\x41nswer\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12(\n\x05reply\x18\x02 \x01(\x0b\x32\x19.macrame.v1.GenerateReply\x12\x0c\n\x04\x63ode\x18\x03 \x01(\x05\x12\x0f\n\x07message\x18\x04 \x01(\t\"9\n\rCancelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0bis_finished\x18\xa0\x01 \x01(\x08\"\x1c\n\x0b\x43\x61ncelReply\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\"\x10\n\x0e\x43lusterRequest\"\x11\n\x0fPlanningRequest\"=\n\rPlanningReply\x12\x15\n\rplanning_json\x18\x01 \x01(\t\x12\x15\n\rconfig_digest\x18\x02 \x01(\t\"\xbd\x04\n\rClusterStatus\x12\x0e\n\x06status\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x11\n\tplan_json\x18\x03 \x01(\t\x12%\n\x05ranks\x18\x04 \x03(\x0b\x32\x16.macrame.v1.RankStatus\x12\x12\n\nnum_active\x18\x05 \x01(\r\x12\x12\n\nnum_queued\x18\x06 \x01(\r\x12\x12\n\nmax_active\x18\x07 \x01(\r\x12\x0f\n\x07\x63ontext\x18\x08 \x01(\r\x12\x13\n\x0bincarnation\x18\t \x01(\x04\x12\x14\n\x0cnum_requests\x18\n \x01(\x04\x12\x19\n\x11num_prompt_tokens\x18\x0b \x01(\x04\x12\x1d\n\x15num_completion_tokens\x18\x0c \x01(\x04\x12\x12\n\nnum_failed\x18\r \x01(\x04\x12\x0e\n\x06reason\x18\x0e \x01(\t\x12\x12\n\nvocab_size\x18\x0f \x01(\r\x12\'\n\x06\x65rrors\x18\x96\x01 \x03(\x0b\x32\x16.macrame.v1.ErrorCount\x12\x11\n\x08num_kept\x18\xe6\x01 \x01(\r\x12\x1a\n\x11num_cached_tokens\x18\xe7\x01 \x01(\x04\x12\x14\n\x0bnum_guessed\x18\xab\x02 \x01(\x04\x12\x1a\n\x11num_guessed_right\x18\xac\x02 \x01(\x04\x12\x14\n\x0bnum_prompts\x18\x8e\x02 \x01(\x04\x12\x1b\n\x12num_cached_prompts\x18\x8f\x02 \x01(\x04\x12,\n\x08requests\x18\x8c\x01 \x03(\x0b\x32\x19.macrame.v1.RequestStatus\")\n\nErrorCount\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"\xbd\x01\n\rRequestStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x18\n\x10prefilled_tokens\x18\x04 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x05 \x01(\r\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\r\n\x05\x61ge_s\x18\x07 \x01(\x01\x12\x0f\n\x07\x61\x64\x61pter\x18\x08 \x01(\t\x12\x11\n\x08priority\x18\x84\x02 \x01(\x11\"8\n\x0bLogsRequest\x12\x11\n\x04rank\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\r\n\x05lines\x18\x02 \x01(\rB\x07\n\x05_rank\"J\n\x08RankLogs\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\"\n\x05lines\x18\x03 \x03(\x0b\x32\x13.macrame.v1.LogLine\"\x92\x01\n\x0fPredictedMemory\x12&\n\x07weights\x18\x01 \x01(\x0b\x32\x15.macrame.v1.Footprint\x12\x10\n\x08kv_bytes\x18\x02 \x01(\x04\x12\x18\n\x10\x61\x63tivation_bytes\x18\x03 \x01(\x04\x12\x14\n\x0c\x62udget_bytes\x18\x04 \x01(\x04\x12\x15\n\rreserve_bytes\x18\x05 \x01(\x04\"\xac\x01\n\nRankStatus\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12$\n\x04node\x18\x05 \x01(\x0b\x32\x16.macrame.v1.NodeStatus\x12\r\n\x05\x61ge_s\x18\x06 \x01(\x01\x12.\n\tpredicted\x18P \x01(\x0b\x32\x1b.macrame.v1.PredictedMemory2\xd1\x03\n\x04Head\x12\x44\n\x08Generate\x12\x1b.macrame.v1.GenerateRequest\x1a\x19.macrame.v1.GenerateReply0\x01\x12\x34\n\x08\x43onverse\x12\x0f.macrame.v1.Ask\x1a\x13.macrame.v1.Answers(\x01\x30\x01\x12<\n\x06\x43\x61ncel\x12\x19.macrame.v1.CancelRequest\x1a\x17.macrame.v1.CancelReply\x12\x43\n\nGetCluster\x12\x1a.macrame.v1.ClusterRequest\x1a\x19.macrame.v1.ClusterStatus\x12G\n\x0cWatchCluster\x12\x1a.macrame.v1.ClusterRequest\x1a\x19.macrame.v1.ClusterStatus0\x01\x12\x45\n\x0bGetPlanning\x12\x1b.macrame.v1.PlanningRequest\x1a\x19.macrame.v1.PlanningReply\x12:\n\x07GetLogs\x12\x17.macrame.v1.LogsRequest\x1a\x14.macrame.v1.RankLogs0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x10proto/head.proto\x12\nmacrame.v1\x1a\x13proto/control.proto\x1a\x10proto/ring.proto\"\xa8\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x03(\r\x12\x12\n\nmax_tokens\x18\x03 \x01(\r\x12&\n\x08sampling\x18\x04 \x01(\x0b\x32\x14.macrame.v1.Sampling\x12\x0f\n\x07\x61\x64\x61pter\x18\x46 \x01(\t\x12\x11\n\x08priority\x18\x84\x02 \x01(\x11\x12\x11\n\x08trace_id\x18\x96\x01 \x01(\t\"\xfc\x01\n\rGenerateReply\x12(\n\x06tokens\x18\x01 \x03(\x0b\x32\x18.macrame.v1.SampledToken\x12\x15\n\rfinish_reason\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x04 \x01(\r\x12\x10\n\x08queue_ms\x18\x05 \x01(\x01\x12\x12\n\nprefill_ms\x18\x06 \x01(\x01\x12\x16\n\rcached_tokens\x18\xe6\x01 \x01(\r\x12)\n\x06prompt\x18\xaf\x02 \x03(\x0b\x32\x18.macrame.v1.SampledToken\x12\x0f\n\x06vector\x18\xcc\x02 \x01(\x0c\"^\n\x03\x41sk\x12-\n\x08generate\x18\x01 \x01(\x0b\x32\x1b.macrame.v1.GenerateRequest\x12(\n\x05leave\x18\x02 \x01(\x0b\x32\x19.macrame.v1.CancelRequest\".\n\x07\x41nswers\x12#\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x12.macrame.v1.Answer\"e\n\x06\x41nswer\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12(\n\x05reply\x18\x02 \x01(\x0b\x32\x19.macrame.v1.GenerateReply\x12\x0c\n\x04\x63ode\x18\x03 \x01(\x05\x12\x0f\n\x07message\x18\x04 \x01(\t\"9\n\rCancelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0bis_finished\x18\xa0\x01 \x01(\x08\"\x1c\n\x0b\x43\x61ncelReply\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\"\x10\n\x0e\x43lusterRequest\"\x11\n\x0fPlanningRequest\"=\n\rPlanningReply\x12\x15\n\rplanning_json\x18\x01 \x01(\t\x12\x15\n\rconfig_digest\x18\x02 \x01(\t\"\xbd\x04\n\rClusterStatus\x12\x0e\n\x06status\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x11\n\tplan_json\x18\x03 \x01(\t\x12%\n\x05ranks\x18\x04 \x03(\x0b\x32\x16.macrame.v1.RankStatus\x12\x12\n\nnum_active\x18\x05 \x01(\r\x12\x12\n\nnum_queued\x18\x06 \x01(\r\x12\x12\n\nmax_active\x18\x07 \x01(\r\x12\x0f\n\x07\x63ontext\x18\x08 \x01(\r\x12\x13\n\x0bincarnation\x18\t \x01(\x04\x12\x14\n\x0cnum_requests\x18\n \x01(\x04\x12\x19\n\x11num_prompt_tokens\x18\x0b \x01(\x04\x12\x1d\n\x15num_completion_tokens\x18\x0c \x01(\x04\x12\x12\n\nnum_failed\x18\r \x01(\x04\x12\x0e\n\x06reason\x18\x0e \x01(\t\x12\x12\n\nvocab_size\x18\x0f \x01(\r\x12\'\n\x06\x65rrors\x18\x96\x01 \x03(\x0b\x32\x16.macrame.v1.ErrorCount\x12\x11\n\x08num_kept\x18\xe6\x01 \x01(\r\x12\x1a\n\x11num_cached_tokens\x18\xe7\x01 \x01(\x04\x12\x14\n\x0bnum_guessed\x18\xab\x02 \x01(\x04\x12\x1a\n\x11num_guessed_right\x18\xac\x02 \x01(\x04\x12\x14\n\x0bnum_prompts\x18\x8e\x02 \x01(\x04\x12\x1b\n\x12num_cached_prompts\x18\x8f\x02 \x01(\x04\x12,\n\x08requests\x18\x8c\x01 \x03(\x0b\x32\x19.macrame.v1.RequestStatus\")\n\nErrorCount\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"\xbd\x01\n\rRequestStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x18\n\x10prefilled_tokens\x18\x04 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x05 \x01(\r\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\r\n\x05\x61ge_s\x18\x07 \x01(\x01\x12\x0f\n\x07\x61\x64\x61pter\x18\x08 \x01(\t\x12\x11\n\x08priority\x18\x84\x02 \x01(\x11\"8\n\x0bLogsRequest\x12\x11\n\x04rank\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\r\n\x05lines\x18\x02 \x01(\rB\x07\n\x05_rank\"J\n\x08RankLogs\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\"\n\x05lines\x18\x03 \x03(\x0b\x32\x13.macrame.v1.LogLine\"\x92\x01\n\x0fPredictedMemory\x12&\n\x07weights\x18\x01 \x01(\x0b\x32\x15.macrame.v1.Footprint\x12\x10\n\x08kv_bytes\x18\x02 \x01(\x04\x12\x18\n\x10\x61\x63tivation_bytes\x18\x03 \x01(\x04\x12\x14\n\x0c\x62udget_bytes\x18\x04 \x01(\x04\x12\x15\n\rreserve_bytes\x18\x05 \x01(\x04\"\xac\x01\n\nRankStatus\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12$\n\x04node\x18\x05 \x01(\x0b\x32\x16.macrame.v1.NodeStatus\x12\r\n\x05\x61ge_s\x18\x06 \x01(\x01\x12.\n\tpredicted\x18P \x01(\x0b\x32\x1b.macrame.v1.PredictedMemory2\xd1\x03\n\x04Head\x12\x44\n\x08Generate\x12\x1b.macrame.v1.GenerateRequest\x1a\x19.macrame.v1.GenerateReply0\x01\x12\x34\n\x08\x43onverse\x12\x0f.macrame.v1.Ask\x1a\x13.macrame.v1.Answers(\x01\x30\x01\x12<\n\x06\x43\x61ncel\x12\x19.macrame.v1.CancelRequest\x1a\x17.macrame.v1.CancelReply\x12\x43\n\nGetCluster\x12\x1a.macrame.v1.ClusterRequest\x1a\x19.macrame.v1.ClusterStatus\x12G\n\x0cWatchCluster\x12\x1a.macrame.v1.ClusterRequest\x1a\x19.macrame.v1.ClusterStatus0\x01\x12\x45\n\x0bGetPlanning\x12\x1b.macrame.v1.PlanningRequest\x1a\x19.macrame.v1.PlanningReply\x12:\n\x07GetLogs\x12\x17.macrame.v1.LogsRequest\x1a\x14.macrame.v1.RankLogs0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,37 +36,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEREQUEST']._serialized_start=72
   _globals['_GENERATEREQUEST']._serialized_end=240
   _globals['_GENERATEREPLY']._serialized_start=243
-  _globals['_GENERATEREPLY']._serialized_end=478
-  _globals['_ASK']._serialized_start=480
-  _globals['_ASK']._serialized_end=574
-  _globals['_ANSWERS']._serialized_start=576
-  _globals['_ANSWERS']._serialized_end=622
-  _globals['_ANSWER']._serialized_start=624
-  _globals['_ANSWER']._serialized_end=725
-  _globals['_CANCELREQUEST']._serialized_start=727
-  _globals['_CANCELREQUEST']._serialized_end=784
-  _globals['_CANCELREPLY']._serialized_start=786
-  _globals['_CANCELREPLY']._serialized_end=814
-  _globals['_CLUSTERREQUEST']._serialized_start=816
-  _globals['_CLUSTERREQUEST']._serialized_end=832
-  _globals['_PLANNINGREQUEST']._serialized_start=834
-  _globals['_PLANNINGREQUEST']._serialized_end=851
-  _globals['_PLANNINGREPLY']._serialized_start=853
-  _globals['_PLANNINGREPLY']._serialized_end=914
-  _globals['_CLUSTERSTATUS']._serialized_start=917
-  _globals['_CLUSTERSTATUS']._serialized_end=1490
-  _globals['_ERRORCOUNT']._serialized_start=1492
-  _globals['_ERRORCOUNT']._serialized_end=1533
-  _globals['_REQUESTSTATUS']._serialized_start=1536
-  _globals['_REQUESTSTATUS']._serialized_end=1725
-  _globals['_LOGSREQUEST']._serialized_start=1727
-  _globals['_LOGSREQUEST']._serialized_end=1783
-  _globals['_RANKLOGS']._serialized_start=1785
-  _globals['_RANKLOGS']._serialized_end=1859
-  _globals['_PREDICTEDMEMORY']._serialized_start=1862
-  _globals['_PREDICTEDMEMORY']._serialized_end=2008
-  _globals['_RANKSTATUS']._serialized_start=2011
-  _globals['_RANKSTATUS']._serialized_end=2183
-  _globals['_HEAD']._serialized_start=2186
-  _globals['_HEAD']._serialized_end=2651
+  _globals['_GENERATEREPLY']._serialized_end=495
+  _globals['_ASK']._serialized_start=497
+  _globals['_ASK']._serialized_end=591
+  _globals['_ANSWERS']._serialized_start=593
+  _globals['_ANSWERS']._serialized_end=639
+  _globals['_ANSWER']._serialized_start=641
+  _globals['_ANSWER']._serialized_end=742
+  _globals['_CANCELREQUEST']._serialized_start=744
+  _globals['_CANCELREQUEST']._serialized_end=801
+  _globals['_CANCELREPLY']._serialized_start=803
+  _globals['_CANCELREPLY']._serialized_end=831
+  _globals['_CLUSTERREQUEST']._serialized_start=833
+  _globals['_CLUSTERREQUEST']._serialized_end=849
+  _globals['_PLANNINGREQUEST']._serialized_start=851
+  _globals['_PLANNINGREQUEST']._serialized_end=868
+  _globals['_PLANNINGREPLY']._serialized_start=870
+  _globals['_PLANNINGREPLY']._serialized_end=931
+  _globals['_CLUSTERSTATUS']._serialized_start=934
+  _globals['_CLUSTERSTATUS']._serialized_end=1507
+  _globals['_ERRORCOUNT']._serialized_start=1509
+  _globals['_ERRORCOUNT']._serialized_end=1550
+  _globals['_REQUESTSTATUS']._serialized_start=1553
+  _globals['_REQUESTSTATUS']._serialized_end=1742
+  _globals['_LOGSREQUEST']._serialized_start=1744
+  _globals['_LOGSREQUEST']._serialized_end=1800
+  _globals['_RANKLOGS']._serialized_start=1802
+  _globals['_RANKLOGS']._serialized_end=1876
+  _globals['_PREDICTEDMEMORY']._serialized_start=1879
+  _globals['_PREDICTEDMEMORY']._serialized_end=2025
+  _globals['_RANKSTATUS']._serialized_start=2028
+  _globals['_RANKSTATUS']._serialized_end=2200
+  _globals['_HEAD']._serialized_start=2203
+  _globals['_HEAD']._serialized_end=2668
 # @@protoc_insertion_point(module_scope)

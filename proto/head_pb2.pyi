@@ -27,7 +27,7 @@ class GenerateRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_ring_pb2.Sampling, _Mapping]] = ..., adapter: _Optional[str] = ..., priority: _Optional[int] = ..., trace_id: _Optional[str] = ...) -> None: ...
 
 class GenerateReply(_message.Message):
-    __slots__ = ("tokens", "finish_reason", "prompt_tokens", "completion_tokens", "queue_ms", "prefill_ms", "cached_tokens", "prompt")
+    __slots__ = ("tokens", "finish_reason", "prompt_tokens", "completion_tokens", "queue_ms", "prefill_ms", "cached_tokens", "prompt", "vector")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +36,7 @@ class GenerateReply(_message.Message):
     PREFILL_MS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_FIELD_NUMBER: _ClassVar[int]
     tokens: _containers.RepeatedCompositeFieldContainer[_ring_pb2.SampledToken]
     finish_reason: str
     prompt_tokens: int
@@ -44,7 +45,8 @@ class GenerateReply(_message.Message):
     prefill_ms: float
     cached_tokens: int
     prompt: _containers.RepeatedCompositeFieldContainer[_ring_pb2.SampledToken]
-    def __init__(self, tokens: _Optional[_Iterable[_Union[_ring_pb2.SampledToken, _Mapping]]] = ..., finish_reason: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., queue_ms: _Optional[float] = ..., prefill_ms: _Optional[float] = ..., cached_tokens: _Optional[int] = ..., prompt: _Optional[_Iterable[_Union[_ring_pb2.SampledToken, _Mapping]]] = ...) -> None: ...
+    vector: bytes
+    def __init__(self, tokens: _Optional[_Iterable[_Union[_ring_pb2.SampledToken, _Mapping]]] = ..., finish_reason: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., queue_ms: _Optional[float] = ..., prefill_ms: _Optional[float] = ..., cached_tokens: _Optional[int] = ..., prompt: _Optional[_Iterable[_Union[_ring_pb2.SampledToken, _Mapping]]] = ..., vector: _Optional[bytes] = ...) -> None: ...
 
 class Ask(_message.Message):
     __slots__ = ("generate", "leave")

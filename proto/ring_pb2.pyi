@@ -146,7 +146,7 @@ class TensorMeta(_message.Message):
     def __init__(self, dtype: _Optional[_Union[DType, str]] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Slot(_message.Message):
-    __slots__ = ("session", "position", "tokens", "is_sampled", "num_draws", "structure", "num_tensors", "error", "result", "more", "prompt")
+    __slots__ = ("session", "position", "tokens", "is_sampled", "num_draws", "structure", "num_tensors", "error", "result", "more", "prompt", "vector")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -158,6 +158,7 @@ class Slot(_message.Message):
     RESULT_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_FIELD_NUMBER: _ClassVar[int]
     session: int
     position: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
@@ -169,7 +170,8 @@ class Slot(_message.Message):
     result: SampledToken
     more: _containers.RepeatedCompositeFieldContainer[SampledToken]
     prompt: _containers.RepeatedCompositeFieldContainer[SampledToken]
-    def __init__(self, session: _Optional[int] = ..., position: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., is_sampled: _Optional[bool] = ..., num_draws: _Optional[int] = ..., structure: _Optional[str] = ..., num_tensors: _Optional[int] = ..., error: _Optional[str] = ..., result: _Optional[_Union[SampledToken, _Mapping]] = ..., more: _Optional[_Iterable[_Union[SampledToken, _Mapping]]] = ..., prompt: _Optional[_Iterable[_Union[SampledToken, _Mapping]]] = ...) -> None: ...
+    vector: bytes
+    def __init__(self, session: _Optional[int] = ..., position: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., is_sampled: _Optional[bool] = ..., num_draws: _Optional[int] = ..., structure: _Optional[str] = ..., num_tensors: _Optional[int] = ..., error: _Optional[str] = ..., result: _Optional[_Union[SampledToken, _Mapping]] = ..., more: _Optional[_Iterable[_Union[SampledToken, _Mapping]]] = ..., prompt: _Optional[_Iterable[_Union[SampledToken, _Mapping]]] = ..., vector: _Optional[bytes] = ...) -> None: ...
 
 class SampledToken(_message.Message):
     __slots__ = ("id", "logprob", "top")
@@ -210,7 +212,7 @@ class SessionSpec(_message.Message):
     def __init__(self, session: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., adapter: _Optional[str] = ..., request_id: _Optional[str] = ..., from_session: _Optional[int] = ..., from_tokens: _Optional[int] = ...) -> None: ...
 
 class Sampling(_message.Message):
-    __slots__ = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "repetition_context", "presence_penalty", "frequency_penalty", "logit_bias", "seed", "logprobs", "top_logprobs", "min_tokens", "stop_ids", "prompt_logprobs", "grammar")
+    __slots__ = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "repetition_context", "presence_penalty", "frequency_penalty", "logit_bias", "seed", "logprobs", "top_logprobs", "min_tokens", "stop_ids", "prompt_logprobs", "grammar", "pooling")
     class LogitBiasEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -234,6 +236,7 @@ class Sampling(_message.Message):
     STOP_IDS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     GRAMMAR_FIELD_NUMBER: _ClassVar[int]
+    POOLING_FIELD_NUMBER: _ClassVar[int]
     temperature: float
     top_p: float
     top_k: int
@@ -250,7 +253,28 @@ class Sampling(_message.Message):
     stop_ids: _containers.RepeatedScalarFieldContainer[int]
     prompt_logprobs: bool
     grammar: str
-    def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., repetition_context: _Optional[int] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., seed: _Optional[int] = ..., logprobs: _Optional[bool] = ..., top_logprobs: _Optional[int] = ..., min_tokens: _Optional[int] = ..., stop_ids: _Optional[_Iterable[int]] = ..., prompt_logprobs: _Optional[bool] = ..., grammar: _Optional[str] = ...) -> None: ...
+    pooling: Pooling
+    def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., repetition_context: _Optional[int] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., seed: _Optional[int] = ..., logprobs: _Optional[bool] = ..., top_logprobs: _Optional[int] = ..., min_tokens: _Optional[int] = ..., stop_ids: _Optional[_Iterable[int]] = ..., prompt_logprobs: _Optional[bool] = ..., grammar: _Optional[str] = ..., pooling: _Optional[_Union[Pooling, _Mapping]] = ...) -> None: ...
+
+class Pooling(_message.Message):
+    __slots__ = ("kind", "dimensions", "is_normalised")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        NONE: _ClassVar[Pooling.Kind]
+        LAST: _ClassVar[Pooling.Kind]
+        MEAN: _ClassVar[Pooling.Kind]
+        FIRST: _ClassVar[Pooling.Kind]
+    NONE: Pooling.Kind
+    LAST: Pooling.Kind
+    MEAN: Pooling.Kind
+    FIRST: Pooling.Kind
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    IS_NORMALISED_FIELD_NUMBER: _ClassVar[int]
+    kind: Pooling.Kind
+    dimensions: int
+    is_normalised: bool
+    def __init__(self, kind: _Optional[_Union[Pooling.Kind, str]] = ..., dimensions: _Optional[int] = ..., is_normalised: _Optional[bool] = ...) -> None: ...
 
 class EdgeReply(_message.Message):
     __slots__ = ("welcome", "credit", "beat", "abort")

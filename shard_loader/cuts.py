@@ -1,7 +1,7 @@
 """Which cuts of a model are exact: proven on a tiny random model of the same config, before anything is
 loaded.
 
-    python -m shard_loader.cuts MODEL_DIR [--cuts 3,5] [--rows] [--json]
+    python -m shard_loader.cuts MODEL_DIR [--cuts 3,5] [--rows] [--hidden] [--json]
 
 A cut is exact when the stages' logits equal the whole model's bit for bit. The command runs MLX on the CPU
 without compiled kernels in a process of its own, so a node's own MLX stays untouched; MLX is imported only
@@ -78,6 +78,17 @@ def rows_of(config: dict[str, Any]) -> RowProof:
     proof = prove_rows(rehearsal)
     save_rows(config, rehearsal.recipe, proof)
     return proof
+
+
+def why_no_hidden_of(config: dict[str, Any]) -> str:
+    """Why this architecture's hidden states before the head cannot be had; empty where they can."""
+    from shard_loader.hidden_proof import why_no_hidden
+    from shard_loader.rehearsal import Rehearsal, RehearsalError
+
+    try:
+        return why_no_hidden(Rehearsal(config))
+    except RehearsalError as error:
+        return str(error)
 
 
 def _rehearse(
@@ -157,6 +168,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--rows", action="store_true", help="tell only what may be done with several sequences"
     )
+    parser.add_argument(
+        "--hidden", action="store_true", help="tell only whether hidden states before the head can be had"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(argv)
 
@@ -182,6 +196,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     mx.set_default_device(mx.cpu)
     if args.rows:
         print(json.dumps({"model": str(args.model_dir), **dataclasses.asdict(rows_of(config))}))
+        return 0
+    if args.hidden:
+        print(json.dumps({"model": str(args.model_dir), "why_no_hidden": why_no_hidden_of(config)}))
         return 0
     proofs = proofs_of(config, args.cuts)
     if args.json:

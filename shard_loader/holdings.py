@@ -48,7 +48,8 @@ def find_holdings(
         return None
     snapshot = cached_snapshot(model, revision, cache_dir)
     if snapshot is not None:
-        files = {entry.name: entry for path in snapshot.iterdir() if (entry := _entry(path)) is not None}
+        paths = [*snapshot.iterdir(), *snapshot.glob("*/config.json")]
+        files = {entry.name: entry for path in paths if (entry := _entry(path, snapshot)) is not None}
         manifest = Manifest(model, snapshot.name, files)
         return Holdings(snapshot, manifest, {name: [(0, entry.size)] for name, entry in files.items()})
     place = stored(model, revision, root)
@@ -60,8 +61,9 @@ def find_holdings(
     )
 
 
-def _entry(path: Path) -> FileEntry | None:
+def _entry(path: Path, snapshot: Path) -> FileEntry | None:
     """A file of a snapshot: the blob that it links to is named by its etag."""
-    if not is_file_name(path.name) or not path.is_file():
+    name = path.relative_to(snapshot).as_posix()
+    if not is_file_name(name) or not path.is_file():
         return None
-    return FileEntry(path.name, path.stat().st_size, path.resolve().name if path.is_symlink() else "")
+    return FileEntry(name, path.stat().st_size, path.resolve().name if path.is_symlink() else "")

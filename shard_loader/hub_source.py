@@ -173,7 +173,7 @@ class _Waits:
 
 
 def _entry(sibling: Any) -> FileEntry | None:
-    """None for what no model folder of ours holds: files in folders, and names that hide."""
+    """None for what no model folder of ours holds: most files in folders, and names that hide."""
     if not is_file_name(sibling.rfilename) or sibling.size is None:
         return None
     etag = sibling.lfs.sha256 if sibling.lfs is not None else sibling.blob_id

@@ -8,7 +8,8 @@ Threads: a Shard and its states belong to the compute thread. `forward` is not r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from mlx.utils import tree_flatten
 from planner.kv_quant import KvQuantization
 from shard_loader.batch_state import BatchState
 from shard_loader.crossing import Crossing, Passage
+from shard_loader.inner_model import inner_model
 from shard_loader.layout import (
     NEVER,
     TRACE_TOKENS,
@@ -69,7 +71,7 @@ class Shard:
         self.start, self.stop, self.num_layers = start, stop, layout.num_layers
         self.is_first, self.is_last = start == 0, stop == layout.num_layers
         self.vocab_size = layout.vocab_size
-        self._model = model
+        self._model = self._called = model
         self._incoming = None if self.is_first else _cut(layout, start)
         self._outgoing = None if self.is_last else _cut(layout, stop)
         self._caches = CachePlan.of(layout, start, stop)
@@ -171,7 +173,7 @@ class Shard:
         try:
             if passage is not None:
                 passage.begin(carry, state.view)
-            out = self._model(tokens, cache=state.view)
+            out = self._called(tokens, cache=state.view)
         except StageDone as done:
             out = done.value
         finally:
@@ -183,6 +185,22 @@ class Shard:
         if outgoing is not None and outgoing.template is not None:
             return to_plain(out)
         return out
+
+    @contextmanager
+    def before_head(self) -> Iterator[None]:
+        """Within the block, `forward` on the last stage returns hidden states (B, T, hidden_size), no logits.
+
+        Only for an architecture of which `hidden_proof` shows that they are what the head gets. Raises
+        ShardError for a model that has nothing before its head.
+        """
+        inner = inner_model(self._model)
+        if inner is None:
+            raise ShardError("the model has no part that ends before its head, so it gives no hidden states")
+        self._called = inner
+        try:
+            yield
+        finally:
+            self._called = self._model
 
     def forward_in_groups(
         self,

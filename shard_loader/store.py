@@ -28,7 +28,8 @@ from shard_loader.whole_file import write_whole
 FOLDER = ".macrame"  # in the model folder: what is ours and no file of the model
 MANIFEST = "manifest.json"
 REVISION = re.compile(r"[0-9a-f]{40}")
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][\w.+-]*")
+# An embedding model says in such a folder how its vectors are made (sentence-transformers' layout).
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][\w.+-]*|[0-9]{1,2}_[A-Za-z]+/config\.json")
 _READ_BYTES = 1 << 20
 
 
@@ -71,7 +72,7 @@ class Manifest:
 
 
 def is_file_name(name: str) -> bool:
-    """Whether `name` may be a file of a store: one path component that hides nothing."""
+    """Whether `name` may be a file of a store: one component that hides nothing, or a module's config."""
     return _FILE_NAME.fullmatch(name) is not None
 
 
@@ -119,11 +120,13 @@ class Store:
     # -- bytes --------------------------------------------------------------------------------------------
     def add_small(self, entry: FileEntry, data: bytes) -> bool:
         """Keep a whole small file; False, and nothing is kept, if these are not its bytes."""
-        partial = self.folder / FOLDER / f"{entry.name}.{os.getpid()}"
+        path = self.folder / entry.name
+        partial = self.folder / FOLDER / f"{entry.name.replace('/', '.')}.{os.getpid()}"
         partial.write_bytes(data)
         is_it = entry.matches(partial)
         if is_it:
-            partial.replace(self.folder / entry.name)
+            path.parent.mkdir(exist_ok=True)
+            partial.replace(path)
         else:
             partial.unlink()
         return is_it

@@ -20,12 +20,14 @@ from mlx import nn
 from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes, load_model
 
+from planner.embedding_files import is_embedding_model
 from planner.exl3 import refusal
 from planner.headers import read_checkpoint
 from planner.load_options import LoadOptions
 from shard_loader.absent import Absent
 from shard_loader.cache_io import CorruptEntryError, keeping
 from shard_loader.exl3 import Exl3Weights
+from shard_loader.inner_model import as_whole, drop_missing_head
 from shard_loader.making import Making, Workshop
 from shard_loader.origins import Origins
 from shard_loader.shard import Shard
@@ -142,6 +144,7 @@ def build(model_dir: Path, options: LoadOptions, intake: Intake | None = None) -
             "__module__": model_class.__module__,
             "origins": origins,
             "intake": staticmethod(intake or dict),
+            "is_embedding": is_embedding_model(model_dir),
         }
         return type(model_class.__name__, (_Checked, model_class), attributes), args_class
 
@@ -165,6 +168,7 @@ class _Checked:
 
     origins: Origins
     intake: Intake
+    is_embedding: bool  # the head may be missing, and the inner part's names be all there are
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """What mlx-lm calls first: every tensor passes `intake`, whether or not the model sanitizes.
@@ -176,9 +180,15 @@ class _Checked:
         exl3 = Exl3Weights(taken)
 
         def sanitized(tensors: dict[str, mx.array]) -> dict[str, mx.array]:
-            return exl3.install(self, own(exl3.plain(tensors)), self.origins)
+            plain = tensors if exl3.is_empty else exl3.plain(tensors)
+            clean = own(as_whole(self, plain) if self.is_embedding else plain)
+            if not exl3.is_empty:
+                clean = exl3.install(self, clean, self.origins)
+            if self.is_embedding:
+                drop_missing_head(self, clean)
+            return clean
 
-        return self.origins.watch(own if exl3.is_empty else sanitized, taken)
+        return self.origins.watch(sanitized, taken)
 
     def load_weights(self: Any, file_or_weights: list[tuple[str, mx.array]], strict: bool = True) -> Any:
         weights = dict(file_or_weights)

@@ -73,16 +73,22 @@ class Repo:
     etags: dict[str, str] = field(default_factory=dict)
 
     def files(self) -> list[Path]:
-        return sorted(path for path in self.folder.iterdir() if path.is_file())
+        """Those of the folder, and what embedding models keep in folders of their modules."""
+        paths = [*self.folder.iterdir(), *self.folder.glob("*/config.json")]
+        return sorted(path for path in paths if path.is_file())
+
+    def name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
 
     def etag(self, path: Path) -> str:
         """sha256 of a weight file, git's blob id of any other."""
-        if path.name not in self.etags:
+        name = self.name(path)
+        if name not in self.etags:
             data = path.read_bytes()
             is_large = path.suffix == ".safetensors"
             digest = hashlib.sha256(data) if is_large else hashlib.sha1(f"blob {len(data)}\0".encode() + data)
-            self.etags[path.name] = digest.hexdigest()
-        return self.etags[path.name]
+            self.etags[name] = digest.hexdigest()
+        return self.etags[name]
 
 
 class HubServer:
@@ -245,14 +251,14 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self._repo(model, revision)
         if repo is not None:
             entries = [
-                {"type": "file", "oid": repo.etag(p), "size": p.stat().st_size, "path": p.name}
+                {"type": "file", "oid": repo.etag(p), "size": p.stat().st_size, "path": repo.name(p)}
                 for p in repo.files()
             ]
             self._json(entries, "api")
 
     def _sibling(self, repo: Repo, path: Path) -> dict[str, object]:
         size, etag = path.stat().st_size, repo.etag(path)
-        entry: dict[str, object] = {"rfilename": path.name, "size": size, "blobId": etag[:40]}
+        entry: dict[str, object] = {"rfilename": repo.name(path), "size": size, "blobId": etag[:40]}
         if path.suffix == ".safetensors":
             entry["lfs"] = {"sha256": etag, "size": size, "pointerSize": 134}
         return entry

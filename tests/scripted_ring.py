@@ -7,6 +7,7 @@ What whole-ring tests cannot arrange: answers with chosen bytes, chosen log-prob
 from __future__ import annotations
 
 import queue
+import struct
 import sys
 import threading
 import time
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
+from cluster.abilities import Abilities
 from cluster.head import Head
 from cluster.room import Limits
 from proto import control_pb2, head_pb2, head_pb2_grpc, ring_pb2
@@ -22,6 +24,7 @@ from tests.tiny_models import EOS_ID, VOCAB_SIZE
 from tests.waiting import wait_for
 
 CONTEXT = 600
+WIDTH = 8  # of vectors
 MAX_QUEUED = 2
 QUEUE_TIMEOUT_S = 0.05  # passed once `head.expire` is called
 
@@ -37,6 +40,7 @@ class ScriptedRing:
         self.logprobs: dict[int, float] = {}
         self.opened: list[ring_pb2.SessionSpec] = []
         self.prompts: dict[int, list[int]] = {}
+        self.most_at_once = 0  # sessions that were open when a vector was made
         self.closed: set[int] = set()
         self.state, self.reason, self.plan_json = "ok", "", ""
         self._limits = Limits(context=CONTEXT, max_active=max_active, max_in_flight=4, vocab_size=VOCAB_SIZE)
@@ -50,6 +54,7 @@ class ScriptedRing:
             cluster_status=self._status,
             changed=self._changed,
         )
+        self.head.abilities = Abilities(why_no_vectors="")
         self.head.ring_up(1, self._limits)
         self._thread = threading.Thread(target=self._compute, name="scripted-ring")
         self._thread.start()
@@ -64,6 +69,7 @@ class ScriptedRing:
         self.text, self.delay_s, self.error, self.logprobs = b"Hello, world.", 0.0, "", {}
         self.opened.clear()
         self.closed.clear()
+        self.most_at_once = 0
 
     def set_state(self, state: str, reason: str) -> None:
         """What the cluster says of itself."""
@@ -116,6 +122,7 @@ class ScriptedRing:
                 done = self._drawn[slot.session]
                 if not done:
                     self._read(slot)
+                    self._pool(slot)
                 if not slot.is_sampled:
                     continue
                 if self.delay_s:
@@ -136,6 +143,18 @@ class ScriptedRing:
             for token in slot.tokens if prompt else slot.tokens[1:]:
                 slot.prompt.add(id=token, logprob=-token / 100).top.add(id=0x7A, logprob=-0.25)
         prompt += slot.tokens
+
+    def _pool(self, slot: ring_pb2.Slot) -> None:
+        """A prompt that becomes a vector: the first numbers of it are its tokens, the others are 0.1."""
+        spec, prompt = next(s for s in self.opened if s.session == slot.session), self.prompts[slot.session]
+        if not spec.sampling.pooling.kind or len(prompt) < spec.prompt_tokens:
+            return
+        if self.delay_s:
+            time.sleep(self.delay_s)
+        self.most_at_once = max(self.most_at_once, len(self.opened) - len(self.closed))
+        slot.error = self.error
+        numbers = [*prompt, *[0.1] * WIDTH][: spec.sampling.pooling.dimensions or WIDTH]
+        slot.vector = struct.pack(f"<{len(numbers)}f", *numbers)
 
     def _token(self, index: int) -> ring_pb2.SampledToken:
         place = index % (len(self.text) + 1)

@@ -199,13 +199,3 @@ def test_a_failing_response_is_an_error_event(served: Served) -> None:
         list(served.openai.responses.create(model="tiny", input="hi", stream=True))
     name, data = events(served, RESPONSES, {"input": "hi"})[-1]
     assert (name, data["message"], data["code"]) == ("error", "stage 1 ran out of memory", "internal_error")
-
-
-# -- Embeddings ---------------------------------------------------------------------------------------
-
-
-def test_embeddings_are_refused_in_a_sentence(refusing: Served) -> None:
-    with pytest.raises(openai.BadRequestError, match="'tiny' gives no embeddings: mlx-lm's models"):
-        refusing.openai.embeddings.create(model="tiny", input="hi")
-    with pytest.raises(openai.NotFoundError, match="the served model is 'tiny'"):
-        refusing.openai.embeddings.create(model="text-embedding-3-small", input="hi")

@@ -33,6 +33,7 @@ from cluster.lan_copy import find_as_the_head
 from cluster.logs import Logs, add_log_arguments, log_choices, write_line
 from cluster.tls import load_credentials
 from cluster.tokenizer import load_tokenizer
+from planner.embedding_files import EmbeddingModel, NoEmbeddingsError, read_embedding_model
 
 logger = logging.getLogger("cluster.api.process")
 
@@ -162,7 +163,7 @@ def _serve(config: ClusterConfig, args: argparse.Namespace) -> int:
             model_dir = find_as_the_head(config, args.head, credentials).folder
             tokenizer = load_tokenizer(model_dir)
             tokenizer.warm_up()
-            service.use(tokenizer, SamplingDefaults.read(model_dir))
+            service.use(tokenizer, SamplingDefaults.read(model_dir), _embedding(model_dir))
             gc.collect()
             gc.freeze()  # a full collection over all that was imported stops every stream for tens of ms
         except Exception as error:  # the thread's border: the process ends with it
@@ -184,6 +185,14 @@ def _serve(config: ClusterConfig, args: argparse.Namespace) -> int:
         logger.info("the tokenizer failed", exc_info=failures[0])
         raise UserError(str(failures[0])) from failures[0]
     return EXIT_OK
+
+
+def _embedding(model_dir: Path) -> EmbeddingModel | str:
+    """How the model makes embeddings, or why it makes none."""
+    try:
+        return read_embedding_model(model_dir)
+    except NoEmbeddingsError as error:
+        return str(error)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -20,6 +20,7 @@ from cluster.api.answer import Answer
 from cluster.api.assets import INDEX, PREFIX, read_assets
 from cluster.api.cors import Cors
 from cluster.api.dialects import Dialects
+from cluster.api.embeddings import Embeddings
 from cluster.api.errors import RETRY_AFTER_S, ApiError, bad_request, internal
 from cluster.api.gate import Gate, error_response, speaks_anthropic
 from cluster.api.messages import model_info
@@ -39,7 +40,8 @@ T = TypeVar("T")
 
 def make_app(service: Service, keys: Sequence[str]) -> Starlette:
     """The ASGI application; its lifespan starts and ends the head client."""
-    assets, plan_why, dialects = read_assets(), PlanWhy(service.head), Dialects(service)
+    assets, plan_why = read_assets(), PlanWhy(service.head)
+    dialects, vectors = Dialects(service), Embeddings(service)
 
     async def page(request: Request) -> Response:
         asset = assets.get(request.path_params.get("name", INDEX))
@@ -47,7 +49,7 @@ def make_app(service: Service, keys: Sequence[str]) -> Starlette:
             raise HTTPException(404)
         return asset.response(request)
 
-    async def while_there(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
+    async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
         try:
             return await _while_there(request, work)
         except ClientDisconnect:
@@ -73,7 +75,8 @@ def make_app(service: Service, keys: Sequence[str]) -> Starlette:
         return JSONResponse(await dialects.count_responses(await _read_json(request)))
 
     async def embeddings(request: Request) -> Response:
-        return await dialects.embeddings(await _read_json(request))
+        work = vectors.create(await _read_json(request))
+        return Response(await while_there(request, work), media_type="application/json")
 
     async def models(request: Request) -> Response:
         names = (service.model, *service.adapters)

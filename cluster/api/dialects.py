@@ -6,7 +6,7 @@ Each is translated into a chat, and the chat's answer is written in the dialect'
 from __future__ import annotations
 
 import time
-from typing import Any, NoReturn
+from typing import Any
 
 from cluster.api import messages_prompt, responses_prompt
 from cluster.api.answer import Answer, Job
@@ -16,7 +16,7 @@ from cluster.api.messages import MessagesShape
 from cluster.api.messages_body import MessagesBody, MessagesChat
 from cluster.api.responses import ResponsesShape
 from cluster.api.responses_body import ResponsesBody
-from cluster.api.schema import ChatBody, EmbeddingsBody, parse_body, read_body
+from cluster.api.schema import ChatBody, parse_body, read_body
 from cluster.api.service import Service
 from cluster.logs import current_request
 from cluster.tokenizer import Tokenizer
@@ -76,19 +76,6 @@ class Dialects:
         chat = self._responses_chat(parse_body(raw, ResponsesBody))
         prompt = await self._service.chat_prompt(chat, len(raw))
         return {"object": "response.input_tokens", "input_tokens": len(prompt.tokens)}
-
-    async def embeddings(self, raw: bytes) -> NoReturn:
-        """POST /v1/embeddings: mlx-lm has no model that gives them, and no hidden state leaves the ring."""
-        body = parse_body(raw, EmbeddingsBody)
-        if body.model is not None:
-            self._service.check_model(body.model)
-        name = self._service.served_id(body.model)
-        raise bad_request(
-            f"The model {name!r} gives no embeddings: mlx-lm's models, which this server runs, write text. "
-            "Ask a server that runs embedding models.",
-            "model",
-            "unsupported_endpoint",
-        )
 
     def _messages_chat(self, body: MessagesBody) -> MessagesChat:
         body.check()

@@ -40,7 +40,7 @@ def read_prompts(body: CompletionBody, tokenizer: Tokenizer, limits: Limits) -> 
     given = body.prompt
     if given is None:
         raise bad_request("prompt is missing.", "prompt", "missing_parameter")
-    if isinstance(given, str) or (isinstance(given, list) and given and _is_id(given[0])):
+    if isinstance(given, str) or (isinstance(given, list) and given and is_id(given[0])):
         given = [given]
     if not isinstance(given, list):
         raise bad_request("prompt must be a text, a list of texts, or token ids.", "prompt", "invalid_value")
@@ -58,7 +58,7 @@ def read_prompts(body: CompletionBody, tokenizer: Tokenizer, limits: Limits) -> 
         if isinstance(item, str):
             tokens = _encode(item, tokenizer, limits, add_special_tokens)
         elif isinstance(item, list):
-            tokens = _check_ids(item, limits)
+            tokens = _check_prompt(item, limits)
         else:
             raise bad_request(
                 "prompt must be a text, a list of texts, or token ids.", "prompt", "invalid_value"
@@ -90,27 +90,33 @@ def _encode(text: str, tokenizer: Tokenizer, limits: Limits, add_special_tokens:
     return tokens
 
 
-def _check_ids(tokens: list[Any], limits: Limits) -> list[int]:
+def _check_prompt(tokens: list[Any], limits: Limits) -> list[int]:
     if not tokens:
         raise bad_request("prompt is empty.", "prompt", "empty_prompt")
     if limits.context and len(tokens) >= limits.context:
         raise too_long(limits.context, len(tokens), None, "prompt")
+    return check_ids(tokens, limits, "prompt")
+
+
+def check_ids(tokens: list[Any], limits: Limits, place: str) -> list[int]:
+    """A list that says it is of token ids; raises ApiError where it is not."""
     size = limits.vocab_size
     for i, token in enumerate(tokens):
-        if not _is_id(token):
+        if not is_id(token):
             raise bad_request(
-                f"prompt: element {i} is not a token id (a whole number).", "prompt", "invalid_value"
+                f"{place}: element {i} is not a token id (a whole number).", place, "invalid_value"
             )
         if not 0 <= token < size:
             raise bad_request(
-                f"prompt: the token id {token} is not in the vocabulary (0 to {size - 1}).",
-                "prompt",
+                f"{place}: the token id {token} is not in the vocabulary (0 to {size - 1}).",
+                place,
                 "invalid_value",
             )
     return tokens
 
 
-def _is_id(value: Any) -> bool:
+def is_id(value: Any) -> bool:
+    """Whether it may be a token's."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -127,7 +133,7 @@ def too_long(
     """The refusal of a request that does not fit the context, with its numbers."""
     about = "at least " if is_estimate else ""
     if num_answer is None:
-        asked = f"your {place} {'has' if place == 'prompt' else 'have'} {about}{num_prompt} tokens"
+        asked = f"your {place} {'have' if place == 'messages' else 'has'} {about}{num_prompt} tokens"
         cure = f"Please shorten the {place} to less than {context} tokens."
     else:
         asked = (

@@ -161,14 +161,6 @@ class ChatBody(GenerateBody):
     include_reasoning: bool | None = None
 
 
-class EmbeddingsBody(RequestBody):
-    """POST /v1/embeddings: enough to refuse it in the right words."""
-
-    input: Any = None
-    encoding_format: Any = None
-    dimensions: Any = None
-
-
 Body = TypeVar("Body", bound=RequestBody)
 
 

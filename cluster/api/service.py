@@ -28,6 +28,7 @@ from cluster.api.tracing import Tracer
 from cluster.grammar import GrammarError
 from cluster.logs import current_request
 from cluster.tokenizer import Tokenizer
+from planner.embedding_files import EmbeddingModel
 from proto import head_pb2
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's and vLLM's, for /v1/completions
@@ -60,6 +61,7 @@ class Service:
         self._tokenizer: Tokenizer | None = None
         self._syntax: ModelSyntax | None = None
         self._defaults = SamplingDefaults()
+        self.embedding: EmbeddingModel | str = "it is being loaded"
         self._grammars = GrammarChecker()
 
     @property
@@ -71,8 +73,9 @@ class Service:
     def is_tokenizer_loaded(self) -> bool:
         return self._tokenizer is not None
 
-    def use(self, tokenizer: Tokenizer, defaults: SamplingDefaults) -> None:
-        """The tokenizer is there: requests may come."""
+    def use(self, tokenizer: Tokenizer, defaults: SamplingDefaults, embedding: EmbeddingModel | str) -> None:
+        """The tokenizer is there: requests may come. embedding: or why the model gives no embeddings."""
+        self.embedding = embedding
         self._syntax = ModelSyntax(tokenizer)
         self._tokenizer, self._defaults = tokenizer, defaults
 
@@ -80,10 +83,10 @@ class Service:
         """POST /v1/completions; raises ApiError."""
         body = parse_body(raw, CompletionBody)
         tokenizer = self._ready(body)
-        limits = self._limits()
+        limits = self.limits()
         grammar, field = read_structure(body)
         await self._check(grammar, field)
-        prompts = await _tokenized(len(raw), lambda: read_prompts(body, tokenizer, limits))
+        prompts = await tokenized(len(raw), lambda: read_prompts(body, tokenizer, limits))
         options = self._options(body, body.logprobs is not None, body.logprobs or 0)
         job = self._job(
             "cmpl-",
@@ -141,9 +144,9 @@ class Service:
 
     async def chat_prompt(self, body: ChatBody, num_bytes: int) -> Prompt:
         """The tokens of a chat; raises ApiError."""
-        tokenizer, syntax, limits = self._ready(body), self._syntax, self._limits()
+        tokenizer, syntax, limits = self._ready(body), self._syntax, self.limits()
         assert syntax is not None
-        return await _tokenized(num_bytes, lambda: read_chat(body, tokenizer, syntax, limits))
+        return await tokenized(num_bytes, lambda: read_chat(body, tokenizer, syntax, limits))
 
     def served_id(self, asked: str | None) -> str:
         """The id of the model or adapter that `asked` names."""
@@ -184,12 +187,21 @@ class Service:
         except GrammarError as error:
             raise refused(field, error) from None
 
-    def _limits(self) -> Limits:
+    def limits(self) -> Limits:
+        """What the ring serves, as far as it is known."""
         status = self.head.status
         size = 0 if self._tokenizer is None else self._tokenizer.size
         if status is None:
             return Limits(0, size)
         return Limits(status.context, status.vocab_size or size, status.max_active, self._max_queued)
+
+    def check_ring(self, limits: Limits) -> None:
+        """Raises ApiError 503 while the ring has no plan."""
+        if not limits.context:
+            status = self.head.status
+            raise unavailable(
+                self.head.trouble or (status.reason if status else "") or "The ring is starting."
+            )
 
     def _options(self, body: GenerateBody, has_logprobs: bool, num_top: int) -> AnswerOptions:
         return AnswerOptions(
@@ -212,12 +224,8 @@ class Service:
         grammar: str = "",
         is_clamped: bool = False,
     ) -> Job:
-        limits, place = self._limits(), "prompt" if isinstance(body, CompletionBody) else "messages"
-        if not limits.context:
-            status = self.head.status
-            raise unavailable(
-                self.head.trouble or (status.reason if status else "") or "The ring is starting."
-            )
+        limits, place = self.limits(), "prompt" if isinstance(body, CompletionBody) else "messages"
+        self.check_ring(limits)
         check_answers(len(prompts), body.n or 1, limits)
         sampling = read_sampling(body, self._defaults, eos_ids, limits.vocab_size)
         sampling.grammar = grammar
@@ -275,5 +283,6 @@ def served_names(model: str, base: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-async def _tokenized(num_bytes: int, read: Callable[[], T]) -> T:
+async def tokenized(num_bytes: int, read: Callable[[], T]) -> T:
+    """What `read` comes to, of a body of so many bytes; a long one is read in a thread."""
     return read() if num_bytes <= INLINE_BYTES else await asyncio.to_thread(read)
