@@ -105,4 +105,5 @@ def test_rows_of_a_frame(
     chunks = PromptChunks(256, 64)
     limits = RingLimits(planning.plan, planning.model, rows, chunks, max_batch_size).limits([])
     assert limits.max_rows == expected
+    assert limits.reads_together is (expected > 1)
     assert (limits.prefill_chunk, limits.shared_chunk) == (256, 64)
