@@ -52,7 +52,7 @@ class MeasuredSpeeds:
     def as_dict(self) -> dict[str, Any]:
         """For JSON; `from_dict` reads it."""
         values = asdict(self.speeds)
-        del values["source"]
+        del values["source"], values["forms"]  # the one is always the same, the others are not of the profile
         return values | {"formats": list(values["formats"]), "measured_on": self.measured_on}
 
     @classmethod
@@ -63,8 +63,9 @@ class MeasuredSpeeds:
                 FormatRate(str(r["format"]), _number(r, "weights_ms"), _number(r, "flops_ms"))
                 for r in data["formats"]
             )
-            values = {key: _number(data, key) for key in _RATES}
-            return cls(Speeds(**values, formats=rates, source="measured"), str(data["measured_on"]))
+            read_ms, flops_ms, layer_ms, stage_ms = (_number(data, key) for key in _RATES)
+            speeds = Speeds(read_ms, flops_ms, layer_ms, stage_ms, rates, "measured")
+            return cls(speeds, str(data["measured_on"]))
         except (KeyError, TypeError) as error:
             raise ValueError(f"these are no speeds: {error!r}") from None
 

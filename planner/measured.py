@@ -142,6 +142,7 @@ def scaled(speeds: Speeds, factor: float, products: float | None = None) -> Spee
             replace(rate, weights_ms=rate.weights_ms / factor, flops_ms=rate.flops_ms / flops)
             for rate in speeds.formats
         ),
+        forms=tuple(times.scaled(factor) for times in speeds.forms),
         source="measured",
     )
 

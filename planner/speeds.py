@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from planner.chips import Chip
+from planner.forms import FormTimes
 
 # Decode reaches 55-85 % of the peak bandwidth on Apple chips (docs of mlx-lm, llama.cpp discussion 4167).
 DECODE_EFFICIENCY = 0.7
@@ -46,6 +47,7 @@ class Speeds:
     stage_ms: float = STAGE_OVERHEAD_MS  # waking a stage for one microbatch
     formats: tuple[FormatRate, ...] = ()
     source: Literal["table", "measured"] = "table"
+    forms: tuple[FormTimes, ...] = ()  # of whole blocks and matrices, in the place of their formats' rates
 
     def __post_init__(self) -> None:
         _check_above_zero(self, ("read_bytes_ms", "flops_ms"))
