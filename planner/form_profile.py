@@ -13,8 +13,8 @@ from planner.forms import BLOCK_MATRICES, Form
 from planner.headers import TensorHeader
 from planner.layer_profile import FormUse, WeightFormat
 from planner.loaded_bytes import LoadedBytes
+from planner.speeds import EXL3
 
-EXL3 = "exl3/"
 Tensors = Mapping[str, TensorHeader]  # by the name after the layer's index
 
 

@@ -82,14 +82,16 @@ class Speeds(_message.Message):
     def __init__(self, read_bytes_ms: _Optional[float] = ..., flops_ms: _Optional[float] = ..., layer_ms: _Optional[float] = ..., stage_ms: _Optional[float] = ..., formats: _Optional[_Iterable[_Union[FormatRate, _Mapping]]] = ..., measured_on: _Optional[str] = ...) -> None: ...
 
 class FormatRate(_message.Message):
-    __slots__ = ("format", "weights_ms", "flops_ms")
+    __slots__ = ("format", "weights_ms", "flops_ms", "decoded_ms")
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_MS_FIELD_NUMBER: _ClassVar[int]
     FLOPS_MS_FIELD_NUMBER: _ClassVar[int]
+    DECODED_MS_FIELD_NUMBER: _ClassVar[int]
     format: str
     weights_ms: float
     flops_ms: float
-    def __init__(self, format: _Optional[str] = ..., weights_ms: _Optional[float] = ..., flops_ms: _Optional[float] = ...) -> None: ...
+    decoded_ms: float
+    def __init__(self, format: _Optional[str] = ..., weights_ms: _Optional[float] = ..., flops_ms: _Optional[float] = ..., decoded_ms: _Optional[float] = ...) -> None: ...
 
 class FormTimes(_message.Message):
     __slots__ = ("num_experts", "top_k", "inputs", "outputs", "formats", "spans")
