@@ -31,7 +31,7 @@ from planner.load_options import LoadOptions
 from proto import ring_pb2
 from proto.codec import Tensor
 from shard_loader.adapters import load_adapters
-from shard_loader.expert_kernels import choose_kernels
+from shard_loader.expert_kernels import choose_kernels, choose_more
 from shard_loader.shard import Shard, ShardError
 from shard_loader.sources import FetchStoppedError, HubError
 from shard_loader.trim import trim_memory
@@ -40,6 +40,7 @@ from shard_loader.weights import WeightsError, load_shard
 logger = logging.getLogger(__name__)
 
 FETCH_AGAIN_S = 15.0
+TEST_AFTER_S = 1.0  # with nothing to do, after which a class of kernels is tested
 REST_S = 0.5  # with nothing to do, after which a device's freed buffers are given back
 
 
@@ -181,11 +182,12 @@ class ComputeThread:
                     recorder.add(Kind.DRAFTED, 0, began, time.perf_counter())
                 self._note_draft_bytes()
                 self.activity, self._busy_since = "idle", None
-        if self.engine is not None and self.engine.has_spare:
+        while self.engine is not None and (self.engine.has_spare or self._has_untested):
+            has_spare = self.engine.has_spare
             try:
-                return self._inbox.get(timeout=REST_S)
+                return self._inbox.get(timeout=REST_S if has_spare else TEST_AFTER_S)
             except Empty:
-                self.engine.rest()
+                self.engine.rest() if has_spare else self._test_kernels()
         return self._inbox.get()
 
     def _step(self, work: StepWork) -> None:
@@ -345,9 +347,22 @@ class ComputeThread:
         if wrong := injected_text(Fault.WRONG_KERNEL):
             make_wrong(wrong)
         try:
-            return choose_kernels(shard, self._tick)
+            text = injected_text(Fault.KERNEL_BUDGET_S)
+            return choose_kernels(shard, self._tick, budget_s=float(text) if text else None)
         finally:
             self.activity = "loading"
+
+    @property
+    def _has_untested(self) -> bool:
+        return self.kernels is not None and bool(self.kernels.untested)
+
+    def _test_kernels(self) -> None:
+        """A class that the start had no time for; what comes meanwhile waits for a piece of it at most."""
+        assert self.kernels is not None
+        self.activity = "testing kernels"
+        self._tick()
+        choose_more(self.kernels, self._tick, lambda: not self._inbox.empty())
+        self.activity, self._busy_since = "idle", None
 
     def _fetch(
         self, work: LoadWork, fetch: Callable[[Callable[[int, int], None], threading.Event], Path]

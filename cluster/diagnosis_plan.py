@@ -48,7 +48,7 @@ def plan(subject: Subject) -> Iterable[Finding]:
         if isinstance(draft, Finding):
             yield draft
             return
-        nodes = plan_nodes(config, {rank: this_machine() for rank in subject.ranks})
+        nodes = plan_nodes(config, {rank: this_machine() for rank in subject.ranks}, model)
         nodes = with_drafter(nodes, draft, options.context, options.concurrency)
         found = make_plan(model, nodes, plan_links(config), options)
     except (HubError, ConfigError, ForcedLayersError) as error:

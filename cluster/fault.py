@@ -19,6 +19,7 @@ class Fault(Enum):
     FRAMES_IN_FLIGHT = "frames_in_flight"  # the head sends no more than so many
     ROWS_PER_FRAME = "rows_per_frame"  # and puts no more requests into one
     WRONG_KERNEL = "wrong_kernel"  # this file of kernels/metal, without its suffix, stores other numbers
+    KERNEL_BUDGET_S = "kernel_budget_s"  # a start tests kernels for no longer than so
     EDGES_VIA = "edges_via"  # rank@port+rank@port: relays on loopback through which edges to those ranks go
 
 

@@ -27,4 +27,5 @@ def fill_kernels(status: control_pb2.NodeStatus, report: Report | None) -> None:
                 mlx_us=one.mlx_us,
                 gb_s=one.gb_s,
                 num_launches=one.num_launches,
+                is_untested=one.is_untested,
             )

@@ -16,6 +16,7 @@ from proto import control_pb2
 MAX_FORMATS = 64
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 _FORMAT = re.compile(r"[a-z0-9/+]{1,32}")
+_RATE_KEYS = ("weights_ms", "flops_ms", "decoded_ms")  # the last one is not in files of earlier releases
 _RATES = ("read_bytes_ms", "flops_ms", "layer_ms", "stage_ms")
 
 
@@ -45,14 +46,14 @@ class MeasuredSpeeds:
     @classmethod
     def from_proto(cls, told: control_pb2.Speeds) -> MeasuredSpeeds:
         """Raises ValueError naming what is wrong."""
-        rates = tuple(FormatRate(r.format, r.weights_ms, r.flops_ms) for r in told.formats)
+        rates = tuple(FormatRate(r.format, r.weights_ms, r.flops_ms, r.decoded_ms) for r in told.formats)
         values = {key: getattr(told, key) for key in _RATES}
         return cls(Speeds(**values, formats=rates, source="measured"), told.measured_on)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; `from_dict` reads it."""
         values = asdict(self.speeds)
-        del values["source"]
+        del values["source"], values["forms"]  # the one is always the same, the others are not of the profile
         return values | {"formats": list(values["formats"]), "measured_on": self.measured_on}
 
     @classmethod
@@ -60,11 +61,12 @@ class MeasuredSpeeds:
         """Raises ValueError naming what is wrong."""
         try:
             rates = tuple(
-                FormatRate(str(r["format"]), _number(r, "weights_ms"), _number(r, "flops_ms"))
+                FormatRate(str(r["format"]), *(_number({"decoded_ms": 0.0} | r, key) for key in _RATE_KEYS))
                 for r in data["formats"]
             )
-            values = {key: _number(data, key) for key in _RATES}
-            return cls(Speeds(**values, formats=rates, source="measured"), str(data["measured_on"]))
+            read_ms, flops_ms, layer_ms, stage_ms = (_number(data, key) for key in _RATES)
+            speeds = Speeds(read_ms, flops_ms, layer_ms, stage_ms, rates, "measured")
+            return cls(speeds, str(data["measured_on"]))
         except (KeyError, TypeError) as error:
             raise ValueError(f"these are no speeds: {error!r}") from None
 

@@ -75,7 +75,7 @@ class PlanAsker:
     def __call__(self, config: ClusterConfig) -> AskedPlan:
         """Raises ConfigError for nodes that nothing is known of and for forced layers that do not tile."""
         options, links = plan_options(config, self.model, self._choices), plan_links(config)
-        nodes = plan_nodes(config, self._measured)
+        nodes = plan_nodes(config, self._measured, self.model)
         nodes = with_drafter(nodes, self._draft, options.context, options.concurrency)
         try:
             proven = make_proven_plan(self.model, nodes, links, options, self._prover, is_together=False)

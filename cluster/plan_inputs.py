@@ -18,6 +18,7 @@ from cluster.ring_limits import MAX_ROWS
 from planner.adapters import with_adapters
 from planner.chips import find_chip
 from planner.cost import Link
+from planner.forms import known_forms
 from planner.headers import ModelFilesError
 from planner.kv_profile import PREFILL_CHUNK_TOKENS
 from planner.kv_quant import KvQuantizationError, quantize_kv
@@ -58,13 +59,18 @@ def precision_note(model: ModelProfile) -> list[str]:
     return [f"note: EXL3 weights, {model.precision}"] if model.precision else []
 
 
-def plan_nodes(config: ClusterConfig, measured: Mapping[int, NodeProfile]) -> list[NodeProfile]:
+def plan_nodes(
+    config: ClusterConfig, measured: Mapping[int, NodeProfile], model: ModelProfile | None = None
+) -> list[NodeProfile]:
     """The nodes in rank order; `measured` holds, by rank, what is known of machines that the file leaves
     open.
 
     What the file gives wins; a given memory_gb is that node's own, nodes without one share their machine
-    evenly. Raises ConfigError for a node without memory_gb that was not measured.
+    evenly. What self-tests timed goes as far as `model` has it. Raises ConfigError for a node without
+    memory_gb that was not measured.
     """
+    forms = frozenset() if model is None else model.forms
+    measured = {rank: replace(m, forms=known_forms(m.forms, forms)) for rank, m in measured.items()}
     sharing = Counter(machine(n.host) for n in config.nodes if n.use and n.memory_gb is None)
     return [
         _plan_node(config, node, measured.get(node.rank), sharing[machine(node.host)])
@@ -134,8 +140,8 @@ def _plan_node(
         use=node.use,
         available_bytes=found.available_bytes if found is not None else None,
     )
-    if found is not None and found.measured is not None and is_same_chip(profile.chip, node.gpu_cores, found):
-        profile = replace(profile, measured=found.measured, measured_on=found.measured_on)
+    if found is not None and is_same_chip(profile.chip, node.gpu_cores, found):
+        profile = replace(profile, measured=found.measured, measured_on=found.measured_on, forms=found.forms)
     is_shared = own_bytes is None and node.use and num_sharing > 1
     return share_machine(profile, num_sharing) if is_shared else profile
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cluster.config import ClusterConfig
+from cluster.kernel_times import read_times
 from cluster.measured_speeds import MeasuredSpeeds
 from cluster.plan_choices import AS_IN_FILE, PlanChoices, without_excluded
 from cluster.plan_inputs import (
@@ -82,7 +83,8 @@ def plan_cluster(
     rows = NO_ROWS if prover is None else _rows(config, prover.rows())
     if prover is not None and not rows.batched:
         options = replace(options, max_rows=1)
-    nodes = with_drafter(plan_nodes(config, measured), draft, options.context, options.concurrency)
+    nodes = plan_nodes(config, measured, model)
+    nodes = with_drafter(nodes, draft, options.context, options.concurrency)
     wanted = (model, nodes, links, options)
     if prover is None:
         proven = ProvenPlan(make_plan(*wanted))
@@ -127,9 +129,11 @@ def _legal(prover: Prover | None) -> frozenset[int] | None:
     return None if proofs is None else frozenset(proof.cut for proof in proofs if proof.exact)
 
 
-def told_nodes(config: ClusterConfig, told: Mapping[int, control_pb2.NodeProfile]) -> list[NodeProfile]:
+def told_nodes(
+    config: ClusterConfig, told: Mapping[int, control_pb2.NodeProfile], model: ModelProfile
+) -> list[NodeProfile]:
     """All nodes, from the config and from what they told. Raises ConfigError where that is too little."""
-    return plan_nodes(config, {rank: _measured(rank, profile) for rank, profile in told.items()})
+    return plan_nodes(config, {rank: _measured(rank, profile) for rank, profile in told.items()}, model)
 
 
 def predicted_memory(
@@ -168,6 +172,10 @@ def _measured(rank: int, told: control_pb2.NodeProfile) -> NodeProfile:
         ceiling_bytes=told.ceiling_bytes or None,
         available_bytes=told.available_bytes or None,
     )
+    try:
+        node = replace(node, forms=read_times(told.forms))
+    except ValueError as error:
+        logger.warning("the times of kernels that rank %d told are not used: %s", rank, error)
     if not told.HasField("speeds"):
         return node
     try:

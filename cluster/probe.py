@@ -20,16 +20,19 @@ import psutil
 from cluster import macos
 from cluster.config_nodes import is_loopback
 from cluster.container_memory import container_memory
+from cluster.kernel_times import kept_times
 from cluster.profile_store import machine_of, read_speeds
 from planner.node_profile import NodeProfile, make_node
 
 
 @cache
 def this_machine(device: str | None = None) -> NodeProfile:
-    """This machine as a node of rank 0, with the speeds that `macrame profile` measured earlier, if it did;
-    looked at once per process. device: "cpu" where the node is to do without the GPU.
+    """This machine as a node of rank 0, with the speeds that `macrame profile` measured earlier, if it did,
+    and what self-tests of kernels timed; looked at once per process. device: "cpu" where the node is to do
+    without the GPU.
     """
     node = seen_machine(device)
+    node = replace(node, forms=kept_times(node, device))
     found = read_speeds(machine_of(node.chip, node.gpu_cores, node.memory_bytes))
     if found is None:
         return node

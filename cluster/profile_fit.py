@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from planner.speeds import FormatRate, Speeds
+from planner.speeds import EXL3, FormatRate, Speeds
 
 # A product of one row this close to the fastest rate of bytes is bound by memory, not by arithmetic.
 NEAR = 1.15
@@ -43,8 +43,9 @@ def fit_speeds(products: Sequence[TimedProduct], layer_ms: float, stage_ms: floa
 
     `read_bytes_ms` is the fastest rate at which weights of any format are read for one row. A format whose
     one row takes longer than its bytes at that rate is bound by arithmetic, and `weights_ms` makes that row
-    exact. Of a format that keeps up, `weights_ms` is what a row of several costs: never less than one row
-    reaches. Raises ValueError where nothing was measured.
+    exact; EXL3 is decoded once for all rows, and there `decoded_ms` does. Of a format that keeps up, and of
+    EXL3, `weights_ms` is what a row of several costs: never less than one row reaches. Raises ValueError
+    where nothing was measured.
     """
     by_format: dict[str, dict[int, TimedProduct]] = {}
     for product in products:
@@ -54,7 +55,9 @@ def fit_speeds(products: Sequence[TimedProduct], layer_ms: float, stage_ms: floa
         raise ValueError("formats = 0 must be at least 1: no product of weights could be timed")
     read_bytes_ms = max(found[1].bytes_ms for found in whole.values())
     rates = tuple(
-        FormatRate(name, _weights_ms(found, read_bytes_ms), found[max(found)].flops_ms)
+        _exl3_rate(name, found, read_bytes_ms)
+        if name.startswith(EXL3)
+        else FormatRate(name, _weights_ms(found, read_bytes_ms), found[max(found)].flops_ms)
         for name, found in whole.items()
     )
     return Speeds(
@@ -64,6 +67,16 @@ def fit_speeds(products: Sequence[TimedProduct], layer_ms: float, stage_ms: floa
         stage_ms=stage_ms,
         formats=rates,
         source="measured",
+    )
+
+
+def _exl3_rate(name: str, found: Mapping[int, TimedProduct], read_bytes_ms: float) -> FormatRate:
+    """Weights are decoded once for all rows: one row tells how fast, a few what each row costs."""
+    one, few = found[1], found[sorted(found)[1]]
+    is_memory_bound = one.bytes_ms * NEAR >= read_bytes_ms
+    weights_ms = max(one.weights_ms, few.weights_ms)
+    return FormatRate(
+        name, weights_ms, found[max(found)].flops_ms, 0.0 if is_memory_bound else one.weights_ms
     )
 
 

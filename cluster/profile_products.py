@@ -14,6 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from cluster.profile_exl3 import Exl3Weights, make_exl3
 from cluster.profile_timing import OWN, WALL, Clock, time_once_ms
 
 WIDTH = 4096  # in-features: a multiple of all group sizes, as wide as an 8B model
@@ -31,6 +32,7 @@ MAIN_FORMATS = (
     *("affine8/64+float16", "affine4/64+float32", "affine8/64+float32"),
 )
 OTHER_FORMATS = (
+    *("exl3/3", "exl3/4", "exl3/2"),
     *("affine3/64", "affine5/64", "affine6/64", "affine4/32", "affine8/32"),
     *("mxfp8", "nvfp4"),
 )
@@ -73,12 +75,15 @@ class Weights:
         return Weights(self.format, _evaluated(arrays), self.options)
 
 
+Pool = tuple[Weights | Exl3Weights, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Product:
     """A call: x (rows, WIDTH) with the next `num_each` of `pool`, round and round; all are of one size."""
 
     rows: int
-    pool: tuple[Weights, ...]
+    pool: Pool
     num_each: int
 
     @property
@@ -111,8 +116,13 @@ def _dtype_of(name: str) -> mx.Dtype:
     return getattr(mx, dtype) if dtype in ("float32", "float16") else mx.bfloat16
 
 
-def make_weights(name: str, num_out: int = FIRST_OUT) -> Weights:
-    """Random weights. Raises ValueError or RuntimeError for a format that this MLX or device lacks."""
+def make_weights(name: str, num_out: int = FIRST_OUT) -> Weights | Exl3Weights:
+    """Random weights; of EXL3 the smallest.
+
+    Raises ValueError or RuntimeError for a format that this MLX or device lacks.
+    """
+    if name.startswith("exl3/"):
+        return make_exl3(name, WIDTH, ROWS)
     values = mx.random.normal((num_out, WIDTH))
     if name in ("float32", "bfloat16", "float16"):
         return Weights(name, _evaluated((values.astype(getattr(mx, name)),)), {})
@@ -125,7 +135,7 @@ def make_weights(name: str, num_out: int = FIRST_OUT) -> Weights:
     return Weights(name, _evaluated(tuple(arrays)), options)
 
 
-def make_pool(name: str, target_ms: float, pool_bytes: int) -> tuple[Weights, ...]:
+def make_pool(name: str, target_ms: float, pool_bytes: int) -> Pool:
     """Matrices of one size, of which a product of one row takes a part of target_ms or more, if they may be
     that large; enough of them for ROTATION calls, and never more than pool_bytes together.
 
@@ -143,7 +153,7 @@ def make_pool(name: str, target_ms: float, pool_bytes: int) -> tuple[Weights, ..
     return (weights, *(weights.repeated(1) for _ in range(num_held - 1)))
 
 
-def sized_product(pool: tuple[Weights, ...], rows: int, target_ms: float) -> Product:
+def sized_product(pool: Pool, rows: int, target_ms: float) -> Product:
     """A call of about target_ms: parts of the matrices, as large as fits the time, or several whole ones.
 
     Raises ValueError or RuntimeError where MLX has no product of so many rows.
@@ -163,7 +173,7 @@ def sized_product(pool: tuple[Weights, ...], rows: int, target_ms: float) -> Pro
     return Product(rows, pool, num_each)
 
 
-def _took_ms(rows: int, pool: tuple[Weights, ...], num_each: int = 1) -> float:
+def _took_ms(rows: int, pool: Pool, num_each: int = 1) -> float:
     return max(time_once_ms(Product(rows, pool, num_each).case(), device_clocks()), 1e-3)
 
 

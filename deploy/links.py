@@ -130,7 +130,7 @@ def _own_plan(config: ClusterConfig, measurement: Measurement) -> tuple[Plan | R
     model, links = read_model(config, folder), tuple(plan_links(config))
     options, found = plan_options(config, model), find_drafter(config)
     draft = None if found is None else read_drafter(config, found[0], folder)
-    nodes = told_nodes(config, measurement.profiles)
+    nodes = told_nodes(config, measurement.profiles, model)
     nodes = with_drafter(nodes, draft, options.context, options.concurrency)
     made_from = PlannedFrom(model, tuple(nodes), links, options)
     return make_plan(model, nodes, links, made_from.options), made_from

@@ -32,6 +32,8 @@ def _of_block(verdicts: list[dict[str, Any]], backend: str) -> str:
     ratios = [one["mlx_us"] / one["ours_us"] for one in taken if one["ours_us"]]
     gain = f", {_range(min(ratios), max(ratios))} times as fast as MLX's" if ratios else ", not timed"
     trouble = [f"; {_sizes([one])}: {one['reason']}" for one in verdicts if _is_trouble(one)]
+    if untested := [one for one in verdicts if one.get("is_untested")]:
+        trouble.append(f"; {_sizes(untested)}: {untested[0]['reason']}")
     return f"kernels ({backend}) for {_sizes(taken)} tokens{gain}{''.join(trouble)}"
 
 

@@ -17,7 +17,7 @@ from kernels.exl3 import MAX_PAIRS, MAX_ROWS, Exl3Linear
 from kernels.exl3_choice import Called, Choice, Way
 from kernels.exl3_trials import Exl3Layer, Reference, Rows, describe, draw, product, reference_of
 from kernels.measure import CACHE_BYTES, MAX_CALLS, Path, Run
-from kernels.verdicts import Verdict
+from kernels.verdicts import Form, Verdict
 
 TOLERANCE = {mx.float32: 1e-3, mx.float16: 1e-3, mx.bfloat16: 8e-3}  # of the largest value
 ENDS = (1, 8)  # rows of the first classes: `Matrix.product` decodes once for up to 8
@@ -33,6 +33,16 @@ class Exl3Subject:
     layers: Sequence[Exl3Layer]
     called: Called
     pool: Sequence[mx.array] = ()
+
+    @property
+    def form(self) -> Form | None:
+        """None for experts of several kinds: how long they take depends on how many there are of each."""
+        layer, top_k = self.layers[0], self.called.top_k
+        bits = {layer.bits} if isinstance(layer, Exl3Linear) else {bits for bits, _ in layer.kinds}
+        if len(bits) > 1:
+            return None
+        sizes = int(layer.suh.shape[-1]), int(layer.svh.shape[-1])
+        return Form(_num_experts(layer), top_k, *sizes, (f"exl3/{bits.pop()}",))
 
     @property
     def classes(self) -> Sequence[tuple[int, int]]:

@@ -84,9 +84,26 @@ def describe(spec: BlockSpec, layer: Any) -> str:
     )
 
 
-def _format(form: Format, projection: Any) -> str:
+def format_names(spec: BlockSpec, layer: Any) -> list[str]:
+    """Of gate, up and down, as the planner names them: affine weights by the dtype of their scales too."""
+    names = []
+    for name, form in (("gate", spec.gate), ("up", spec.up), ("down", spec.down)):
+        dtype = _stored_dtype(layer[f"{name}_proj"])
+        if form.mode == "affine":
+            more = "" if dtype == "bfloat16" else f"+{dtype}"
+            names.append(f"affine{form.bits}/{form.group_size}{more}")
+        else:
+            names.append(dtype if form.mode == "plain" else form.mode)
+    return names
+
+
+def _stored_dtype(projection: Any) -> str:
     stored = projection.get("scales")
-    dtype = str((projection["weight"] if stored is None else stored).dtype).removeprefix("mlx.core.")
+    return str((projection["weight"] if stored is None else stored).dtype).removeprefix("mlx.core.")
+
+
+def _format(form: Format, projection: Any) -> str:
+    dtype = _stored_dtype(projection)
     width = "" if form.mode.endswith(str(form.bits)) else form.bits  # mxfp4 says it
     name = dtype if form.mode == "plain" else f"{form.mode}{width}/{form.group_size} ({dtype})"
     return name + (" with bias" if projection.get("bias") is not None else "")

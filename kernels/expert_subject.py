@@ -14,11 +14,11 @@ import mlx.core as mx
 from mlx import nn
 
 from kernels import moe, moe_reference
-from kernels.expert_blocks import Tokens, by_mlx, describe, expert_nbytes, experts_of, tokens
+from kernels.expert_blocks import Tokens, by_mlx, describe, expert_nbytes, experts_of, format_names, tokens
 from kernels.measure import Path, Run
 from kernels.moe_spec import BlockSpec
 from kernels.switch import Taken, taken_of
-from kernels.verdicts import Verdict
+from kernels.verdicts import Form, Verdict
 
 # The first and last number of tokens; 0: no end.
 CLASSES = ((1, 1), (2, 4), (5, 8), (9, 16), (17, 32), (33, 63), (64, 0))
@@ -47,6 +47,12 @@ class ExpertSubject:
     @property
     def name(self) -> str:
         return describe(self.spec, self.layers[0])
+
+    @property
+    def form(self) -> Form:
+        spec = self.spec
+        names = tuple(sorted(format_names(spec, self.layers[0])))
+        return Form(spec.num_experts, spec.top_k, spec.hidden_size, spec.expert_size, names)
 
     @property
     def classes(self) -> Sequence[tuple[int, int]]:

@@ -18,7 +18,7 @@ import numpy as np
 from kernels.source import recorded
 
 if TYPE_CHECKING:
-    from kernels.verdicts import Verdict
+    from kernels.verdicts import Form, Verdict
 
 CACHE_BYTES = 512 << 20  # what is read before the same weights come again, where there are as many
 MIN_GAIN = 1.02  # less is noise, and MLX's operations are kept
@@ -64,6 +64,11 @@ class Subject(Protocol):
     @property
     def name(self) -> str:
         """The form in a line; different forms have different ones."""
+        ...
+
+    @property
+    def form(self) -> Form | None:
+        """As a planner knows it; None: it knows none that is like this one."""
         ...
 
     @property

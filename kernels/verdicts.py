@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -29,6 +30,33 @@ logger = logging.getLogger(__name__)
 VERSION = 1  # of how it is measured: a higher one makes older files void
 MAX_FILE_BYTES = 1 << 20
 HERE = Path(__file__).resolve().parent
+
+
+NOT_YET = "not tested yet: the node does so while nobody asks for anything"
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What the time of a block or matrix hangs on, as the planner knows it from a checkpoint's headers.
+
+    A block of experts has the formats of gate, up and down, in the order of their names, and outputs is the
+    width of an expert; a matrix has one format, and num_experts 1 where it is no expert's.
+    """
+
+    num_experts: int
+    top_k: int
+    inputs: int
+    outputs: int
+    formats: tuple[str, ...]  # as planner.speeds names them
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """us of one call with so many tokens."""
+
+    num_tokens: int
+    ours_us: float
+    mlx_us: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +73,17 @@ class Verdict:
     gb_s: float = 0.0  # bytes of the weights that were needed, each once, over our time without Python's part
     num_launches: int = 0  # of ours
     is_final: bool = True  # False: there was no time, or an exception came; next time it is tried again
+    timed: tuple[Timed, ...] = ()  # all sizes that were
 
     @property
     def ratio(self) -> float:
         """How many times faster than MLX's operations; 0: not timed."""
         return self.mlx_us / self.ours_us if self.ours_us else 0.0
+
+    @property
+    def is_untested(self) -> bool:
+        """Whether there was no time for it so far."""
+        return self.reason == NOT_YET
 
     def covers(self, num_tokens: int) -> bool:
         return self.first <= num_tokens and (not self.last or num_tokens <= self.last)
@@ -89,6 +123,14 @@ def kernel_digest() -> str:
     return found.hexdigest()[:16]
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Of one block or matrix. form: None where the planner knows none."""
+
+    form: Form | None
+    verdicts: tuple[Verdict, ...]
+
+
 class Verdicts:
     """The file of one machine in `folder`; None: nothing is kept."""
 
@@ -100,26 +142,34 @@ class Verdicts:
             self._path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
     def find(self, block: str) -> tuple[Verdict, ...] | None:
-        """Of a form, by a subject's name; None where it was not tested."""
-        return self._read().get(block)
+        """Of a block or matrix, by a subject's name; None where it was not tested."""
+        found = self._read().get(block)
+        return None if found is None else found.verdicts
 
-    def keep(self, block: str, verdicts: Sequence[Verdict]) -> None:
-        """Write them beside those of other forms; a failure is said, and means a test next time."""
+    def every(self) -> list[Kept]:
+        """All that is kept for this machine."""
+        return list(self._read().values())
+
+    def keep(self, block: str, verdicts: Sequence[Verdict], form: Form | None = None) -> None:
+        """Write them beside others, of this form too; a failure is said, and means a test next time."""
         if self._path is None:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with _alone_in(self._path.parent):
-                kept = {**self._read(), block: tuple(verdicts)}
+                kept = dict(self._read())
+                before = kept[block].verdicts if block in kept else ()
+                both = {one.first: one for one in (*before, *verdicts)}
+                kept[block] = Kept(form, tuple(both[first] for first in sorted(both)))
                 content = {
                     "machine": asdict(self._machine),
-                    "blocks": {name: [asdict(one) for one in found] for name, found in kept.items()},
+                    "blocks": {name: asdict(found) for name, found in kept.items()},
                 }
                 _write_whole(self._path, json.dumps(content, indent=1))
         except OSError as error:
             logger.warning("verdicts on kernels cannot be kept in %s: %s", self._path, error)
 
-    def _read(self) -> Mapping[str, tuple[Verdict, ...]]:
+    def _read(self) -> Mapping[str, Kept]:
         if self._path is None:
             return {}
         try:
@@ -127,12 +177,21 @@ class Verdicts:
                 content = json.loads(file.read(MAX_FILE_BYTES))
             if content["machine"] != asdict(self._machine):
                 raise ValueError("they are of another machine")
-            return {name: tuple(Verdict(**one) for one in found) for name, found in content["blocks"].items()}
+            return {name: _kept(found) for name, found in content["blocks"].items()}
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             logger.warning("the verdicts on kernels in %s cannot be used: %s", self._path, error)
             return {}
+
+
+def _kept(told: Any) -> Kept:
+    """From JSON. Raises KeyError, TypeError or AttributeError for another shape."""
+    form = told["form"]
+    verdicts = (
+        Verdict(**{**one, "timed": tuple(Timed(**size) for size in one["timed"])}) for one in told["verdicts"]
+    )
+    return Kept(form and Form(**{**form, "formats": tuple(form["formats"])}), tuple(verdicts))
 
 
 @contextlib.contextmanager

@@ -53,7 +53,7 @@ def fluid_bounds(
     num_stages = 1 + int(np.searchsorted(np.cumsum(np.sort(budgets)[::-1]), total_bytes))
     inner = hop[np.ix_(nodes, nodes)] + np.where(np.eye(len(nodes)), np.inf, 0.0)
     hops_ms = (num_stages - 1) * float(inner.min()) if num_stages > 1 else 0.0
-    stage_ms = min(cost.nodes[i].speeds.stage_ms for i in nodes)
+    stage_ms = min(cost.stage_ms(i) for i in nodes)
     least_ms = work_ms + num_stages * stage_ms + hops_ms
     return least_ms, float(layer_work.sum() / rates.sum())
 

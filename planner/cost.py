@@ -63,8 +63,11 @@ class CostModel:
         self._links = {link.ranks: link for link in self.links}
         self._hosts = {node.rank: node.host for node in nodes}
         self._bytes, self._times = StageBytes(model, work), LayerTimes(model, work)
-        self._decode_ms: dict[tuple[Speeds, bool], Floats] = {}
-        self._chunk_ms: dict[Speeds, Floats] = {}
+        self._speeds = [node.speeds for node in nodes]
+        first: dict[Speeds, int] = {}
+        self._like = [first.setdefault(speeds, i) for i, speeds in enumerate(self._speeds)]
+        self._decode_ms: dict[tuple[int, bool], Floats] = {}  # by the first node with these speeds
+        self._chunk_ms: dict[int, Floats] = {}
         self._by_rows: dict[int, CostModel] = {}
         self._params = [0, *itertools.accumulate(layer.active_params for layer in model.layers)]
 
@@ -96,7 +99,7 @@ class CostModel:
     def node_key(self, index: int) -> tuple[object, ...]:
         """What a node's stages depend on: equal for nodes of one kind."""
         node = self.nodes[index]
-        return node.budget_bytes, node.device, node.speeds, node.layers
+        return node.budget_bytes, node.device, self._like[index], node.layers
 
     def need_bytes(self, index: int, start: int, stop: int) -> int:
         """What a stage takes of its node's budget."""
@@ -119,7 +122,7 @@ class CostModel:
         """One token of one user at half the context; is_batched: of each of `work.rows` users."""
         sums = self.decode_sums_ms(index, is_batched=is_batched)
         head_ms = sums[-1] - sums[-2] if stop == self.model.num_layers else 0.0
-        return float(sums[stop] - sums[start] + head_ms) + self.nodes[index].speeds.stage_ms
+        return float(sums[stop] - sums[start] + head_ms) + self.stage_ms(index)
 
     def prefill_ms(self, index: int, start: int, stop: int) -> float:
         """A prompt of `work.prompt_tokens` tokens: all chunks, and the step of its last token."""
@@ -128,22 +131,25 @@ class CostModel:
     def chunk_ms(self, index: int, start: int, stop: int) -> float:
         """One chunk of that prompt."""
         sums = self.chunk_sums_ms(index)
-        return float(sums[stop] - sums[start]) + self.nodes[index].speeds.stage_ms
+        return float(sums[stop] - sums[start]) + self.stage_ms(index)
+
+    def stage_ms(self, index: int) -> float:
+        """What waking the node costs."""
+        return self._speeds[index].stage_ms
 
     def decode_sums_ms(self, index: int, *, is_batched: bool = False) -> Floats:
         """(L + 2,) sums of a decode step over the layers and, last, norm and head."""
-        speeds = self.nodes[index].speeds
-        key = speeds, is_batched
+        key = self._like[index], is_batched
         if key not in self._decode_ms:
-            self._decode_ms[key] = self._times.decode_ms(speeds, is_batched=is_batched)
+            self._decode_ms[key] = self._times.decode_ms(self._speeds[index], is_batched=is_batched)
         return self._decode_ms[key]
 
     def chunk_sums_ms(self, index: int) -> Floats:
         """(L + 2,) sums of a prefill chunk over the layers; the last token's step has norm and head."""
-        speeds = self.nodes[index].speeds
-        if speeds not in self._chunk_ms:
-            self._chunk_ms[speeds] = self._times.chunk_ms(speeds)
-        return self._chunk_ms[speeds]
+        key = self._like[index]
+        if key not in self._chunk_ms:
+            self._chunk_ms[key] = self._times.chunk_ms(self._speeds[index])
+        return self._chunk_ms[key]
 
     # -- time of hops and rings ---------------------------------------------------------------------------
     def hop_ms(self, from_rank: int, to_rank: int, tokens: int) -> float:

@@ -16,7 +16,7 @@ from typing import Any
 from planner.exl3 import BLOCK, bits_of
 from planner.headers import ModelFilesError, TensorHeader
 
-_EXPERT = re.compile(r"(.*\bexperts)\.(\d+)\.(\w+)\.weight$")
+EXPERT = re.compile(r"(.*\bexperts)\.(\d+)\.(\w+)\.weight$")
 _OUT, _IN = 0, 1  # of a folded shape
 # The ends of a linear that have the width of the hidden state, in two modules: attention and MLP.
 _ATTENTION = {"q_proj": _IN, "k_proj": _IN, "v_proj": _IN, "o_proj": _OUT}
@@ -46,7 +46,7 @@ def _experts(layer: Layer) -> Iterator[dict[str, dict[int, TensorHeader]]]:
     """For each list of experts with an EXL3 weight: its weights by their part of an expert, and number."""
     lists: dict[str, dict[str, dict[int, TensorHeader]]] = {}
     for rest, header in layer.items():
-        if found := _EXPERT.match(rest):
+        if found := EXPERT.match(rest):
             lists.setdefault(found[1], {}).setdefault(found[3], {})[int(found[2])] = header
     for parts in lists.values():
         if any(bits_of(header.dtype) for part in parts.values() for header in part.values()):
@@ -58,7 +58,7 @@ def _check_experts(parts: Mapping[str, Mapping[int, TensorHeader]], num_experts:
     for part in parts.values():
         lost = next((number for number in range(wanted) if number not in part), None)
         if lost is not None:
-            name = _EXPERT.sub(rf"\g<1>.{lost}.\3.trellis", next(iter(part.values())).name)
+            name = EXPERT.sub(rf"\g<1>.{lost}.\3.trellis", next(iter(part.values())).name)
             raise ModelFilesError(f"{model}: the checkpoint lacks tensor '{name}': download the model again")
         for axis in (_OUT, _IN):
             _check_alike("other experts have", [(header, axis) for header in part.values()], model)
@@ -88,7 +88,7 @@ def _across(layers: Iterable[Layer], *, is_uniform: bool) -> Iterator[Ends]:
         kind = kinds.setdefault(tuple(sorted(layer)), len(kinds))
         one_each: dict[str, TensorHeader] = {}  # experts of a layer are alike
         for rest, header in _folded(layer):
-            expert = _EXPERT.match(f"{rest}.weight")
+            expert = EXPERT.match(f"{rest}.weight")
             one_each.setdefault(f"{expert[1]}.{expert[3]}" if expert else rest, header)
         for name, header in one_each.items():
             for axis in (_OUT, _IN):

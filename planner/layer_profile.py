@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from planner.forms import Form
 from planner.kv_profile import CacheProfile
 
 
@@ -15,6 +16,15 @@ class WeightFormat:
     dense_bytes: int  # read by every pass; scales, biases and norms too
     routed_bytes: int  # experts that a router chooses of
     active_params: int  # multiplied with one token
+
+
+@dataclass(frozen=True, slots=True)
+class FormUse:
+    """Blocks or matrices of one form in a layer: how many, and what of the layer's weights they are."""
+
+    form: Form
+    count: int
+    weights: tuple[WeightFormat, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +45,7 @@ class LayerProfile:
     token_decode_bytes: int = 0  # and for each token
 
     formats: tuple[WeightFormat, ...] = ()  # empty: of no known format
+    forms: tuple[FormUse, ...] = ()  # what a node may have measured as a whole
 
     @property
     def weight_formats(self) -> tuple[WeightFormat, ...]:

@@ -3,16 +3,21 @@
 A pass over a layer multiplies with its weights, format by format, and each is bound by the bytes that it
 reads, by decoding them or by its arithmetic, whichever takes longest. Shapes: F weight formats; L + 1 parts,
 which are the layers and, last, norm and head.
+
+Where a node has timed a whole block of experts or an EXL3 matrix at so many rows, that time stands in the
+place of its weights' bytes and arithmetic.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.layer_profile import LayerProfile, WeightFormat
+from planner.forms import Form, form_ms
+from planner.layer_profile import FormUse, LayerProfile, WeightFormat
 from planner.model_profile import ModelProfile
 from planner.speeds import Speeds
 from planner.workload import Workload
@@ -21,12 +26,21 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
+class _Weights:
+    """What one pass does with some weights of each part."""
+
+    read_bytes: Floats  # (F, L + 1)
+    products: Floats  # (F, L + 1) weights multiplied, for all tokens together
+
+
+@dataclass(frozen=True, slots=True)
 class _Pass:
     """What one pass does with each part."""
 
+    tokens: int
     formats: tuple[str, ...]  # F
-    weight_bytes: Floats  # (F, L + 1) read
-    products: Floats  # (F, L + 1) weights multiplied, for all tokens together
+    weights: _Weights
+    forms: Mapping[Form, tuple[Floats, _Weights]]  # (L + 1,) how many, and what of `weights` is theirs
     cache_bytes: Floats  # (L + 1,) read
     attention_flops: Floats  # (L + 1,) of scores and their use
 
@@ -54,8 +68,9 @@ class LayerTimes:
 
     def _sums(self, speeds: Speeds, work: _Pass, products_ms: Floats) -> Floats:
         bytes_ms = np.array([speeds.weight_bytes_ms(name) for name in work.formats])
-        bound_ms = np.maximum(work.weight_bytes / bytes_ms[:, None], work.products / products_ms[:, None])
-        total_ms = bound_ms.sum(axis=0)
+        timed_ms, weights = _timed(speeds, work)
+        bound_ms = np.maximum(weights.read_bytes / bytes_ms[:, None], weights.products / products_ms[:, None])
+        total_ms = bound_ms.sum(axis=0) + timed_ms
         total_ms += work.cache_bytes / speeds.read_bytes_ms + work.attention_flops / speeds.flops_ms
         total_ms[:-1] += speeds.layer_ms
         return np.concatenate([[0.0], np.cumsum(total_ms)])
@@ -75,15 +90,33 @@ class LayerTimes:
         parts = [layer.weight_formats for layer in model.layers]
         parts.append(self._head_formats() if has_head else ())
         names = tuple(dict.fromkeys(f.format for part in parts for f in part))
-        row = {name: number for number, name in enumerate(names)}
-        weight_bytes, products = np.zeros((2, len(names), len(parts)))
-        for at, part in enumerate(parts):
-            share = model.layers[at].batch_share(tokens) if at < model.num_layers else 1.0
+        rows = {name: number for number, name in enumerate(names)}
+        shares = [*(layer.batch_share(tokens) for layer in model.layers), 1.0]
+
+        def add(weights: _Weights, at: int, part: Iterable[WeightFormat]) -> None:
             for f in part:
-                weight_bytes[row[f.format], at] += f.dense_bytes + f.routed_bytes * share
-                products[row[f.format], at] += f.active_params * tokens
+                weights.read_bytes[rows[f.format], at] += f.dense_bytes + f.routed_bytes * shares[at]
+                weights.products[rows[f.format], at] += f.active_params * tokens
+
+        def nothing() -> _Weights:
+            return _Weights(*np.zeros((2, len(names), len(parts))))
+
+        whole, forms = nothing(), dict[Form, tuple[Floats, _Weights]]()
+        for at, part in enumerate(parts):
+            add(whole, at, part)
+            for use in self._forms_of(at) if part else ():
+                counts, own = forms.setdefault(use.form, (np.zeros(len(parts)), nothing()))
+                counts[at] += use.count
+                add(own, at, use.weights)
         floats = (np.array(values, dtype=np.float64) for values in (cache, attention))
-        return _Pass(names, weight_bytes, products, *floats)
+        return _Pass(tokens, names, whole, forms, *floats)
+
+    def _forms_of(self, at: int) -> Sequence[FormUse]:
+        """Of a layer or, last, of the head."""
+        model = self._model
+        if at < model.num_layers:
+            return model.layers[at].forms
+        return () if model.head_form is None else (model.head_form,)
 
     def _head_formats(self) -> tuple[WeightFormat, ...]:
         model = self._model
@@ -97,3 +130,15 @@ class LayerTimes:
         model, work = self._model, self._work
         seen = min(work.prompt_tokens // 2, layer.cache.window or work.prompt_tokens)
         return 4 * model.num_heads * model.head_dim * seen * tokens
+
+
+def _timed(speeds: Speeds, work: _Pass) -> tuple[Floats | float, _Weights]:
+    """What the node timed as a whole, for each part, and the weights that are left."""
+    timed_ms: Floats | float = 0.0
+    left = work.weights
+    for form, (counts, own) in work.forms.items() if speeds.forms else ():
+        if (ms := form_ms(speeds.forms, form, work.tokens)) is not None:
+            timed_ms = timed_ms + counts * ms
+            left = _Weights(left.read_bytes - own.read_bytes, left.products - own.products)
+    # Shares of bytes are no whole numbers: what is left of nothing may be a little less.
+    return timed_ms, _Weights(np.maximum(left.read_bytes, 0.0), np.maximum(left.products, 0.0))

@@ -139,9 +139,15 @@ def scaled(speeds: Speeds, factor: float, products: float | None = None) -> Spee
         layer_ms=speeds.layer_ms * factor,
         stage_ms=speeds.stage_ms * min(1.0, factor),
         formats=tuple(
-            replace(rate, weights_ms=rate.weights_ms / factor, flops_ms=rate.flops_ms / flops)
+            replace(
+                rate,
+                weights_ms=rate.weights_ms / factor,
+                flops_ms=rate.flops_ms / flops,
+                decoded_ms=rate.decoded_ms / factor,
+            )
             for rate in speeds.formats
         ),
+        forms=tuple(times.scaled(factor) for times in speeds.forms),
         source="measured",
     )
 

@@ -24,6 +24,8 @@ from planner.exl3 import (
     unpadded,
 )
 from planner.exl3_shapes import check_shapes
+from planner.form_profile import Routing, layer_forms, matrix_form
+from planner.forms import Form
 from planner.headers import DTYPE_BITS, TensorHeader, read_config
 from planner.kv_profile import (
     HEADS_KEYS,
@@ -34,7 +36,7 @@ from planner.kv_profile import (
     first_int,
     head_dim,
 )
-from planner.layer_profile import LayerProfile, WeightFormat
+from planner.layer_profile import FormUse, LayerProfile, WeightFormat
 from planner.load_options import LoadOptions
 from planner.loaded_bytes import LoadedBytes
 from planner.missing import known_headers
@@ -89,6 +91,7 @@ class ModelProfile:
     shared_embed_bytes: int = 0  # of the embeddings: what every stage reads
     head_params: int = 0  # multiplied with one token, of the embedding where it is tied
     head_format: str = ""
+    head_form: FormUse | None = None
     precision: str = ""  # of EXL3 weights, for a reader; empty: there are none
     cut_bytes: tuple[
         int, ...
@@ -98,6 +101,12 @@ class ModelProfile:
     def carry_bytes(self) -> int:
         """What one token takes on the wire, at the cut where it takes most."""
         return max(self.cut_bytes, default=0) or self.hidden_size * self.dtype_bytes
+
+    @property
+    def forms(self) -> frozenset[Form]:
+        """Of all blocks of experts and EXL3 matrices."""
+        uses = [use for layer in self.layers for use in layer.forms]
+        return frozenset(use.form for use in [*uses, *([self.head_form] if self.head_form else [])])
 
     @property
     def num_layers(self) -> int:
@@ -144,10 +153,11 @@ def profile_model(
     head = embed[:1] if is_tied else [header for header in parts.head if tensors.params_of(header)]
     keyed = (header for layer in parts.layers for header in layer.values() if _sets_dtype(header))
     dtype_bytes = tensors.cast_bytes or _dtype_bytes([*parts.embed, *keyed])
-    layers = tuple(
-        _profile_layer(flat, index, layer, tensors, dtype_bytes) for index, layer in enumerate(parts.layers)
-    )
     hidden_size = first_int(flat, HIDDEN_KEYS) or _size_of_norm(parts.layers)
+    layers = tuple(
+        _profile_layer(flat, index, layer, tensors, dtype_bytes, hidden_size=hidden_size)
+        for index, layer in enumerate(parts.layers)
+    )
     return ModelProfile(
         name=name,
         digest=digest,
@@ -167,6 +177,7 @@ def profile_model(
         shared_embed_bytes=tensors.nbytes(_shared_embeddings(flat, parts.embed)),
         head_params=sum(map(tensors.params_of, head)),
         head_format=tensors.format_of(head[0]) if head else "",
+        head_form=matrix_form(tensors, head[0]) if len(head) == 1 else None,
         precision=told(headers.values()),
         cut_bytes=carry_bytes(flat, layers, hidden_size, dtype_bytes),
     )
@@ -196,18 +207,22 @@ def _profile_layer(
     layer: Mapping[str, TensorHeader],
     tensors: LoadedBytes,
     dtype_bytes: int,
+    *,
+    hidden_size: int,
 ) -> LayerProfile:
-    num_experts = first_int(flat, EXPERTS_KEYS)
-    top_k = _top_k(flat, index)
+    routing = Routing(first_int(flat, EXPERTS_KEYS), _top_k(flat, index), hidden_size)
+    num_experts, top_k = routing.num_experts, routing.top_k
     weight_bytes = routed_bytes = active_bytes = active_params = width = 0
     decoded = rotated = 0  # EXL3 weights, and inputs of one of them for one token
     formats: dict[str, list[int]] = {}  # dense bytes, routed bytes, active weights
+    kinds: tuple[dict[str, TensorHeader], dict[str, TensorHeader]] = {}, {}  # dense, routed
     for rest, header in layer.items():
         nbytes, params = tensors.bytes_of(header), tensors.params_of(header)
         if not nbytes:
             continue
         is_routed = num_experts > 0 and _is_routed(rest, header, num_experts)
-        share = min(top_k / num_experts, 1.0) if is_routed else 1.0
+        kinds[is_routed][rest] = header
+        share = routing.share if is_routed else 1.0
         weight_bytes += nbytes
         routed_bytes += nbytes if is_routed else 0
         active_bytes += round(nbytes * share)
@@ -234,10 +249,11 @@ def _profile_layer(
         cache=cache,
         cache_source=cache_source(flat, index),
         routed_bytes=routed_bytes,
-        routed_share=min(top_k / num_experts, 1.0) if num_experts else 1.0,
+        routed_share=routing.share,
         decode_bytes=DECODED_BYTES * min(decoded, DECODED_WEIGHTS),
         token_decode_bytes=ROTATED_BYTES * rotated,
         formats=tuple(WeightFormat(name, *amounts) for name, amounts in formats.items()),
+        forms=layer_forms(tensors, *kinds, routing),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 
 from planner.chips import Chip, Device, find_chip, metal_ceiling_share
 from planner.draft_part import DraftPart
+from planner.forms import FormTimes
 from planner.speeds import Speeds, table_speeds
 
 GB = 10**9
@@ -41,6 +42,7 @@ class NodeProfile:
     num_sharing: int = 1  # nodes that share this machine's memory evenly
     measured: Speeds | None = None  # what `macrame profile` found; None: the chip table's
     measured_on: str = ""  # the day, as 2026-11-21
+    forms: tuple[FormTimes, ...] = ()  # what its self-tests of kernels timed
     drafter: DraftPart | None = None  # a draft model that stands here, beside whatever layers do
 
     @property
@@ -60,8 +62,12 @@ class NodeProfile:
 
     @property
     def speeds(self) -> Speeds:
-        """What the planner reckons with: measured, else from the chip table."""
-        return self.measured or table_speeds(self.figures)
+        """What the planner reckons with: measured, else from the chip table; and what self-tests timed.
+
+        Speeds that have such times already, as those of a running ring do, keep their own.
+        """
+        found = self.measured or table_speeds(self.figures)
+        return replace(found, forms=self.forms) if self.forms and not found.forms else found
 
 
 def make_node(

@@ -170,6 +170,11 @@ def _notes(nodes: Sequence[NodeProfile], used: set[int]) -> list[str]:
     for day in sorted({node.measured_on for node in measured}):
         names = ", ".join(node.name for node in measured if node.measured_on == day)
         notes.append(f"note: the speeds of {names} were measured{f' on {day}' if day else ''}")
+    if timed := [node.name for node in nodes if node.use and node.forms]:
+        notes.append(
+            f"note: blocks of experts or EXL3 matrices count as the self-test of kernels timed them on "
+            f"{', '.join(timed)}"
+        )
     if idle:
         notes.append(f"note: {', '.join(idle)} would own no layers: a part there is slower, or does not fit")
     if off:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from planner.chips import Chip
+from planner.forms import FormTimes
 
 # Decode reaches 55-85 % of the peak bandwidth on Apple chips (docs of mlx-lm, llama.cpp discussion 4167).
 DECODE_EFFICIENCY = 0.7
@@ -14,6 +15,7 @@ PREFILL_EFFICIENCY = 0.5
 # Decoding one EXL3 weight takes a GPU's lane about 12 cycles (9-15 by the instructions of the codebooks), and
 # `flops_ms` is half of two operations a lane and cycle: so many of those operations are one decoded weight.
 DECODE_FLOPS = 12
+EXL3 = "exl3/"  # and the bits
 # Launching one layer's kernels, and waking a stage up for one microbatch.
 LAYER_OVERHEAD_MS = 0.05
 STAGE_OVERHEAD_MS = 0.3
@@ -31,9 +33,12 @@ class FormatRate:
     format: str
     weights_ms: float  # weights that a product with few rows multiplies in a ms, for each row
     flops_ms: float  # floating-point operations a ms of a product with 512 rows
+    decoded_ms: float = 0.0  # EXL3 weights decoded in a ms, once for all rows; 0: faster than they are read
 
     def __post_init__(self) -> None:
         _check_above_zero(self, ("weights_ms", "flops_ms"))
+        if not 0 <= self.decoded_ms < float("inf"):
+            raise ValueError(f"decoded_ms = {self.decoded_ms} must be a number of 0 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,7 @@ class Speeds:
     stage_ms: float = STAGE_OVERHEAD_MS  # waking a stage for one microbatch
     formats: tuple[FormatRate, ...] = ()
     source: Literal["table", "measured"] = "table"
+    forms: tuple[FormTimes, ...] = ()  # of whole blocks and matrices, in the place of their formats' rates
 
     def __post_init__(self) -> None:
         _check_above_zero(self, ("read_bytes_ms", "flops_ms"))
@@ -53,6 +59,9 @@ class Speeds:
             if not 0 <= getattr(self, key) < float("inf"):
                 raise ValueError(f"{key} = {getattr(self, key)} must be a number of 0 or more")
         names = [rate.format for rate in self.formats]
+        for name in names:
+            if name.startswith(EXL3) and not name.removeprefix(EXL3).isdecimal():
+                raise ValueError(f"format = {name!r} must be {EXL3} and a number of bits")
         if len(set(names)) != len(names):
             raise ValueError(f"formats = {', '.join(names)} names one twice")
 
@@ -63,12 +72,19 @@ class Speeds:
     def weight_bytes_ms(self, name: str) -> float:
         """Bytes of weights of a format that a pass gets through in a ms, once for all its rows.
 
-        Where an EXL3 format was not measured, decoding bounds it as well as reading.
+        Decoding bounds EXL3 weights as well as reading. It takes about as long for any number of bits, so
+        that of those that were measured the nearest counts.
         """
-        bits = name.removeprefix("exl3/")
-        if bits == name or self.of(name) is not None:
+        bits = name.removeprefix(EXL3)
+        if bits == name:
             return self.read_bytes_ms
-        return min(self.read_bytes_ms, self.flops_ms / DECODE_FLOPS * int(bits) / 8)
+        measured = [rate for rate in self.formats if rate.format.startswith(EXL3)]
+        if measured:
+            nearest = min(measured, key=lambda r: abs(int(r.format.removeprefix(EXL3)) - int(bits)))
+            decoded_ms = nearest.decoded_ms or float("inf")
+        else:
+            decoded_ms = self.flops_ms / DECODE_FLOPS
+        return min(self.read_bytes_ms, decoded_ms * int(bits) / 8)
 
 
 def table_speeds(chip: Chip) -> Speeds:

@@ -94,7 +94,7 @@ class StageTables:
 
     def _differences(self, index: int, sums: Floats) -> Floats:
         at = sums[self._ends]
-        table: Floats = at[None, :] - at[:, None] + self.cost.nodes[index].speeds.stage_ms
+        table: Floats = at[None, :] - at[:, None] + self.cost.stage_ms(index)
         return table
 
     def _need_bytes(self, index: int) -> Floats:

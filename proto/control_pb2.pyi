@@ -32,7 +32,7 @@ class ProfileRequest(_message.Message):
     def __init__(self, config_digest: _Optional[str] = ...) -> None: ...
 
 class NodeProfile(_message.Message):
-    __slots__ = ("name", "chip", "gpu_cores", "memory_bytes", "ceiling_bytes", "available_bytes", "device", "mlx_version", "mlx_lm_version", "macrame_version", "config_digest", "platform", "speeds", "addresses")
+    __slots__ = ("name", "chip", "gpu_cores", "memory_bytes", "ceiling_bytes", "available_bytes", "device", "mlx_version", "mlx_lm_version", "macrame_version", "config_digest", "platform", "speeds", "forms", "addresses")
     NAME_FIELD_NUMBER: _ClassVar[int]
     CHIP_FIELD_NUMBER: _ClassVar[int]
     GPU_CORES_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +46,7 @@ class NodeProfile(_message.Message):
     CONFIG_DIGEST_FIELD_NUMBER: _ClassVar[int]
     PLATFORM_FIELD_NUMBER: _ClassVar[int]
     SPEEDS_FIELD_NUMBER: _ClassVar[int]
+    FORMS_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     name: str
     chip: str
@@ -60,8 +61,9 @@ class NodeProfile(_message.Message):
     config_digest: str
     platform: str
     speeds: Speeds
+    forms: _containers.RepeatedCompositeFieldContainer[FormTimes]
     addresses: _containers.RepeatedCompositeFieldContainer[NodeAddress]
-    def __init__(self, name: _Optional[str] = ..., chip: _Optional[str] = ..., gpu_cores: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., ceiling_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ..., device: _Optional[str] = ..., mlx_version: _Optional[str] = ..., mlx_lm_version: _Optional[str] = ..., macrame_version: _Optional[str] = ..., config_digest: _Optional[str] = ..., platform: _Optional[str] = ..., speeds: _Optional[_Union[Speeds, _Mapping]] = ..., addresses: _Optional[_Iterable[_Union[NodeAddress, _Mapping]]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., chip: _Optional[str] = ..., gpu_cores: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., ceiling_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ..., device: _Optional[str] = ..., mlx_version: _Optional[str] = ..., mlx_lm_version: _Optional[str] = ..., macrame_version: _Optional[str] = ..., config_digest: _Optional[str] = ..., platform: _Optional[str] = ..., speeds: _Optional[_Union[Speeds, _Mapping]] = ..., forms: _Optional[_Iterable[_Union[FormTimes, _Mapping]]] = ..., addresses: _Optional[_Iterable[_Union[NodeAddress, _Mapping]]] = ...) -> None: ...
 
 class Speeds(_message.Message):
     __slots__ = ("read_bytes_ms", "flops_ms", "layer_ms", "stage_ms", "formats", "measured_on")
@@ -80,14 +82,44 @@ class Speeds(_message.Message):
     def __init__(self, read_bytes_ms: _Optional[float] = ..., flops_ms: _Optional[float] = ..., layer_ms: _Optional[float] = ..., stage_ms: _Optional[float] = ..., formats: _Optional[_Iterable[_Union[FormatRate, _Mapping]]] = ..., measured_on: _Optional[str] = ...) -> None: ...
 
 class FormatRate(_message.Message):
-    __slots__ = ("format", "weights_ms", "flops_ms")
+    __slots__ = ("format", "weights_ms", "flops_ms", "decoded_ms")
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_MS_FIELD_NUMBER: _ClassVar[int]
     FLOPS_MS_FIELD_NUMBER: _ClassVar[int]
+    DECODED_MS_FIELD_NUMBER: _ClassVar[int]
     format: str
     weights_ms: float
     flops_ms: float
-    def __init__(self, format: _Optional[str] = ..., weights_ms: _Optional[float] = ..., flops_ms: _Optional[float] = ...) -> None: ...
+    decoded_ms: float
+    def __init__(self, format: _Optional[str] = ..., weights_ms: _Optional[float] = ..., flops_ms: _Optional[float] = ..., decoded_ms: _Optional[float] = ...) -> None: ...
+
+class FormTimes(_message.Message):
+    __slots__ = ("num_experts", "top_k", "inputs", "outputs", "formats", "spans")
+    NUM_EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    FORMATS_FIELD_NUMBER: _ClassVar[int]
+    SPANS_FIELD_NUMBER: _ClassVar[int]
+    num_experts: int
+    top_k: int
+    inputs: int
+    outputs: int
+    formats: _containers.RepeatedScalarFieldContainer[str]
+    spans: _containers.RepeatedCompositeFieldContainer[FormSpan]
+    def __init__(self, num_experts: _Optional[int] = ..., top_k: _Optional[int] = ..., inputs: _Optional[int] = ..., outputs: _Optional[int] = ..., formats: _Optional[_Iterable[str]] = ..., spans: _Optional[_Iterable[_Union[FormSpan, _Mapping]]] = ...) -> None: ...
+
+class FormSpan(_message.Message):
+    __slots__ = ("first_rows", "last_rows", "first_ms", "last_ms")
+    FIRST_ROWS_FIELD_NUMBER: _ClassVar[int]
+    LAST_ROWS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_MS_FIELD_NUMBER: _ClassVar[int]
+    LAST_MS_FIELD_NUMBER: _ClassVar[int]
+    first_rows: int
+    last_rows: int
+    first_ms: float
+    last_ms: float
+    def __init__(self, first_rows: _Optional[int] = ..., last_rows: _Optional[int] = ..., first_ms: _Optional[float] = ..., last_ms: _Optional[float] = ...) -> None: ...
 
 class NodeAddress(_message.Message):
     __slots__ = ("ip", "interface", "kind", "mtu", "speed_mbit_s", "is_bound")
@@ -365,7 +397,7 @@ class KernelStatus(_message.Message):
     def __init__(self, backend: _Optional[str] = ..., num_layers: _Optional[int] = ..., reason: _Optional[str] = ..., num_tested: _Optional[int] = ..., took_s: _Optional[float] = ..., verdicts: _Optional[_Iterable[_Union[KernelVerdict, _Mapping]]] = ..., num_calls: _Optional[int] = ..., num_matrices: _Optional[int] = ...) -> None: ...
 
 class KernelVerdict(_message.Message):
-    __slots__ = ("block", "first_tokens", "last_tokens", "is_taken", "reason", "error", "ours_us", "mlx_us", "gb_s", "num_launches")
+    __slots__ = ("block", "first_tokens", "last_tokens", "is_taken", "reason", "error", "ours_us", "mlx_us", "gb_s", "num_launches", "is_untested")
     BLOCK_FIELD_NUMBER: _ClassVar[int]
     FIRST_TOKENS_FIELD_NUMBER: _ClassVar[int]
     LAST_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -376,6 +408,7 @@ class KernelVerdict(_message.Message):
     MLX_US_FIELD_NUMBER: _ClassVar[int]
     GB_S_FIELD_NUMBER: _ClassVar[int]
     NUM_LAUNCHES_FIELD_NUMBER: _ClassVar[int]
+    IS_UNTESTED_FIELD_NUMBER: _ClassVar[int]
     block: str
     first_tokens: int
     last_tokens: int
@@ -386,7 +419,8 @@ class KernelVerdict(_message.Message):
     mlx_us: float
     gb_s: float
     num_launches: int
-    def __init__(self, block: _Optional[str] = ..., first_tokens: _Optional[int] = ..., last_tokens: _Optional[int] = ..., is_taken: _Optional[bool] = ..., reason: _Optional[str] = ..., error: _Optional[float] = ..., ours_us: _Optional[float] = ..., mlx_us: _Optional[float] = ..., gb_s: _Optional[float] = ..., num_launches: _Optional[int] = ...) -> None: ...
+    is_untested: bool
+    def __init__(self, block: _Optional[str] = ..., first_tokens: _Optional[int] = ..., last_tokens: _Optional[int] = ..., is_taken: _Optional[bool] = ..., reason: _Optional[str] = ..., error: _Optional[float] = ..., ours_us: _Optional[float] = ..., mlx_us: _Optional[float] = ..., gb_s: _Optional[float] = ..., num_launches: _Optional[int] = ..., is_untested: _Optional[bool] = ...) -> None: ...
 
 class LogLine(_message.Message):
     __slots__ = ("number", "time_s", "level", "source", "message", "request_id")

@@ -14,3 +14,8 @@ def user_cache_dir() -> Path:
         return Path(given) / "macrame"
     home = Path.home()
     return (home / "Library" / "Caches" if sys.platform == "darwin" else home / ".cache") / "macrame"
+
+
+def verdict_folder() -> Path:
+    """Where verdicts on kernels are kept."""
+    return user_cache_dir() / "kernels"

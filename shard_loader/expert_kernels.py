@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from kernels import backend, failure, switch, wanted
 from kernels.exl3 import exl3_layers
 from kernels.exl3_choice import OPERATIONS, learning
-from kernels.self_test import Report, self_test
+from kernels.self_test import Report, WantedElsewhereError, self_test, try_next
 from kernels.source import FOLDER
-from shard_loader.cache_home import user_cache_dir
+from shard_loader.cache_home import verdict_folder
 from shard_loader.shard import Shard
 from shard_loader.trim import clear_cache
 
@@ -21,17 +20,15 @@ logger = logging.getLogger(__name__)
 NO_GPU = "MLX uses no GPU here"
 
 
-def verdict_folder() -> Path:
-    """Where verdicts on kernels are kept."""
-    return user_cache_dir() / "kernels"
-
-
-def choose_kernels(shard: Shard, on_step: Callable[[], None] = lambda: None) -> Report | None:
+def choose_kernels(
+    shard: Shard, on_step: Callable[[], None] = lambda: None, *, budget_s: float | None = None
+) -> Report | None:
     """Test the kernels on the shard's own expert layers and EXL3 matrices, and use them where they are right
     and faster.
 
     None where it has none. Whatever fails, the shard computes as before, and the report says why. on_step is
-    called after each piece of work; all of it ends within some 20 s.
+    called after each piece of work; after budget_s (None: 20 s) nothing further is begun, and what is left
+    is for `choose_more`.
     """
     layers, matrices = switch.expert_layers(shard.own_modules), exl3_layers(shard.own_modules)
     if not layers and not matrices:
@@ -45,7 +42,7 @@ def choose_kernels(shard: Shard, on_step: Callable[[], None] = lambda: None) -> 
         taken = switch.take_over(layers, switch.Never())
         with learning(matrices):
             shard.dry_run()  # the layers learn how the model calls them
-        report = self_test(taken, verdict_folder(), matrices=matrices, on_step=on_step)
+        report = self_test(taken, verdict_folder(), matrices=matrices, budget_s=budget_s, on_step=on_step)
         if report.is_used:
             shard.warm_up()
         else:
@@ -59,6 +56,24 @@ def choose_kernels(shard: Shard, on_step: Callable[[], None] = lambda: None) -> 
         report = Report("", len(layers), reasons=[reason], num_matrices=len(matrices))
     clear_cache()
     return report
+
+
+def choose_more(report: Report, on_step: Callable[[], None], is_wanted: Callable[[], bool]) -> None:
+    """Test one class that the start had no time for; what is_wanted elsewhere, it leaves for later."""
+
+    def step() -> None:
+        on_step()
+        if is_wanted():
+            raise WantedElsewhereError
+
+    try:
+        try_next(report, step)
+    except WantedElsewhereError:
+        return
+    except Exception as error:  # border, as above: what is left waits for the next start
+        logger.warning("no more kernels are tested: %s", failure.line(error), exc_info=True)
+        report.untested.clear()
+    clear_cache()
 
 
 def distrust_kernels(shard: Shard, failure: Exception) -> None:

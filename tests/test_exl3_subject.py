@@ -235,7 +235,7 @@ def test_times_are_taken_in_turn_at_both_ends(monkeypatch: pytest.MonkeyPatch, m
         return Times(10.0, 30.0 if num_tokens != 32 else 9.0, 8.0, 9.0, 0.8e6)
 
     monkeypatch.setattr(measure, "times_of", told)
-    verdicts = judge(subject, is_timed=True)
+    verdicts = [judge(subject, *ends, is_timed=True) for ends in subject.classes]
     assert sizes == sorted({end for ends in subject.classes for end in (ends[0], ends[1] or ENDLESS)})
     slow = [one.last for one in verdicts if not one.is_taken]
     assert slow == ([32] if make is linear else [])

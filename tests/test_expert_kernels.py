@@ -10,7 +10,7 @@ import pytest
 
 from kernels import expert_subject, moe, switch
 from shard_loader import expert_kernels
-from shard_loader.expert_kernels import choose_kernels, distrust_kernels
+from shard_loader.expert_kernels import choose_kernels, choose_more, distrust_kernels
 from shard_loader.shard import Shard
 from shard_loader.weights import load_shard
 from tests.mlx_kernels import exl3_by_mlx, run_by_mlx, without_gpu
@@ -71,6 +71,35 @@ def test_a_kernel_that_fails_on_the_device_is_distrusted(checkpoint: Path) -> No
     before = report.num_calls
     assert all(mx.array_equal(*pair) for pair in zip(outputs_of(shard), wanted, strict=True))
     assert report.num_calls == before
+
+
+def test_what_the_start_had_no_time_for_is_chosen_later(checkpoint: Path) -> None:
+    shard, steps = load_shard(checkpoint, **CARRY), []
+    report = choose_kernels(shard, budget_s=0.0)
+    assert report is not None
+    assert (len(report.untested), report.num_tested) == (2, 0)
+    choose_more(report, lambda: steps.append(1), lambda: True)
+    assert (len(report.untested), steps) == (2, [1])  # left after the first piece
+    choose_more(report, lambda: None, lambda: False)
+    choose_more(report, lambda: None, lambda: False)
+    assert (report.untested, report.num_tested) == ([], 1)
+    outputs_of(shard)
+    assert report.num_calls > 0
+
+
+def test_a_failure_at_rest_ends_no_node(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    report = choose_kernels(load_shard(checkpoint, **CARRY), budget_s=0.0)
+    assert report is not None
+
+    def fails(*_: Any) -> None:
+        raise OSError("the device is lost")
+
+    monkeypatch.setattr(expert_kernels, "try_next", fails)
+    choose_more(report, lambda: None, lambda: False)
+    assert report.untested == []
+    assert "no more kernels are tested: OSError: the device is lost" in caplog.text
 
 
 def test_without_experts_there_is_nothing_to_say(tmp_path: Path) -> None:

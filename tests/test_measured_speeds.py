@@ -14,7 +14,11 @@ from planner.node_profile import make_node
 from planner.speeds import FormatRate, Speeds
 from proto import control_pb2
 
-RATES = (FormatRate("affine4/64", 100.0, 300.0), FormatRate("bfloat16", 900.0, 2500.0))
+RATES = (
+    FormatRate("affine4/64", 100.0, 300.0),
+    FormatRate("bfloat16", 900.0, 2500.0),
+    FormatRate("exl3/3", 400.0, 3000.0, 60.0),
+)
 FOUND = MeasuredSpeeds(Speeds(3e6, 5e6, 0.4, 0.05, RATES, "measured"), "2026-11-21")
 
 
@@ -22,6 +26,14 @@ def test_both_forms_come_back_as_they_were() -> None:
     told = control_pb2.Speeds.FromString(FOUND.to_proto().SerializeToString())
     assert MeasuredSpeeds.from_proto(told) == FOUND
     assert MeasuredSpeeds.from_dict(json.loads(json.dumps(FOUND.as_dict()))) == FOUND
+
+
+def test_speeds_of_an_earlier_release_have_no_rate_of_decoding() -> None:
+    data = FOUND.as_dict()
+    for rate in data["formats"]:
+        del rate["decoded_ms"]
+    found = MeasuredSpeeds.from_dict(data).speeds.of("exl3/3")
+    assert found == FormatRate("exl3/3", 400.0, 3000.0)
 
 
 def test_a_node_tells_its_speeds_where_it_has_some() -> None:
@@ -63,7 +75,7 @@ def test_wrong_formats_from_outside_are_refused() -> None:
     told = FOUND.to_proto()
     for number in range(70):
         told.formats.add(format=f"f{number}", weights_ms=1, flops_ms=1)
-    with pytest.raises(ValueError, match="formats = 72 must be at most 64"):
+    with pytest.raises(ValueError, match="formats = 73 must be at most 64"):
         MeasuredSpeeds.from_proto(told)
 
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster.config import ClusterConfig, ConfigError, load_config
+from cluster.kernel_times import told_times
 from cluster.planning import Planning, plan_cluster
 from planner.forced import ForcedLayersError
+from planner.forms import FormSpan, FormTimes
+from planner.model_profile import read_model_profile
+from planner.planned_from import PlannedFrom
 from proto import control_pb2
 from tests.fake_models import llama_config, llama_tensors, write_model
 from tests.node_process import write_cluster
+from tests.tiny_models import write_checkpoint
 
 MB = 10**6
 
@@ -117,6 +124,35 @@ def test_speeds_that_cannot_be_are_not_used(
     assert ranges(planning) == [(0, 0, 5)]
     assert "were measured" not in planning.table
     assert "the speeds that rank 0 told are not used: read_bytes_ms = nan must be" in caplog.text
+
+
+def test_the_times_of_kernels_that_a_node_told_count(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of two equal nodes the second, far one has the faster kernels."""
+    model = write_checkpoint("qwen3_moe", tmp_path / "model", num_layers=3)
+    (form,) = read_model_profile(model).forms
+    config = config_of(tmp_path, model, {}, {"host": "10.0.0.2"}, security={})
+    both = {0: told(16, chip="Apple M4"), 1: told(16, chip="Apple M4")}
+    assert ranges(plan_cluster(config, model, both)) == [(0, 0, 3)]
+    for rank, ms in ((0, 5.0), (1, 0.1)):
+        other = FormTimes(replace(form, top_k=form.top_k + 1), (FormSpan(1, 1, 1.0, 1.0),))
+        found = FormTimes(form, (FormSpan(1, 1, ms, ms),))
+        both[rank].forms.extend(told_times([other, found]))
+    planning = plan_cluster(config, model, both)
+    assert ranges(planning) == [(1, 0, 3)]
+    assert "as the self-test of kernels timed them on 127.0.0.1, 10.0.0.2\n" in planning.table + "\n"
+    (kept,) = PlannedFrom.from_plain(json.loads(planning.planned_from)).nodes[1].forms
+    assert kept.form == form  # and no other model's
+    both[0].forms[1].spans[0].first_ms = float("nan")
+    planning = plan_cluster(config, model, both)
+    assert "timed them on 10.0.0.2\n" in planning.table + "\n"
+    message = "the times of kernels that rank 0 told are not used: first_ms = nan must be above 0"
+    assert message in caplog.text
+    elsewhere = config_of(
+        tmp_path, model, {"chip": "Apple M1", "memory_gb": 16}, {"host": "10.0.0.2"}, security={}
+    )
+    assert "self-test" not in plan_cluster(elsewhere, model, {0: both[1], 1: told(16, chip="Apple M4")}).table
 
 
 def test_measured_speeds_are_those_of_the_chip_that_the_file_names(tmp_path: Path, model: Path) -> None:

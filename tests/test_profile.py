@@ -14,6 +14,7 @@ import pytest
 from cluster import dry_run, profile_machine
 from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE
 from cluster.probe import seen_machine, this_machine
+from cluster.profile_exl3 import Exl3Weights, make_exl3
 from cluster.profile_machine import measure_machine
 from cluster.profile_products import (
     MANY,
@@ -28,6 +29,9 @@ from cluster.profile_products import (
 from cluster.profile_store import machine_of, read_speeds, write_speeds
 from cluster.profile_timing import Effort
 from deploy import profile
+from kernels import backend
+from kernels.exl3 import Exl3Linear
+from kernels.exl3_choice import Way
 from planner.speeds import FormatRate, Speeds
 from tests.fake_models import llama_config, llama_tensors, write_model
 from tests.node_process import write_cluster
@@ -188,6 +192,51 @@ def test_calls_are_sized_to_the_time_and_the_memory() -> None:
     assert many.rows == MANY
     assert one.num_weights >= many.num_weights
     assert one.num_bytes == pytest.approx(one.num_weights * (4 + 32 / 64) / 8)
+
+
+def test_exl3_is_timed_as_a_node_computes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU: by MLX's operations, and the planner's rates are those times."""
+    monkeypatch.setattr(profile_machine, "MAIN_FORMATS", ("float32", "exl3/3", "exl3/9"))
+    found = measure_machine(TINY, available_bytes=1 << 30, disk_folder=tmp_path / "d", say=lambda _: None)
+    assert [p.rows for p in found.products if p.format == "exl3/3"] == list(ROWS)
+    assert found.skipped == ("exl3/9: MLX has no product of this format here (EXL3 has 1 to 8 bits, not 9)",)
+    rate = found.speeds.of("exl3/3")
+    assert rate is not None
+    one = next(p for p in found.products if (p.format, p.rows) == ("exl3/3", 1))
+    assert rate.decoded_ms == pytest.approx(one.num_weights / one.ms)
+    assert found.speeds.weight_bytes_ms("exl3/3") == pytest.approx(3 / 8 * one.num_weights / one.ms)
+
+
+def test_exl3_weights_are_cut_and_repeated_in_whole_blocks() -> None:
+    weights = make_weights("exl3/2")
+    assert isinstance(weights, Exl3Weights)
+    x = mx.random.normal((2, WIDTH)).astype(weights.dtype)
+    both = weights.repeated(3)
+    assert (weights.num_out, both.num_out, both.first(130).num_out, both.first(1).num_out) == (
+        128,
+        384,
+        256,
+        128,
+    )
+    assert both.nbytes == weights.nbytes + 2 * (weights.nbytes - WIDTH * 2)  # the inputs' scales are shared
+    y = weights.times(x)
+    assert mx.array_equal(both.times(x)[:, 128:256], y)
+    assert mx.array_equal(both.first(130).times(x)[:, :128], y)
+
+
+def test_a_kernel_that_is_wrong_is_not_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's backend is claimed; of its kernels only those for one row give the right numbers."""
+    right = Exl3Linear.product
+
+    def product(self: Exl3Linear, x: mx.array, way: Way) -> mx.array:
+        y = right(self, x, "operations")
+        return y if way == "operations" or len(x) == 1 else y * 2
+
+    monkeypatch.setattr(Exl3Linear, "product", product)
+    with backend.forced("metal"):
+        made = make_exl3("exl3/3", 256, ROWS)
+    assert made.ways == {1: "in place"}
+    assert make_exl3("exl3/3", 256, ROWS).ways == {}
 
 
 def test_each_call_takes_other_weights(monkeypatch: pytest.MonkeyPatch) -> None:

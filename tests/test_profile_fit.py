@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cluster.profile_fit import TimedProduct, fit_speeds
+from planner.cost import CostModel
+from planner.layer_profile import WeightFormat
+from planner.node_profile import GB, make_node
+from planner.workload import Workload
+from tests.fake_models import made_up_model
 
 
 def product(name: str, rows: int, ms: float, bytes_per_weight: float = 2.0) -> TimedProduct:
@@ -58,3 +65,25 @@ def test_formats_that_were_timed_in_part_are_left_out() -> None:
     assert speeds.of("mxfp4") is None
     with pytest.raises(ValueError, match="no product of weights could be timed"):
         fit_speeds([product("mxfp4", 1, 1.0)], 0, 0)
+
+
+def exl3_ms(rows: int, *products: TimedProduct) -> float:
+    """A decode step of `rows` over one layer of a million weights in 3 bits, as the cost model has it."""
+    speeds = fit_speeds([*PRODUCTS, *products], 0.0, 0.0)
+    own = WeightFormat("exl3/3", 3 * 10**6 // 8, 0, 10**6)
+    (layer,) = made_up_model([3 * 10**6 // 8]).layers
+    model = replace(made_up_model([1]), layers=(replace(layer, formats=(own,)),))
+    node = replace(make_node(0, "n", "h", memory_bytes=GB, chip="Apple M4"), measured=speeds)
+    cost = CostModel(model, [node], (), Workload(2, rows, rows))
+    return float(cost.decode_sums_ms(0, is_batched=True)[1])
+
+
+def test_exl3_is_decoded_once_for_all_rows() -> None:
+    """Decoding binds one row to four; from then on each row costs its part of what eight took."""
+    own = [product("exl3/3", rows, ms, 0.375) for rows, ms in ((1, 4.0), (8, 8.0), (512, 200.0))]
+    assert [exl3_ms(rows, *own) for rows in (1, 4, 6, 8)] == pytest.approx([4.0, 4.0, 6.0, 8.0])
+    fast = [product("exl3/3", rows, ms, 0.375) for rows, ms in ((1, 0.375), (8, 0.5), (512, 20.0))]
+    speeds = fit_speeds([*PRODUCTS, *fast], 0, 0)
+    (rate,) = [rate for rate in speeds.formats if rate.format == "exl3/3"]
+    assert rate.decoded_ms == 0.0  # memory binds it
+    assert exl3_ms(1, *fast) == pytest.approx(0.375)

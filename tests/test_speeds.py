@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from planner.chips import find_chip
-from planner.speeds import FormatRate, Speeds, table_speeds
+from planner.speeds import DECODE_FLOPS, FormatRate, Speeds, table_speeds
 from tests.fake_models import node
 
 
@@ -35,3 +35,18 @@ def test_a_format_has_one_rate() -> None:
     rate = FormatRate("affine4/64", 1.0, 1.0)
     with pytest.raises(ValueError, match="affine4/64 names one twice"):
         Speeds(1.0, 1.0, formats=(rate, rate))
+
+
+def test_decoding_exl3_is_a_guess_until_it_is_measured() -> None:
+    plain = Speeds(1e6, 1.2e6)
+    assert plain.weight_bytes_ms("exl3/4") == 1.2e6 / DECODE_FLOPS * 4 / 8
+    assert plain.weight_bytes_ms("affine4/64") == 1e6
+    rates = FormatRate("exl3/2", 1e9, 1e9, 3000.0), FormatRate("exl3/4", 1e9, 1e9, 4000.0)
+    found = replace(plain, formats=rates)
+    assert [found.weight_bytes_ms(f"exl3/{bits}") for bits in (1, 2, 4, 8)] == [375, 750, 2000, 4000]
+    read = replace(plain, formats=(FormatRate("exl3/3", 1e9, 1e9),))
+    assert read.weight_bytes_ms("exl3/5") == 1e6  # decoded faster than it is read
+    with pytest.raises(ValueError, match="decoded_ms = -1 must be a number of 0 or more"):
+        FormatRate("exl3/3", 1.0, 1.0, -1)
+    with pytest.raises(ValueError, match="format = 'exl3/all' must be exl3/ and a number of bits"):
+        replace(plain, formats=(FormatRate("exl3/all", 1.0, 1.0),))

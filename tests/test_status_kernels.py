@@ -8,7 +8,7 @@ from cluster.api.status import to_plain
 from cluster.kernel_status import fill_kernels
 from deploy.status_kernels import render_kernels
 from kernels.self_test import Report
-from kernels.verdicts import Verdict
+from kernels.verdicts import NOT_YET, Verdict
 from proto import control_pb2
 
 BLOCK = "8 of 128 experts, 2048 x 768, gate affine4/64 (bfloat16), up affine4/64 (bfloat16), down ..."
@@ -45,6 +45,18 @@ def test_what_is_used_and_what_it_gains() -> None:
         "rank 1 (mini): kernels (metal) for 1 to 4, 9 to 16, 64 and more tokens, 1.1 to 1.9 times as fast as "
         "MLX's; 17 to 32: wrong by 1.0e-01 of the largest value; 8e-03 is allowed; 33 to 63: RuntimeError: "
         "no such function (8 of 128 experts, 2048 x 768)"
+    ]
+
+
+def test_what_is_not_tested_yet() -> None:
+    rest = [Verdict(2, 4, False, NOT_YET, is_final=False), Verdict(5, 8, False, NOT_YET, is_final=False)]
+    assert lines_of(report_of(Verdict(1, 1, True, ours_us=10, mlx_us=19), *rest)) == [
+        "rank 1 (mini): kernels (metal) for 1 tokens, 1.9 times as fast as MLX's; 2 to 8: not tested yet: "
+        "the node does so while nobody asks for anything (8 of 128 experts, 2048 x 768)"
+    ]
+    assert lines_of(report_of(*rest)) == [
+        "rank 1 (mini): MLX's operations for experts: not tested yet: the node does so while nobody asks for "
+        "anything (8 of 128 experts, 2048 x 768)"
     ]
 
 

@@ -75,6 +75,26 @@ def test_three_stages_with_kernels_are_the_reference(model: Path, tmp_path: Path
         assert again.num_calls > 0
 
 
+def test_what_no_start_had_time_for_is_tested_while_the_ring_rests(model: Path, tmp_path: Path) -> None:
+    """The ring is ready at once and serves with MLX's operations; then it uses the kernels."""
+    env = {"MACRAME_KERNELS": "emulate", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    late = dict.fromkeys(range(3), "kernel_budget_s=0")
+    with RingProcesses(tmp_path, model, ranges(NUM_LAYERS, CUTS[3]), env=env, faults=late) as ring:
+        ring.wait_ok(300)
+        first = ring.node_status(1).kernels
+        assert [one.is_untested for one in first.verdicts][-1] is False  # there are no kernels from 64 on
+        assert any(one.is_untested for one in first.verdicts)
+        check(ring, model)
+        ring.wait_status(
+            lambda told: not any(v.is_untested for r in told.ranks for v in r.node.kernels.verdicts), 300
+        )
+        before = ring.node_status(1).kernels
+        assert [one.is_taken for one in before.verdicts] == [True] * 6 + [False]
+        check(ring, model)
+        assert ring.node_status(1).kernels.num_calls > before.num_calls
+        assert sum(ring.node_status(rank).kernels.num_tested for rank in range(3)) >= 1
+
+
 def one_node_is_wrong(
     folder: Path, plain: Path, directory: Path, kernel: str
 ) -> tuple[control_pb2.KernelStatus, control_pb2.KernelStatus]:

@@ -105,9 +105,10 @@ def _in_a_process(model: Path, vocab_size: int) -> str:
         began_s = time.perf_counter()
         guide.allowed([first] if place % 2 else [])
         waits_ms.append((time.perf_counter() - began_s) * 1e3)
-    rss = child.memory_info().rss / 1e6
+    memory = child.memory_full_info()
+    size = f"{memory.rss / 1e6:.0f} MB, {memory.uss / 1e6:.0f} MB of them its own"
     guides.close()
-    return f"in a process beside: {rss:.0f} MB, {statistics.median(waits_ms):.2f} ms for a mask at once"
+    return f"in a process beside: {size}, {statistics.median(waits_ms):.2f} ms for a mask at once"
 
 
 def _measure(guides: Guides, vocab_size: int, grammar: str, tokens: list[int], rounds: int) -> str:

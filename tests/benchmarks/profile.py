@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.profile --runs 5      the spread of each figure over whole runs
     python -m tests.benchmarks.profile --decode      predicted and measured ms of a step, by precision
+    python -m tests.benchmarks.profile --formats bfloat16,exl3/3     ms of a product of 2^19 weights
 
 The model is random, of about 220 million parameters, half of its context cached; it is written to a temporary
 folder, because a prediction starts from headers. One thread.
@@ -43,7 +44,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--runs", type=int, default=0)
     parser.add_argument("--decode", action="store_true")
+    parser.add_argument("--formats", default="")
     args = parser.parse_args()
+    if args.formats:
+        print_products(args.formats.split(","))
     if args.runs:
         print_spread(args.runs)
     if args.decode:
@@ -72,6 +76,23 @@ def print_spread(num_runs: int) -> None:
     for name, values in figures.items():
         low, middle, high = min(values), median(values), max(values)
         print(f"| {name} | {low:.3g} | {middle:.3g} | {high:.3g} | {(high - low) / middle:.0%} |")
+
+
+def print_products(names: list[str]) -> None:
+    """A profile of these formats alone."""
+    from cluster import profile_machine
+    from cluster.profile_timing import FULL
+
+    vars(profile_machine).update(MAIN_FORMATS=tuple(names), OTHER_FORMATS=())
+    with tempfile.TemporaryDirectory() as folder:
+        measured = profile_machine.measure_machine(
+            FULL, available_bytes=4 << 30, disk_folder=Path(folder), say=lambda _: None
+        )
+    rows = sorted({product.rows for product in measured.products})
+    print(f"| format | {' | '.join(f'{count} rows' for count in rows)} |\n| --- |{' --- |' * len(rows)}")
+    for name in names:
+        ms = {p.rows: p.ms * (1 << 19) / p.num_weights for p in measured.products if p.format == name}
+        print(f"| {name} | {' | '.join(f'{ms[count]:.1f} ms' if count in ms else '' for count in rows)} |")
 
 
 def print_decode() -> None:
