@@ -60,7 +60,8 @@ def random_experts(
         scales = mx.random.randint(least, least + 3, groups, key=keys[2]).astype(mx.uint8)
         return Experts(_numbers(weight) if form.mode == "mxfp8" else weight, scales, bias=bias)
     if form.mode == "nvfp4":
-        scales = mx.to_fp8(mx.random.uniform(0.25, 0.75, groups, key=keys[2]) * width**-0.5)
+        drawn = mx.random.uniform(0.25, 0.75, groups, key=keys[2]) * width**-0.5
+        scales = mx.to_fp8(drawn, stream=mx.cpu)  # which has it wherever MLX runs
         return Experts(weight, scales, bias=bias)
     size = width**-0.5 * 2 / (1 << form.bits)
     scales = mx.random.uniform(size / 2, size, groups, key=keys[2]).astype(dtype)
