@@ -16,10 +16,10 @@ from kernels.exl3_choice import Called, learning
 from kernels.exl3_reference import Codebook
 from kernels.exl3_subject import Exl3Subject, exl3_subjects, stored_bytes
 from kernels.exl3_trials import Exl3Layer, describe
-from kernels.expert_blocks import expert_nbytes
+from kernels.expert_blocks import expert_nbytes, projections
 from kernels.expert_subject import ExpertSubject, expert_subjects
 from kernels.measure import MAX_CALLS, Subject
-from kernels.moe_spec import PLAIN, REAL_SIZES, BlockSpec, Format
+from kernels.moe_spec import FLOATS, PLAIN, REAL_SIZES, BlockSpec, Format, real_spec
 from kernels.random_block import random_layer
 from kernels.random_matrix import random_matrix
 from planner.headers import ModelFilesError
@@ -27,7 +27,7 @@ from shard_loader.absent import Absent
 from shard_loader.sources import HubError
 from shard_loader.weights import AS_IT_IS, WeightsError, build
 
-FORMATS = ("mxfp4", "plain", *(f"affine{bits}" for bits in (2, 3, 4, 5, 6, 8)))
+FORMATS = (*FLOATS, "plain", *(f"affine{bits}" for bits in (2, 3, 4, 5, 6, 8)))
 EMULATED_TOKENS = (1, 2, 8)  # of blocks
 MAX_LAYERS = 4  # of experts
 # Inputs and outputs of a model's linears: q and o, k and v, gate and up, down.
@@ -49,9 +49,9 @@ class Form:
 
     @property
     def expert_bytes(self) -> int:
-        """Of one expert's three matrices, without scales."""
+        """Of one expert's matrices, without scales."""
         spec = self.spec
-        bits = sum(form.bits or spec.dtype.size * 8 for form in (spec.gate, spec.up, spec.down))
+        bits = sum(form.bits or spec.dtype.size * 8 for form in spec.forms.values())
         return spec.hidden_size * spec.expert_size * bits // 8
 
     def with_few_experts(self, count: int) -> Form:
@@ -130,8 +130,8 @@ def format_of(name: str, group_size: int) -> Format:
     if name == "plain":
         return PLAIN
     try:
-        if name == "mxfp4":
-            return Format(4, 32, "mxfp4")
+        if name in FLOATS:
+            return Format(*FLOATS[name], name)
         return Format(int(name.removeprefix("affine")), group_size)
     except ValueError as error:
         raise UserError(str(error), EXIT_USAGE) from None
@@ -139,8 +139,7 @@ def format_of(name: str, group_size: int) -> Format:
 
 def known_form(name: str, form: Format, dtype: str) -> Form:
     """One of REAL_SIZES in a format."""
-    spec = BlockSpec(*REAL_SIZES[name], form, form, form, dtype=DTYPES[dtype])
-    return Form(name, spec)
+    return Form(name, real_spec(name, form, DTYPES[dtype]))
 
 
 def known_matrices(name: str, bits: int, dtype: str) -> list[MatrixForm]:
@@ -181,7 +180,7 @@ def forms_of_model(model: str) -> list[Form | MatrixForm]:
     blocks, reasons = expert_subjects(layers)
     found: dict[Form | MatrixForm, None] = {}
     for one in blocks:
-        found |= {Form(name, one.spec, one.layers[0].gate_proj.get("bias") is not None): None}
+        found |= {Form(name, one.spec, projections(one.layers[0])["up"].get("bias") is not None): None}
     for matrix in exl3_subjects(matrices):
         found |= {_form_of(name, matrix.layers[0], matrix.called): None}
     if not found:

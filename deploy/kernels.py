@@ -26,9 +26,20 @@ if TYPE_CHECKING:
     from kernels.self_test import Trial
     from kernels.verdicts import Machine
 
-MODELS = ("qwen3-30b-a3b", "glm-4.7-flash")
+MODELS = ("qwen3-30b-a3b", "glm-4.7-flash", "nemotron-3-nano")
 EXL3_BLOCKS = ("qwen3-8b-exl3", "qwen3-30b-a3b-exl3")
-FORMATS = ("affine2", "affine3", "affine4", "affine5", "affine6", "affine8", "mxfp4", "plain")
+FORMATS = (
+    "affine2",
+    "affine3",
+    "affine4",
+    "affine5",
+    "affine6",
+    "affine8",
+    "mxfp4",
+    "mxfp8",
+    "nvfp4",
+    "plain",
+)
 FORMAT, GROUP_SIZE, BITS, DTYPE = "affine4", 64, 3, "bfloat16"  # of a known block where nothing is said
 EMULATED_EXPERTS = 16
 MEMORY_PARTS = 3  # a layer takes no more of the available memory than one of these
@@ -46,7 +57,7 @@ def _parser() -> Parser:
         description="Compare this machine's kernels for expert layers and EXL3 matrices with the reference, "
         "and time them against MLX's operations. Run it while nothing else runs.",
         examples=(
-            ("macrame kernels", "two known blocks in 4 bits, at all sizes that a node tests"),
+            ("macrame kernels", "the known blocks in 4 bits, at all sizes that a node tests"),
             ("macrame kernels --model mlx-community/Qwen3-30B-A3B-4bit --json", "a model's own blocks"),
             ("macrame kernels --block qwen3-8b-exl3 --bits 4", "the matrices of a known model in EXL3"),
             ("macrame kernels --emulate", "on a machine without a GPU: only whether they are right"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.models.switch_layers import SwitchGLU
+from mlx_lm.models.switch_layers import SwitchGLU, SwitchMLP
 
 from kernels.moe_spec import BlockSpec, Experts, Format
 
@@ -29,13 +29,27 @@ class Tokens:
         return len(np.unique(np.array(self.indices)))
 
 
-def experts_of(layer: Any) -> tuple[Experts, Experts, Experts]:
-    """Gate, up and down of a SwitchGLU as the kernels take them."""
-    gate, up, down = (
-        Experts(part["weight"], part.get("scales"), part.get("biases"), part.get("bias"))
-        for part in (layer.gate_proj, layer.up_proj, layer.down_proj)
-    )
-    return gate, up, down
+_NAMES = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}  # in a SwitchGLU
+_GATELESS = {"up": "fc1", "down": "fc2"}  # in a SwitchMLP
+
+
+def projection_names(layer: Any) -> dict[str, str]:
+    """What a layer calls its gate, where it has one, up and down."""
+    return _GATELESS if isinstance(layer, SwitchMLP) else _NAMES
+
+
+def projections(layer: Any) -> dict[str, Any]:
+    """A layer's modules by "gate", where it has one, "up" and "down"."""
+    return {part: layer[name] for part, name in projection_names(layer).items()}
+
+
+def experts_of(layer: Any) -> tuple[Experts | None, Experts, Experts]:
+    """Gate, up and down of a SwitchGLU or SwitchMLP as the kernels take them."""
+    found = {
+        name: Experts(part["weight"], part.get("scales"), part.get("biases"), part.get("bias"))
+        for name, part in projections(layer).items()
+    }
+    return found.get("gate"), found["up"], found["down"]
 
 
 def tokens(spec: BlockSpec, num_tokens: int, seed: int, *, num_experts: int | None = None) -> Tokens:
@@ -57,26 +71,23 @@ def tokens(spec: BlockSpec, num_tokens: int, seed: int, *, num_experts: int | No
 
 def by_mlx(layer: Any, x: mx.array, indices: mx.array, scores: mx.array) -> mx.array:
     """The same as mlx-lm computes it."""
-    y: mx.array = SwitchGLU.__call__(layer, x, indices)
+    kind = SwitchMLP if isinstance(layer, SwitchMLP) else SwitchGLU
+    y: mx.array = kind.__call__(layer, x, indices)
     return (y * scores[..., None]).sum(axis=-2).astype(y.dtype)
 
 
 def expert_nbytes(spec: BlockSpec, layer: Any) -> int:
     """Bytes of one expert's weights."""
-    arrays = (a for part in experts_of(layer) for a in (part.weight, part.scales, part.biases, part.bias))
+    parts = (part for part in experts_of(layer) if part is not None)
+    arrays = (a for part in parts for a in (part.weight, part.scales, part.biases, part.bias))
     return sum(int(array.nbytes) for array in arrays if array is not None) // spec.num_experts
 
 
 def describe(spec: BlockSpec, layer: Any) -> str:
     """A form of block in a line; different forms have different ones."""
-    parts = [
-        f"{name} {_format(form, layer[f'{name}_proj'])}"
-        for name, form in (("gate", spec.gate), ("up", spec.up), ("down", spec.down))
-    ]
-    activation = spec.activation
-    kind = activation.kind
-    if kind not in ("swiglu", "geglu"):
-        kind += f" {activation.alpha:g} {activation.limit:g}"
+    made = projections(layer)
+    parts = [f"{name} {_format(form, made[name])}" for name, form in spec.forms.items()]
+    kind = " ".join([spec.activation.kind, *(f"{number:g}" for number in spec.activation.numbers)])
     dtype = str(spec.dtype).removeprefix("mlx.core.")
     return (
         f"{spec.top_k} of {spec.num_experts} experts, {spec.hidden_size} x {spec.expert_size}, "

@@ -11,7 +11,9 @@ from kernels import backend, moe_constants, moe_kernels, moe_ops, source
 from kernels.moe_constants import DOWN_CHUNK, Block, chunk
 from kernels.moe_spec import (
     GEGLU,
+    GELU,
     PLAIN,
+    RELU2,
     SWIGLU,
     Activation,
     BlockSpec,
@@ -22,7 +24,9 @@ from kernels.moe_spec import (
 
 __all__ = [
     "GEGLU",
+    "GELU",
     "PLAIN",
+    "RELU2",
     "SWIGLU",
     "Activation",
     "Block",
@@ -43,15 +47,20 @@ def supports(spec: BlockSpec, shared: BlockSpec | None = None) -> str | None:
         return f"{spec.num_experts} experts are more than {moe_kernels.MAX_EXPERTS}"
     if spec.top_k > moe_kernels.MAX_TOP_K:
         return f"{spec.top_k} experts for each token are more than {moe_kernels.MAX_TOP_K}"
+    inner = "up matrix has" if spec.gate is None else "gate and up matrices have"
     for names, forms, width in (
-        ("gate and up matrices have", (spec.gate, spec.up), spec.hidden_size),
+        (inner, spec.inner, spec.hidden_size),
         ("down matrix has", (spec.down,), spec.expert_size),
     ):
         step = max(form.group_size or 4 for form in forms)
-        if width % step or chunk(width, forms, spec.dtype, DOWN_CHUNK) is None:
+        if width % step:
             return f"the {names} rows of {width} weights, which is no multiple of {step}"
+        if chunk(width, forms, spec.dtype, DOWN_CHUNK) is None:
+            return f"the {names} formats without a common number of weights in whole words of one group"
     if shared is None:
         return None
+    if spec.gate is None or shared.gate is None:
+        return "a shared expert has a kernel only where both have a gate"
     if (shared.hidden_size, shared.dtype) != (spec.hidden_size, spec.dtype):
         return "the shared expert has another hidden size or dtype"
     return supports(shared)
@@ -69,7 +78,7 @@ def switch_glu(  # noqa: PLR0917
     x: mx.array,
     indices: mx.array,
     scores: mx.array | None,
-    gate: Experts,
+    gate: Experts | None,
     up: Experts,
     down: Experts,
     shared: Shared | None = None,
@@ -133,8 +142,8 @@ def _replay(spec: BlockSpec, parts: tuple[bool, ...], is_summed: bool) -> Callab
         scores = next(given) if is_summed else None
         each = [next(given) if is_there else None for is_there in parts]
         size = len(moe_constants.PARTS)
-        matrices = [Experts(*each[first : first + size]) for first in range(0, len(each), size)]  # type: ignore[arg-type]
-        return _launched(Block(spec, *matrices), x, indices, scores)
+        gate, up, down = (Experts(*each[first : first + size]) for first in range(0, len(each), size))  # type: ignore[arg-type]
+        return _launched(Block(spec, gate if spec.gate else None, up, down), x, indices, scores)
 
     compiled: Callable[..., mx.array] = mx.compile(compute)
     return compiled

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from kernels.moe_spec import ACTIVATIONS, Activation, BlockSpec, Experts, Format
+from kernels.moe_spec import ACTIVATIONS, MODES, Activation, BlockSpec, Experts, Format
 
 SIMD = 32
 TILE = 32  # the most pairs of one expert that meet a weight at a time
-MODES = {"affine": 0, "mxfp4": 1, "plain": 2}
 CHUNKS = (64, 32, 16, 8, 4)
-GATE_UP_CHUNK, DOWN_CHUNK = 8, 16  # weights of a row that a lane takes at a time, where they fit
+INNER_CHUNK, DOWN_CHUNK = 8, 16  # weights of a row that a lane takes at a time, where they fit
 MAX_WORDS = 4  # that a lane holds of one row, where it can
 BUSY = 0.8  # of the lanes
 PARTS = ("weight", "scales", "biases", "bias")  # of Experts
@@ -71,7 +70,7 @@ def matrix_arrays(experts: Experts) -> list[mx.array]:
 
 def _matrix(name: str, form: Format, experts: Experts, dtype: mx.Dtype) -> Constants:
     return {
-        f"{name}_MODE": MODES[form.mode],
+        f"{name}_MODE": MODES.index(form.mode),
         f"{name}_BITS": stored_bits(form, dtype),
         f"{name}_GROUP": form.group_size,
         f"{name}_BIASED": experts.bias is not None,
@@ -85,17 +84,32 @@ def limits(activation: Activation) -> mx.array:
     return mx.array([activation.alpha, activation.limit], dtype=mx.float32)
 
 
+def more_headers(constants: Constants) -> tuple[str, ...]:
+    """Those of kernels/metal that only some formats and activations need.
+
+    They follow from the constants, which are part of a kernel's name in MLX: MLX compiles anew, each time,
+    what has one name and two texts.
+    """
+    modes = {MODES[number] for key, number in constants.items() if key.endswith("_MODE")}  # type: ignore[index]
+    kinds = {ACTIVATIONS[number] for key, number in constants.items() if key.endswith("ACTIVATION")}  # type: ignore[index]
+    fp8 = ("moe_fp8.h",) if modes & {"nvfp4", "mxfp8"} else ()
+    return (*fp8, "moe_situ.h") if kinds & {"situ", "situ_both"} else fp8
+
+
 @dataclass(frozen=True, eq=False)
 class Block:
     """A spec with its weights. What follows from them is made once: whoever calls often keeps the block."""
 
     spec: BlockSpec
-    gate: Experts
+    gate: Experts | None
     up: Experts
     down: Experts
 
     @functools.cached_property
-    def gate_up_arrays(self) -> list[mx.array]:
+    def inner_arrays(self) -> list[mx.array]:
+        """Of what makes the numbers between x and down."""
+        if self.gate is None:
+            return matrix_arrays(self.up)
         return [*matrix_arrays(self.gate), *matrix_arrays(self.up), limits(self.spec.activation)]
 
     @functools.cached_property
@@ -105,14 +119,16 @@ class Block:
     @functools.cached_property
     def arrays(self) -> list[mx.array]:
         """All that the matrices have, in the order of `parts`."""
-        given = (getattr(experts, part) for experts in (self.gate, self.up, self.down) for part in PARTS)
+        given = (
+            getattr(experts, part, None) for experts in (self.gate, self.up, self.down) for part in PARTS
+        )
         return [array for array in given if array is not None]
 
     @functools.cached_property
     def parts(self) -> tuple[bool, ...]:
         """Which of PARTS gate, up and down have."""
         return tuple(
-            getattr(experts, part) is not None
+            getattr(experts, part, None) is not None
             for experts in (self.gate, self.up, self.down)
             for part in PARTS
         )
@@ -142,22 +158,25 @@ class Block:
         return {"T": spec.dtype, "H": spec.hidden_size, "I": spec.expert_size, "TOPK": spec.top_k}
 
     @functools.cached_property
-    def gate_up(self) -> Constants:
-        return self.gate_up_as("")
+    def inner(self) -> Constants:
+        return self.inner_as("")
 
     @functools.cached_property
     def down_sum(self) -> Constants:
         return self.down_sum_as("")
 
-    def gate_up_as(self, prefix: str) -> Constants:
+    def inner_as(self, prefix: str) -> Constants:
         """The constants of the matrices; `prefix` tells a shared expert's from the others'."""
         spec = self.spec
-        weights = chunk(spec.hidden_size, (spec.gate, spec.up), spec.dtype, GATE_UP_CHUNK)
+        weights = chunk(spec.hidden_size, spec.inner, spec.dtype, INNER_CHUNK)
         assert weights is not None
+        gate: Constants = {}
+        if spec.gate is not None and self.gate is not None:
+            gate = _matrix(f"{prefix}GATE", spec.gate, self.gate, spec.dtype)
         return {
             f"{prefix}C": weights,
             f"{prefix}ACTIVATION": ACTIVATIONS.index(spec.activation.kind),
-            **_matrix(f"{prefix}GATE", spec.gate, self.gate, spec.dtype),
+            **gate,
             **_matrix(f"{prefix}UP", spec.up, self.up, spec.dtype),
         }
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
-from kernels.moe_constants import SIMD, Block, matrix_names
+from kernels.moe_constants import SIMD, Block, Constants, matrix_names, more_headers
 from kernels.moe_spec import BlockSpec
-from kernels.source import Kernel
+from kernels.source import Kernel, Triple
 
 MAX_BATCH_TOKENS = 63
 MAX_EXPERTS = 2048
@@ -20,14 +22,15 @@ SUM_THREADS = 256
 class Tuning:
     """How work is cut. Rows of a simdgroup and simdgroups of a threadgroup; none changes an answer's bits."""
 
+    up_rows: int  # without a gate
     gate_up_rows: int
-    gate_up_simdgroups: int
+    inner_simdgroups: int  # of these two
     down_rows: int
     down_simdgroups: int
 
 
-ONE = Tuning(gate_up_rows=2, gate_up_simdgroups=4, down_rows=4, down_simdgroups=8)
-FEW = Tuning(gate_up_rows=4, gate_up_simdgroups=4, down_rows=16, down_simdgroups=4)
+ONE = Tuning(up_rows=4, gate_up_rows=2, inner_simdgroups=4, down_rows=4, down_simdgroups=8)
+FEW = Tuning(up_rows=8, gate_up_rows=4, inner_simdgroups=4, down_rows=16, down_simdgroups=4)
 
 HEADERS = ("moe_weights.h", "moe.h")
 GATE_AND_UP = (*matrix_names("gate"), *matrix_names("up"), "limits")
@@ -39,6 +42,7 @@ GATE_UP_SHARED = Kernel(
     ("inner", "shared_inner"),
     HEADERS,
 )
+UP = Kernel("moe_up", ("x", "indices", *matrix_names("up")), ("inner",), (*HEADERS, "moe_gateless.h"))
 DOWN_SUM = Kernel("moe_down_sum", ("inner", "indices", "scores", *matrix_names("down")), ("out",), HEADERS)
 DOWN_SUM_SHARED = Kernel(
     "moe_down_sum_shared",
@@ -56,6 +60,7 @@ GATE_UP_BATCH_SHARED = Kernel(
     ("inner", "shared_inner"),
     HEADERS,
 )
+UP_BATCH = replace(UP, name="moe_up_batch")
 DOWN_BATCH = Kernel("moe_down_batch", ("inner", "indices", *matrix_names("down")), ("answers",), HEADERS)
 DOWN_BATCH_SHARED = Kernel(
     "moe_down_batch_shared",
@@ -75,6 +80,32 @@ class SharedBlock:
     scores: mx.array | None
 
 
+@functools.cache
+def _behind(kernel: Kernel, headers: tuple[str, ...]) -> Kernel:
+    return replace(kernel, headers=(*kernel.headers, *headers)) if headers else kernel
+
+
+def _run(
+    kernel: Kernel,
+    arrays: Sequence[mx.array],
+    template: Constants,
+    *,
+    grid: Triple,
+    num_threads: int,
+    shapes: Sequence[tuple[int, ...]],
+    dtypes: Sequence[mx.Dtype],
+) -> list[mx.array]:
+    """The outputs of a launch, behind the headers that its formats and activation need."""
+    return _behind(kernel, more_headers(template))(
+        arrays,
+        template=template,
+        grid=grid,
+        threadgroup=(num_threads, 1, 1),
+        shapes=shapes,
+        dtypes=dtypes,
+    )
+
+
 def _rows_grid(num_rows: int, rows: int, simdgroups: int, groups: int) -> tuple[int, int, int]:
     return -(-num_rows // (rows * simdgroups)) * simdgroups * SIMD, groups, 1
 
@@ -88,55 +119,55 @@ def one_token(
 ) -> mx.array:
     """Two launches: x (1, hidden), indices (1, k) -> (1, hidden), or (1, k, hidden) without scores."""
     spec = block.spec
-    rows, simdgroups = ONE.gate_up_rows, ONE.gate_up_simdgroups
-    threadgroup = (simdgroups * SIMD, 1, 1)
+    kernel, rows = (UP, ONE.up_rows) if spec.gate is None else (GATE_UP, ONE.gate_up_rows)
+    simdgroups = ONE.inner_simdgroups
     threads = min(ONE.down_simdgroups, spec.top_k + (shared is not None)) * SIMD
     down_grid = (-(-spec.hidden_size // ONE.down_rows) * threads, 1, 1)
     if shared is None:
-        inner = GATE_UP(
-            [x, indices, *block.gate_up_arrays],
-            template={**block.sizes, **block.gate_up, "ROWS": rows},
+        inner = _run(
+            kernel,
+            [x, indices, *block.inner_arrays],
+            {**block.sizes, **block.inner, "ROWS": rows},
             grid=_rows_grid(spec.expert_size, rows, simdgroups, spec.top_k),
-            threadgroup=threadgroup,
+            num_threads=simdgroups * SIMD,
             shapes=[(spec.top_k, spec.expert_size)],
             dtypes=[spec.dtype],
         )[0]
-        return DOWN_SUM(
+        return _run(
+            DOWN_SUM,
             [inner, indices, indices if scores is None else scores, *block.down_arrays],
-            template={
-                **block.sizes,
-                **block.down_sum,
-                "ROWS": ONE.down_rows,
-                "WEIGHTED": scores is not None,
-            },
+            {**block.sizes, **block.down_sum, "ROWS": ONE.down_rows, "WEIGHTED": scores is not None},
             grid=down_grid,
-            threadgroup=(threads, 1, 1),
+            num_threads=threads,
             shapes=[_answers(spec, 1, scores)],
             dtypes=[spec.dtype],
         )[0]
     assert scores is not None
     other = shared.block
     sizes = {**block.sizes, "SHARED_I": other.spec.expert_size}
-    inner, shared_inner = GATE_UP_SHARED(
-        [x, indices, *block.gate_up_arrays, *other.gate_up_arrays],
-        template={**sizes, **block.gate_up, **other.gate_up_as("SHARED_"), "ROWS": rows},
+    inner, shared_inner = _run(
+        GATE_UP_SHARED,
+        [x, indices, *block.inner_arrays, *other.inner_arrays],
+        {**sizes, **block.inner, **other.inner_as("SHARED_"), "ROWS": rows},
         grid=_rows_grid(max(spec.expert_size, other.spec.expert_size), rows, simdgroups, spec.top_k + 1),
-        threadgroup=threadgroup,
+        num_threads=simdgroups * SIMD,
         shapes=[(spec.top_k, spec.expert_size), (1, other.spec.expert_size)],
         dtypes=[spec.dtype, spec.dtype],
     )
     shared_scores = scores if shared.scores is None else shared.scores
-    return DOWN_SUM_SHARED(
+    is_scored = shared.scores is not None
+    return _run(
+        DOWN_SUM_SHARED,
         [inner, indices, scores, *block.down_arrays, shared_inner, shared_scores, *other.down_arrays],
-        template={
+        {
             **sizes,
             **block.down_sum,
             **other.down_sum_as("SHARED_"),
             "ROWS": ONE.down_rows,
-            "SHARED_SCORED": shared.scores is not None,
+            "SHARED_SCORED": is_scored,
         },
         grid=down_grid,
-        threadgroup=(threads, 1, 1),
+        num_threads=threads,
         shapes=[(1, spec.hidden_size)],
         dtypes=[spec.dtype],
     )[0]
@@ -151,65 +182,66 @@ def few_tokens(
     sizes = {**block.sizes, "E": spec.num_experts, "TILE": block.tile, "MAX_TOKENS": MAX_BATCH_TOKENS}
     num_pairs = tokens * spec.top_k
     slots = min(spec.num_experts, num_pairs)
-    rows, simdgroups = FEW.gate_up_rows, FEW.gate_up_simdgroups
-    down_rows, down_simdgroups = FEW.down_rows, FEW.down_simdgroups
+    kernel, rows = (UP_BATCH, FEW.up_rows) if spec.gate is None else (GATE_UP_BATCH, FEW.gate_up_rows)
+    simdgroups, down_rows, down_simdgroups = FEW.inner_simdgroups, FEW.down_rows, FEW.down_simdgroups
     if shared is None:
-        inner = GATE_UP_BATCH(
-            [x, indices, *block.gate_up_arrays],
-            template={**sizes, **block.gate_up, "ROWS": rows},
+        inner = _run(
+            kernel,
+            [x, indices, *block.inner_arrays],
+            {**sizes, **block.inner, "ROWS": rows},
             grid=_rows_grid(spec.expert_size, rows, simdgroups, slots),
-            threadgroup=(simdgroups * SIMD, 1, 1),
+            num_threads=simdgroups * SIMD,
             shapes=[(num_pairs, spec.expert_size)],
             dtypes=[spec.dtype],
         )[0]
-        answer_dtype = spec.dtype if scores is None else mx.float32
-        answers = DOWN_BATCH(
+        answers = _run(
+            DOWN_BATCH,
             [inner, indices, *block.down_arrays],
-            template={**sizes, **block.down_sum, "ROWS": down_rows},
+            {**sizes, **block.down_sum, "ROWS": down_rows},
             grid=_rows_grid(spec.hidden_size, down_rows, down_simdgroups, slots),
-            threadgroup=(down_simdgroups * SIMD, 1, 1),
+            num_threads=down_simdgroups * SIMD,
             shapes=[(tokens, spec.top_k, spec.hidden_size)],
-            dtypes=[answer_dtype],
+            dtypes=[spec.dtype if scores is None else mx.float32],
         )[0]
-        if scores is None:
-            return answers
-        return SUM(
-            [answers, scores],
-            template=block.sizes,
-            grid=_sum_grid(spec, tokens),
-            threadgroup=(SUM_THREADS, 1, 1),
-            shapes=[(tokens, spec.hidden_size)],
-            dtypes=[spec.dtype],
-        )[0]
+        return answers if scores is None else _summed(SUM, block, [answers, scores], block.sizes)
     assert scores is not None
     other = shared.block
     slots += -(-tokens // block.tile)
     sizes |= {"SHARED_I": other.spec.expert_size}
-    inner, shared_inner = GATE_UP_BATCH_SHARED(
-        [x, indices, *block.gate_up_arrays, *other.gate_up_arrays],
-        template={**sizes, **block.gate_up, **other.gate_up_as("SHARED_"), "ROWS": rows},
+    inner, shared_inner = _run(
+        GATE_UP_BATCH_SHARED,
+        [x, indices, *block.inner_arrays, *other.inner_arrays],
+        {**sizes, **block.inner, **other.inner_as("SHARED_"), "ROWS": rows},
         grid=_rows_grid(max(spec.expert_size, other.spec.expert_size), rows, simdgroups, slots),
-        threadgroup=(simdgroups * SIMD, 1, 1),
+        num_threads=simdgroups * SIMD,
         shapes=[(num_pairs, spec.expert_size), (tokens, other.spec.expert_size)],
         dtypes=[spec.dtype, spec.dtype],
     )
-    answers, shared_answers = DOWN_BATCH_SHARED(
+    answers, shared_answers = _run(
+        DOWN_BATCH_SHARED,
         [inner, indices, *block.down_arrays, shared_inner, *other.down_arrays],
-        template={**sizes, **block.down_sum, **other.down_sum_as("SHARED_"), "ROWS": down_rows},
+        {**sizes, **block.down_sum, **other.down_sum_as("SHARED_"), "ROWS": down_rows},
         grid=_rows_grid(spec.hidden_size, down_rows, down_simdgroups, slots),
-        threadgroup=(down_simdgroups * SIMD, 1, 1),
+        num_threads=down_simdgroups * SIMD,
         shapes=[(num_pairs, spec.hidden_size), (tokens, spec.hidden_size)],
         dtypes=[mx.float32, mx.float32],
     )
-    return SUM_SHARED(
-        [answers, scores, shared_answers, scores if shared.scores is None else shared.scores],
-        template={**block.sizes, "SHARED_SCORED": shared.scores is not None},
-        grid=_sum_grid(spec, tokens),
-        threadgroup=(SUM_THREADS, 1, 1),
-        shapes=[(tokens, spec.hidden_size)],
-        dtypes=[spec.dtype],
-    )[0]
+    shared_scores = scores if shared.scores is None else shared.scores
+    constants = {**block.sizes, "SHARED_SCORED": shared.scores is not None}
+    return _summed(SUM_SHARED, block, [answers, scores, shared_answers, shared_scores], constants)
 
 
-def _sum_grid(spec: BlockSpec, tokens: int) -> tuple[int, int, int]:
-    return -(-tokens * spec.hidden_size // SUM_THREADS) * SUM_THREADS, 1, 1
+def _summed(kernel: Kernel, block: Block, arrays: list[mx.array], constants: Constants) -> mx.array:
+    """(T, hidden) of answers, scores (T, k) and what a shared expert adds."""
+    shape = arrays[1].shape[0], block.spec.hidden_size
+    grid = -(-shape[0] * shape[1] // SUM_THREADS) * SUM_THREADS, 1, 1
+    made = _run(
+        kernel,
+        arrays,
+        constants,
+        grid=grid,
+        num_threads=SUM_THREADS,
+        shapes=[shape],
+        dtypes=[block.spec.dtype],
+    )
+    return made[0]

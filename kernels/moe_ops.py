@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import mlx.core as mx
 
 from kernels.moe_reference import activate
@@ -31,21 +33,22 @@ def _linear(form: Format, experts: Experts, x: mx.array, indices: mx.array, is_s
     return y if experts.bias is None else y + experts.bias[indices][..., None, :]
 
 
-def _activated(activation: Activation, gate: mx.array, up: mx.array, dtype: mx.Dtype) -> mx.array:
-    return activate(activation, gate.astype(mx.float32), up.astype(mx.float32)).astype(dtype)
+def _activated(activation: Activation, dtype: mx.Dtype, *given: mx.array) -> mx.array:
+    *gates, up = (one.astype(mx.float32) for one in given)
+    return activate(activation, gates[0] if gates else None, up).astype(dtype)
 
 
 _compiled: dict[tuple[Activation, mx.Dtype], object] = {}
 
 
-def _joined(activation: Activation, gate: mx.array, up: mx.array, dtype: mx.Dtype) -> mx.array:
-    """The activation as one launch."""
+def _joined(activation: Activation, dtype: mx.Dtype, *given: mx.array) -> mx.array:
+    """The activation of gate and up, or of up alone, as one launch."""
     key = (activation, dtype)
     if key not in _compiled:
-        _compiled[key] = mx.compile(lambda g, u: _activated(activation, g, u, dtype), shapeless=True)
+        _compiled[key] = mx.compile(partial(_activated, activation, dtype), shapeless=True)
     run = _compiled[key]
     assert callable(run)
-    joined: mx.array = run(gate, up)
+    joined: mx.array = run(*given)
     return joined
 
 
@@ -54,7 +57,7 @@ def switch_glu(  # noqa: PLR0917
     x: mx.array,
     indices: mx.array,
     scores: mx.array | None,
-    gate: Experts,
+    gate: Experts | None,
     up: Experts,
     down: Experts,
     shared: Shared | None = None,
@@ -68,12 +71,11 @@ def switch_glu(  # noqa: PLR0917
         rows, chosen = x[order // slots][:, None, :], flat[order]
     else:
         rows, chosen = x[:, None, None, :], indices
-    inner = _joined(
-        spec.activation,
-        _linear(spec.gate, gate, rows, chosen, is_sorted),
-        _linear(spec.up, up, rows, chosen, is_sorted),
-        spec.dtype,
-    )
+    gates = []
+    if spec.gate is not None and gate is not None:
+        gates.append(_linear(spec.gate, gate, rows, chosen, is_sorted))
+    ups = _linear(spec.up, up, rows, chosen, is_sorted)
+    inner = _joined(spec.activation, spec.dtype, *gates, ups)
     answers = _linear(spec.down, down, inner, chosen, is_sorted).squeeze(-2)
     if is_sorted:
         answers = answers[mx.argsort(order)].reshape(tokens, slots, -1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
-from kernels.moe_spec import Activation, BlockSpec, Experts, Format, Shared
+from kernels.moe_spec import FLOATS, Activation, BlockSpec, Experts, Format, Shared
 
 
 def dequantized(form: Format, experts: Experts, expert: int) -> mx.array:
@@ -19,9 +19,9 @@ def dequantized(form: Format, experts: Experts, expert: int) -> mx.array:
         return weight.astype(mx.float32)
     assert experts.scales is not None
     scales = experts.scales[expert]
-    if form.mode == "mxfp4":
+    if form.mode in FLOATS:
         return mx.dequantize(
-            weight, scales, group_size=form.group_size, bits=form.bits, mode="mxfp4", dtype=mx.float32
+            weight, scales, group_size=form.group_size, bits=form.bits, mode=form.mode, dtype=mx.float32
         )
     assert experts.biases is not None
     return mx.dequantize(
@@ -39,12 +39,22 @@ def _linear(form: Format, experts: Experts, expert: int, x: mx.array) -> mx.arra
     return y if experts.bias is None else y + experts.bias[expert].astype(mx.float32)
 
 
-def activate(activation: Activation, gate: mx.array, up: mx.array) -> mx.array:
-    """What goes into down, as `Activation` says; float32 in and out."""
+def _gelu(x: mx.array) -> mx.array:
+    inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)
+    return 0.5 * x * (1 + mx.tanh(inner))
+
+
+def activate(activation: Activation, gate: mx.array | None, up: mx.array) -> mx.array:
+    """What goes into down, as `Activation` says; float32 in and out. gate: None where it takes up alone."""
     alpha, limit = activation.alpha, activation.limit
+    if gate is None:
+        return _gelu(up) if activation.kind == "gelu" else mx.square(mx.maximum(up, 0))
     if activation.kind == "geglu":
-        inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
-        return 0.5 * gate * (1 + mx.tanh(inner)) * up
+        return _gelu(gate) * up
+    if activation.kind.startswith("situ"):
+        if activation.kind == "situ_both":
+            up = limit * mx.tanh(up / limit)
+        return alpha * mx.tanh(gate / alpha) * mx.sigmoid(gate) * up
     if activation.kind == "swiglu_oai":
         gate = mx.minimum(gate, limit)
         return gate * mx.sigmoid(alpha * gate) * (mx.clip(up, -limit, limit) + 1)
@@ -61,7 +71,7 @@ def switch_glu(  # noqa: PLR0917
     x: mx.array,
     indices: mx.array,
     scores: mx.array | None,
-    gate: Experts,
+    gate: Experts | None,
     up: Experts,
     down: Experts,
     shared: Shared | None = None,
@@ -78,11 +88,10 @@ def switch_glu(  # noqa: PLR0917
     for expert in np.unique(used).tolist():
         mine = mx.array(np.flatnonzero(used.reshape(-1) == expert))
         rows = x[mine // slots]
-        inner = activate(
-            spec.activation,
-            _linear(spec.gate, gate, expert, rows),
-            _linear(spec.up, up, expert, rows),
-        )
+        gates = None
+        if spec.gate is not None and gate is not None:
+            gates = _linear(spec.gate, gate, expert, rows)
+        inner = activate(spec.activation, gates, _linear(spec.up, up, expert, rows))
         pairs[mine] = _linear(spec.down, down, expert, inner)
     answers = pairs.reshape(tokens, slots, spec.hidden_size)
     if scores is None:

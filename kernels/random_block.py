@@ -8,27 +8,29 @@ import mlx.core as mx
 from mlx import nn
 from mlx_lm.models.activations import SwigluOAI
 from mlx_lm.models.gemma4_text import GeGLU
+from mlx_lm.models.kimi_k3 import SiTU
 from mlx_lm.models.step3p5 import ClampedSwiGLU
-from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwiGLU, SwitchGLU, SwitchLinear
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwiGLU, SwitchGLU, SwitchLinear, SwitchMLP
 
+from kernels.expert_blocks import projection_names
 from kernels.moe_spec import Activation, BlockSpec, Experts, Format
 
-_MXFP4_BIAS = 127  # of a scale's exponent
+_BIAS = 127  # of the exponent that is a scale of mxfp4 and mxfp8
+_LARGE = {"mxfp4": 2, "mxfp8": 7}  # two to this are its weights about, before they are scaled
 
 
 def random_layer(spec: BlockSpec, *, has_bias: bool = False, seed: int = 0) -> nn.Module:
-    """mlx-lm's own SwitchGLU of this form, evaluated; scales and biases have spec.dtype."""
-    keys = mx.random.split(mx.random.key(seed), 3)
-    layer = SwitchGLU(8, 8, 1, activation=activation_of(spec.activation))
-    up, down = (spec.expert_size, spec.hidden_size), (spec.hidden_size, spec.expert_size)
-    for name, form, sizes, key in (
-        ("gate_proj", spec.gate, up, keys[0]),
-        ("up_proj", spec.up, up, keys[1]),
-        ("down_proj", spec.down, down, keys[2]),
-    ):
-        shape = (spec.num_experts, *sizes)
-        layer[name] = _projection(form, random_experts(form, shape, spec.dtype, key, has_bias=has_bias))
-        mx.eval(layer[name].parameters())
+    """mlx-lm's own SwitchGLU or SwitchMLP of this form, evaluated; affine scales have spec.dtype."""
+    keys = dict(zip(("gate", "up", "down"), mx.random.split(mx.random.key(seed), 3), strict=True))
+    kind = SwitchMLP if spec.gate is None else SwitchGLU
+    layer = kind(8, 8, 1, activation=activation_of(spec.activation))
+    names = projection_names(layer)
+    for part, form in spec.forms.items():
+        sizes = spec.expert_size, spec.hidden_size
+        shape = (spec.num_experts, *(sizes[::-1] if part == "down" else sizes))
+        made = random_experts(form, shape, spec.dtype, keys[part], has_bias=has_bias)
+        layer[names[part]] = _projection(form, made)
+        mx.eval(layer[names[part]].parameters())
     layer.eval()
     return layer
 
@@ -53,14 +55,25 @@ def random_experts(
     words = mx.random.randint(0, 1 << 16, halves, dtype=mx.uint32, key=keys[1])
     weight = words.astype(mx.uint16).view(mx.uint32)
     groups = (num_experts, num_out, width // form.group_size)
-    if form.mode == "mxfp4":
-        least = _MXFP4_BIAS - (width.bit_length() + 1) // 2 - 2
+    if form.mode in _LARGE:
+        least = _BIAS - (width.bit_length() + 1) // 2 - _LARGE[form.mode]
         scales = mx.random.randint(least, least + 3, groups, key=keys[2]).astype(mx.uint8)
+        return Experts(_numbers(weight) if form.mode == "mxfp8" else weight, scales, bias=bias)
+    if form.mode == "nvfp4":
+        drawn = mx.random.uniform(0.25, 0.75, groups, key=keys[2]) * width**-0.5
+        scales = mx.to_fp8(drawn, stream=mx.cpu)  # which has it wherever MLX runs
         return Experts(weight, scales, bias=bias)
     size = width**-0.5 * 2 / (1 << form.bits)
     scales = mx.random.uniform(size / 2, size, groups, key=keys[2]).astype(dtype)
     middle = mx.random.uniform(0.9, 1.1, groups, key=keys[3]) * -(1 << (form.bits - 1))
     return Experts(weight, scales, (scales * middle).astype(dtype), bias)
+
+
+def _numbers(words: mx.array) -> mx.array:
+    """Bytes e4m3 without their NaN, all ones."""
+    codes = words.view(mx.uint8)
+    is_nan = (codes & 0x7F) == 0x7F
+    return (codes - is_nan.astype(mx.uint8)).view(mx.uint32)
 
 
 def _projection(form: Format, made: Experts) -> Any:
@@ -79,13 +92,19 @@ def _projection(form: Format, made: Experts) -> Any:
 
 
 def activation_of(activation: Activation) -> nn.Module:
-    """mlx-lm's module that joins gate and up so."""
+    """mlx-lm's module that joins gate and up so, or activates up alone."""
     if activation.kind == "swiglu":
         return SwiGLU()
     if activation.kind == "geglu":
         return GeGLU()
     if activation.kind == "swiglu_oai":
         return SwigluOAI(activation.alpha, activation.limit)
+    if activation.kind == "relu2":
+        return nn.ReLU2()
+    if activation.kind == "gelu":
+        return nn.GELU(approx="precise")
+    if activation.kind.startswith("situ"):
+        return SiTU(activation.alpha, activation.limit if activation.kind == "situ_both" else None)
     if activation.kind == "swiglu_clamped_after":
         return ClampedSwiGLU(activation.limit)
     from mlx_lm.models.deepseek_v41 import DeepseekV41SwiGLU

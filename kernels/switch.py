@@ -14,19 +14,20 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 from mlx import nn
-from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchGLU, SwitchLinear
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchGLU, SwitchLinear, SwitchMLP
 
 from kernels import backend, failure, moe
 from kernels.exl3 import Exl3SwitchLinear
-from kernels.expert_blocks import experts_of
+from kernels.expert_blocks import experts_of, projection_names, projections
 from kernels.expert_outputs import Use, outputs, watched
-from kernels.moe_spec import GEGLU, PLAIN, SWIGLU, Activation, BlockSpec, Format
+from kernels.moe_spec import GEGLU, GELU, PLAIN, RELU2, SWIGLU, Activation, BlockSpec, Format
 
 logger = logging.getLogger(__name__)
 
 MAX_SHAPES = 256  # of calls that a layer remembers
-# What joins gate and up in mlx-lm, by the qualified name of its class below mlx_lm.models.
-_ACTIVATIONS: dict[str, Callable[[Any], Activation]] = {
+# What joins gate and up in mlx-lm, or takes up alone, by the qualified name of its class below mlx_lm.models;
+# None: not this one of its forms.
+_ACTIVATIONS: dict[str, Callable[[Any], Activation | None]] = {
     "switch_layers.SwiGLU": lambda _: SWIGLU,
     "muse_spark.PreciseSwiGLU": lambda _: SWIGLU,  # in float32, as the kernels have it anyway
     "gemma4_text.GeGLU": lambda _: GEGLU,
@@ -35,6 +36,13 @@ _ACTIVATIONS: dict[str, Callable[[Any], Activation]] = {
         Activation("swiglu_clamped", limit=a.limit) if a.limit > 0 else SWIGLU
     ),
     "step3p5.ClampedSwiGLU": lambda a: Activation("swiglu_clamped_after", limit=a.limit),
+    "kimi_k3.SiTU": lambda a: (
+        Activation("situ", a.beta)
+        if a.linear_beta is None
+        else Activation("situ_both", a.beta, a.linear_beta)
+    ),
+    "mlx.nn.layers.activations.ReLU2": lambda _: RELU2,
+    "mlx.nn.layers.activations.GELU": lambda a: GELU if a._approx in {"precise", "tanh"} else None,
 }
 
 
@@ -115,7 +123,8 @@ def take_over(modules: Iterable[nn.Module], chooser: Chooser) -> list[nn.Module]
 
 
 def expert_layers(modules: Iterable[nn.Module]) -> list[nn.Module]:
-    """Every SwitchGLU among `modules` and what they contain, but those of EXL3, which has its own kernels."""
+    """Every SwitchGLU and SwitchMLP among `modules` and what they contain, but those of EXL3, which has its
+    own kernels."""
     found = {id(layer): layer for root in modules for layer in root.modules() if _is_known(layer)}
     return list(found.values())
 
@@ -140,20 +149,22 @@ def taken_of(layer: nn.Module) -> Taken | None:
 
 
 def _is_known(module: nn.Module) -> bool:
-    if not isinstance(module, SwitchGLU) or isinstance(module.gate_proj, Exl3SwitchLinear):
+    if not isinstance(module, SwitchGLU | SwitchMLP):
         return False
-    return taken_of(module) is not None or type(module).__call__ is SwitchGLU.__call__
+    if any(isinstance(part, Exl3SwitchLinear) for part in projections(module).values()):
+        return False
+    calls = SwitchGLU.__call__, SwitchMLP.__call__
+    return taken_of(module) is not None or type(module).__call__ in calls
 
 
 def _swap(layer: nn.Module, taken: Taken) -> None:
-    base = type(layer)
+    base, names = type(layer), tuple(projection_names(layer).values())
 
     def call(self: Any, x: mx.array, indices: mx.array) -> Any:
         if self.training:  # the kernels have no gradient
             return base.__call__(self, x, indices)
         # An adapter puts other modules in the place of these.
-        kinds = type(self["gate_proj"]), type(self["up_proj"]), type(self["down_proj"])
-        key = (*indices.shape, x.dtype, *kinds)
+        key = (*indices.shape, x.dtype, *[type(self[name]) for name in names])
         plan = taken.plans.get(key)
         if plan is None:
             if len(taken.plans) >= MAX_SHAPES:
@@ -180,7 +191,7 @@ def _plan(layer: Any, taken: Taken, x: mx.array, indices: mx.array) -> Plan:
         return Plan(None, taken.failure)
     if x.shape[:-1] != indices.shape[:-1] or not indices.size:
         return Plan(None, "each token has its experts")
-    key = (top_k, x.dtype, type(layer.gate_proj), type(layer.up_proj), type(layer.down_proj))
+    key = (top_k, x.dtype, *map(type, projections(layer).values()))
     if key not in taken.specs:
         taken.specs[key] = spec_of(layer, top_k, x.dtype)
     spec = taken.specs[key]
@@ -237,15 +248,18 @@ class _Call:
 def _bound(layer: Any, taken: Taken, spec: BlockSpec) -> moe.Block:
     """The layer's weights as the kernels take them, kept while they are the same arrays."""
     kept = taken.bound
-    if (
-        kept is None
-        or kept.spec is not spec
-        or kept.gate.weight is not layer["gate_proj"]["weight"]
-        or kept.up.weight is not layer["up_proj"]["weight"]
-        or kept.down.weight is not layer["down_proj"]["weight"]
-    ):
+    if kept is None or kept.spec is not spec or not _holds(kept, layer):
         kept = taken.bound = moe.Block(spec, *experts_of(layer))
     return kept
+
+
+def _holds(block: moe.Block, layer: Any) -> bool:
+    names = projection_names(layer)
+    return (
+        block.up.weight is layer[names["up"]]["weight"]
+        and block.down.weight is layer[names["down"]]["weight"]
+        and (block.gate is None or block.gate.weight is layer[names["gate"]]["weight"])
+    )
 
 
 def _uint32(indices: mx.array) -> mx.array:
@@ -260,21 +274,20 @@ def _give_up(taken: Taken, error: Exception) -> None:
 
 def spec_of(layer: Any, top_k: int, dtype: mx.Dtype) -> BlockSpec | str:
     """The form of a layer's block for x of `dtype`, or why the kernels do not know it; one sentence."""
-    name = _qualified(layer.activation)
-    if name not in _ACTIVATIONS:
-        return f"the activation {type(layer.activation).__name__} has no kernel"
-    gate = layer.gate_proj
+    made = projections(layer)
+    up = made["up"]
     try:
-        formats = [_format(layer[name]) for name in ("gate_proj", "up_proj", "down_proj")]
+        activation = _activation(layer.activation, has_gate="gate" in made)
+        formats = {name: _format(part) for name, part in made.items()}
         spec = BlockSpec(
-            num_experts=int(gate.num_experts),
-            hidden_size=int(gate.input_dims),
-            expert_size=int(gate.output_dims),
+            num_experts=int(up.num_experts),
+            hidden_size=int(up.input_dims),
+            expert_size=int(up.output_dims),
             top_k=top_k,
-            gate=formats[0],
-            up=formats[1],
-            down=formats[2],
-            activation=_ACTIVATIONS[name](layer.activation),
+            gate=formats.get("gate"),
+            up=formats["up"],
+            down=formats["down"],
+            activation=activation,
             dtype=dtype,
         )
     except ValueError as error:
@@ -282,9 +295,14 @@ def spec_of(layer: Any, top_k: int, dtype: mx.Dtype) -> BlockSpec | str:
     return moe.supports(spec) or spec
 
 
-def _qualified(activation: Any) -> str:
-    kind = type(activation)
-    return f"{kind.__module__}.{kind.__qualname__}".removeprefix("mlx_lm.models.")
+def _activation(module: Any, *, has_gate: bool) -> Activation:
+    """Raises ValueError for one that the kernels do not know."""
+    kind = type(module)
+    make = _ACTIVATIONS.get(f"{kind.__module__}.{kind.__qualname__}".removeprefix("mlx_lm.models."))
+    known = None if make is None else make(module)
+    if known is None or known.has_gate != has_gate:
+        raise ValueError(f"the activation {kind.__name__} has no kernel")
+    return known
 
 
 def _format(projection: Any) -> Format:

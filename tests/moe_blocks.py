@@ -16,7 +16,7 @@ class Block:
     """A spec with its arrays."""
 
     spec: BlockSpec
-    gate: Experts
+    gate: Experts | None
     up: Experts
     down: Experts
     shared: Shared | None = None
@@ -27,14 +27,18 @@ def block(
 ) -> Block:
     inner = (spec.num_experts, spec.expert_size, spec.hidden_size)
     outer = (spec.num_experts, spec.hidden_size, spec.expert_size)
-    made = [
-        random_experts(form, shape, spec.dtype, mx.random.key(seed + 10 * number), has_bias=has_bias)
-        for number, (form, shape) in enumerate(((spec.gate, inner), (spec.up, inner), (spec.down, outer)))
-    ]
+    made = {
+        name: random_experts(
+            spec.forms[name], shape, spec.dtype, mx.random.key(seed + 10 * number), has_bias=has_bias
+        )
+        for number, (name, shape) in enumerate((("gate", inner), ("up", inner), ("down", outer)))
+        if name in spec.forms
+    }
+    parts = made.get("gate"), made["up"], made["down"]
     if shared is None:
-        return Block(spec, *made)
+        return Block(spec, *parts)
     other = block(shared, has_bias=has_bias, seed=seed + 100)
-    return Block(spec, *made, Shared(shared, other.gate, other.up, other.down))
+    return Block(spec, *parts, Shared(shared, other.gate, other.up, other.down))
 
 
 def routed(spec: BlockSpec, tokens: int, *, seed: int = 0) -> tuple[mx.array, mx.array, mx.array]:

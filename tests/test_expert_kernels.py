@@ -16,6 +16,7 @@ from shard_loader.weights import load_shard
 from tests.mlx_kernels import exl3_by_mlx, run_by_mlx, without_gpu
 from tests.tiny_exl3 import write_exl3
 from tests.tiny_models import write_checkpoint
+from tests.zoo.checkpoint import write_zoo_checkpoint
 
 CARRY = {"start": 1, "stop": 4}
 
@@ -55,6 +56,21 @@ def test_own_layers_are_tested_and_used(checkpoint: Path) -> None:
     assert [one.num_fused for one in known if one is not None] == [3, 3, 3]
     kept = list(expert_kernels.verdict_folder().iterdir())
     assert len(kept) == 1
+
+
+@pytest.mark.parametrize(("name", "num_layers"), [("nemotron_h", 1), ("phixtral", 7), ("kimi_k3", 6)])
+def test_layers_of_other_forms_are_tested_and_used(name: str, num_layers: int, tmp_path: Path) -> None:
+    """Up without a gate, and SiTU."""
+    shard = load_shard(write_zoo_checkpoint(name, tmp_path / name), 0, 7)
+    report = choose_kernels(shard)
+    assert report is not None
+    assert (report.num_layers, report.is_used, report.reasons) == (num_layers, True, [])
+    assert [one.is_taken for verdicts in report.blocks.values() for one in verdicts] == [True, True]
+    before = report.num_calls
+    state = shard.new_state()
+    for _ in range(2):
+        mx.eval(shard.forward(mx.array([[3]]), None, state))
+    assert report.num_calls == before + 2 * num_layers
 
 
 def test_a_kernel_that_fails_on_the_device_is_distrusted(checkpoint: Path) -> None:

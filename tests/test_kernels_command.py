@@ -26,7 +26,7 @@ from kernels.emulator import build
 from kernels.exl3_choice import Called
 from kernels.expert_blocks import describe
 from kernels.measure import Times
-from kernels.moe_spec import ACTIVATIONS, GEGLU, PLAIN, REAL_SIZES, Activation, BlockSpec, Format
+from kernels.moe_spec import ACTIVATIONS, GEGLU, PLAIN, REAL_SIZES, RELU2, Activation, BlockSpec, Format
 from kernels.random_block import random_layer
 from kernels.self_test import decide
 from kernels.verdicts import Machine
@@ -34,6 +34,7 @@ from tests.big_shapes import write_shape
 from tests.mlx_kernels import exl3_by_mlx, run_by_mlx, without_gpu
 from tests.tiny_exl3 import write_exl3
 from tests.tiny_models import write_checkpoint
+from tests.zoo.checkpoint import write_zoo_checkpoint
 
 MACHINE = Machine("Apple M4 Max", "Darwin 26.1", "0.32.4", "0123456789abcdef", "metal")
 TINY = BlockSpec(4, 64, 32, 2, Format(4, 32), Format(4, 32), Format(4, 32), dtype=mx.float32)
@@ -54,18 +55,26 @@ def test_known_blocks() -> None:
     )  # its top k
     assert (format_of("plain", 64), format_of("mxfp4", 64)) == (PLAIN, Format(4, 32, "mxfp4"))
     assert form.expert_bytes == 3 * 2048 * 768 // 2
+    floats = [format_of(name, 64) for name in ("nvfp4", "mxfp8")]
+    assert floats == [Format(4, 16, "nvfp4"), Format(8, 32, "mxfp8")]
+    nano = known_form("nemotron-3-nano", floats[0], "bfloat16")
+    assert nano.spec == BlockSpec(128, 2688, 1856, 6, None, floats[0], floats[0], RELU2)
+    assert nano.expert_bytes == 2688 * 1856
     assert set(kernels.MODELS) == REAL_SIZES.keys()
     known = {*kernel_forms.LINEARS, *REAL_SIZES}
     assert {name.removesuffix("-exl3") for name in kernels.EXL3_BLOCKS} <= known
     assert set(kernels.FORMATS) == set(kernel_forms.FORMATS)
 
 
-@pytest.mark.parametrize("form", [Format(3, 64), Format(8, 32), Format(4, 32, "mxfp4"), PLAIN])
+FORMS = ((3, 64), (8, 32), (4, 32, "mxfp4"), (4, 16, "nvfp4"), (8, 32, "mxfp8"))
+
+
+@pytest.mark.parametrize("form", [*(Format(*sizes) for sizes in FORMS), PLAIN])
 def test_random_layers_have_the_form_and_sensible_numbers(form: Format) -> None:
     dtype = mx.float32 if form == PLAIN else mx.bfloat16  # MLX's gather_mm on a CPU takes nothing else
     spec = BlockSpec(4, 128, 64, 2, form, form, form, activation=GEGLU, dtype=dtype)
     layer: Any = random_layer(spec, has_bias=True)
-    assert expert_blocks.experts_of(layer)[0].bias is not None
+    assert expert_blocks.experts_of(layer)[1].bias is not None
     made = expert_blocks.tokens(spec, 3, 1)
     answer = expert_blocks.by_mlx(layer, made.x, made.indices, made.scores)
     assert (answer.shape, answer.dtype) == ((3, 128), dtype)
@@ -75,7 +84,9 @@ def test_random_layers_have_the_form_and_sensible_numbers(form: Format) -> None:
 
 @pytest.mark.parametrize("kind", ACTIVATIONS)
 def test_random_layers_of_each_activation(kind: str) -> None:
-    spec = BlockSpec(4, 64, 32, 2, PLAIN, PLAIN, PLAIN, activation=Activation(kind), dtype=mx.float32)
+    activation = Activation(kind)
+    gate = PLAIN if activation.has_gate else None
+    spec = BlockSpec(4, 64, 32, 2, gate, PLAIN, PLAIN, activation=activation, dtype=mx.float32)
     layer: Any = random_layer(spec)
     made = expert_blocks.tokens(spec, 2, 1)
     mine = run_by_mlx(moe.Block(spec, *expert_blocks.experts_of(layer)), made.x, made.indices, made.scores)
@@ -90,6 +101,12 @@ def test_the_blocks_of_a_model(tmp_path: Path) -> None:
     assert (form.name, form.has_bias) == ("model", True)
     assert form.spec.activation == Activation("swiglu_oai")
     assert (form.spec.num_experts, form.spec.top_k, form.spec.gate) == (4, 2, Format(4, 32))
+
+
+def test_the_blocks_of_a_model_without_gates(tmp_path: Path) -> None:
+    (form,) = forms_of_model(str(write_zoo_checkpoint("phixtral", tmp_path / "model")))
+    assert isinstance(form, Form)
+    assert (form.has_bias, form.spec.gate, form.spec.activation) == (True, None, Activation("gelu"))
 
 
 @pytest.mark.long

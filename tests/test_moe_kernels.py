@@ -13,7 +13,9 @@ from kernels import moe_reference
 from kernels.emulator import launch
 from kernels.moe import (
     GEGLU,
+    GELU,
     PLAIN,
+    RELU2,
     SWIGLU,
     Activation,
     BlockSpec,
@@ -23,6 +25,7 @@ from kernels.moe import (
     switch_glu,
 )
 from kernels.moe_constants import chunk
+from kernels.moe_spec import ACTIVATIONS
 from kernels.source import recorded
 from tests.emulated import needs_compiler
 from tests.moe_blocks import Block, block, error, routed, with_scores
@@ -31,7 +34,8 @@ pytestmark = [needs_compiler, pytest.mark.usefixtures("emulated")]
 
 MOST = {mx.float16: 1e-3, mx.bfloat16: 8e-3, mx.float32: 5e-6}
 FORMATS = [Format(bits, group) for bits in (2, 3, 4, 5, 6, 8) for group in (32, 64, 128)]
-MXFP4 = Format(4, 32, "mxfp4")
+MXFP4, NVFP4, MXFP8 = Format(4, 32, "mxfp4"), Format(4, 16, "nvfp4"), Format(8, 32, "mxfp8")
+EVERY = [*FORMATS, MXFP4, PLAIN, NVFP4, MXFP8]
 MIXED = BlockSpec(5, 96, 72, 3, Format(3, 32), MXFP4, PLAIN, SWIGLU, mx.float16)
 
 
@@ -84,6 +88,19 @@ def test_one_token_and_a_few_in_mixed_formats() -> None:
     assert mx.array_equal(found[0], found[2])
 
 
+def test_up_alone_of_one_token_and_a_few() -> None:
+    """The kernels of a block without a gate, in their own launches."""
+    spec = replace(MIXED, gate=None, up=NVFP4, down=Format(4, 32), expert_size=96, activation=RELU2)
+    made = block(spec)
+    for tokens, names in (
+        (1, ["moe_up", "moe_down_sum"]),
+        (5, ["moe_up_batch", "moe_down_batch", "moe_sum"]),
+    ):
+        with recorded() as calls:
+            check(made, *routed(spec, tokens))
+        assert [call.kernel.name for call in calls][: len(names)] == names
+
+
 def test_a_lane_takes_whole_words_of_one_group_and_few_lanes_idle() -> None:
     two, three, four, eight = (Format(bits, 64) for bits in (2, 3, 4, 8))
     for width, forms, most, wanted in (
@@ -100,6 +117,10 @@ def test_a_lane_takes_whole_words_of_one_group_and_few_lanes_idle() -> None:
         (96, (PLAIN, three), 16, 32),
         (60, (PLAIN,), 16, 4),
         (72, (PLAIN, three), 16, None),
+        (2688, (NVFP4,), 8, 8),
+        (1856, (NVFP4,), 16, 16),
+        (1856, (MXFP8,), 16, 16),
+        (2688, (NVFP4, three), 8, None),
     ):
         assert chunk(width, forms, mx.bfloat16, most) == wanted, (width, forms, most)
     assert chunk(72, (PLAIN,), mx.float32, 16) == 4
@@ -168,23 +189,25 @@ def check_all(made: Block, tokens: Sequence[tuple[int, mx.array | None]]) -> Non
 @pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
-@pytest.mark.parametrize("form", [*FORMATS, MXFP4, PLAIN], ids=str)
+@pytest.mark.parametrize("form", EVERY, ids=str)
 def test_every_format(form: Format, dtype: mx.Dtype) -> None:
-    """In gate and up together; down has another, so that each is met in each place."""
-    every = [*FORMATS, MXFP4, PLAIN]
-    down = every[(every.index(form) + 7) % len(every)]
+    """In gate and up together, and in up alone; down has another, so that each is met in each place."""
+    down = EVERY[(EVERY.index(form) + 7) % len(EVERY)]
     experts, hidden, width, top_k = SHAPES["odd"]
     spec = BlockSpec(experts, hidden, width, top_k, form, form, down, SWIGLU, dtype)
     check_all(block(spec), [(1, None), (9, None), (40, None)])
+    check_all(block(replace(spec, gate=None, activation=RELU2)), [(1, None), (9, None), (40, None)])
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("has_gate", [True, False])
 @pytest.mark.parametrize("name", SHAPES)
-def test_every_shape_in_every_order_of_threads(name: str) -> None:
+def test_every_shape_in_every_order_of_threads(name: str, has_gate: bool) -> None:
     experts, hidden, width, top_k = SHAPES[name]
-    forms = Format(4, 64), Format(6, 32), Format(4, 64)
-    spec = BlockSpec(experts, hidden, width, top_k, *forms, SWIGLU, mx.float16)
+    gate, activation = (Format(4, 64), SWIGLU) if has_gate else (None, GELU)
+    forms = gate, Format(6, 32), Format(4, 64)
+    spec = BlockSpec(experts, hidden, width, top_k, *forms, activation, mx.float16)
     made = block(spec, has_bias=True)
     check_all(made, cases(spec))
     for tokens in (1, 9, 63):
@@ -214,18 +237,22 @@ def test_every_number_of_choices_with_an_expert_twice(top_k: int) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("kind", ["swiglu", "geglu", "swiglu_oai", "swiglu_clamped", "swiglu_clamped_after"])
+@pytest.mark.parametrize("kind", ACTIVATIONS)
 def test_every_activation_and_far_values(kind: str) -> None:
     """Values large enough that each clamp cuts and exp overflows."""
     activation = Activation(kind, alpha=1.3, limit=2.5)
-    spec = BlockSpec(5, 128, 96, 2, Format(5, 64), Format(5, 64), Format(5, 32), activation, mx.float16)
+    gate = Format(5, 64) if activation.has_gate else None
+    spec = BlockSpec(5, 128, 96, 2, gate, Format(5, 64), Format(5, 32), activation, mx.float16)
     made = block(spec, has_bias=True)
     for tokens in (1, 6):
         x, indices, scores = routed(spec, tokens)
         check(made, x, indices, scores)
         check(made, x * (8 if "clamped" in kind or "oai" in kind else 3), indices, scores)
     bias = mx.concatenate([mx.full((5, 48), -300.0), mx.full((5, 48), 100.0)], axis=1).astype(mx.float16)
-    far = replace(made, gate=replace(made.gate, bias=bias))
+    if made.gate is None:  # relu2 of 300 is no float16
+        far = replace(made, up=replace(made.up, bias=mx.maximum(bias, -60000) / 2))
+    else:
+        far = replace(made, gate=replace(made.gate, bias=bias))
     check(far, *routed(spec, 6))
 
 
@@ -259,7 +286,8 @@ def test_float32_and_scales_in_another_dtype() -> None:
 def expert_bytes(made: Block, indices: mx.array) -> int:
     """Of the experts that are used, each counted once."""
     used = len(np.unique(np.array(indices)))
-    arrays = [a for e in (made.gate, made.up, made.down) for a in (e.weight, e.scales, e.biases, e.bias)]
+    parts = [part for part in (made.gate, made.up, made.down) if part is not None]
+    arrays = [a for e in parts for a in (e.weight, e.scales, e.biases, e.bias)]
     return sum(a.nbytes for a in arrays if a is not None) // made.spec.num_experts * used
 
 
@@ -276,10 +304,12 @@ def requested(log: launch.Options) -> int:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("form", [Format(4, 64), Format(3, 32), Format(8, 128), MXFP4, PLAIN], ids=str)
-def test_an_expert_is_read_once_for_all_its_tokens(form: Format) -> None:
+@pytest.mark.parametrize("form", [Format(4, 64), Format(3, 32), Format(8, 128), *EVERY[-4:]], ids=str)
+@pytest.mark.parametrize("has_gate", [True, False])
+def test_an_expert_is_read_once_for_all_its_tokens(form: Format, has_gate: bool) -> None:
     """Watched, so that nothing lies outside its buffer and no threads race."""
-    spec = BlockSpec(16, 256, 128, 4, form, form, form, SWIGLU, mx.bfloat16)
+    gate, activation = (form, SWIGLU) if has_gate else (None, RELU2)
+    spec = BlockSpec(16, 256, 128, 4, gate, form, form, activation, mx.bfloat16)
     made = block(spec)
     for tokens in (1, 2, 8, 16, 32, 63):
         x, indices, scores = routed(spec, tokens, seed=tokens)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
 import pytest
 
 from kernels import backend, moe, source
-from kernels.moe_spec import BlockSpec, Format
+from kernels.moe_spec import RELU2, Activation, BlockSpec, Format
 from tests.moe_blocks import block, routed
 
 FORM = Format(4, 64)
 SPEC = BlockSpec(6, 128, 64, 3, FORM, FORM, FORM, dtype=mx.bfloat16)
+GATELESS = replace(SPEC, gate=None, activation=RELU2)
 
 
 class Launches:
@@ -38,12 +40,15 @@ class Launches:
         return call
 
 
-def test_a_shape_is_launched_once_and_repeated_with_other_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("spec", "inner"), [(SPEC, "moe_gate_up"), (GATELESS, "moe_up")])
+def test_a_shape_is_launched_once_and_repeated_with_other_arrays(
+    monkeypatch: pytest.MonkeyPatch, spec: BlockSpec, inner: str
+) -> None:
     launches = Launches()
     monkeypatch.setattr(source, "_metal", launches.kernel)
-    made = [block(SPEC, seed=seed) for seed in (1, 2)]
-    layers = [moe.Block(SPEC, one.gate, one.up, one.down) for one in made]
-    one, few = ["moe_gate_up", "moe_down_sum"], ["moe_gate_up_batch", "moe_down_batch", "moe_sum"]
+    made = [block(spec, seed=seed) for seed in (1, 2)]
+    layers = [moe.Block(spec, one.gate, one.up, one.down) for one in made]
+    one, few = [inner, "moe_down_sum"], [f"{inner}_batch", "moe_down_batch", "moe_sum"]
     moe._replay.cache_clear()
     mx.enable_compile()  # tests run without
     try:
@@ -52,14 +57,39 @@ def test_a_shape_is_launched_once_and_repeated_with_other_arrays(monkeypatch: py
                 found, launched = [], []
                 launches.names.clear()
                 for seed, layer in enumerate((*layers, *layers)):
-                    x, indices, scores = routed(SPEC, tokens, seed=seed)
+                    x, indices, scores = routed(spec, tokens, seed=seed)
                     found.append(moe.run(layer, x, indices, scores if is_summed else None))
                 assert launches.names == wanted
                 for seed, layer in enumerate((*layers, *layers)):
-                    x, indices, scores = routed(SPEC, tokens, seed=seed)
+                    x, indices, scores = routed(spec, tokens, seed=seed)
                     launched.append(moe._launched(layer, x, indices, scores if is_summed else None))
                 assert all(mx.array_equal(a, b) for a, b in zip(found, launched, strict=True))
                 assert len({float(a.reshape(-1)[0]) for a in found}) == 4  # each of its own arrays
     finally:
         mx.disable_compile()
         moe._replay.cache_clear()
+
+
+def test_texts_follow_from_constants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLX keeps a kernel by its name and constants, and compiles anew where its text changes."""
+    monkeypatch.setattr(source, "_metal", Launches().kernel)
+    texts: dict[object, str] = {}
+    nvfp4, mxfp8 = Format(4, 16, "nvfp4"), Format(8, 32, "mxfp8")
+    for spec in (
+        SPEC,
+        replace(SPEC, gate=nvfp4),
+        replace(SPEC, up=mxfp8),
+        replace(SPEC, down=nvfp4),
+        replace(SPEC, activation=Activation("situ")),
+        replace(SPEC, activation=Activation("situ"), up=mxfp8),
+        GATELESS,
+        replace(GATELESS, up=mxfp8),
+    ):
+        with backend.forced("metal"), source.recorded() as calls:
+            one = block(spec)
+            moe.run(moe.Block(spec, one.gate, one.up, one.down), *routed(spec, 1))
+        for call in calls:
+            key = (call.kernel.name, *sorted((name, str(value)) for name, value in call.template.items()))
+            text = call.kernel.header + call.kernel.body
+            assert texts.setdefault(key, text) == text
+    assert len(texts) == 7 + 2  # of gate and up, or up; and of down

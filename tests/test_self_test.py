@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx import nn
-from mlx_lm.models.switch_layers import SwitchGLU
+from mlx_lm.models.switch_layers import SwitchGLU, SwitchMLP
 
 from kernels import expert_blocks, expert_subject, measure, moe, self_test, switch
 from kernels.expert_subject import ExpertSubject
@@ -74,6 +74,30 @@ def test_what_is_right_is_taken_where_nothing_is_timed() -> None:
         known = switch.taken_of(layer)
         assert known is not None
         assert known.num_plain == 1
+
+
+def test_layers_without_a_gate_are_tested_too() -> None:
+    layer = SwitchMLP(HIDDEN, EXPERT, NUM_EXPERTS, activation=nn.ReLU2(), bias=True)
+    layer.fc1 = layer.fc1.to_quantized(16, 4, mode="nvfp4")
+    layer.fc2 = layer.fc2.to_quantized(32, 8, mode="mxfp8")
+    layer.eval()
+    switch.take_over([layer], switch.Never())
+    layer(mx.zeros((1, 1, HIDDEN), mx.float32), mx.zeros((1, 1, TOP_K), mx.uint32))
+    report = self_test.self_test([layer], None)
+    assert list(report.blocks) == [
+        "2 of 6 experts, 64 x 32, up nvfp4/16 (uint8) with bias, down mxfp8/32 (uint8) with bias, "
+        "relu2, float32"
+    ]
+    assert taken(only(report)) == ALL
+    assert all(0 <= one.error < 1e-4 for one in only(report))
+    known = switch.taken_of(layer)
+    assert known is not None
+    subject = ExpertSubject(known.forms[0], [layer])
+    one = subject.inputs(2, 1)
+    mine, theirs = (path.runs[0](one.x, one) for path in subject.paths(2))
+    assert mx.allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+    packed, scales, bias = HIDDEN * EXPERT * 3 // 2, HIDDEN * EXPERT * 3 // 32, 4 * (HIDDEN + EXPERT)
+    assert subject.needed_bytes(one) == one.num_experts * (packed + scales + bias)
 
 
 def wrong(*args: Any) -> mx.array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from mlx_lm.models.switch_layers import SwitchGLU, SwitchMLP
 from kernels import expert_blocks, moe, switch
 from kernels.emulator import build
 from kernels.exl3 import Exl3SwitchLinear
-from kernels.moe_spec import GEGLU, PLAIN, SWIGLU, Activation, Format
+from kernels.moe_spec import GEGLU, GELU, PLAIN, RELU2, SWIGLU, Activation, Format
 from shard_loader.rehearsal import Rehearsal
 from tests.mlx_kernels import run_by_mlx, without_gpu
 from tests.zoo.configs import zoo_config
@@ -38,6 +39,12 @@ def _has_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def layer_of(**options: Any) -> SwitchGLU:
     layer = SwitchGLU(HIDDEN, EXPERT, NUM_EXPERTS, **options)
+    layer.eval()
+    return layer
+
+
+def gateless_of(**options: Any) -> SwitchMLP:
+    layer = SwitchMLP(HIDDEN, EXPERT, NUM_EXPERTS, **options)
     layer.eval()
     return layer
 
@@ -75,8 +82,9 @@ def test_release_gives_back_what_was_there() -> None:
     assert mx.array_equal(layer(*x[:2]), before)
 
 
-def test_each_shape_is_watched_once_and_then_fused() -> None:
-    layer = layer_of()
+@pytest.mark.parametrize("make", [layer_of, gateless_of])
+def test_each_shape_is_watched_once_and_then_fused(make: Callable[[], nn.Module]) -> None:
+    layer = make()
     x, indices, scores = call_of()
     wanted = (layer(x, indices) * scores[..., None]).sum(axis=-2)
     switch.take_over([layer], switch.Always())
@@ -134,12 +142,35 @@ def test_a_kernel_that_raises_is_given_up(
         (DeepseekV41SwiGLU(10.0), Activation("swiglu_clamped", limit=10.0)),
         (DeepseekV41SwiGLU(0.0), SWIGLU),
         (ClampedSwiGLU(5.0), Activation("swiglu_clamped_after", limit=5.0)),
-        (SiTU(), "the activation SiTU has no kernel"),
+        (SiTU(), Activation("situ", 1.0)),
+        (SiTU(2.0, 3.0), Activation("situ_both", 2.0, 3.0)),
+        (nn.ReLU2(), "the activation ReLU2 has no kernel"),  # beside a gate
+        (nn.SiLU(), "the activation SiLU has no kernel"),
     ],
 )
 def test_activations(activation: nn.Module, known: Activation | str) -> None:
     spec = switch.spec_of(layer_of(activation=activation), TOP_K, mx.float16)
     assert spec == known if isinstance(spec, str) else spec.activation == known
+
+
+@pytest.mark.parametrize(
+    ("activation", "known"),
+    [
+        (nn.ReLU2(), RELU2),
+        (nn.GELU(approx="precise"), GELU),
+        (nn.GELU(approx="tanh"), GELU),
+        (nn.GELU(), "the activation GELU has no kernel"),
+        (SwigluOAI(), "the activation SwigluOAI has no kernel"),
+    ],
+)
+def test_activations_of_up_alone(activation: nn.Module, known: Activation | str) -> None:
+    layer = gateless_of(activation=activation, bias=True)
+    layer.fc1 = layer.fc1.to_quantized(16, 4, mode="nvfp4")
+    spec = switch.spec_of(layer, TOP_K, mx.float16)
+    assert spec == known if isinstance(spec, str) else spec.activation == known
+    if not isinstance(spec, str):
+        assert (spec.gate, spec.up, spec.down) == (None, Format(4, 16, "nvfp4"), PLAIN)
+        assert (spec.num_experts, spec.hidden_size, spec.expert_size) == (NUM_EXPERTS, HIDDEN, EXPERT)
 
 
 def test_formats() -> None:
@@ -154,9 +185,17 @@ def test_formats() -> None:
     assert (mixed.up, mixed.down) == (Format(8, 32), Format(4, 32, "mxfp4"))
     assert (mixed.num_experts, mixed.hidden_size, mixed.expert_size) == (NUM_EXPERTS, HIDDEN, EXPERT)
     gate, up, down = expert_blocks.experts_of(layer)
+    assert gate is not None
     assert (gate.scales, gate.bias is None, up.biases is None, down.biases) == (None, False, False, None)
-    layer.gate_proj = layer.gate_proj.to_quantized(16, 4, mode="nvfp4")
-    assert 'mode is "affine", "mxfp4" or "plain"' in str(switch.spec_of(layer, TOP_K, mx.bfloat16))
+    plain_gate = layer.gate_proj
+    for form in (Format(4, 16, "nvfp4"), Format(8, 32, "mxfp8")):
+        layer.gate_proj = plain_gate.to_quantized(form.group_size, form.bits, mode=form.mode)
+        known = switch.spec_of(layer, TOP_K, mx.bfloat16)
+        assert not isinstance(known, str)
+        assert known.gate == form
+    layer.gate_proj = plain_gate.to_quantized(16, 4, mode="nvfp4", global_scale=True)
+    said = switch.spec_of(layer, TOP_K, mx.bfloat16)
+    assert said == "nvfp4 with a scale of each expert has no kernel"
 
 
 def test_an_adapter_in_a_layer_is_left_to_mlx() -> None:
@@ -184,10 +223,18 @@ def test_layers_of_exl3_have_their_own_kernels() -> None:
     assert switch.expert_layers([layer]) == [layer]
     layer.gate_proj = Exl3SwitchLinear.__new__(Exl3SwitchLinear)
     assert switch.expert_layers([layer]) == []
+    other = gateless_of()
+    assert switch.expert_layers([other]) == [other]
+    other.fc1 = Exl3SwitchLinear.__new__(Exl3SwitchLinear)
+    assert switch.expert_layers([other]) == []
 
 
 def test_other_layers_of_experts_are_not_taken() -> None:
-    assert switch.take_over([SwitchMLP(HIDDEN, EXPERT, NUM_EXPERTS)], switch.Always()) == []
+    class Own(SwitchMLP):
+        def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
+            return x
+
+    assert switch.take_over([Own(HIDDEN, EXPERT, NUM_EXPERTS)], switch.Always()) == []
 
 
 # -- whole models of every architecture -------------------------------------------------------------------
@@ -206,14 +253,24 @@ NOT_FUSED = {  # what their own code does with the outputs is something else
     "longcat_flash": "the sum is mx.sum",
     "longcat_flash_ngram": "the sum is mx.sum",
 }
-NOT_KNOWN = {"kimi_k3": "the activation SiTU has no kernel"}
 WITH_EXPERTS = (
     *("Klear", "afmoe", "bailing_hybrid", "bailing_moe", "bailing_moe_linear", "bailing_moe_v3", "deepseek"),
     *("deepseek_v2", "deepseek_v3", "deepseek_v32", "deepseek_v41", "dots1", "ernie4_5_moe", "exaone_moe"),
     *("gemma4_text", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "gpt_oss", "granitemoe", "granitemoehybrid"),
     *("hunyuan", "jamba", "kimi_k25", "kimi_k3", "kimi_linear", "kimi_vl", "laguna", "lfm2_moe", "llama4"),
     *("longcat_flash", "longcat_flash_ngram", "mellum", "mimo_v2_flash", "minimax", "minimax_m3_vl"),
-    *("mistral4", "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_vl_moe"),
+    *(
+        "mistral4",
+        "mixtral",
+        "nemotron_h",
+        "olmoe",
+        "phimoe",
+        "phixtral",
+        "qwen2_moe",
+        "qwen3_moe",
+        "qwen3_next",
+        "qwen3_vl_moe",
+    ),
     *("solar_open", "step3p5"),
 )
 
@@ -233,7 +290,7 @@ def logits_of(model: nn.Module) -> list[mx.array]:
 def check(name: str) -> None:
     model = Rehearsal(MIXED if name == "gemma4_text" else zoo_config(name)).model
     model.eval()
-    layers = [layer for _, layer in model.named_modules() if isinstance(layer, SwitchGLU)]
+    layers = [layer for _, layer in model.named_modules() if isinstance(layer, SwitchGLU | SwitchMLP)]
     wanted = logits_of(model)
     taken = switch.take_over([model], switch.Always())
     assert len(taken) == len(layers) > 0
@@ -241,9 +298,9 @@ def check(name: str) -> None:
         assert float(mx.abs(found - one).max()) <= 1e-4 * float(mx.abs(one).max())
     known = [taken_of(layer) for layer in taken]
     assert {one.failure for one in known} == {""}
-    assert {reason for one in known for reason in one.reasons} == set(filter(None, [NOT_KNOWN.get(name)]))
+    assert not [reason for one in known for reason in one.reasons]
     num_fused = sum(one.num_fused for one in known)
-    if name in NOT_FUSED or name in NOT_KNOWN:
+    if name in NOT_FUSED:
         assert num_fused == 0
     else:
         assert num_fused == 3 * len(layers)  # of six calls three shapes came for the first time
@@ -251,7 +308,7 @@ def check(name: str) -> None:
     assert all(mx.array_equal(*pair) for pair in zip(logits_of(model), wanted, strict=True))
 
 
-@pytest.mark.parametrize("name", ["qwen3_moe", "gemma4_text"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "gemma4_text", "kimi_k3", "nemotron_h", "phixtral"])
 def test_models(name: str) -> None:
     check(name)
 
@@ -266,5 +323,6 @@ def test_every_architecture_with_the_kernels_themselves(name: str, monkeypatch: 
 
 def test_no_architecture_is_forgotten() -> None:
     folder = Path(mlx_lm.models.__path__[0])
-    own = {path.stem for path in folder.glob("*.py") if "SwitchGLU(" in path.read_text()}
+    texts = {path.stem: path.read_text() for path in folder.glob("*.py")}
+    own = {name for name, text in texts.items() if "SwitchGLU(" in text or "SwitchMLP(" in text}
     assert own - {"switch_layers", *WITH_EXPERTS} == {"muse_spark"}  # has no baseline on a CPU

@@ -1,4 +1,4 @@
-"""Blocks of experts on the ladder: every format of a weight, every activation, and two real models' sizes."""
+"""Blocks of experts on the ladder: every format of a weight, every activation, and real models' sizes."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ import mlx.core as mx
 
 from kernels import moe_reference
 from kernels.ladder.case import Case, dtype_name
-from kernels.moe import GEGLU, PLAIN, Activation, BlockSpec, Experts, Format, Shared, switch_glu
+from kernels.moe import GEGLU, GELU, PLAIN, RELU2, Activation, BlockSpec, Experts, Format, Shared, switch_glu
 from kernels.moe_constants import matrix_names
-from kernels.moe_spec import REAL_SIZES
+from kernels.moe_spec import FLOATS, real_spec
 from kernels.random_block import random_experts
 
 TOLERANCES = {mx.float16: 1e-3, mx.bfloat16: 8e-3, mx.float32: 5e-6}
-MXFP4 = Format(4, 32, "mxfp4")
-FORMATS = (*(Format(bits, 64) for bits in (2, 3, 4, 5, 6, 8)), Format(4, 32), Format(4, 128), MXFP4, PLAIN)
+MXFP4, NVFP4, MXFP8 = (Format(*FLOATS[mode], mode) for mode in ("mxfp4", "nvfp4", "mxfp8"))
+AFFINE = (*(Format(bits, 64) for bits in (2, 3, 4, 5, 6, 8)), Format(4, 32), Format(4, 128))
+FORMATS = (*AFFINE, MXFP4, PLAIN, NVFP4, MXFP8)
 ONCE = tuple(
     name
     for matrix in ("gate", "up", "down", "shared_gate", "shared_up", "shared_down")
     for name in matrix_names(matrix)
 )
 SMALL = BlockSpec(5, 256, 128, 3, PLAIN, PLAIN, PLAIN)
-QWEN3_30B_A3B, GLM_4_7_FLASH = (
-    BlockSpec(*REAL_SIZES[name], *(Format(4, 64),) * 3) for name in ("qwen3-30b-a3b", "glm-4.7-flash")
+QWEN3_30B_A3B, GLM_4_7_FLASH, NEMOTRON_3_NANO = (
+    real_spec(name, Format(4, 64)) for name in ("qwen3-30b-a3b", "glm-4.7-flash", "nemotron-3-nano")
 )
 
 
@@ -59,15 +60,16 @@ class _Block:
 
     def _parts(
         self, arrays: tuple[mx.array, ...]
-    ) -> tuple[mx.array, mx.array, mx.array, Experts, Experts, Experts, Shared | None]:
+    ) -> tuple[mx.array, mx.array, mx.array, Experts | None, Experts, Experts, Shared | None]:
         x, indices, scores, *rest = arrays
         given = iter(rest)
-        gate, up, down = (self._taken(form, given) for form, _ in _matrices(self.spec))
-        shared = None
-        if self.shared is not None:
-            one, two, three = (self._taken(form, given) for form, _ in _matrices(self.shared))
-            shared = Shared(self.shared, one, two, three)
-        return x, indices, scores, gate, up, down, shared
+        experts = self._experts(self.spec, given)
+        shared = None if self.shared is None else Shared(self.shared, *self._experts(self.shared, given))
+        return x, indices, scores, *experts, shared
+
+    def _experts(self, spec: BlockSpec, given: Iterator[mx.array]) -> tuple[Experts | None, Experts, Experts]:
+        *gate, up, down = (self._taken(form, given) for form, _ in _matrices(spec))
+        return gate[0] if gate else None, up, down
 
     def _taken(self, form: Format, given: Iterator[mx.array]) -> Experts:
         weight = next(given)
@@ -84,10 +86,10 @@ def _keys() -> Iterator[mx.array]:
 
 
 def _matrices(spec: BlockSpec) -> list[tuple[Format, tuple[int, int, int]]]:
-    """Of gate, up and down: format and (E, N, K)."""
+    """Of gate, where there is one, up and down: format and (E, N, K)."""
     inner = (spec.num_experts, spec.expert_size, spec.hidden_size)
     outer = (spec.num_experts, spec.hidden_size, spec.expert_size)
-    return [(spec.gate, inner), (spec.up, inner), (spec.down, outer)]
+    return [*((form, inner) for form in spec.inner), (spec.down, outer)]
 
 
 def _case(
@@ -126,10 +128,31 @@ def moe_cases() -> list[Case]:
             spec = replace(SMALL, gate=form, up=form, down=form, activation=activation, dtype=dtype)
             name = f"{form.mode}{form.bits}-{form.group_size}-{kind}"
             cases.append(_case(name, _Block(spec, tokens)))
+        cases += _gateless_cases(tokens)
+        both = Activation("situ_both", alpha=1.5, limit=2.0)
+        floats = replace(SMALL, gate=NVFP4, up=MXFP8, down=NVFP4, activation=both, dtype=mx.float16)
+        cases.append(_case("floats-situ_both", _Block(floats, tokens), is_golden=True, is_long=tokens == 9))
+        situ = replace(four, activation=Activation("situ", alpha=0.5))
+        cases.append(_case("affine4-64-situ", _Block(situ, tokens)))
     cases.append(_case("affine4-64", _Block(four, 2)))  # fewer than 8 indices lie in constant memory
-    for name, spec in (("Qwen3-30B-A3B", QWEN3_30B_A3B), ("GLM-4.7-Flash", GLM_4_7_FLASH)):
+    for name, spec in (
+        ("Qwen3-30B-A3B", QWEN3_30B_A3B),
+        ("GLM-4.7-Flash", GLM_4_7_FLASH),
+        ("Nemotron-3-Nano", NEMOTRON_3_NANO),
+    ):
         other = replace(spec, num_experts=1, top_k=1) if spec is GLM_4_7_FLASH else None
         cases.extend(
             _case(name, _Block(spec, tokens, other), is_full=True) for tokens in (1, 2, 8, 16, 32, 63)
         )
+    return cases
+
+
+def _gateless_cases(tokens: int) -> list[Case]:
+    """Up, an activation and down, as nemotron_h and phixtral have them."""
+    four = replace(SMALL, gate=None, up=Format(4, 64), down=Format(4, 64), activation=RELU2)
+    cases = [_case("gateless-relu2", _Block(four, tokens), is_golden=True, is_long=tokens == 1)]
+    for up, down, activation in ((PLAIN, Format(6, 64), GELU), (NVFP4, MXFP8, RELU2), (MXFP8, MXFP4, GELU)):
+        spec = replace(four, up=up, down=down, activation=activation, dtype=mx.float16)
+        name = f"gateless-{up.mode}-{down.mode}-{activation.kind}"
+        cases.append(_case(name, _Block(spec, tokens, has_bias=activation is GELU)))
     return cases
