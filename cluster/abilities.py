@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from planner.embedding_files import NoEmbeddingsError, read_embedding_model
 from planner.model_profile import ModelProfile
@@ -25,8 +25,15 @@ class Abilities:
             raise ValueError(why)
 
 
-def abilities_of(model: ModelProfile, model_dir: Path, why_no_hidden: Callable[[], str]) -> Abilities:
-    """Of the model in `model_dir`. why_no_hidden: tries its architecture; asked of embedding models alone."""
+class HiddenProver(Protocol):
+    """Tries an architecture, as `cluster.proof.Prover`."""
+
+    def why_no_hidden(self) -> str:
+        """Why hidden states before the head cannot be had; empty where they can."""
+
+
+def abilities_of(model: ModelProfile, model_dir: Path, prover: HiddenProver) -> Abilities:
+    """Of the model in `model_dir`. prover: asked of embedding models alone."""
     no_text = (
         ""
         if model.has_head
@@ -36,7 +43,7 @@ def abilities_of(model: ModelProfile, model_dir: Path, why_no_hidden: Callable[[
         read_embedding_model(model_dir)
     except NoEmbeddingsError as error:
         return Abilities(no_text, f"{model.name} gives no embeddings: {error}")
-    why = why_no_hidden()
+    why = prover.why_no_hidden()
     if not why:
         return Abilities(no_text, "")
     return Abilities(

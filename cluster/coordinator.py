@@ -267,7 +267,7 @@ class Coordinator:
         self._say(planning.table)
         self._plan, self._plan_json = planning.plan, planning.plan.to_json()
         self.head.predicted = planning.predicted
-        self.head.abilities = abilities_of(planning.model, model_dir, prover.why_no_hidden)
+        self.head.abilities = abilities_of(planning.model, model_dir, prover)
         self.head.planned_from = head_pb2.PlanningReply(
             planning_json=planning.planned_from, config_digest=self._config.digest
         )

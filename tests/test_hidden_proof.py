@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -48,15 +49,15 @@ def test_an_architecture_with_a_step_between_is_refused(arch: str, tmp_path: Pat
 def test_what_a_model_can_do(tmp_path: Path) -> None:
     folder = write_embedding_model("llama", tmp_path / "m", num_layers=3, has_head=False)
     model = read_model_profile(folder)
-    able = abilities_of(model, folder, lambda: "")
+    able = abilities_of(model, folder, SimpleNamespace(why_no_hidden=lambda: ""))
     able.check(VECTOR)
     with pytest.raises(ValueError, match=r"^m is an embedding model without a head, so it writes no text"):
         able.check(TEXT)
-    able = abilities_of(model, folder, lambda: ELSE)
+    able = abilities_of(model, folder, SimpleNamespace(why_no_hidden=lambda: ELSE))
     with pytest.raises(ValueError, match=rf"^m gives no embeddings: what the architecture .*\({ELSE}\);"):
         able.check(VECTOR)
     folder = write_checkpoint("llama", tmp_path / "n", num_layers=3)
-    able = abilities_of(read_model_profile(folder), folder, pytest.fail)
+    able = abilities_of(read_model_profile(folder), folder, SimpleNamespace(why_no_hidden=pytest.fail))
     able.check(TEXT)
     with pytest.raises(ValueError, match=r"^n gives no embeddings: its files have no modules\.json"):
         able.check(VECTOR)
