@@ -96,10 +96,14 @@ def describe(spec: BlockSpec, layer: Any) -> str:
 
 
 def format_names(spec: BlockSpec, layer: Any) -> list[str]:
-    """Of gate, up and down, as the planner names them: affine weights by the dtype of their scales too."""
+    """Of gate, up and down, as the planner names them: affine weights by the dtype of their scales too.
+
+    A block without a gate has two.
+    """
     names = []
-    for name, form in (("gate", spec.gate), ("up", spec.up), ("down", spec.down)):
-        dtype = _stored_dtype(layer[f"{name}_proj"])
+    made = projections(layer)
+    for name, form in spec.forms.items():
+        dtype = _stored_dtype(made[name])
         if form.mode == "affine":
             more = "" if dtype == "bfloat16" else f"+{dtype}"
             names.append(f"affine{form.bits}/{form.group_size}{more}")

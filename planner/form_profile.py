@@ -9,12 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from planner.exl3_shapes import EXPERT
-from planner.forms import BLOCK_MATRICES, Form
+from planner.forms import Form
 from planner.headers import TensorHeader
 from planner.layer_profile import FormUse, WeightFormat
 from planner.loaded_bytes import LoadedBytes
 from planner.speeds import EXL3
 
+GATELESS = {"up_proj", "down_proj", "fc1", "fc2"}  # what experts without a gate call their matrices
 Tensors = Mapping[str, TensorHeader]  # by the name after the layer's index
 
 
@@ -77,14 +78,15 @@ def _exl3_experts(tensors: LoadedBytes, routed: Tensors, routing: Routing) -> It
 
 
 def _block(tensors: LoadedBytes, routed: Sequence[TensorHeader], routing: Routing) -> FormUse | None:
-    """Gate, up and down have equally many weights, however the checkpoint joins or splits them."""
+    """Gate, where there is one, up and down have equally many weights, however a checkpoint joins them."""
     matrices = [header for header in routed if not header.name.endswith("bias")]
     params: dict[str, int] = {}
     for header in matrices:
         if count := tensors.params_of(header):
             name = tensors.format_of(header)
             params[name] = params.get(name, 0) + count
-    each, rest = divmod(sum(params.values()), BLOCK_MATRICES)
+    is_gateless = {header.name.split(".")[-2] for header in matrices} <= GATELESS
+    each, rest = divmod(sum(params.values()), 2 if is_gateless else 3)
     width, more = divmod(each, max(1, routing.num_experts * routing.hidden_size))
     if not width or rest or more or any(count % each for count in params.values()):
         return None

@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 
 MAX_ROWS = 1 << 20
 MAX_SPAN_MS = 60_000.0  # of one block: beyond it a clock is wrong
-BLOCK_MATRICES = 3  # gate, up and down
+BLOCK_MATRICES = (2, 3)  # up and down, with a gate or without
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
     """What the time of a block or matrix hangs on. Raises ValueError for sizes below 1.
 
-    A block of experts has a format for each of its three matrices, in the order of their names; outputs is
-    the width of an expert. A matrix has one format; num_experts 1 where it is no expert's.
+    A block of experts has a format for each of its two or three matrices, in the order of their names;
+    outputs is the width of an expert. A matrix has one format; num_experts 1 where it is no expert's.
     """
 
     num_experts: int
@@ -32,8 +32,8 @@ class Form:
         for key in ("num_experts", "top_k", "inputs", "outputs"):
             if not 1 <= getattr(self, key) < 1 << 31:
                 raise ValueError(f"{key} = {getattr(self, key)} must be at least 1, and less than 2^31")
-        if len(self.formats) not in (1, BLOCK_MATRICES) or list(self.formats) != sorted(self.formats):
-            raise ValueError(f"formats = {self.formats} must be one, or {BLOCK_MATRICES} in order")
+        if len(self.formats) not in (1, *BLOCK_MATRICES) or list(self.formats) != sorted(self.formats):
+            raise ValueError(f"formats = {self.formats} must be one, or two or three in order")
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,7 +181,7 @@ def test_a_plans_values_come_back_with_the_times() -> None:
     [
         (lambda: replace(BLOCK, top_k=0), "top_k = 0 must be at least 1"),
         (lambda: replace(BLOCK, inputs=1 << 40), "inputs = 1099511627776 must be at least 1, and less than"),
-        (lambda: replace(BLOCK, formats=("a", "b")), "formats = ('a', 'b') must be one, or 3 in order"),
+        (lambda: replace(BLOCK, formats=("b", "a")), "formats = ('b', 'a') must be one, or two or three"),
         (lambda: FormSpan(2, 1, 1, 1), "rows = 2 to 1 must be in order, from 1 to"),
         (lambda: FormSpan(1, 1 << 30, 1, 1), "must be in order, from 1 to 1048576"),
         (lambda: FormSpan(1, 2, float("nan"), 1), "first_ms = nan must be above 0, and at most"),

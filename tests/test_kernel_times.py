@@ -32,6 +32,7 @@ from tests.node_process import write_cluster
 from tests.test_forms import times
 from tests.tiny_exl3 import write_exl3
 from tests.tiny_models import write_checkpoint
+from tests.zoo.checkpoint import write_zoo_checkpoint
 
 FORM = Form(128, 8, 2048, 768, ("affine4/64",) * 3)
 TAKEN = Verdict(1, 1, True, ours_us=250.0, mlx_us=500.0, timed=(Timed(1, 250.0, 500.0),))
@@ -88,6 +89,14 @@ def test_the_planner_and_the_kernels_name_the_same_forms(made: dict[str, Any], t
     found = {one.form for one in subjects_of(folder, 3)}
     assert {Form(**asdict(form)) for form in read_model_profile(folder).forms} == found
     assert bool(found) == (arch != "llama")
+
+
+@pytest.mark.parametrize("name", ["nemotron_h", "phixtral"])
+def test_so_they_do_of_blocks_without_a_gate(name: str, tmp_path: Path) -> None:
+    folder = write_zoo_checkpoint(name, tmp_path / name)
+    found = {one.form for one in subjects_of(folder, 7)}
+    assert found
+    assert {Form(**asdict(form)) for form in read_model_profile(folder).forms} == found
 
 
 @pytest.mark.parametrize(("arch", "kinds"), [("llama", None), ("qwen3_moe", None), ("qwen3_moe", mixed)])
@@ -152,7 +161,7 @@ def wrong(**values: Any) -> list[control_pb2.FormTimes]:
         (wrong(last_rows=2), "rows = 1 to 2 and 2 to 4 must be in order, and apart"),
         (
             [control_pb2.FormTimes(num_experts=1, top_k=1, inputs=1, outputs=1)],
-            "formats = () must be one, or 3",
+            "formats = () must be one, or two or three",
         ),
         (told_times([TIMES] * 300), "forms = 300 must be at most 256"),
         ([control_pb2.FormTimes(spans=[control_pb2.FormSpan()] * 17)], "spans = 17 must be at most 16"),
