@@ -193,6 +193,7 @@ def measure(model: Path, args: argparse.Namespace, gpus: Sequence[str], director
             plain["one"].append(max(baseline.ask("one", 1, args.tokens) for _ in range(2)))
             if args.prompt:
                 plain["ttft"].append(min(baseline.ask("ttft", 1, 1, args.prompt) for _ in range(2)))
+            print("mlx-lm", json.dumps(plain), file=sys.stderr, flush=True)
             for name in names:
                 stages = int(name.partition("-")[0].partition("@")[0])
                 with ring_of(model, name, args, gpus, directory / f"{name}-{round_}") as ring:
