@@ -133,7 +133,8 @@ class BuildAhead:
                 self.num_taken += 1
                 self._trust = min(self._trust + 1, TRUST)
                 out = built.ahead.fill([slot.tokens[0] for slot in slots], carry)
-                taken = Taken(built.state, out, built.draws)
+                # Behind a part of a prompt nothing is drawn, and its tokens may be scored by what is there.
+                taken = Taken(built.state, out, built.draws if slots[0].is_sampled else None)
             else:
                 self.drop()
         if self.is_on and is_step:

@@ -253,6 +253,7 @@ class Engine:
         whole = [i for i, error in enumerate(errors) if not error]
         if recorder.layers_per_span:
             self.ahead.drop()  # it would be evaluated as a whole
+        self.ahead.forget(slot.session for slot, error in zip(slots, errors, strict=True) if error)
         is_pooled = sessions[whole[0]].is_pooled
         is_ahead = len(whole) == len(slots) and not is_pooled
         taken = self.ahead.take(slots, sessions, carry) if is_ahead else None

@@ -199,6 +199,40 @@ def test_a_step_that_cannot_be_leaves_the_others_alone(model: Path) -> None:
     ]
 
 
+def test_a_row_that_failed_on_its_way_here_takes_no_step_that_was_built(model: Path) -> None:
+    def script(ring: Ring) -> None:
+        for session in PROMPTS:
+            ring.read(session)
+        ring.write(1, 2, 3, times=3)
+        slots = [ring_pb2.Slot(session=s, position=ring.position[s], is_sampled=True) for s in PROMPTS]
+        for slot in slots:
+            slot.tokens.append(ring.last[slot.session])
+        slots[1].error = "lost before"
+        ring.send(*slots)
+        for slot in ring.results[-1].slots:
+            assert slot.error == ("lost before" if slot.session == 2 else "")
+            ring.last[slot.session] = slot.result.id
+            ring.position[slot.session] += slot.session != 2
+        ring.write(1, 3, times=4, closes=2)
+
+    ring = both(model, [2], script)
+    assert ring.num_dropped == [1, 1]
+    assert min(ring.num_taken) >= 2 + 2
+
+
+def test_a_prompt_that_comes_token_by_token_has_all_its_scores(model: Path) -> None:
+    def script(ring: Ring) -> None:
+        prompt = PROMPTS[1]
+        spec = ring_pb2.SessionSpec(session=1, prompt_tokens=len(prompt), max_tokens=5)
+        spec.sampling.prompt_logprobs = True
+        for at, token in enumerate(prompt):
+            slot = ring_pb2.Slot(session=1, position=at, tokens=[token], is_sampled=at + 1 == len(prompt))
+            ring.send(slot, opens=[] if at else [spec])
+        assert [t.id for out in ring.results for t in out.slots[0].prompt] == prompt[1:]
+
+    assert min(both(model, [2], script).num_taken) >= len(PROMPTS[1]) - 2
+
+
 def test_it_rests_where_it_does_not_pay(tmp_path: Path) -> None:
     ring = Ring(write_checkpoint("llama", tmp_path / "llama", num_layers=LAYERS), [], is_ahead=True)
     for session in PROMPTS:
