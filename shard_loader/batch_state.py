@@ -89,8 +89,9 @@ class BatchState:
 
     def extend(self, other: BatchState) -> None:
         """The other's rows come behind the own ones; the other is used up."""
+        num_rows = self.num_rows, other.num_rows
         for i, cache in self.own.items():
-            extend(cache, other.own[i], self._kv, other._kv)
+            extend(cache, other.own[i], self._kv, other._kv, num_rows)
         self.positions += other.positions
         self._renew()
 

@@ -48,13 +48,15 @@ def merged(caches: list[Any], kv: KVRows) -> Any:
     return kv.merge(caches) if type(first) is KVCache else first.merge(caches)
 
 
-def extend(cache: Any, other: Any, kv: KVRows, others: KVRows) -> None:
-    """The rows of `other`, which is used up, come behind those of `cache`."""
+def extend(cache: Any, other: Any, kv: KVRows, others: KVRows, num_rows: tuple[int, int]) -> None:
+    """The rows of `other`, which is used up, come behind those of `cache`; num_rows: of each."""
     if type(cache) is CacheList:
         for part, more in zip(cache.caches, other.caches, strict=True):
-            extend(part, more, kv, others)
+            extend(part, more, kv, others, num_rows)
     elif type(cache) is BatchKVCache:
         kv.extend(cache, other, others)
+    elif type(cache) is ArraysCache:
+        _extend_arrays(cache, other, num_rows)
     else:
         cache.extend(other)
 
@@ -94,6 +96,18 @@ def _merge_arrays(caches: list[ArraysCache]) -> ArraysCache:
                 [mx.zeros_like(known) if row is None else row for row in rows], axis=0
             )
     return merged
+
+
+def _extend_arrays(cache: ArraysCache, other: ArraysCache, num_rows: tuple[int, int]) -> None:
+    """As ArraysCache.extend, which takes rows that have read nothing for a single one."""
+    for entry, parts in enumerate(zip(cache.cache, other.cache, strict=True)):
+        known = next((part for part in parts if part is not None), None)
+        if known is not None:
+            filled = [
+                mx.zeros((num, *known.shape[1:]), known.dtype) if part is None else part
+                for part, num in zip(parts, num_rows, strict=True)
+            ]
+            cache.cache[entry] = mx.concatenate(filled)
 
 
 def extracted(cache: Any, row: int, kv: KVRows) -> Any:

@@ -109,6 +109,16 @@ def test_prompts_that_are_not_equally_far(model: Path) -> None:
     reader.check(model, 1, 2, 3)
 
 
+def test_several_that_begin_join_rows_that_have_read(model: Path) -> None:
+    reader = Reader(stages(model, [2]), PROMPTS | {6: [71, 5, 28, 9, 64]})
+    reader.go(1, 2, num_tokens=6)
+    reader.go(1, 2, 3, 6, num_tokens=4)
+    reader.go(1, 2)
+    for _ in range(4):
+        reader.go(1, 2, 3, 6)
+    reader.check(model, 1, 2, 3, 6)
+
+
 def test_one_pass_for_all_prompts(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ring = stages(model, [2])
     reader = Reader(ring)
