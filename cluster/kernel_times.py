@@ -51,13 +51,14 @@ def times_of(kept: Iterable[Kept]) -> tuple[FormTimes, ...]:
 
     What was not timed, as all that is untested, wrong or emulated, has no time here.
     """
-    found = []
+    found: list[FormTimes] = []
     for one in kept:
         if one.form is None or not any(verdict.timed for verdict in one.verdicts):
             continue
         try:
             spans = (_span(verdict) for verdict in one.verdicts if verdict.timed)
-            found.append(FormTimes(Form(**asdict(one.form)), tuple(spans)))
+            made = FormTimes(Form(**asdict(one.form)), tuple(spans))
+            found += read_times(told_times([made]))  # what the wire does not carry is in no file either
         except (ValueError, TypeError) as error:
             logger.warning("times of kernels that were kept are not used: %s", error)
     return tuple(found[:MAX_FORMS])

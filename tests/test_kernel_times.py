@@ -126,6 +126,24 @@ def test_a_file_with_times_that_cannot_be_is_not_believed(us: Any, caplog: pytes
     assert "times of kernels that were kept are not used" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("form", "taken"),
+    [
+        (replace(FORM, top_k=8.5), TAKEN),
+        (replace(FORM, num_experts=True), TAKEN),
+        (replace(FORM, formats=(1, 2, 3)), TAKEN),
+        (replace(FORM, formats=("\ud800",) * 3), TAKEN),
+        (FORM, replace(TAKEN, timed=(Timed(1.5, 250.0, 500.0),))),
+    ],
+)
+def test_what_could_not_be_told_is_not_believed_either(
+    form: Any, taken: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = Kept(FORM, (TAKEN, SLOWER))
+    assert told_times(times_of([Kept(form, (taken,)), good])) == told_times([TIMES])
+    assert "times of kernels that were kept are not used" in caplog.text
+
+
 def test_of_another_machine_nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     here, node = machine_of("emulated"), seen_machine()
     for change in ({"mlx": "0.1"}, {"chip": "Apple M9"}, {"kernels": "0" * 16}, {"system": "Plan 9"}):
