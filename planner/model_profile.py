@@ -14,6 +14,7 @@ from typing import Any
 
 from planner.carry_profile import carry_bytes
 from planner.digests import digest_of
+from planner.embedding_files import is_embedding_model
 from planner.exl3 import (
     DECODED_BYTES,
     DECODED_WEIGHTS,
@@ -128,7 +129,9 @@ def read_model_profile(
     model_dir: Path, name: str | None = None, options: LoadOptions = NO_OPTIONS
 ) -> ModelProfile:
     """The profile of the checkpoint in `model_dir`. Raises ModelFilesError naming the file."""
-    return profile_model(read_config(model_dir), known_headers(model_dir), name or model_dir.name, options)
+    config, headers = read_config(model_dir), known_headers(model_dir)
+    can_lack_head = is_embedding_model(model_dir)
+    return profile_model(config, headers, name or model_dir.name, options, can_lack_head=can_lack_head)
 
 
 def profile_model(
@@ -136,9 +139,13 @@ def profile_model(
     headers: Mapping[str, TensorHeader],
     name: str,
     options: LoadOptions = NO_OPTIONS,
+    *,
+    can_lack_head: bool = False,
 ) -> ModelProfile:
     """The profile of values that were read before, loaded with `options`.
 
+    can_lack_head: a head that the config does not tie, and of which there are no tensors, is none. Elsewhere
+    it is the embedding, whatever the config says: some architectures know no other (hunyuan).
     Raises ModelFilesError where no layers can be told, EXL3 weights do not suit each other, or what is
     quantised is to be quantised again.
     """
@@ -148,7 +155,7 @@ def profile_model(
     check_shapes(parts.layers, flat, first_int(flat, EXPERTS_KEYS), name)
     tensors = LoadedBytes(headers, config, name, options)
     ties = flat.get("tie_word_embeddings", config.get("tie_word_embeddings"))
-    is_tied = ties is True or (not parts.head and ties is not False)  # else it has no head at all
+    is_tied = ties is True or (not parts.head and not (can_lack_head and ties is False))
     embed = [header for header in parts.embed if tensors.params_of(header)]
     head = embed[:1] if is_tied else [header for header in parts.head if tensors.params_of(header)]
     keyed = (header for layer in parts.layers for header in layer.values() if _sets_dtype(header))

@@ -58,7 +58,10 @@ class Checkpoint:
         """None where the headers do not tell."""
         config, headers, options = convert(self.config, self.headers, bits)
         try:
-            return self.finish(profile_model(config, headers, self.model.name, options))
+            lacks_head = not self.model.has_head
+            return self.finish(
+                profile_model(config, headers, self.model.name, options, can_lack_head=lacks_head)
+            )
         except ModelFilesError:
             return None
 
