@@ -208,10 +208,10 @@ class ComputeThread:
                 wanted.add_done_callback(lambda _: self._inbox.put(work))
                 return
             step = self.engine.begin(frame, work.tensors)
-            if before is not None and is_next and (failure := before.step.wait()) is not None:
-                step.fail(failure)
             if self._overlaps:
                 step.start()
+            if before is not None and is_next and (failure := before.step.wait()) is not None:
+                step.fail(failure)
             running = Running(work, step, started, time.perf_counter(), sessions)
             if recorder.on:
                 numbers = len(frame.slots), sum(len(slot.tokens) for slot in frame.slots)

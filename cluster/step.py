@@ -39,6 +39,7 @@ class Step:
         self._code, self._seq = code, seq
         self._wanted: Wanted | None = None
         self._is_started = self._is_waited_for = False
+        self._ready: list[mx.array] = []  # of the evaluation that was started: there as soon as it is done
         self._failure: Exception | None = None  # of the evaluation that was waited for
         self._output: Output = None
         self._go_on(None)
@@ -48,20 +49,22 @@ class Step:
         wanted = self._wanted
         if wanted is None:
             return
+        # The others are, once written to, arrays of a step that is built upon this one.
+        ready = wanted.read or (mx.depends([mx.array(0)], wanted.others) if wanted.others else [])
         try:
-            mx.async_eval(wanted.read, wanted.others)
+            mx.async_eval(ready, wanted.read, wanted.others)
         except Exception as error:  # border: the code that wanted it knows whose fault it is
             self._go_on(error)
         else:
-            self._is_started = True
+            self._is_started, self._ready = True, ready
 
     def wait(self) -> Exception | None:
         """The device has done what it was given; why it could not. What is left is for `finish`.
 
-        Another step may have been built upon this one, but not started.
+        Another step may have been built upon this one, and started.
         """
         if self._wanted is not None and not self._is_waited_for:
-            self._failure, self._is_waited_for = self._evaluate(self._wanted, is_last=True), True
+            self._failure, self._is_waited_for = self._evaluate(self._wanted), True
         return self._failure
 
     def fail(self, error: Exception) -> None:
@@ -74,19 +77,16 @@ class Step:
         while self._wanted is not None:
             failure = self._failure if self._is_waited_for else self._evaluate(self._wanted)
             self._is_started = self._is_waited_for = False
-            self._failure = None
+            self._ready, self._failure = [], None
             self._go_on(failure)
         return self._output
 
-    def _evaluate(self, wanted: Wanted, *, is_last: bool = False) -> Exception | None:
-        """is_last: nothing was started after it."""
+    def _evaluate(self, wanted: Wanted) -> Exception | None:
         began = time.perf_counter() if recorder.on else 0.0
         failure = None
         try:
-            if self._is_started and wanted.read:
-                mx.eval(wanted.read)
-            elif self._is_started and is_last:
-                mx.synchronize()  # the others are, once written to, arrays of the step built upon this one
+            if self._is_started:
+                mx.eval(self._ready)
             else:
                 mx.eval(wanted.read, wanted.others)
         except Exception as error:  # border, as above

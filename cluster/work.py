@@ -65,18 +65,18 @@ class Running:
     sessions: frozenset[int]
 
     def is_followed_by(self, frame: ring_pb2.Frame) -> bool:
-        """Whether both are parts of one prompt: the next is built upon what this one writes.
+        """Whether the next one reads on in this one's prompt: it is built upon what this one writes.
 
         Not where a copy is kept of what it writes: that is made as this one ends.
         """
         before = self.work.frame
-        if before.forks or not (_is_chunk(before) and _is_chunk(frame)):
+        if before.forks or not (_is_alone(before) and _is_alone(frame)) or before.slots[0].is_sampled:
             return False
         return self.sessions == {frame.slots[0].session}
 
 
-def _is_chunk(frame: ring_pb2.Frame) -> bool:
-    return len(frame.slots) == 1 and not frame.slots[0].is_sampled and not frame.slots[0].error
+def _is_alone(frame: ring_pb2.Frame) -> bool:
+    return len(frame.slots) == 1 and not frame.slots[0].error
 
 
 Work = StepWork | LoadWork | TrimWork | DraftWork | DraftEnd

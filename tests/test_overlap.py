@@ -60,8 +60,9 @@ def script() -> list[ring_pb2.Frame]:
         part(12, 3, 7, [4, 5, 6]),
         part(13, 3, 10, [7]),  # built upon the one before, while that is computed
         part(14, 3, 11, [8, 9]),
-        row(15, (3, 13, 10)),  # draws a token: not before the prompt is read
-        row(16, (1, 7, 3)),
+        row(15, (3, 13, 10)),  # reads the last token, and draws
+        row(16, (3, 14, 11)),  # the token that was drawn: not before it is there
+        row(17, (1, 7, 3)),
     ]
 
 
@@ -115,11 +116,11 @@ def test_frames_overlap_and_nothing_changes(
     monkeypatch.setattr(Engine, "begin", beginning)
     monkeypatch.setattr(Step, "finish", ending)
     assert run(model, overlaps=True) == wanted
-    is_early = [log.index(("begin", seq)) < log.index(("end", seq - 1)) for seq in range(5, 17)]
-    assert is_early == [True] * 4 + [False, False] + [True] * 4 + [False, True]
+    is_early = [log.index(("begin", seq)) < log.index(("end", seq - 1)) for seq in range(5, 18)]
+    assert is_early == [True] * 4 + [False, False] + [True] * 5 + [False, True]
     log.clear()
     assert run(model, overlaps=False) == wanted
-    assert log == [(what, seq) for seq in range(1, 17) for what in ("begin", "end")]
+    assert log == [(what, seq) for seq in range(1, 18) for what in ("begin", "end")]
 
 
 @pytest.mark.parametrize("last", [8, 9999])  # one is no token: what comes after the copy fails
@@ -137,8 +138,11 @@ def test_a_copy_is_kept_of_a_prompts_part_before_the_next_one_is_built(last: int
     assert run(model, overlaps=True, frames=frames) == wanted
 
 
-def test_who_waits_for_a_prompts_part_does_not_begin_with_the_next(tmp_path: Path) -> None:
-    """Both are to keep the device busy; mlx-lm's caches give the next part's keys the first one's arrays."""
+@pytest.mark.parametrize("is_started", [False, True])
+def test_a_prompts_part_is_waited_for_while_the_next_is_built_upon_it(
+    is_started: bool, tmp_path: Path
+) -> None:
+    """mlx-lm's caches give the next part's keys the first one's arrays; to wait does not evaluate those."""
     engine = Engine(load_shard(write_checkpoint("llama", tmp_path / "llama", num_layers=3), 0, 3))
     assert engine.step(prompt(1, 1, [72] * 9), ()) is not None
     state = engine.sessions[1].state
@@ -147,9 +151,12 @@ def test_who_waits_for_a_prompts_part_does_not_begin_with_the_next(tmp_path: Pat
     first.start()
     second = engine.begin(part(3, 1, 11, [7]), ())
     assert primitives(state.own[0].keys)
+    if is_started:
+        second.start()
     assert first.wait() is None
-    assert primitives(state.own[0].keys)
-    second.start()
+    assert bool(primitives(state.own[0].keys)) is not is_started
+    if not is_started:
+        second.start()
     for step in (first, second):
         output = step.finish()
         assert output is not None

@@ -34,7 +34,7 @@ def test_a_device_computes_one_frame_at_a_time(tmp_path: Path, monkeypatch: pyte
     node = NodeTrace(0, "n0", records, clock=Clock(Moment(at, 0.0, 0.0), Moment(at + 9, 0.0, 0.0)))
     spans = timeline([node]).spans
     device = sorted((s for s in spans if s.part is Part.COMPUTE), key=lambda s: s.began)
-    assert [span.seq for span in device] == [seq for seq in range(1, 17) if seq != 7]  # that is nobody's
+    assert [span.seq for span in device] == [seq for seq in range(1, 18) if seq != 7]  # that is nobody's
     for one, following in itertools.pairwise(device):
         assert one.ended <= following.began
     waited = {span.seq for span in spans if span.name == "waits for the device"}
