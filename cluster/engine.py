@@ -27,9 +27,10 @@ from proto import ring_pb2
 from proto.codec import Tensor
 from shard_loader.adapters import Adapters
 from shard_loader.batch_state import BatchState
-from shard_loader.carry import flatten, to_wire, unflatten
+from shard_loader.carry import flatten, unflatten
 from shard_loader.expert_kernels import distrust_kernels
 from shard_loader.host_arrays import HostArrays
+from shard_loader.landing import Landing
 from shard_loader.reach import Reach
 from shard_loader.shard import Shard
 from shard_loader.state import ShardState
@@ -69,7 +70,8 @@ class Engine:
         if builds_ahead is None:
             is_lazy = backend.current() != "emulated"  # what is built computes nothing
             builds_ahead = is_gpu and is_lazy and not injected(Fault.PLAIN_STEPS)
-        self._host = HostArrays(is_kept=is_gpu and mx.cuda.is_available())
+        has_own_memory = is_gpu and mx.cuda.is_available()
+        self._host, self._landing = HostArrays(is_kept=has_own_memory), Landing(is_kept=has_own_memory)
         self.ahead = BuildAhead(shard, self.adapters.use, self._host, is_on=builds_ahead)
         self._error_at = int(injected(Fault.STEP_ERROR_AT))
         num_layers = shard.stop - shard.start
@@ -281,14 +283,15 @@ class Engine:
             assert isinstance(outgoing, mx.array)
             read = outgoing if len(whole) == len(slots) else outgoing[mx.array(whole)]
             parts = [slots[i] for i in whole], [sessions[i] for i in whole]
-            answers = Answers(*parts, out, lambda: self._caches(state), self._failed)
+            answers = Answers(*parts, out, self._landing, lambda: self._caches(state), self._failed)
             yield from answers.of(read if draws is None else draws)
             for slot, error in zip(slots, errors, strict=True):
                 if error:
                     _add_failed(out, slot, error)
             return []
         arrays, structure = flatten(outgoing)
-        yield Wanted(arrays, self._caches(state))
+        landed = [self._landing.of(x) for x in arrays]
+        yield Wanted([one.array for one in landed], self._caches(state))
         for i, (slot, error) in enumerate(zip(slots, errors, strict=True)):
             added = out.slots.add(
                 session=slot.session,
@@ -301,7 +304,7 @@ class Engine:
             if i == 0:  # the carry of all of them
                 added.structure, added.num_tensors = structure, len(arrays)
         began = time.perf_counter() if recorder.on else 0.0
-        copied = [to_wire(x) for x in arrays]
+        copied = [one.read() for one in landed]
         if began:
             recorder.add(Kind.COPIED_OUT, out.seq, began, time.perf_counter())
         return copied

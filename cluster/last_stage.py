@@ -19,6 +19,7 @@ from cluster.session import Session
 from cluster.step import Steps, Wanted
 from cluster.trace_recorder import Kind, recorder
 from proto import ring_pb2
+from shard_loader.landing import Landing
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Answers:
     slots: Sequence[ring_pb2.Slot]
     sessions: Sequence[Session]
     out: ring_pb2.Frame
+    landing: Landing
     caches: Callable[[], list[mx.array]]  # which must not stay a graph: asked for as the frame is evaluated
     fail: Callable[[ring_pb2.Slot, Exception], str]  # a slot's request ends here; why, for its client
 
@@ -83,6 +85,7 @@ class Answers:
             if recorder.layers_per_span:
                 mx.eval(draws.arrays())
             recorder.add(Kind.SAMPLED, seq, began, time.perf_counter())
+        draws.land(self.landing)
         yield Wanted([*draws.arrays(), *_arrays(scores)], self.caches())
         began = time.perf_counter() if recorder.on else 0.0
         if num_draws > 1:

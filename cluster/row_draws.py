@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 import mlx.core as mx
+import numpy as np
 
 from proto import ring_pb2
+from shard_loader.landing import Landed, Landing
 
 
 class RowDraws:
@@ -22,6 +24,7 @@ class RowDraws:
         self.on_token: dict[int, Callable[[int], None]] = {}
         self._num_rows = num_rows
         self._tokens: list[tuple[Sequence[int], mx.array]] = []
+        self._landed: list[tuple[Sequence[int], Landed]] = []  # the same, on their way to the host
         self._logprobs: list[tuple[Sequence[int], mx.array]] = []
         self._top: list[tuple[Sequence[int], mx.array, mx.array]] = []
 
@@ -37,10 +40,16 @@ class RowDraws:
         """The most probable ones, in no order: (len(rows), n) uint32 and float32."""
         self._top.append((rows, ids, logprobs))
 
+    def land(self, landing: Landing) -> None:
+        """The tokens are read where they land; call it before `arrays`, if at all."""
+        self._landed = [(rows, landing.of(tokens)) for rows, tokens in self._tokens]
+        self._tokens = []
+
     def arrays(self) -> list[mx.array]:
         """What the caller evaluates, in one mx.eval together with the caches."""
         singles = [array for _, array in (*self._tokens, *self._logprobs)]
-        return [*singles, *(array for _, *both in self._top for array in both)]
+        tops = [array for _, *both in self._top for array in both]
+        return [*(one.array for _, one in self._landed), *singles, *tops]
 
     def finish(self) -> list[ring_pb2.SampledToken | ValueError]:
         """The drawn tokens, row by row; for a row that could not be drawn, why."""
@@ -56,8 +65,10 @@ class RowDraws:
 
     def _ids(self) -> list[int | None]:
         ids: list[int | None] = [None] * self._num_rows
-        for rows, tokens in self._tokens:
-            for row, token in zip(rows, cast("list[int]", tokens.tolist()), strict=True):
+        read = [(rows, np.frombuffer(one.read().data, np.uint32).tolist()) for rows, one in self._landed]
+        drawn = [(rows, cast("list[int]", tokens.tolist())) for rows, tokens in self._tokens]
+        for rows, tokens in read + drawn:
+            for row, token in zip(rows, tokens, strict=True):
                 ids[row] = token
         return ids
 

@@ -162,15 +162,21 @@ def to_wire(x: mx.array) -> Tensor:
     Only an array whose rows do not follow each other in memory is copied. Raises CarryError for an unknown
     dtype.
     """
-    name = _DTYPE_NAMES.get(x.dtype)
-    if name is None:
-        raise CarryError(f"arrays of {x.dtype} cannot cross a cut")
+    name = dtype_name(x)
     view = memory(x)
     if not view.c_contiguous:
         x = mx.contiguous(x)
         mx.eval(x)
         view = memory(x)
     return Tensor(name, tuple(x.shape), view.cast("B") if x.size else b"")
+
+
+def dtype_name(x: mx.array) -> str:
+    """As tensors have it; raises CarryError for one that they cannot have."""
+    name = _DTYPE_NAMES.get(x.dtype)
+    if name is None:
+        raise CarryError(f"arrays of {x.dtype} cannot cross a cut")
+    return name
 
 
 def memory(x: Any) -> memoryview:

@@ -20,7 +20,31 @@ TURNS = 6  # frames that are built, run or end at once, and one more
 MAX_BYTES = 8 << 20  # of an array that is kept
 MAX_KEPT_BYTES = 256 << 20  # of all of them
 
-_Kind = tuple[str, tuple[int, ...]]  # dtype, shape
+Kind = tuple[str, tuple[int, ...]]  # dtype, shape
+
+
+class KeptArrays:
+    """A few arrays of each kind, of the kinds that were used last: within MAX_KEPT_BYTES."""
+
+    def __init__(self) -> None:
+        self._of: OrderedDict[Kind, list[mx.array]] = OrderedDict()
+
+    @property
+    def nbytes(self) -> int:
+        """Of those that are here."""
+        return sum(array.nbytes for arrays in self._of.values() for array in arrays)
+
+    def of(self, kind: Kind) -> list[mx.array] | None:
+        """Those of this kind, to take from and to give back to; None: nobody has made any."""
+        if kind in self._of:
+            self._of.move_to_end(kind)
+        return self._of.get(kind)
+
+    def add(self, kind: Kind, arrays: list[mx.array]) -> None:
+        """The first ones of this kind; others go."""
+        self._of[kind] = arrays
+        while len(self._of) > 1 and self.nbytes > MAX_KEPT_BYTES:
+            self._of.popitem(last=False)
 
 
 class HostArrays:
@@ -28,12 +52,12 @@ class HostArrays:
 
     def __init__(self, *, is_kept: bool) -> None:
         self._is_kept = is_kept
-        self._kept: OrderedDict[_Kind, list[mx.array]] = OrderedDict()
+        self._kept = KeptArrays()
 
     @property
     def nbytes(self) -> int:
         """What is kept."""
-        return sum(TURNS * arrays[0].nbytes for arrays in self._kept.values())
+        return self._kept.nbytes
 
     def tokens(self, rows: list[list[int]]) -> mx.array:
         """(B, T) int32"""
@@ -45,29 +69,25 @@ class HostArrays:
         if not self._is_kept or not tensor.shape:
             return from_wire(tensor)
         kind = (tensor.dtype, tensor.shape)
-        if kind not in self._kept:
-            made = _made(tensor)  # refuses what makes no sense
+        if self._kept.of(kind) is None:
+            first = made(tensor)  # refuses what makes no sense
             if len(tensor.data) > MAX_BYTES or not len(tensor.data):
-                return made
-            self._kept[kind] = [*(_made(tensor) for _ in range(TURNS - 1)), made]
-            while self.nbytes > MAX_KEPT_BYTES:
-                self._kept.popitem(last=False)
-            return made
+                return first
+            self._kept.add(kind, [*(made(tensor) for _ in range(TURNS - 1)), first])
+            return first
         array = self.blank(kind)
         if len(tensor.data) != array.nbytes:
             return from_wire(tensor)  # refuses it
         write(array, tensor.data)
         return array
 
-    def blank(self, kind: _Kind) -> mx.array:
+    def blank(self, kind: Kind) -> mx.array:
         """An array to be written before it is evaluated."""
         dtype, shape = kind
         if not self._is_kept:
-            return from_wire(_zeros(dtype, shape))
-        if kind not in self._kept:
-            return self.of(_zeros(dtype, shape))
-        self._kept.move_to_end(kind)
-        arrays = self._kept[kind]
+            return from_wire(zeros(dtype, shape))
+        if (arrays := self._kept.of(kind)) is None:
+            return self.of(zeros(dtype, shape))
         arrays.append(arrays.pop(0))
         return arrays[-1]
 
@@ -78,12 +98,14 @@ def write(array: mx.array, data: bytes | memoryview) -> None:
         memory(array).cast("B")[:] = data
 
 
-def _made(tensor: Tensor) -> mx.array:
+def made(tensor: Tensor) -> mx.array:
+    """In memory that the processor may use: it stays there."""
     mx.synchronize()
     array = from_wire(tensor)
     memory(array)
     return array
 
 
-def _zeros(dtype: str, shape: tuple[int, ...]) -> Tensor:
+def zeros(dtype: str, shape: tuple[int, ...]) -> Tensor:
+    """A tensor of zeros."""
     return Tensor(dtype, shape, bytes(ITEM_BYTES[dtype] * int(np.prod(shape))))

@@ -58,5 +58,5 @@ def test_kinds_are_forgotten_in_the_order_of_their_last_use(monkeypatch: pytest.
     host.of(tensor(0, 1))
     host.of(tensor(5, 6))
     assert host.nbytes == 4 * TURNS * (1 + 5 + 6)
-    assert any(array is first for array in host._kept["float32", (1,)])
-    assert ("float32", (4,)) not in host._kept
+    assert any(array is first for array in host._kept.of(("float32", (1,))) or ())
+    assert host._kept.of(("float32", (4,))) is None
