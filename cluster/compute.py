@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -22,6 +23,7 @@ from cluster.engine import Engine
 from cluster.fault import Fault, injected, injected_text
 from cluster.guide_process import GuideProcess
 from cluster.memory_limits import MemoryLimits, apply_limits
+from cluster.pace import Pace
 from cluster.step_times import StepTimes
 from cluster.trace_recorder import Kind, recorder
 from cluster.work import LoadProgress, LoadWork, Running, StepWork, TrimWork, Work
@@ -64,6 +66,7 @@ class ComputeThread:
         self._delay_s = injected(Fault.STEP_DELAY_MS) / 1e3
         self._running: Running | None = None
         self._ended = 0.0  # perf_counter() when the last frame was done
+        self._pace = Pace()
         self._on_output, self._on_loaded, self._on_failed = on_output, on_loaded, on_failed
         self._on_load_progress = on_load_progress
         self._inbox: SimpleQueue[Work | None] = SimpleQueue()
@@ -163,9 +166,11 @@ class ComputeThread:
         Until there is something, the draft model does one piece of its work after another, so that a frame
         never waits for more than a piece.
         """
-        if self._running is not None and self._inbox.empty():
+        if (running := self._running) is not None and self._inbox.empty():
             if self.engine is not None and self.engine.shard.is_first and self.engine.shard.is_last:
                 self.engine.ahead.prepare()  # a stage by itself never waits for a frame: it does so now
+            with suppress(Empty):  # what comes while the device is busy is built meanwhile
+                return self._inbox.get(timeout=self._pace.sure_s(running.work.frame, running.begun))
             self._end_running()
             self.progress += 1
             self._prepare()
@@ -208,11 +213,12 @@ class ComputeThread:
                 wanted.add_done_callback(lambda _: self._inbox.put(work))
                 return
             step = self.engine.begin(frame, work.tensors)
+            begun = time.perf_counter()
             if self._overlaps:
                 step.start()
             if before is not None and is_next and (failure := before.step.wait()) is not None:
                 step.fail(failure)
-            running = Running(work, step, started, time.perf_counter(), sessions)
+            running = Running(work, step, started, begun, time.perf_counter(), sessions)
             if recorder.on:
                 numbers = len(frame.slots), sum(len(slot.tokens) for slot in frame.slots)
                 recorder.add(Kind.BUILT, frame.seq, started, running.built, numbers=numbers)
@@ -232,9 +238,11 @@ class ComputeThread:
             return
         work, started = running.work, max(running.started, self._ended)
         try:
+            running.step.wait()
             if self._delay_s:  # stands for a device: it begins once it has its work and ended what it had
                 due = max(running.built, self._ended) + self._delay_s
                 time.sleep(max(0.0, due - time.perf_counter()))
+            self._pace.end(work.frame, running.begun)
             output = running.step.finish()
             if output is not None:
                 began = time.perf_counter()
@@ -261,7 +269,7 @@ class ComputeThread:
                 recorder.add(Kind.AHEAD, 0, began, began := time.perf_counter())
 
     def _load(self, work: LoadWork) -> None:
-        self._epoch, self.step_times = work.epoch, StepTimes()
+        self._epoch, self.step_times, self._pace = work.epoch, StepTimes(), Pace()
         wanted = (work.model_digest, work.start, work.stop, work.options)
         what = f"layers {work.start}:{work.stop}"
         try:

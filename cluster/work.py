@@ -60,8 +60,9 @@ class Running:
 
     work: StepWork
     step: Step
-    started: float  # perf_counter()
-    built: float
+    started: float  # perf_counter() when its work began,
+    begun: float  # when the device was first given some of it,
+    built: float  # and when it had it all
     sessions: frozenset[int]
 
     def is_followed_by(self, frame: ring_pb2.Frame) -> bool:

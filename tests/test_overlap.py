@@ -164,6 +164,47 @@ def test_a_prompts_part_is_waited_for_while_the_next_is_built_upon_it(
     assert not primitives(state.own[0].keys)
 
 
+class Inbox(SimpleQueue[Any]):
+    """What comes as soon as somebody waits for it while a device is busy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.later: list[StepWork] = []
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        if timeout and self.later and self.empty():
+            self.put(self.later.pop(0))
+        return super().get(block, timeout)
+
+
+def test_what_comes_while_the_device_is_busy_is_built_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it is known how long it will be busy; until then the thread waits for the device."""
+    monkeypatch.setenv("MACRAME_FAULT", "step_delay_ms=50")  # stands for what the device does
+    model = write_checkpoint("llama", tmp_path / "llama", num_layers=3)
+    outputs: SimpleQueue[int] = SimpleQueue()
+    thread = ComputeThread(
+        lambda frame, _tensors: outputs.put(frame.seq),
+        lambda epoch: None,
+        lambda epoch, reason: None,
+        lambda loaded, total: None,
+        overlaps=True,
+    )
+    inbox = thread._inbox = Inbox()
+    thread.post(LoadWork(1, model, "digest", 0, 3))
+    thread.start()
+    for frame in (prompt(1, 1, [72] * 9), prompt(2, 2, [65] * 9), row(3, (1, 9, 5))):
+        thread.post(StepWork(frame, (), lambda: None))
+        assert outputs.get(timeout=WAIT_S) == frame.seq
+    assert thread.num_overlapped == 0
+    inbox.later = [StepWork(row(5, (2, 9, 6)), (), lambda: None)]
+    thread.post(StepWork(row(4, (1, 10, 5)), (), lambda: None))
+    assert [outputs.get(timeout=WAIT_S) for _ in range(2)] == [4, 5]
+    assert thread.num_overlapped == 1
+    assert thread.stop(WAIT_S)
+
+
 def test_what_fails_on_the_device_fails_its_own_frame(tmp_path: Path) -> None:
     model = write_checkpoint("llama", tmp_path / "llama", num_layers=3)
     engine = Engine(load_shard(model, 0, 3))
