@@ -108,9 +108,9 @@ def test_status_watch_in_a_pipe(ring: RingProcesses) -> None:
             for line in watched(*macrame("status", ring), "--json", "--watch", "0.3", lines=3)
         ]
         assert [frame["num_active"] for frame in frames] == [1, 1, 1]
-        text = "".join(watched(*macrame("status", ring), "--watch", "0.3", lines=40))
+        text = "".join(watched(*macrame("status", ring), "--watch", "0.3", lines=100))
     assert "\x1b" not in text
-    assert "tokens/s in all" in text
+    assert "tokens/s in all" in text  # from the second table on
 
 
 @pytest.mark.parametrize(("columns", "sign"), [(160, "rank  node"), (40, "rank 0, node n0"), (20, "rank 0,")])
