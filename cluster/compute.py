@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import Empty, Queue
 
 import mlx.core as mx
 
@@ -69,7 +69,7 @@ class ComputeThread:
         self._pace = Pace()
         self._on_output, self._on_loaded, self._on_failed = on_output, on_loaded, on_failed
         self._on_load_progress = on_load_progress
-        self._inbox: SimpleQueue[Work | None] = SimpleQueue()
+        self._inbox: Queue[Work | None] = Queue()
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
         self._epoch = -1
         self._loaded: tuple[str, int, int, LoadOptions] | None = None

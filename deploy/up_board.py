@@ -57,7 +57,7 @@ class Board:
         self._lock = threading.Lock()
         self._views = {view.rank: view for view in views}
         self._client: Client | None = None
-        self.events: queue.SimpleQueue[Event | BaseException] = queue.SimpleQueue()
+        self.events: queue.Queue[Event | BaseException] = queue.Queue()
         self.has_served = threading.Event()  # set once the ring was ready
         self.api_heard_at = 0.0  # monotonic, when the head's API answered last; one thread writes it
 

@@ -125,6 +125,17 @@ def test_no_file_has_more_than_400_lines() -> None:
     assert not too_long
 
 
+def test_simple_queues_are_not_waited_for_with_a_timeout() -> None:
+    """Before Python 3.13 `SimpleQueue.get` can wait for ever where its time ends just as it begins to wait."""
+    waits = re.compile(r"\.get\((timeout|block|True)")
+    found = [
+        path
+        for path in python_files(*PACKAGES)
+        if "SimpleQueue" in (text := path.read_text()) and waits.search(text)
+    ]
+    assert not found
+
+
 def test_the_version_is_not_one_of_the_package_that_owns_our_names() -> None:
     version = pyproject()["project"]["version"]
     taken = re.fullmatch(r"0\.18\.(\d+)", version)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Queue, SimpleQueue
 from typing import Any
 
 import pytest
@@ -164,7 +164,7 @@ def test_a_prompts_part_is_waited_for_while_the_next_is_built_upon_it(
     assert not primitives(state.own[0].keys)
 
 
-class Inbox(SimpleQueue[Any]):
+class Inbox(Queue[Any]):
     """What comes as soon as somebody waits for it while a device is busy."""
 
     def __init__(self) -> None:
