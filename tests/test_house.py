@@ -126,7 +126,7 @@ def test_no_file_has_more_than_400_lines() -> None:
 
 
 def test_simple_queues_are_not_waited_for_with_a_timeout() -> None:
-    """Before Python 3.13 `SimpleQueue.get` can wait for ever where its time ends just as it begins to wait."""
+    """Before Python 3.13 `SimpleQueue.get` can wait for ever where its time ends as it begins to wait."""
     waits = re.compile(r"\.get\((timeout|block|True)")
     found = [
         path
