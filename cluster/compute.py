@@ -166,11 +166,12 @@ class ComputeThread:
         Until there is something, the draft model does one piece of its work after another, so that a frame
         never waits for more than a piece.
         """
-        if (running := self._running) is not None and self._inbox.empty():
-            if self.engine is not None and self.engine.shard.is_first and self.engine.shard.is_last:
-                self.engine.ahead.prepare()  # a stage by itself never waits for a frame: it does so now
-            with suppress(Empty):  # what comes while the device is busy is built meanwhile
-                return self._inbox.get(timeout=self._pace.sure_s(running.work.frame, running.begun))
+        if (running := self._running) is not None and (engine := self.engine) and self._inbox.empty():
+            if engine.shard.is_first and engine.shard.is_last:
+                engine.ahead.prepare()  # a stage by itself never waits for a frame: it does so now
+            if running.is_part or engine.num_sessions > len(running.sessions):
+                with suppress(Empty):  # what comes while the device is busy is built meanwhile
+                    return self._inbox.get(timeout=self._pace.sure_s(running.work.frame, running.begun))
             self._end_running()
             self.progress += 1
             self._prepare()

@@ -65,6 +65,12 @@ class Running:
     built: float  # and when it had it all
     sessions: frozenset[int]
 
+    @property
+    def is_part(self) -> bool:
+        """Of a prompt that is read on."""
+        slots = self.work.frame.slots
+        return bool(slots) and not slots[0].is_sampled
+
     def is_followed_by(self, frame: ring_pb2.Frame) -> bool:
         """Whether the next one reads on in this one's prompt: it is built upon what this one writes.
 

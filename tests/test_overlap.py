@@ -202,6 +202,12 @@ def test_what_comes_while_the_device_is_busy_is_built_meanwhile(
     thread.post(StepWork(row(4, (1, 10, 5)), (), lambda: None))
     assert [outputs.get(timeout=WAIT_S) for _ in range(2)] == [4, 5]
     assert thread.num_overlapped == 1
+    thread.post(StepWork(row(6, (1, 11, 7), closes=[2]), (), lambda: None))
+    assert outputs.get(timeout=WAIT_S) == 6
+    inbox.later = [StepWork(row(8, (1, 13, 8)), (), lambda: None)]
+    thread.post(StepWork(row(7, (1, 12, 7)), (), lambda: None))
+    assert outputs.get(timeout=WAIT_S) == 7
+    assert inbox.later, "who is alone is not kept waiting for others"
     assert thread.stop(WAIT_S)
 
 
