@@ -113,10 +113,14 @@ def _chip() -> str:
     return " ".join(str(told.get(key, "")) for key in ("device_name", "architecture", "memory_size")).strip()
 
 
-@functools.cache
 def kernel_digest() -> str:
     """Of every file that a kernel's answer or its speed can depend on."""
-    found = hashlib.sha256(" ".join(wrong_files()).encode())
+    return _digest(tuple(wrong_files()))
+
+
+@functools.cache
+def _digest(wrong: tuple[str, ...]) -> str:
+    found = hashlib.sha256(" ".join(wrong).encode())
     for path in sorted(HERE.rglob("*")):
         if path.suffix in {".py", ".metal", ".h"}:
             found.update(path.relative_to(HERE).as_posix().encode() + b"\0" + path.read_bytes())

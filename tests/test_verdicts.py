@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kernels.source import make_wrong
 from kernels.verdicts import Machine, Verdict, Verdicts, this_machine
 
 MACHINE = Machine("Apple M4 Max", "Darwin 26.1", "0.32.4", "0123456789abcdef", "metal")
@@ -40,6 +41,14 @@ def test_nodes_that_keep_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
 def test_another_machine_has_others(tmp_path: Path, change: dict[str, str]) -> None:
     Verdicts(tmp_path, MACHINE).keep("a", FOUND)
     assert Verdicts(tmp_path, replace(MACHINE, **change)).find("a") is None
+
+
+def test_a_kernel_that_is_made_wrong_has_verdicts_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node asks for the file's name before and after."""
+    monkeypatch.setattr("kernels.source._wrong", set())
+    before = this_machine("emulated")
+    make_wrong("moe")
+    assert this_machine("emulated").kernels != before.kernels
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"machine": {}}', "{" * 100_000])
