@@ -8,6 +8,7 @@ from collections import OrderedDict, deque
 from proto import ring_pb2
 
 NUM_TIMES = 8  # of each kind of frame
+MIN_TIMES = 2  # before anything is sure: the first frame of a kind may have waited for its kernels' compiler
 MAX_KINDS = 64
 SURE_SHARE = (
     0.8  # of the shortest time: who waited too long sees a shorter time, and so waits less the next time
@@ -34,8 +35,9 @@ class Pace:
             self._times_s.popitem(last=False)
 
     def sure_s(self, frame: ring_pb2.Frame, began: float) -> float:
-        """The device does not end it sooner from now; 0 where no frame like it was seen."""
-        least_s = SURE_SHARE * min(self._times_s.get(_kind(frame), ()), default=0.0)
+        """The device does not end it sooner from now; 0 where fewer than MIN_TIMES were seen."""
+        times_s = self._times_s.get(_kind(frame), ())
+        least_s = SURE_SHARE * min(times_s) if len(times_s) >= MIN_TIMES else 0.0
         return max(0.0, max(began, self._ended) + least_s - time.perf_counter())
 
 

@@ -194,7 +194,8 @@ def test_what_comes_while_the_device_is_busy_is_built_meanwhile(
     inbox = thread._inbox = Inbox()
     thread.post(LoadWork(1, model, "digest", 0, 3))
     thread.start()
-    for frame in (prompt(1, 1, [72] * 9), prompt(2, 2, [65] * 9), row(3, (1, 9, 5))):
+    first = prompt(1, 1, [72] * 9), prompt(2, 2, [65] * 8), part(21, 2, 8, [65]), row(3, (1, 9, 5))
+    for frame in first:
         thread.post(StepWork(frame, (), lambda: None))
         assert outputs.get(timeout=WAIT_S) == frame.seq
     assert thread.num_overlapped == 0
