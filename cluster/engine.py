@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
+from dataclasses import replace
 
 import mlx.core as mx
 
@@ -200,7 +201,9 @@ class Engine:
             error = slot.error or failed.get(slot.session, "")
             if not error:
                 try:
-                    out_tensors += yield from self._compute([slot], [self._session(slot)], carry, out)
+                    own = yield from self._compute([slot], [self._session(slot)], carry, out)
+                    is_only = len(frame.slots) == 1  # else the next ones may land where these did
+                    out_tensors += own if is_only else [replace(t, data=bytes(t.data)) for t in own]
                     continue
                 except Exception as failure:  # border: a request's error travels to its client
                     error = self._failed(slot, failure)
@@ -270,9 +273,7 @@ class Engine:
             tokens = self._host.tokens(  # (B, T)
                 [[0] * len(slot.tokens) if error else list(slot.tokens) for slot, error in rows]
             )
-            incoming = (
-                None if shard.is_first else unflatten([self._host.of(t) for t in carry], slots[0].structure)
-            )
+            incoming = None if shard.is_first else unflatten(self._host.carry(carry), slots[0].structure)
             self.adapters.use(sessions[whole[0]].spec.adapter)
             with shard.before_head() if is_pooled and shard.is_last else nullcontext():
                 outgoing = forward(shard, tokens, incoming, state, out.seq)

@@ -82,8 +82,9 @@ class Ahead:
         host: HostArrays,
     ) -> None:
         self._saved: Saved | None = Saved(state)
-        self._tokens = host.blank(("int32", (num_rows, 1)))
-        self._arrays = [host.blank(kind) for kind in carry]
+        self._host = host
+        self._kinds: Kind = (("int32", (num_rows, 1)), *carry)
+        self._tokens, *self._arrays = host.blanks(self._kinds)
         tokens, *arrays = given = [mx.stop_gradient(array) for array in (self._tokens, *self._arrays)]
         incoming = None if shard.is_first else unflatten(arrays, structure)
         with ExitStack() as failed:
@@ -98,6 +99,7 @@ class Ahead:
         saved, self._saved = self._saved, None
         if saved is not None:
             saved.restore()
+            self._give_back()
 
     def fill(self, tokens: Sequence[int], carry: Sequence[Tensor]) -> Any:
         """The numbers are there: what `Shard.forward` would return for them, to be evaluated."""
@@ -105,7 +107,11 @@ class Ahead:
         write(self._tokens, np.array(tokens, np.int32).tobytes())
         for array, tensor in zip(self._arrays, carry, strict=True):
             write(array, tensor.data)
+        self._give_back()
         return self.out
+
+    def _give_back(self) -> None:
+        self._host.give_back([self._tokens, *self._arrays], self._kinds)
 
 
 def _is_lazy(array: mx.array) -> bool:

@@ -8,7 +8,8 @@ rests, and written in turns.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -17,6 +18,7 @@ from proto.codec import ITEM_BYTES, Tensor
 from shard_loader.carry import from_wire, memory
 
 TURNS = 6  # frames that are built, run or end at once, and one more
+MAX_ALIKE = 2  # of one kind in a carry, so that three frames have theirs at once; others are made anew
 MAX_BYTES = 8 << 20  # of an array that is kept
 MAX_KEPT_BYTES = 256 << 20  # of all of them
 
@@ -75,21 +77,52 @@ class HostArrays:
                 return first
             self._kept.add(kind, [*(made(tensor) for _ in range(TURNS - 1)), first])
             return first
-        array = self.blank(kind)
+        array = self._taken(kind)
+        self.give_back([array], [kind])
         if len(tensor.data) != array.nbytes:
             return from_wire(tensor)  # refuses it
         write(array, tensor.data)
         return array
 
-    def blank(self, kind: Kind) -> mx.array:
-        """An array to be written before it is evaluated."""
-        dtype, shape = kind
+    def carry(self, tensors: Sequence[Tensor]) -> list[mx.array]:
+        """`of` each of them: all of one frame, of which none is another's."""
+        kept = _first_ones((tensor.dtype, tensor.shape) for tensor in tensors)
+        return [self.of(t) if is_one else from_wire(t) for t, is_one in zip(tensors, kept, strict=True)]
+
+    def blanks(self, kinds: Sequence[Kind]) -> list[mx.array]:
+        """Arrays to be written before they are evaluated: nobody else's until they are given back."""
         if not self._is_kept:
-            return from_wire(zeros(dtype, shape))
-        if (arrays := self._kept.of(kind)) is None:
-            return self.of(zeros(dtype, shape))
-        arrays.append(arrays.pop(0))
-        return arrays[-1]
+            return [from_wire(zeros(*kind)) for kind in kinds]
+        kept = zip(kinds, _first_ones(kinds), strict=True)
+        return [self._blank(kind) if is_one else made(zeros(*kind)) for kind, is_one in kept]
+
+    def give_back(self, arrays: Sequence[mx.array], kinds: Sequence[Kind]) -> None:
+        """Those of `blanks`: their numbers are written, or never will be. Others have them in their turn."""
+        for array, kind, is_one in zip(arrays, kinds, _first_ones(kinds), strict=True):
+            if is_one and (place := self._kept.of(kind)) is not None:
+                place.append(array)
+
+    def _blank(self, kind: Kind) -> mx.array:
+        if self._kept.of(kind) is None:
+            first = self.of(zeros(*kind))
+            if self._kept.of(kind) is None:  # not one to keep
+                return first
+        return self._taken(kind)
+
+    def _taken(self, kind: Kind) -> mx.array:
+        """The one of a kind that was written longest ago."""
+        arrays = self._kept.of(kind)
+        return arrays.pop(0) if arrays else made(zeros(*kind))
+
+
+def _first_ones(kinds: Iterable[Kind]) -> list[bool]:
+    """Whether each is one of the first MAX_ALIKE of its kind."""
+    num: Counter[Kind] = Counter()
+    out = []
+    for kind in kinds:
+        num[kind] += 1
+        out.append(num[kind] <= MAX_ALIKE)
+    return out
 
 
 def write(array: mx.array, data: bytes | memoryview) -> None:

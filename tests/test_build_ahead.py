@@ -10,15 +10,16 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from cluster.build_ahead import REST_STEPS, TRUST
+from cluster.build_ahead import REST_STEPS, TRUST, BuildAhead
 from cluster.engine import Engine
 from proto import ring_pb2
 from shard_loader.ahead import Ahead, ReadsNumbersError, kind_of
 from shard_loader.carry import flatten, to_wire
-from shard_loader.host_arrays import HostArrays
+from shard_loader.host_arrays import TURNS, HostArrays
 from shard_loader.rehearsal import Rehearsal
 from shard_loader.weights import load_shard
 from tests.test_engine import trip
+from tests.test_overlap import prompt, row
 from tests.tiny_models import write_checkpoint
 from tests.zoo.configs import zoo_config
 
@@ -218,6 +219,26 @@ def test_a_row_that_failed_on_its_way_here_takes_no_step_that_was_built(model: P
     ring = both(model, [2], script)
     assert ring.num_dropped == [1, 1]
     assert min(ring.num_taken) >= 2 + 2
+
+
+def test_a_step_that_waits_while_others_go_by_writes_over_none_of_their_numbers(tmp_path: Path) -> None:
+    """Its placeholders are not given out again: it is taken while the latest of the others still runs."""
+    shard = load_shard(write_checkpoint("llama", tmp_path / "llama", num_layers=3), 0, 3)
+    frames = [prompt(1, 1, [72] * 9), prompt(2, 2, [65] * 9), row(3, (1, 9, 5))]
+    frames += [row(4 + i, (2, 9 + i, 100 + i)) for i in range(TURNS)]
+    taken = row(4 + TURNS, (1, 10, 7))
+    plain = Engine(shard, builds_ahead=False)
+    wanted = [plain.step(frame, ()) for frame in [*frames, taken]]
+    engine = Engine(shard, builds_ahead=True)
+    engine._host = HostArrays(is_kept=True)
+    engine.ahead = BuildAhead(shard, engine.adapters.use, engine._host, is_on=True)
+    outputs = []
+    for frame in frames[:-1]:
+        outputs.append(engine.step(frame, ()))
+        assert engine.prepare() == (frame is frames[2])
+    steps = [engine.begin(frame, ()) for frame in (frames[-1], taken)]
+    assert outputs + [step.finish() for step in steps] == wanted
+    assert engine.ahead.num_taken == 1
 
 
 def test_a_prompt_that_comes_token_by_token_has_all_its_scores(model: Path) -> None:

@@ -11,6 +11,8 @@ from shard_loader import host_arrays
 from shard_loader.carry import CarryError
 from shard_loader.host_arrays import TURNS, HostArrays, write
 
+KIND = ("float32", (4,))
+
 
 def tensor(value: float, *shape: int) -> Tensor:
     return Tensor("float32", shape, np.full(shape, value, np.float32).tobytes())
@@ -32,11 +34,32 @@ def test_each_has_its_own_numbers(*, is_kept: bool) -> None:
 def test_a_blank_is_written_after_something_was_built_of_it() -> None:
     host = HostArrays(is_kept=True)
     for value in (3.0, 4.0):
-        blank = host.blank(("float32", (4,)))
+        [blank] = host.blanks([KIND])
         doubled = blank * 2
         assert host.of(tensor(value, 4)) is not blank
         write(blank, np.full(4, value, np.float32).tobytes())
+        host.give_back([blank], [KIND])
         assert doubled.tolist() == [2 * value] * 4
+
+
+def test_a_blank_is_nobody_elses_until_it_is_given_back() -> None:
+    host = HostArrays(is_kept=True)
+    for _ in range(3):
+        blanks = host.blanks([KIND] * 5)
+        for i in range(3 * TURNS):
+            array = host.of(tensor(i, 4))
+            assert all(array is not blank for blank in blanks)
+        host.give_back(blanks, [KIND] * 5)
+        assert host.nbytes == 16 * TURNS
+
+
+def test_a_carry_of_many_alike_leaves_those_of_other_frames_alone() -> None:
+    host = HostArrays(is_kept=True)
+    for _ in range(3):
+        frames = [host.carry([tensor(10 * frame + i, 4) for i in range(TURNS + 2)]) for frame in range(3)]
+        seen = [[array[0].item() for array in arrays] for arrays in frames]
+        assert seen == [[10 * frame + i for i in range(TURNS + 2)] for frame in range(3)]
+    assert host.nbytes == 16 * TURNS
 
 
 def test_bytes_that_are_too_few_are_refused() -> None:

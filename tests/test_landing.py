@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import mlx.core as mx
 import numpy as np
 import pytest
 
+from cluster.engine import Engine
+from proto import ring_pb2
 from shard_loader import landing
 from shard_loader.carry import CarryError, memory, to_wire
 from shard_loader.host_arrays import TURNS
 from shard_loader.landing import Landed, Landing
+from shard_loader.weights import load_shard
 from tests.graph_counts import primitives
+from tests.tiny_models import write_checkpoint
 
 
 def address(array: mx.array) -> int:
@@ -69,3 +75,20 @@ def test_large_ones_and_strange_ones_are_not_kept(monkeypatch: pytest.MonkeyPatc
     assert not place.nbytes
     with pytest.raises(CarryError, match="cannot cross a cut"):
         place.of(mx.zeros((2,), mx.float64, stream=mx.cpu))
+
+
+def test_slots_of_one_frame_do_not_land_on_each_other(tmp_path: Path) -> None:
+    shard = load_shard(write_checkpoint("llama", tmp_path / "llama", num_layers=2), 0, 1)
+    frame = ring_pb2.Frame(kind=ring_pb2.STEP, epoch=1, seq=1)
+    for session in range(1, TURNS + 3):
+        frame.opens.add(session=session, prompt_tokens=3, max_tokens=4)
+        frame.slots.add(session=session, tokens=[session, 70])
+    carries = []
+    for is_kept in (False, True):
+        engine = Engine(shard)
+        engine._landing = Landing(is_kept=is_kept)
+        output = engine.step(frame, ())
+        assert output is not None
+        carries.append([bytes(tensor.data) for tensor in output[1]])
+    assert len(set(carries[0])) == TURNS + 2
+    assert carries[1] == carries[0]
