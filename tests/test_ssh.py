@@ -306,11 +306,12 @@ def test_without_an_ssh_client_the_sentence_says_so(monkeypatch: pytest.MonkeyPa
 
 # -- losing it ----------------------------------------------------------------------------------------------
 def test_a_lost_connection_is_told_and_made_again(host: SshHost, ssh: Ssh) -> None:
-    timer = threading.Timer(0.3, end_sessions, [host])
-    timer.start()
+    begun = host.home / "begun"
+    watching = threading.Thread(target=lambda: (wait_for(begun.exists), end_sessions(host)))
+    watching.start()
     with pytest.raises(UserError, match="the connection to box was lost") as raised:
-        ssh.run("exec sleep 60")
-    timer.join()
+        ssh.run("touch ~/begun; exec sleep 60")
+    watching.join()
     assert raised.value.exit_code == EXIT_UNREACHABLE
     assert ssh.check("echo again") == "again\n"
 
