@@ -10,9 +10,7 @@ from proto import ring_pb2
 NUM_TIMES = 8  # of each kind of frame
 MIN_TIMES = 2  # before anything is sure: the first frame of a kind may have waited for its kernels' compiler
 MAX_KINDS = 64
-SURE_SHARE = (
-    0.8  # of the shortest time: who waited too long sees a shorter time, and so waits less the next time
-)
+SURE_SHARE = 0.8  # of the shortest time: who waited too long sees a shorter one, and so waits less
 
 
 class Pace:

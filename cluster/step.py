@@ -52,7 +52,7 @@ class Step:
         # The others are, once written to, arrays of a step that is built upon this one.
         ready = wanted.read or (mx.depends([mx.array(0)], wanted.others) if wanted.others else [])
         try:
-            mx.async_eval(ready, wanted.read, wanted.others)
+            mx.async_eval(ready, wanted.others)
         except Exception as error:  # border: the code that wanted it knows whose fault it is
             self._go_on(error)
         else:

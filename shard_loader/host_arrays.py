@@ -48,9 +48,14 @@ class KeptArrays:
         while len(self._of) > 1 and self.nbytes > MAX_KEPT_BYTES:
             self._of.popitem(last=False)
 
+    def take(self, kind: Kind) -> mx.array:
+        """The one that was given back longest ago; a new one where all are away."""
+        arrays = self.of(kind)
+        return arrays.pop(0) if arrays else made(zeros(*kind))
 
-class HostArrays:
-    """`is_kept`: on a device of its own memory; else each array is made anew, as is cheapest there."""
+
+class Keeper:
+    """`is_kept`: on a device of its own memory, whose arrays the processor can use only at a cost."""
 
     def __init__(self, *, is_kept: bool) -> None:
         self._is_kept = is_kept
@@ -58,8 +63,12 @@ class HostArrays:
 
     @property
     def nbytes(self) -> int:
-        """What is kept."""
+        """What is kept, and not under way."""
         return self._kept.nbytes
+
+
+class HostArrays(Keeper):
+    """Where none is kept, each array is made anew, as is cheapest there."""
 
     def tokens(self, rows: list[list[int]]) -> mx.array:
         """(B, T) int32"""
@@ -77,7 +86,7 @@ class HostArrays:
                 return first
             self._kept.add(kind, [*(made(tensor) for _ in range(TURNS - 1)), first])
             return first
-        array = self._taken(kind)
+        array = self._kept.take(kind)
         self.give_back([array], [kind])
         if len(tensor.data) != array.nbytes:
             return from_wire(tensor)  # refuses it
@@ -107,12 +116,7 @@ class HostArrays:
             first = self.of(zeros(*kind))
             if self._kept.of(kind) is None:  # not one to keep
                 return first
-        return self._taken(kind)
-
-    def _taken(self, kind: Kind) -> mx.array:
-        """The one of a kind that was written longest ago."""
-        arrays = self._kept.of(kind)
-        return arrays.pop(0) if arrays else made(zeros(*kind))
+        return self._kept.take(kind)
 
 
 def _first_ones(kinds: Iterable[Kind]) -> list[bool]:

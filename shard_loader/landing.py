@@ -14,12 +14,12 @@ import numpy as np
 
 from proto.codec import Tensor
 from shard_loader.carry import dtype_name, memory, to_wire
-from shard_loader.host_arrays import MAX_BYTES, TURNS, KeptArrays, made, zeros
+from shard_loader.host_arrays import MAX_BYTES, TURNS, Keeper, made, zeros
 
 
 @dataclass(frozen=True, slots=True)
 class Landed:
-    """array: to be evaluated, then `read`. place: where it goes back to; None: it is `whole` itself."""
+    """array: to be evaluated, then `read`. place: where it goes back to; None: it is read where it is."""
 
     array: mx.array
     dtype: str
@@ -35,17 +35,8 @@ class Landed:
         return Tensor(self.dtype, self.shape, memory(self.array).cast("B")[:num_bytes])
 
 
-class Landing:
-    """`is_kept`: on a device of its own memory; else arrays are read where they are."""
-
-    def __init__(self, *, is_kept: bool) -> None:
-        self._is_kept = is_kept
-        self._kept = KeptArrays()
-
-    @property
-    def nbytes(self) -> int:
-        """What is kept, and not under way."""
-        return self._kept.nbytes
+class Landing(Keeper):
+    """Where none is kept, arrays are read where they are."""
 
     def of(self, x: mx.array) -> Landed:
         """What is to be evaluated in its stead. Raises CarryError for a dtype that cannot cross a cut."""
@@ -55,7 +46,6 @@ class Landing:
         kind = (dtype, (1 << x.size.bit_length(),))  # larger than it, or all of it would be replaced
         if (place := self._kept.of(kind)) is None:
             self._kept.add(kind, place := [made(zeros(*kind)) for _ in range(TURNS)])
-        # Of a step that failed nothing comes back.
-        array = place.pop(0) if place else made(zeros(*kind))
+        array = self._kept.take(kind)  # of a step that failed nothing comes back
         array[: x.size] = x.reshape(-1)
         return Landed(array, dtype, shape, place)
