@@ -1,25 +1,33 @@
 """Which step a stage builds while it waits: the next token of those whose turn it is. Compute thread only.
 
 Where another frame comes first, what was built is dropped and the plain path is taken: it is the same step.
+Who is alone and waits for short times only is even handed over to the device, where that can wait for numbers
+(`shard_loader/latch.py`).
 """
 
 from __future__ import annotations
 
 import logging
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 
+from cluster.handed_over import HandedOver
 from cluster.row_draws import RowDraws
 from cluster.sampler import draw_rows
 from cluster.session import Session
 from proto import ring_pb2
 from proto.codec import Tensor
-from shard_loader.ahead import Ahead, Kind, can_save, kind_of
+from shard_loader.ahead import Ahead, Kind, can_save, kind_of, kinds_of
 from shard_loader.batch_state import BatchState
 from shard_loader.host_arrays import HostArrays
+from shard_loader.landing import Landing
+from shard_loader.latch import Latch, Latches
+from shard_loader.reach import Reach
 from shard_loader.rehearsal import UNSUITABLE
 from shard_loader.shard import Shard
 from shard_loader.state import ShardState
@@ -29,6 +37,7 @@ logger = logging.getLogger(__name__)
 MAX_TEAMS = 64
 TRUST = 4  # so many more steps must be dropped than taken before it rests
 REST_STEPS = 256
+NUM_WAITS = 2  # for the latest frames: all short, or no step is handed over
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,29 +68,47 @@ class Built:
     state: ShardState | BatchState
     ahead: Ahead
     draws: RowDraws | None
+    handed_over: HandedOver | None
+    since: float  # perf_counter()
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """The step of a frame, as the plain path would have built it."""
+    """The step of a frame, as the plain path would have built it. handed_over: see `was_in_time`."""
 
     state: ShardState | BatchState
     out: Any
     draws: RowDraws | None
+    handed_over: HandedOver | None
 
 
 class BuildAhead:
-    """One step at most is built. `use`: makes the model be that of an adapter."""
+    """One step at most is built. `use`: makes the model be that of an adapter. late_s: emulates latches."""
 
-    def __init__(self, shard: Shard, use: Callable[[str], object], host: HostArrays, *, is_on: bool) -> None:
+    def __init__(
+        self,
+        shard: Shard,
+        use: Callable[[str], object],
+        host: HostArrays,
+        landing: Landing,
+        *,
+        is_on: bool,
+        late_s: float | None = None,
+    ) -> None:
         self._shard, self._use, self._host, self.is_on = shard, use, host, is_on
+        self._landing, self._latches = landing, Latches(host, emulated_s=late_s)
         self._teams: dict[tuple[int, ...], Team] = {}  # the one that waits longest is first
         self._built: Built | None = None
         self._trust, self._rest = TRUST, 0
+        self._waits_s: deque[float] = deque(maxlen=NUM_WAITS)  # from a step's being ready to its frame
         self.num_taken = self.num_dropped = 0
+        self.num_handed_over = self.num_late = 0  # of those that were taken
 
-    def prepare(self) -> bool:
-        """Build a step, if there is one to expect; False: there is nothing to do."""
+    def prepare(self, *, is_alone: bool = False) -> bool:
+        """Build a step, if there is one to expect; False: there is nothing to do.
+
+        is_alone: the device has nothing else to do until its frame comes.
+        """
         if not self.is_on or self._built is not None or self._rest or not self._teams:
             return False
         team = next(iter(self._teams.values()))
@@ -90,14 +117,37 @@ class BuildAhead:
             del self._teams[team.numbers]
             return False
         self._use(team.sessions[0].spec.adapter)
+        latch = self._latch(team, state) if is_alone else None
+        rows = len(team.sessions)
         try:
-            ahead = Ahead(self._shard, state, len(team.sessions), team.carry, team.structure, host=self._host)
+            ahead = Ahead(self._shard, state, rows, team.carry, team.structure, host=self._host, latch=latch)
         except UNSUITABLE as error:  # ReadsNumbersError is one of them
             logger.info("steps are not built ahead: %s", error)
             self.is_on = False
             return False
-        self._built = Built(team, state, ahead, self._draws(team.sessions, ahead.out))
+        draws, handed_over = self._draws(team.sessions, ahead.out), None
+        if latch is not None:
+            assert isinstance(state, ShardState)
+            try:
+                handed_over = HandedOver.of(ahead, state, draws, self._landing, is_last=self._shard.is_last)
+            except RuntimeError as error:  # the device's: its request will tell its client
+                self._latches.give_up(error)
+                del self._teams[team.numbers]
+                return False
+        self._built = Built(team, state, ahead, draws, handed_over, time.perf_counter())
         return True
+
+    def _latch(self, team: Team, state: ShardState | BatchState) -> Latch | None:
+        """Where this step may be handed over: its frame comes soon, and its caches can forget its token."""
+        shard = self._shard
+        if not isinstance(state, ShardState) or (shard.is_first and shard.is_last):
+            return None  # a stage by itself builds while it computes
+        if len(self._waits_s) < NUM_WAITS or max(self._waits_s) > self._latches.bound_s / 2:
+            return None
+        window = shard.trim_window or 0
+        if shard.reach != Reach.ANY and not (shard.reach == Reach.PASS and state.position + 1 < window):
+            return None
+        return self._latches.of(kinds_of(1, team.carry))
 
     def clear_way(self, frame: ring_pb2.Frame) -> None:
         """A frame comes: what was built is dropped where its sessions do anything else but this step."""
@@ -115,7 +165,8 @@ class BuildAhead:
             is_other = numbers != slots and not set(slots).isdisjoint(numbers)
             is_aside = numbers == slots and not built.team.goes_on_with(frame.slots)
             is_over = not touched.isdisjoint(numbers)
-            if is_over or is_other or is_aside:
+            is_held_up = built.handed_over is not None and numbers != slots  # it would wait behind the latch
+            if is_over or is_other or is_aside or is_held_up:
                 self.drop(is_over=is_over)
 
     def take(
@@ -128,13 +179,16 @@ class BuildAhead:
         taken = None
         if built is not None and built.team.numbers == tuple(slot.session for slot in slots):
             is_it = is_step and built.team.carry == kind_of(carry) and built.team.structure == structure
+            is_it = is_it and (built.handed_over is None or slots[0].is_sampled)  # else others build upon it
             if is_it and all(a is b for a, b in zip(built.team.sessions, sessions, strict=True)):
                 self._built = None
                 self.num_taken += 1
                 self._trust = min(self._trust + 1, TRUST)
+                self._waits_s.append(time.perf_counter() - built.since)
                 out = built.ahead.fill([slot.tokens[0] for slot in slots], carry)
                 # Behind a part of a prompt nothing is drawn, and its tokens may be scored by what is there.
-                taken = Taken(built.state, out, built.draws if slots[0].is_sampled else None)
+                draws = built.draws if slots[0].is_sampled else None
+                taken = Taken(built.state, out, draws, built.handed_over)
             else:
                 self.drop()
         if self.is_on and is_step:
@@ -145,12 +199,24 @@ class BuildAhead:
                 del self._teams[next(iter(self._teams))]
         return taken
 
+    def was_in_time(self, handed_over: HandedOver) -> bool:
+        """It was taken, and is computed: whether with its numbers. If not, the state is as before."""
+        self.num_handed_over += 1
+        if handed_over.ahead.was_in_time():
+            return True
+        handed_over.give_back()
+        self._latches.note(handed_over.took_s)
+        self.num_late += 1
+        return False
+
     def drop(self, *, is_over: bool = False) -> None:
         """What was built is undone. is_over: an answer has ended, which says nothing about the next ones."""
         built, self._built = self._built, None
         if built is None:
             return
         built.ahead.undo()
+        if built.handed_over is not None:
+            built.handed_over.give_back()
         self.num_dropped += 1
         self._trust -= not is_over
         if self._trust <= 0:  # it does not pay here and now

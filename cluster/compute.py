@@ -264,8 +264,8 @@ class ComputeThread:
 
     def _prepare(self) -> None:
         """The time until the next frame comes is used."""
-        began = time.perf_counter() if recorder.on else 0.0
-        while self._inbox.empty() and self.engine is not None and self.engine.prepare():
+        began, is_free = time.perf_counter() if recorder.on else 0.0, self.drafts is None
+        while self._inbox.empty() and self.engine is not None and self.engine.prepare(is_free=is_free):
             if began:
                 recorder.add(Kind.AHEAD, 0, began, began := time.perf_counter())
 

@@ -56,6 +56,7 @@ class Engine:
         guides: Guides | GuideProcess | None = None,
         *,
         builds_ahead: bool | None = None,  # None: where the device is not the processor that builds
+        late_s: float | None = None,  # for tests: steps are handed over ahead, and too late after so long
     ) -> None:
         self.shard = shard
         self.adapters = adapters or Adapters()
@@ -73,7 +74,9 @@ class Engine:
             builds_ahead = is_gpu and is_lazy and not injected(Fault.PLAIN_STEPS)
         has_own_memory = is_gpu and mx.cuda.is_available()
         self._host, self._landing = HostArrays(is_kept=has_own_memory), Landing(is_kept=has_own_memory)
-        self.ahead = BuildAhead(shard, self.adapters.use, self._host, is_on=builds_ahead)
+        self.ahead = BuildAhead(
+            shard, self.adapters.use, self._host, self._landing, is_on=builds_ahead, late_s=late_s
+        )
         self._error_at = int(injected(Fault.STEP_ERROR_AT))
         num_layers = shard.stop - shard.start
         self._delay_s = injected(Fault.LAYER_DELAY_MS) / 1e3 * num_layers
@@ -262,6 +265,11 @@ class Engine:
         is_pooled = sessions[whole[0]].is_pooled
         is_ahead = len(whole) == len(slots) and not is_pooled
         taken = self.ahead.take(slots, sessions, carry) if is_ahead else None
+        handed_over = None if taken is None else taken.handed_over
+        if handed_over is not None:
+            yield Wanted(handed_over.read, [])
+            if not self.ahead.was_in_time(handed_over):
+                taken = handed_over = None
         if taken is not None:
             state, outgoing, draws = taken.state, taken.out, taken.draws
         else:
@@ -291,7 +299,7 @@ class Engine:
                     _add_failed(out, slot, error)
             return []
         arrays, structure = flatten(outgoing)
-        landed = [self._landing.of(x) for x in arrays]
+        landed = [self._landing.of(x) for x in arrays] if handed_over is None else handed_over.landed
         yield Wanted([one.array for one in landed], self._caches(state))
         for i, (slot, error) in enumerate(zip(slots, errors, strict=True)):
             added = out.slots.add(
@@ -330,9 +338,13 @@ class Engine:
         start, stop = self.shard.start, self.shard.stop
         return f"layers {start}:{stop} failed: {type(failure).__name__}: {failure}"[:MAX_ERROR_CHARS]
 
-    def prepare(self) -> bool:
-        """Do a piece of what the next frames will need, while there is none; False: nothing was left."""
-        return (not recorder.layers_per_span and self.ahead.prepare()) or (
+    def prepare(self, *, is_free: bool = True) -> bool:
+        """Do a piece of what the next frames will need, while there is none; False: nothing was left.
+
+        is_free: nothing but frames needs the device.
+        """
+        is_alone = is_free and self.num_sessions == 1
+        return (not recorder.layers_per_span and self.ahead.prepare(is_alone=is_alone)) or (
             self.guides is not None and self.guides.prepare()
         )
 

@@ -27,6 +27,8 @@ def fill_engine(
     told.num_overlapped = compute.num_overlapped
     told.num_built_ahead = engine.ahead.num_taken
     told.num_dropped_ahead = engine.ahead.num_dropped
+    told.num_handed_over = engine.ahead.num_handed_over
+    told.num_late = engine.ahead.num_late
     window = engine.trim_window
     told.trim_window = -1 if window is None else window
     told.reach = engine.reach

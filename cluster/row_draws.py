@@ -23,8 +23,7 @@ class RowDraws:
         self.failed: dict[int, ValueError] = {}
         self.on_token: dict[int, Callable[[int], None]] = {}
         self._num_rows = num_rows
-        self._tokens: list[tuple[Sequence[int], mx.array]] = []
-        self._landed: list[tuple[Sequence[int], Landed]] = []  # the same, on their way to the host
+        self._tokens: list[tuple[Sequence[int], mx.array | Landed]] = []
         self._logprobs: list[tuple[Sequence[int], mx.array]] = []
         self._top: list[tuple[Sequence[int], mx.array, mx.array]] = []
 
@@ -42,14 +41,22 @@ class RowDraws:
 
     def land(self, landing: Landing) -> None:
         """The tokens are read where they land; call it before `arrays`, if at all."""
-        self._landed = [(rows, landing.of(tokens)) for rows, tokens in self._tokens]
-        self._tokens = []
+        self._tokens = [
+            (rows, landing.of(tokens) if isinstance(tokens, mx.array) else tokens)
+            for rows, tokens in self._tokens
+        ]
+
+    def give_back(self) -> None:
+        """They are evaluated, and nobody wants to read them."""
+        for _, tokens in self._tokens:
+            if isinstance(tokens, Landed):
+                tokens.give_back()
 
     def arrays(self) -> list[mx.array]:
         """What the caller evaluates, in one mx.eval together with the caches."""
-        singles = [array for _, array in (*self._tokens, *self._logprobs)]
+        tokens = [one.array if isinstance(one, Landed) else one for _, one in self._tokens]
         tops = [array for _, *both in self._top for array in both]
-        return [*(one.array for _, one in self._landed), *singles, *tops]
+        return [*tokens, *(array for _, array in self._logprobs), *tops]
 
     def finish(self) -> list[ring_pb2.SampledToken | ValueError]:
         """The drawn tokens, row by row; for a row that could not be drawn, why."""
@@ -65,10 +72,12 @@ class RowDraws:
 
     def _ids(self) -> list[int | None]:
         ids: list[int | None] = [None] * self._num_rows
-        read = [(rows, np.frombuffer(one.read().data, np.uint32).tolist()) for rows, one in self._landed]
-        drawn = [(rows, cast("list[int]", tokens.tolist())) for rows, tokens in self._tokens]
-        for rows, tokens in read + drawn:
-            for row, token in zip(rows, tokens, strict=True):
+        for rows, tokens in self._tokens:
+            if isinstance(tokens, Landed):
+                read = np.frombuffer(tokens.read().data, np.uint32).tolist()
+            else:
+                read = cast("list[int]", tokens.tolist())
+            for row, token in zip(rows, read, strict=True):
                 ids[row] = token
         return ids
 

@@ -2,7 +2,8 @@
 
 Building advances what the caches count, and replaces their lazy arrays. So handles of all that are taken
 before, and put back where another step comes than the one that was built. They are let go before the step is
-evaluated, for an array with a second handle would be copied and not be written in place.
+evaluated, for an array with a second handle would be copied and not be written in place. A step that was even
+handed over to the device, behind a latch, goes back as a wrong guess does.
 Compute thread only.
 """
 
@@ -22,6 +23,7 @@ from proto.codec import Tensor
 from shard_loader.batch_state import BatchState
 from shard_loader.carry import unflatten
 from shard_loader.host_arrays import HostArrays, write
+from shard_loader.latch import Latch
 from shard_loader.merging import handles
 from shard_loader.shard import Shard
 from shard_loader.state import ShardState
@@ -32,6 +34,11 @@ Kind = tuple[tuple[str, tuple[int, ...]], ...]  # of a carry: dtype and shape of
 def kind_of(carry: Sequence[Tensor]) -> Kind:
     """What a carry's placeholders look like."""
     return tuple((tensor.dtype, tensor.shape) for tensor in carry)
+
+
+def kinds_of(num_rows: int, carry: Kind) -> Kind:
+    """Of a step's placeholders: a token of each row, then the carry."""
+    return (("int32", (num_rows, 1)), *carry)
 
 
 class Saved:
@@ -67,8 +74,9 @@ class ReadsNumbersError(ValueError):
 class Ahead:
     """The forward pass of one more token of each row of `state`; evaluates nothing.
 
-    carry: what the placeholders of the previous stage's carry look like, none on the first stage. out: what
-    `Shard.forward` returned. Raises ReadsNumbersError, with the state as it was.
+    carry: what the placeholders of the previous stage's carry look like, none on the first stage. latch: it
+    may be handed over before its numbers are there. out: what `Shard.forward` returned. Raises
+    ReadsNumbersError, with the state as it was.
     """
 
     def __init__(
@@ -80,12 +88,15 @@ class Ahead:
         structure: str,
         *,
         host: HostArrays,
+        latch: Latch | None = None,
     ) -> None:
         self._saved: Saved | None = Saved(state)
+        self._state, self._latch, self._is_handed_over = state, latch, False
         self._host = host
-        self._kinds: Kind = (("int32", (num_rows, 1)), *carry)
-        self._tokens, *self._arrays = host.blanks(self._kinds)
-        tokens, *arrays = given = [mx.stop_gradient(array) for array in (self._tokens, *self._arrays)]
+        self._kinds = kinds_of(num_rows, carry)
+        self._tokens, *self._arrays = blanks = host.blanks(self._kinds)
+        behind = blanks if latch is None else latch.behind(blanks)
+        tokens, *arrays = given = [mx.stop_gradient(array) for array in behind]
         incoming = None if shard.is_first else unflatten(arrays, structure)
         with ExitStack() as failed:
             failed.callback(self.undo)
@@ -94,21 +105,51 @@ class Ahead:
                 raise ReadsNumbersError("this model's code reads numbers while it builds a step")
             failed.pop_all()
 
+    def hand_over(self, arrays: list[mx.array]) -> None:
+        """The device gets the step, by all that is wanted of it: it waits at the latch."""
+        assert self._latch is not None
+        self._saved, self._is_handed_over = None, True
+        self._latch.hand_over(arrays)
+
     def undo(self) -> None:
         """The state is as before; what was built is worth nothing any more."""
         saved, self._saved = self._saved, None
+        if self._latch is not None:
+            self._latch.abandon()
         if saved is not None:
             saved.restore()
+            self._give_back()
+        elif self._is_handed_over:
+            self._forget()
             self._give_back()
 
     def fill(self, tokens: Sequence[int], carry: Sequence[Tensor]) -> Any:
         """The numbers are there: what `Shard.forward` would return for them, to be evaluated."""
         self._saved = None
-        write(self._tokens, np.array(tokens, np.int32).tobytes())
-        for array, tensor in zip(self._arrays, carry, strict=True):
-            write(array, tensor.data)
+
+        def write_all() -> None:
+            write(self._tokens, np.array(tokens, np.int32).tobytes())
+            for array, tensor in zip(self._arrays, carry, strict=True):
+                write(array, tensor.data)
+
+        if self._latch is None:
+            write_all()
+        else:
+            self._latch.open(write_all)
         self._give_back()
         return self.out
+
+    def was_in_time(self) -> bool:
+        """It was handed over, filled and evaluated: whether in this order. If not, the state is as before."""
+        assert self._latch is not None
+        was_open = self._latch.was_open()
+        if not was_open:
+            self._forget()
+        return was_open
+
+    def _forget(self) -> None:
+        assert isinstance(self._state, ShardState)
+        self._state.rewind(self._state.position - 1)
 
     def _give_back(self) -> None:
         self._host.give_back([self._tokens, *self._arrays], self._kinds)

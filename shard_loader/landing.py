@@ -30,9 +30,14 @@ class Landed:
         """Its bytes, as `to_wire` gives them; they stay until TURNS - 1 others of its kind have landed."""
         if self.place is None:
             return to_wire(self.array)
-        self.place.append(self.array)
+        self.give_back()
         num_bytes = int(np.prod(self.shape)) * self.array.itemsize
         return Tensor(self.dtype, self.shape, memory(self.array).cast("B")[:num_bytes])
+
+    def give_back(self) -> None:
+        """It is evaluated, and read or not wanted any more."""
+        if self.place is not None:
+            self.place.append(self.array)
 
 
 class Landing(Keeper):

@@ -231,7 +231,7 @@ def test_a_step_that_waits_while_others_go_by_writes_over_none_of_their_numbers(
     wanted = [plain.step(frame, ()) for frame in [*frames, taken]]
     engine = Engine(shard, builds_ahead=True)
     engine._host = HostArrays(is_kept=True)
-    engine.ahead = BuildAhead(shard, engine.adapters.use, engine._host, is_on=True)
+    engine.ahead = BuildAhead(shard, engine.adapters.use, engine._host, engine._landing, is_on=True)
     outputs = []
     for frame in frames[:-1]:
         outputs.append(engine.step(frame, ()))

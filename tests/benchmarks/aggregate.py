@@ -33,7 +33,10 @@ from tests.benchmarks.device import MOE, QWEN3_1_7B, random_model
 from tests.ring_processes import NO_GUESSES, RingProcesses
 
 PROMPT_TOKENS = 64
-STEPS = ("num_steps", "num_overlapped", "num_built_ahead", "num_dropped_ahead")
+STEPS = (
+    *("num_steps", "num_overlapped", "num_built_ahead", "num_dropped_ahead"),
+    *("num_handed_over", "num_late"),
+)
 
 BASELINE = """
 import json, sys, time

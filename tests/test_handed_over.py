@@ -1,0 +1,157 @@
+"""Steps that the device has before their numbers: the same results, whatever comes, and when."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from cluster.build_ahead import NUM_WAITS
+from cluster.engine import Engine
+from proto import ring_pb2
+from shard_loader.latch import EmulatedLatch
+from shard_loader.weights import load_shard
+from tests.test_build_ahead import LAYERS, PROMPTS, Ring
+from tests.tiny_models import write_checkpoint
+
+# Plain and latent caches, which can forget a token; a window, while it is not full; recurrent ones, never.
+KINDS = ["llama", "deepseek_v3", "gpt_oss", "mamba2"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(
+        request.param, tmp_path_factory.mktemp(request.param) / request.param, num_layers=LAYERS
+    )
+
+
+def can_forget(model: Path) -> bool:
+    return model.name in KINDS[:2]
+
+
+class Handing(Ring):
+    """Hands steps over to an emulated device. late: asked for each whether its frame comes too late."""
+
+    def __init__(self, model: Path, cuts: Sequence[int], late: Callable[[], bool] = lambda: False) -> None:
+        super().__init__(model, cuts, is_ahead=True)
+        self.late = late
+        bounds = [0, *cuts, LAYERS]
+        self.engines = [
+            Engine(load_shard(model, a, b), builds_ahead=True, late_s=60.0)
+            for a, b in itertools.pairwise(bounds)
+        ]
+
+    def send(self, *slots: ring_pb2.Slot, **rest: object) -> None:
+        super().send(*slots, **rest)  # type: ignore[arg-type]
+        for engine in self.engines:
+            built = engine.ahead._built
+            if built is not None and built.handed_over is not None and self.late():
+                latch = built.ahead._latch
+                assert isinstance(latch, EmulatedLatch)
+                latch._until = 0.0
+
+    def counts(self, name: str) -> list[int]:
+        return [getattr(engine.ahead, name) for engine in self.engines]
+
+
+def both(model: Path, ring: Handing, script: Callable[[Ring], object]) -> Handing:
+    plain = Ring(model, [2], is_ahead=False)
+    script(plain)
+    script(ring)
+    assert ring.results == plain.results
+    return ring
+
+
+def test_one_answer_is_handed_over_step_by_step(model: Path) -> None:
+    def script(ring: Ring) -> None:
+        ring.read(2)
+        ring.write(2, times=9)
+
+    ring = both(model, Handing(model, [2]), script)
+    num = 8 - NUM_WAITS if can_forget(model) else 0
+    if model.name != "gpt_oss":
+        assert ring.counts("num_handed_over") == [num, num]
+    assert ring.counts("num_late") == [0, 0]
+    assert ring.counts("num_dropped") == [0, 0]
+
+
+def test_what_comes_too_late_is_computed_again(model: Path) -> None:
+    def script(ring: Ring) -> None:
+        ring.read(2)
+        ring.write(2, times=9)
+
+    turns = iter(range(1000))
+    ring = both(model, Handing(model, [2], late=lambda: next(turns) % 3 != 1), script)
+    assert min(ring.counts("num_late")) > 0 or not can_forget(model)
+    assert all(0 <= a <= b for a, b in zip(*map(ring.counts, ("num_late", "num_handed_over")), strict=True))
+
+
+def test_whoever_comes_first_is_not_held_up(model: Path) -> None:
+    def script(ring: Ring) -> None:
+        ring.read(2)
+        ring.write(2, times=5)
+        ring.read(1)  # somebody else's prompt
+        ring.write(2)
+        ring.write(1, 2, times=2)
+        ring.write(2)
+        ring.send(closes=1)
+        ring.write(2, times=5)
+        position = ring.position[2]
+        ring.send(ring_pb2.Slot(session=2, position=position, tokens=[ring.last[2], 4, 5]))  # a chunk
+        ring.position[2], ring.last[2] = position + 3, 6
+        ring.write(2, times=5)
+        ring.send(keeps=2)
+        copy = ring_pb2.SessionSpec(
+            session=4, prompt_tokens=99, max_tokens=9, from_session=2, from_tokens=ring.position[2]
+        )
+        ring.send(ring_pb2.Slot(session=4, position=ring.position[2], tokens=[8, 9]), opens=[copy])
+        ring.last[4], ring.position[4] = 10, ring.position[2] + 2
+        ring.write(4, times=5)
+
+    ring = both(model, Handing(model, [2]), script)
+    assert min(ring.counts("num_handed_over")) >= 1 or not can_forget(model)
+    assert min(ring.counts("num_dropped")) >= 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_comes_and_when_the_results_are_the_same(model: Path, seed: int) -> None:
+    def script(ring: Ring) -> None:
+        chance = random.Random(seed)
+        open_: list[int] = []
+        for _ in range(40):
+            closed = [session for session in PROMPTS if session not in open_]
+            what = chance.random()
+            if not open_ or (what < 0.1 and closed):
+                session = chance.choice(closed)
+                ring.last[session], ring.position[session] = (
+                    PROMPTS[session][-1],
+                    len(PROMPTS[session]) - 1,
+                )
+                ring.read(session)
+                open_.append(session)
+            elif what < 0.2:
+                session = chance.choice(open_)
+                ring.send(closes=session)
+                open_.remove(session)
+            else:
+                rows = chance.sample(open_, chance.randint(1, len(open_)))
+                ring.write(*rows, times=chance.randint(1, 5))
+
+    chance = random.Random(100 + seed)
+    both(model, Handing(model, [2], late=lambda: chance.random() < 0.3), script)
+
+
+def test_a_new_epoch_abandons_what_was_handed_over(model: Path) -> None:
+    def script(ring: Ring) -> None:
+        for _ in range(2):
+            ring.read(2)
+            ring.write(2, times=4)
+            for engine in ring.engines:
+                engine.drop_sessions()
+            ring.position[2], ring.last[2] = len(PROMPTS[2]) - 1, PROMPTS[2][-1]
+
+    ring = both(model, Handing(model, [2]), script)
+    assert ring.counts("num_dropped") == [2, 2]
