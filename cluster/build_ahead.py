@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+from mlx_lm.models.cache import KVCache
 
 from cluster.handed_over import HandedOver
 from cluster.row_draws import RowDraws
@@ -144,6 +145,8 @@ class BuildAhead:
             return None  # a stage by itself builds while it computes
         if len(self._waits_s) < NUM_WAITS or max(self._waits_s) > self._latches.bound_s / 2:
             return None
+        if state.position % KVCache.step == 0:
+            return None  # its caches grow: that may be more than the device's queue takes
         window = shard.trim_window or 0
         if shard.reach != Reach.ANY and not (shard.reach == Reach.PASS and state.position + 1 < window):
             return None
@@ -202,12 +205,12 @@ class BuildAhead:
     def was_in_time(self, handed_over: HandedOver) -> bool:
         """It was taken, and is computed: whether with its numbers. If not, the state is as before."""
         self.num_handed_over += 1
-        if handed_over.ahead.was_in_time():
-            return True
-        handed_over.give_back()
-        self._latches.note(handed_over.took_s)
-        self.num_late += 1
-        return False
+        was_in_time = handed_over.ahead.was_in_time()
+        self._latches.note(handed_over.took_s, was_open=was_in_time)
+        if not was_in_time:
+            handed_over.give_back()
+            self.num_late += 1
+        return was_in_time
 
     def drop(self, *, is_over: bool = False) -> None:
         """What was built is undone. is_over: an answer has ended, which says nothing about the next ones."""

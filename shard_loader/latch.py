@@ -122,8 +122,11 @@ class Latches:
             self._is_tried, self.is_on = True, self._works()
         return Latch(self._host) if self.is_on else None
 
-    def note(self, handed_s: float) -> None:
-        """A step came too late: it was handed over in so many seconds. Where that is why, it does not pay."""
+    def note(self, handed_s: float, *, was_open: bool) -> None:
+        """How a step went that was handed over in so many seconds; where these always take too long, it ends."""
+        if was_open:
+            self._strikes = 0
+            return
         self._strikes += handed_s > self.bound_s / 2
         if self._strikes >= MAX_STRIKES:
             self.give_up("the device's queue is shorter than a step")

@@ -95,10 +95,13 @@ def test_not_for_arrays_without_dimensions_nor_for_large_ones() -> None:
 def test_where_handing_over_takes_too_long_it_stops() -> None:
     latches = Latches(HostArrays(is_kept=False), emulated_s=BOUND_S)
     for _ in range(MAX_STRIKES - 1):
-        latches.note(BOUND_S)
-    latches.note(0.0)
+        latches.note(BOUND_S, was_open=False)
+    latches.note(0.001, was_open=True)
+    for _ in range(MAX_STRIKES - 1):
+        latches.note(BOUND_S, was_open=False)
+        latches.note(0.001, was_open=False)  # not for that
     assert latches.is_on
-    latches.note(BOUND_S)
+    latches.note(BOUND_S, was_open=False)
     assert latches.of(KINDS) is None
 
 
