@@ -11,7 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -102,13 +102,14 @@ class BuildAhead:
         self._built: Built | None = None
         self._trust, self._rest = TRUST, 0
         self._waits_s: deque[float] = deque(maxlen=NUM_WAITS)  # from a step's being ready to its frame
+        self.build_s = 0.0  # that the latest one took
         self.num_taken = self.num_dropped = 0
         self.num_handed_over = self.num_late = 0  # of those that were taken
 
     def prepare(self, *, is_alone: bool = False) -> bool:
         """Build a step, if there is one to expect; False: there is nothing to do.
 
-        is_alone: the device has nothing else to do until its frame comes.
+        is_alone: the device has nothing else to do until its frame comes, so that `hand_over` may follow.
         """
         if not self.is_on or self._built is not None or self._rest or not self._teams:
             return False
@@ -118,6 +119,7 @@ class BuildAhead:
             del self._teams[team.numbers]
             return False
         self._use(team.sessions[0].spec.adapter)
+        began = time.perf_counter()
         latch = self._latch(team, state) if is_alone else None
         rows = len(team.sessions)
         try:
@@ -126,16 +128,26 @@ class BuildAhead:
             logger.info("steps are not built ahead: %s", error)
             self.is_on = False
             return False
-        draws, handed_over = self._draws(team.sessions, ahead.out), None
-        if latch is not None:
-            assert isinstance(state, ShardState)
-            try:
-                handed_over = HandedOver.of(ahead, state, draws, self._landing, is_last=self._shard.is_last)
-            except RuntimeError as error:  # the device's: its request will tell its client
-                self._latches.give_up(error)
-                del self._teams[team.numbers]
-                return False
-        self._built = Built(team, state, ahead, draws, handed_over, time.perf_counter())
+        since = time.perf_counter()
+        self._built = Built(team, state, ahead, self._draws(team.sessions, ahead.out), None, since)
+        self.build_s = since - began
+        return True
+
+    def hand_over(self) -> bool:
+        """Let the device have what is built, where it can wait for the numbers. It has done all else."""
+        built = self._built
+        if built is None or built.handed_over is not None or not built.ahead.can_wait:
+            return False
+        assert isinstance(built.state, ShardState)
+        parts = built.ahead, built.state, built.draws, self._landing
+        try:
+            handed_over = HandedOver.of(*parts, is_last=self._shard.is_last)
+        except RuntimeError as error:  # the device's: its request will tell its client
+            self._latches.give_up(error)
+            self._built = None
+            del self._teams[built.team.numbers]
+            return False
+        self._built = replace(built, handed_over=handed_over, since=time.perf_counter())
         return True
 
     def _latch(self, team: Team, state: ShardState | BatchState) -> Latch | None:
@@ -205,9 +217,11 @@ class BuildAhead:
     def was_in_time(self, handed_over: HandedOver) -> bool:
         """It was taken, and is computed: whether with its numbers. If not, the state is as before."""
         self.num_handed_over += 1
-        was_in_time = handed_over.ahead.was_in_time()
+        was_in_time = handed_over.ahead.was_open()
         self._latches.note(handed_over.took_s, was_open=was_in_time)
         if not was_in_time:
+            self.drop()  # it was built upon this one
+            handed_over.ahead.forget()
             handed_over.give_back()
             self.num_late += 1
         return was_in_time

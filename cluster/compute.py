@@ -141,7 +141,7 @@ class ComputeThread:
                 self._step(work)
             self.progress += 1
             if self._running is None:
-                self._prepare()
+                self._prepare(self.engine)
                 self.activity, self._busy_since = "idle", None
             work = None  # a frame's bytes are not kept until the next one comes
         self._end_running()
@@ -167,14 +167,17 @@ class ComputeThread:
         never waits for more than a piece.
         """
         if (running := self._running) is not None and (engine := self.engine) and self._inbox.empty():
-            if engine.shard.is_first and engine.shard.is_last:
-                engine.ahead.prepare()  # a stage by itself never waits for a frame: it does so now
-            if running.is_part or engine.num_sessions > len(running.sessions):
+            work, begun = running.work, running.begun
+            has_others = running.is_part or engine.num_sessions > len(running.sessions)
+            is_long = not has_others and self._pace.sure_s(work.frame, begun) > engine.ahead.build_s
+            if is_long or engine.is_whole:  # a stage by itself never waits for a frame
+                self._prepare(engine, is_busy=True)
+            if has_others:
                 with suppress(Empty):  # what comes while the device is busy is built meanwhile
-                    return self._inbox.get(timeout=self._pace.sure_s(running.work.frame, running.begun))
+                    return self._inbox.get(timeout=self._pace.sure_s(work.frame, begun))
             self._end_running()
             self.progress += 1
-            self._prepare()
+            self._prepare(engine)
             self.activity, self._busy_since = "idle", None
         while self._running is None and self.drafts:
             try:
@@ -262,10 +265,12 @@ class ComputeThread:
         self._on_failed(work.frame.epoch, f"{type(error).__name__}: {error}")
         work.release()
 
-    def _prepare(self) -> None:
-        """The time until the next frame comes is used."""
+    def _prepare(self, engine: Engine | None, *, is_busy: bool = False) -> None:
+        """The time until the next frame comes, or while the device is busy, is used."""
         began, is_free = time.perf_counter() if recorder.on else 0.0, self.drafts is None
-        while self._inbox.empty() and self.engine is not None and self.engine.prepare(is_free=is_free):
+        while engine is not None and self._inbox.empty():
+            if not (engine.build_ahead if is_busy else engine.prepare)(is_free=is_free):
+                break
             if began:
                 recorder.add(Kind.AHEAD, 0, began, began := time.perf_counter())
 
@@ -291,11 +296,7 @@ class ComputeThread:
             elif self.engine is not None:
                 self.engine = Engine(self.engine.shard, self.engine.adapters, self.engine.guides)
             if self._loaded_drafter != work.drafter:
-                what = (
-                    "the draft model"
-                    if work.drafter is None
-                    else f"the draft model {work.drafter.part.model}"
-                )
+                what = "the draft model" + (f" {work.drafter.part.model}" if work.drafter is not None else "")
                 self._load_drafter(work)
             self._on_loaded(work.epoch)
         except FetchStoppedError:

@@ -18,6 +18,7 @@ from cluster.guide_process import GuideProcess
 from cluster.last_stage import Answers
 from cluster.open_sessions import OpenSessions, about
 from cluster.session import Session
+from cluster.slots import add_failed, add_read, advance, answer_to, passed_on, take_back
 from cluster.step import Output, Step, Steps, Wanted
 from cluster.step_memory import StepMemory
 from cluster.step_stats import StepStats
@@ -91,6 +92,11 @@ class Engine:
         """Requests that run; any thread."""
         return self._open.num_running
 
+    @property
+    def is_whole(self) -> bool:
+        """This stage is all there is."""
+        return self.shard.is_first and self.shard.is_last
+
     def drop_sessions(self) -> None:
         """A new epoch: every session of the old one ends, and its memory is given back."""
         if self.sessions:
@@ -120,21 +126,9 @@ class Engine:
         failed, _ = self._begun.pop(frame.seq, None) or (self._begin(frame), None)
         if self._waiting:
             self._waiting = {s: first for s, first in self._waiting.items() if first[0] != frame.seq}
-        if shard.is_last:
-            if not frame.slots:
-                return None
-            out = ring_pb2.Frame(kind=ring_pb2.RESULT, epoch=frame.epoch, seq=frame.seq)
-        else:
-            out = ring_pb2.Frame(
-                kind=ring_pb2.STEP,
-                epoch=frame.epoch,
-                seq=frame.seq,
-                opens=frame.opens,
-                closes=frame.closes,
-                keeps=frame.keeps,
-                keep_tokens=frame.keep_tokens,
-                forks=frame.forks,
-            )
+        if shard.is_last and not frame.slots:
+            return None
+        out = answer_to(frame) if shard.is_last else passed_on(frame)
         if frame.is_batched:
             out_tensors = yield from self._rows(frame, tensors, failed, out)
         else:
@@ -210,7 +204,7 @@ class Engine:
                     continue
                 except Exception as failure:  # border: a request's error travels to its client
                     error = self._failed(slot, failure)
-            _add_failed(out, slot, error)
+            add_failed(out, slot, error)
         return out_tensors
 
     def _rows(
@@ -241,7 +235,7 @@ class Engine:
                 errors = [error or self._failed(slot, failure) for slot, error in pairs]
                 del out.slots[:]
         for slot, error in zip(frame.slots, errors, strict=True):
-            _add_failed(out, slot, error)
+            add_failed(out, slot, error)
         return []
 
     def _compute(
@@ -267,9 +261,11 @@ class Engine:
         taken = self.ahead.take(slots, sessions, carry) if is_ahead else None
         handed_over = None if taken is None else taken.handed_over
         if handed_over is not None:
+            advance(sessions, slots)  # the next one is built meanwhile
             yield Wanted(handed_over.read, [])
             if not self.ahead.was_in_time(handed_over):
                 taken = handed_over = None
+                take_back(sessions, slots)
         if taken is not None:
             state, outgoing, draws = taken.state, taken.out, taken.draws
         else:
@@ -286,30 +282,24 @@ class Engine:
             with shard.before_head() if is_pooled and shard.is_last else nullcontext():
                 outgoing = forward(shard, tokens, incoming, state, out.seq)
             self._open.leave([session for session, error in zip(sessions, errors, strict=True) if error])
-        for session, slot in zip(sessions, slots, strict=True):
-            session.position += len(slot.tokens)
+        kept = None if handed_over is not None else state  # else it was evaluated, and may be built upon
+        if handed_over is None:
+            advance(sessions, slots)
         if shard.is_last:
             assert isinstance(outgoing, mx.array)
             read = outgoing if len(whole) == len(slots) else outgoing[mx.array(whole)]
             parts = [slots[i] for i in whole], [sessions[i] for i in whole]
-            answers = Answers(*parts, out, self._landing, lambda: self._caches(state), self._failed)
+            answers = Answers(*parts, out, self._landing, lambda: self._caches(kept), self._failed)
             yield from answers.of(read if draws is None else draws)
             for slot, error in zip(slots, errors, strict=True):
                 if error:
-                    _add_failed(out, slot, error)
+                    add_failed(out, slot, error)
             return []
         arrays, structure = flatten(outgoing)
         landed = [self._landing.of(x) for x in arrays] if handed_over is None else handed_over.landed
-        yield Wanted([one.array for one in landed], self._caches(state))
+        yield Wanted([one.array for one in landed], self._caches(kept))
         for i, (slot, error) in enumerate(zip(slots, errors, strict=True)):
-            added = out.slots.add(
-                session=slot.session,
-                position=slot.position,
-                tokens=slot.tokens,
-                is_sampled=slot.is_sampled,
-                num_draws=slot.num_draws,
-                error=error,
-            )
+            added = add_read(out, slot, error)
             if i == 0:  # the carry of all of them
                 added.structure, added.num_tensors = structure, len(arrays)
         began = time.perf_counter() if recorder.on else 0.0
@@ -318,9 +308,9 @@ class Engine:
             recorder.add(Kind.COPIED_OUT, out.seq, began, time.perf_counter())
         return copied
 
-    def _caches(self, state: ShardState | BatchState) -> list[mx.array]:
+    def _caches(self, state: ShardState | BatchState | None) -> list[mx.array]:
         """What a frame is evaluated for beside its result: nothing may stay a graph."""
-        return [*state.arrays(), *self._open.groups.take_pending()]
+        return [*(() if state is None else state.arrays()), *self._open.groups.take_pending()]
 
     def _failed(self, slot: ring_pb2.Slot, failure: Exception) -> str:
         """The session of `slot` ends here; why, for its client."""
@@ -343,10 +333,16 @@ class Engine:
 
         is_free: nothing but frames needs the device.
         """
-        is_alone = is_free and self.num_sessions == 1
-        return (not recorder.layers_per_span and self.ahead.prepare(is_alone=is_alone)) or (
-            self.guides is not None and self.guides.prepare()
+        return (
+            self.build_ahead(is_free=is_free)
+            or (is_free and self.num_sessions == 1 and self.ahead.hand_over())
+            or (self.guides is not None and self.guides.prepare())
         )
+
+    def build_ahead(self, *, is_free: bool = True) -> bool:
+        """Of that what a device does not notice which computes meanwhile."""
+        is_alone = is_free and self.num_sessions == 1
+        return not recorder.layers_per_span and self.ahead.prepare(is_alone=is_alone)
 
     def _session(self, slot: ring_pb2.Slot) -> Session:
         """The session of a slot that can be computed."""
@@ -393,7 +389,3 @@ class Engine:
 
     def _measure_kv(self) -> None:
         self.memory.measure(self._open.nbytes)
-
-
-def _add_failed(out: ring_pb2.Frame, slot: ring_pb2.Slot, error: str) -> None:
-    out.slots.add(session=slot.session, position=slot.position, is_sampled=slot.is_sampled, error=error)

@@ -118,10 +118,9 @@ class Ahead:
             self._latch.abandon()
         if saved is not None:
             saved.restore()
-            self._give_back()
         elif self._is_handed_over:
-            self._forget()
-            self._give_back()
+            self.forget()
+        self._give_back()
 
     def fill(self, tokens: Sequence[int], carry: Sequence[Tensor]) -> Any:
         """The numbers are there: what `Shard.forward` would return for them, to be evaluated."""
@@ -136,18 +135,23 @@ class Ahead:
             write_all()
         else:
             self._latch.open(write_all)
+            if not self._is_handed_over:
+                self._latch.give_back()
         self._give_back()
         return self.out
 
-    def was_in_time(self) -> bool:
-        """It was handed over, filled and evaluated: whether in this order. If not, the state is as before."""
-        assert self._latch is not None
-        was_open = self._latch.was_open()
-        if not was_open:
-            self._forget()
-        return was_open
+    @property
+    def can_wait(self) -> bool:
+        """It may be handed over: there is a latch."""
+        return self._latch is not None
 
-    def _forget(self) -> None:
+    def was_open(self) -> bool:
+        """It was handed over, filled and evaluated: whether filled in time."""
+        assert self._latch is not None
+        return self._latch.was_open()
+
+    def forget(self) -> None:
+        """It was handed over, and evaluated without its numbers: the state is as before."""
         assert isinstance(self._state, ShardState)
         self._state.rewind(self._state.position - 1)
 

@@ -60,13 +60,17 @@ class Latch:
         """Nobody wants the step. Returns when the device has done with it."""
         self._tell(ABANDONED)
         mx.eval(self._handed)
-        self._host.give_back([self._flag], [FLAG])
+        self.give_back()
 
     def was_open(self) -> bool:
         """The step is evaluated: whether it had its numbers. Ask once."""
         seen = memory(self._flag)[1]
-        self._host.give_back([self._flag], [FLAG])
+        self.give_back()
         return bool(seen == OPEN)
+
+    def give_back(self) -> None:
+        """It was opened, and nobody will ask whether in time."""
+        self._host.give_back([self._flag], [FLAG])
 
     def _tell(self, what: int) -> None:
         memory(self._flag)[0] = what
@@ -123,7 +127,7 @@ class Latches:
         return Latch(self._host) if self.is_on else None
 
     def note(self, handed_s: float, *, was_open: bool) -> None:
-        """How a step went that was handed over in so many seconds; where these always take too long, it ends."""
+        """How a step went that was handed over in so many seconds. Where that is always too long, it ends."""
         if was_open:
             self._strikes = 0
             return

@@ -68,12 +68,15 @@ class Ring:
         for what, session in ended.items():
             getattr(frame, what).append(session)
         frame.keep_tokens.extend(self.position[session] for session in frame.keeps)
-        result = trip(self.engines, frame)
+        result = self.trip(frame)
         if result is not None:
             self.results.append(result)
         for engine in self.engines:
             while engine.prepare():
                 pass
+
+    def trip(self, frame: ring_pb2.Frame) -> ring_pb2.Frame | None:
+        return trip(self.engines, frame)
 
     def read(self, session: int) -> None:
         prompt = PROMPTS[session]

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from queue import Queue
 
 import pytest
 
+from cluster import compute
 from cluster.build_ahead import NUM_WAITS
 from cluster.engine import Engine
+from cluster.work import LoadWork, StepWork
 from proto import ring_pb2
+from proto.codec import Tensor
 from shard_loader.latch import EmulatedLatch
 from shard_loader.weights import load_shard
 from tests.test_build_ahead import LAYERS, PROMPTS, Ring
+from tests.test_overlap import WAIT_S, prompt, row
 from tests.tiny_models import write_checkpoint
+from tests.waiting import wait_for
 
 # Plain and latent caches, which can forget a token; a window, while it is not full; recurrent ones, never.
 KINDS = ["llama", "deepseek_v3", "gpt_oss", "mamba2"]
@@ -33,16 +41,39 @@ def can_forget(model: Path) -> bool:
 
 
 class Handing(Ring):
-    """Hands steps over to an emulated device. late: asked for each whether its frame comes too late."""
+    """Hands steps over to an emulated device.
 
-    def __init__(self, model: Path, cuts: Sequence[int], late: Callable[[], bool] = lambda: False) -> None:
+    late: asked for each whether its frame comes too late; builds_early: whether the next step is built before
+    this one is done.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        cuts: Sequence[int],
+        late: Callable[[], bool] = lambda: False,
+        builds_early: Callable[[], bool] = lambda: True,
+    ) -> None:
         super().__init__(model, cuts, is_ahead=True)
-        self.late = late
+        self.late, self.builds_early, self.num_early = late, builds_early, 0
         bounds = [0, *cuts, LAYERS]
         self.engines = [
             Engine(load_shard(model, a, b), builds_ahead=True, late_s=60.0)
             for a, b in itertools.pairwise(bounds)
         ]
+
+    def trip(self, frame: ring_pb2.Frame) -> ring_pb2.Frame | None:
+        tensors: Sequence[Tensor] = ()
+        for engine in self.engines:
+            step = engine.begin(frame, tensors)
+            step.start()
+            if engine.num_sessions == 1 and self.builds_early():
+                self.num_early += engine.build_ahead()
+            output = step.finish()
+            if output is None:
+                return None
+            frame, tensors = output
+        return frame
 
     def send(self, *slots: ring_pb2.Slot, **rest: object) -> None:
         super().send(*slots, **rest)  # type: ignore[arg-type]
@@ -76,6 +107,7 @@ def test_one_answer_is_handed_over_step_by_step(model: Path) -> None:
         assert ring.counts("num_handed_over") == [num, num]
     assert ring.counts("num_late") == [0, 0]
     assert ring.counts("num_dropped") == [0, 0]
+    assert ring.num_early == 2 * 9
 
 
 def test_what_comes_too_late_is_computed_again(model: Path) -> None:
@@ -141,7 +173,8 @@ def test_whatever_comes_and_when_the_results_are_the_same(model: Path, seed: int
                 ring.write(*rows, times=chance.randint(1, 5))
 
     chance = random.Random(100 + seed)
-    both(model, Handing(model, [2], late=lambda: chance.random() < 0.3), script)
+    late, early = (lambda: chance.random() < 0.3), (lambda: chance.random() < 0.6)
+    both(model, Handing(model, [2], late, early), script)
 
 
 def test_a_new_epoch_abandons_what_was_handed_over(model: Path) -> None:
@@ -155,3 +188,40 @@ def test_a_new_epoch_abandons_what_was_handed_over(model: Path) -> None:
 
     ring = both(model, Handing(model, [2]), script)
     assert ring.counts("num_dropped") == [2, 2]
+
+
+def test_a_compute_thread_hands_steps_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its frames come one by one, as of one user; then two users', and one's again."""
+    model = write_checkpoint("llama", tmp_path / "llama", num_layers=3)
+    frames = [prompt(1, 1, [72] * 9), *(row(seq, (1, 7 + seq, 40 + seq)) for seq in range(2, 12))]
+    frames += [prompt(12, 2, [65] * 5), row(13, (1, 19, 5)), row(14, (2, 5, 5)), row(15, (1, 20, 6))]
+    frames += [
+        row(16, (1, 21, 7), (2, 6, 8)),
+        ring_pb2.Frame(kind=ring_pb2.STEP, epoch=1, seq=17, closes=[2]),
+    ]
+    frames += [row(seq, (1, 4 + seq, 40 + seq)) for seq in range(18, 28)]
+    plain = Engine(load_shard(model, 0, 2), builds_ahead=False)
+    wanted = [plain.step(frame, ()) for frame in frames]
+    monkeypatch.setattr(compute, "Engine", functools.partial(Engine, builds_ahead=True, late_s=60.0))
+    outputs: Queue[tuple[ring_pb2.Frame, list[Tensor]]] = Queue()
+    failures: list[str] = []
+    thread = compute.ComputeThread(
+        lambda *output: outputs.put((output[0], [replace(t, data=bytes(t.data)) for t in output[1]])),
+        lambda epoch: None,
+        lambda epoch, reason: failures.append(reason),
+        lambda loaded, total: None,
+        overlaps=True,
+    )
+    thread.start()
+    thread.post(LoadWork(1, model, "digest", 0, 2))
+    for frame, output in zip(frames, wanted, strict=True):
+        wait_for(lambda: thread.activity == "idle", WAIT_S)
+        thread.post(StepWork(frame, (), lambda: None))
+        assert output is not None
+        assert outputs.get(timeout=WAIT_S) == output
+    engine = thread.engine
+    assert engine is not None
+    assert thread.stop(WAIT_S)
+    assert not failures
+    assert engine.ahead.num_handed_over >= (10 - 2 - NUM_WAITS) + (10 - 2)
+    assert engine.ahead.num_late == 0
