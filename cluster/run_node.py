@@ -33,7 +33,7 @@ logger = logging.getLogger("cluster.run_node")
 SWITCH_S = 5e-4
 # Operations that MLX's CUDA backend gathers before the GPU gets them: with its own choice, up to 100, the GPU
 # begins late with the few that a stage's step has. Read by MLX at its first operation.
-CUDA_OPS_A_BUFFER = "20"
+CUDA_OPS_A_BUFFER = "50"
 
 STOP_S = 0.7  # for the compute thread and the HTTP process, each
 STOP_LIMIT_S = 1.9  # for everything
