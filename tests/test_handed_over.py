@@ -15,6 +15,7 @@ import pytest
 from cluster import compute
 from cluster.build_ahead import NUM_WAITS
 from cluster.engine import Engine
+from cluster.step import Output
 from cluster.work import LoadWork, StepWork
 from proto import ring_pb2
 from proto.codec import Tensor
@@ -190,6 +191,12 @@ def test_a_new_epoch_abandons_what_was_handed_over(model: Path) -> None:
     assert ring.counts("num_dropped") == [2, 2]
 
 
+def kept(output: Output) -> tuple[ring_pb2.Frame, list[Tensor]]:
+    """Its bytes are used again for later ones."""
+    assert output is not None
+    return output[0], [replace(tensor, data=bytes(tensor.data)) for tensor in output[1]]
+
+
 def test_a_compute_thread_hands_steps_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its frames come one by one, as of one user; then two users', and one's again."""
     model = write_checkpoint("llama", tmp_path / "llama", num_layers=3)
@@ -201,12 +208,12 @@ def test_a_compute_thread_hands_steps_over(tmp_path: Path, monkeypatch: pytest.M
     ]
     frames += [row(seq, (1, 4 + seq, 40 + seq)) for seq in range(18, 28)]
     plain = Engine(load_shard(model, 0, 2), builds_ahead=False)
-    wanted = [plain.step(frame, ()) for frame in frames]
+    wanted = [kept(plain.step(frame, ())) for frame in frames]
     monkeypatch.setattr(compute, "Engine", functools.partial(Engine, builds_ahead=True, late_s=60.0))
     outputs: Queue[tuple[ring_pb2.Frame, list[Tensor]]] = Queue()
     failures: list[str] = []
     thread = compute.ComputeThread(
-        lambda *output: outputs.put((output[0], [replace(t, data=bytes(t.data)) for t in output[1]])),
+        lambda *output: outputs.put(kept(output)),
         lambda epoch: None,
         lambda epoch, reason: failures.append(reason),
         lambda loaded, total: None,
@@ -217,7 +224,6 @@ def test_a_compute_thread_hands_steps_over(tmp_path: Path, monkeypatch: pytest.M
     for frame, output in zip(frames, wanted, strict=True):
         wait_for(lambda: thread.activity == "idle", WAIT_S)
         thread.post(StepWork(frame, (), lambda: None))
-        assert output is not None
         assert outputs.get(timeout=WAIT_S) == output
     engine = thread.engine
     assert engine is not None
