@@ -48,6 +48,7 @@ class Team:
     sessions: tuple[Session, ...]
     carry: Kind
     structure: str
+    is_sampled: bool  # a token was drawn
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -153,8 +154,8 @@ class BuildAhead:
     def _latch(self, team: Team, state: ShardState | BatchState) -> Latch | None:
         """Where this step may be handed over: its frame comes soon, and its caches can forget its token."""
         shard = self._shard
-        if not isinstance(state, ShardState) or (shard.is_first and shard.is_last):
-            return None  # a stage by itself builds while it computes
+        if not isinstance(state, ShardState) or (shard.is_first and shard.is_last) or not team.is_sampled:
+            return None  # a stage by itself never waits; others may build upon a part of a prompt
         if len(self._waits_s) < NUM_WAITS or max(self._waits_s) > self._latches.bound_s / 2:
             return None
         if state.position % KVCache.step == 0:
@@ -194,7 +195,7 @@ class BuildAhead:
         taken = None
         if built is not None and built.team.numbers == tuple(slot.session for slot in slots):
             is_it = is_step and built.team.carry == kind_of(carry) and built.team.structure == structure
-            is_it = is_it and (built.handed_over is None or slots[0].is_sampled)  # else others build upon it
+            is_it = is_it and (built.handed_over is None or slots[0].is_sampled)
             if is_it and all(a is b for a, b in zip(built.team.sessions, sessions, strict=True)):
                 self._built = None
                 self.num_taken += 1
@@ -207,7 +208,7 @@ class BuildAhead:
             else:
                 self.drop()
         if self.is_on and is_step:
-            team = Team(tuple(sessions), kind_of(carry), structure)
+            team = Team(tuple(sessions), kind_of(carry), structure, slots[0].is_sampled)
             self._teams.pop(team.numbers, None)
             self._teams[team.numbers] = team
             if len(self._teams) > MAX_TEAMS:

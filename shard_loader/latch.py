@@ -24,12 +24,14 @@ from kernels import backend
 from kernels.latch import ABANDONED, FLAG_SHAPE, OPEN, waiting
 from shard_loader.carry import memory
 from shard_loader.host_arrays import HostArrays, Kind, write
+from shard_loader.sole_user import gpu_of_this_process
 
 logger = logging.getLogger(__name__)
 
 BOUND_S = 0.02
 MAX_NUMBERS = 1 << 17  # which one block of threads copies
 MAX_STRIKES = 3
+STEPS_ALONE = 64  # between two looks whether another node uses the GPU, whom a step that waits would stop
 FLAG: Kind = ("uint32", FLAG_SHAPE)
 
 
@@ -112,7 +114,10 @@ class Latches:
         self.bound_s = BOUND_S if emulated_s is None else emulated_s
         self.is_on = emulated_s is not None or backend.current() == "cuda"
         self._is_tried = emulated_s is not None
-        self._strikes = 0
+        self._strikes = self._num_given = 0
+        self._is_alone = False
+        if self.is_on and emulated_s is None:
+            gpu_of_this_process()  # others learn of us
 
     def of(self, kinds: Sequence[Kind]) -> Latch | None:
         """For a step whose placeholders are of these kinds."""
@@ -124,7 +129,10 @@ class Latches:
             return EmulatedLatch(self._host, self._emulated_s)
         if not self._is_tried:
             self._is_tried, self.is_on = True, self._works()
-        return Latch(self._host) if self.is_on else None
+        if self._num_given % STEPS_ALONE == 0:
+            self._is_alone = gpu_of_this_process().is_alone()
+        self._num_given += 1
+        return Latch(self._host) if self.is_on and self._is_alone else None
 
     def note(self, handed_s: float, *, was_open: bool) -> None:
         """How a step went that was handed over in so many seconds. Where that is always too long, it ends."""

@@ -167,12 +167,13 @@ def test_a_prompts_part_is_waited_for_while_the_next_is_built_upon_it(
 class Inbox(Queue[Any]):
     """What comes as soon as somebody waits for it while a device is busy."""
 
-    def __init__(self) -> None:
+    def __init__(self, thread: ComputeThread) -> None:
         super().__init__()
+        self._compute = thread
         self.later: list[StepWork] = []
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        if timeout and self.later and self.empty():
+        if timeout and self.later and self.empty() and self._compute._running is not None:
             self.put(self.later.pop(0))
         return super().get(block, timeout)
 
@@ -191,7 +192,7 @@ def test_what_comes_while_the_device_is_busy_is_built_meanwhile(
         lambda loaded, total: None,
         overlaps=True,
     )
-    inbox = thread._inbox = Inbox()
+    inbox = thread._inbox = Inbox(thread)
     thread.post(LoadWork(1, model, "digest", 0, 3))
     thread.start()
     first = prompt(1, 1, [72] * 9), prompt(2, 2, [65] * 8), part(21, 2, 8, [65]), row(3, (1, 9, 5))

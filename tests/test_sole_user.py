@@ -1,0 +1,56 @@
+"""Who else uses a GPU: told by locks, which end with their processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from shard_loader.sole_user import SoleUser
+
+OTHER = """
+import sys
+from pathlib import Path
+from shard_loader.sole_user import SoleUser
+user = SoleUser(sys.argv[1], Path(sys.argv[2]))
+print(user.is_alone(), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_users_know_of_each_other(tmp_path: Path) -> None:
+    first = SoleUser("a", tmp_path)
+    assert first.is_alone()
+    second = SoleUser("a", tmp_path)
+    assert not first.is_alone()
+    assert not second.is_alone()
+    other_gpu = SoleUser("b", tmp_path)
+    assert other_gpu.is_alone()
+    second.close()
+    assert first.is_alone()
+    assert not second.is_alone()
+    first.close()
+    other_gpu.close()
+
+
+def test_a_killed_process_uses_it_no_more(tmp_path: Path) -> None:
+    mine = SoleUser("a", tmp_path)
+    with subprocess.Popen(
+        [sys.executable, "-c", OTHER, "a", str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "False\n"
+        assert not mine.is_alone()
+        other.kill()
+        other.wait()
+    assert mine.is_alone()
+    mine.close()
+
+
+def test_where_nothing_can_be_locked_nobody_is_alone(tmp_path: Path) -> None:
+    user = SoleUser("a", tmp_path / "nowhere")
+    assert not user.is_alone()
+    user.close()
