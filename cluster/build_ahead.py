@@ -143,10 +143,10 @@ class BuildAhead:
         parts = built.ahead, built.state, built.draws, self._landing
         try:
             handed_over = HandedOver.of(*parts, is_last=self._shard.is_last)
-        except RuntimeError as error:  # the device's: its request will tell its client
+        except (RuntimeError, ValueError) as error:  # the device's: its request will tell its client
             self._latches.give_up(error)
             self._built = None
-            del self._teams[built.team.numbers]
+            self._teams.pop(built.team.numbers, None)
             return False
         self._built = replace(built, handed_over=handed_over, since=time.perf_counter())
         return True
