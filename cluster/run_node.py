@@ -193,7 +193,10 @@ def _run(config: ClusterConfig, args: argparse.Namespace, credentials: Credentia
     signals, stopped = [signal.SIGINT, signal.SIGTERM], _code(EXIT_OK, args.under_launchd)
     previous = {s: signal.signal(s, lambda *_: _leave(logs, stopped)) for s in signals}  # nothing runs yet
 
-    from cluster.runtime import Runtime  # MLX is imported from here on
+    from shard_loader.lean_import import import_lean  # MLX is imported from here on
+
+    import_lean()
+    from cluster.runtime import Runtime
 
     runtime = Runtime(
         config,
