@@ -17,6 +17,8 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="macrame-cache-")  # neve
 os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="macrame-data-")
 for folder in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
     atexit.register(shutil.rmtree, os.environ[folder], ignore_errors=True)
+# A ring's processes would each compile all of our modules anew: half of what their start takes.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 for secret in ("MACRAME_TOKEN", "MACRAME_API_KEYS", "MACRAME_FAULT", "MACRAME_CACHE", "MACRAME_KERNELS"):
     os.environ.pop(secret, None)
 
@@ -81,9 +83,9 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MACRAME_KERNELS", "emulate")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The HTTP process in front of a scripted ring, once for the tests of a module."""
+    """The HTTP process in front of a scripted ring, once for all tests that leave it running."""
     from tests.api_server import serving  # clients that few tests need
 
     with serving(tmp_path_factory.mktemp("served")) as served:
