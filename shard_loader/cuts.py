@@ -193,6 +193,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     import mlx.core as mx
 
+    from shard_loader.lean_import import import_lean
+
+    import_lean()
     mx.set_default_device(mx.cpu)
     if args.rows:
         print(json.dumps({"model": str(args.model_dir), **dataclasses.asdict(rows_of(config))}))

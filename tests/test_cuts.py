@@ -19,17 +19,8 @@ from shard_loader.shrink import NUM_EXPERTS, VOCAB_SIZE, WINDOW, recipes
 from tests.real_configs import REAL_CONFIGS
 from tests.tiny_models import tiny_config
 
-RARER = (
-    "gemma3",
-    "gemma3n",
-    "gemma4_text",
-    "qwen3_next",
-    "jamba",
-    "rwkv7",
-    "cohere2",
-    "llama4_text",
-    "glm4_moe",
-)
+# One of each kind: plain, sliding windows, recurrent, experts, experts with sinks. The long run has them all.
+EACH_KIND = ("llama", "gemma3_text", "mamba2", "olmoe", "gpt_oss", "kimi_k3")
 
 
 @pytest.fixture(autouse=True)
@@ -37,21 +28,17 @@ def on_the_cpu() -> None:
     mx.set_default_device(mx.cpu)
 
 
-def num_layers(config: dict[str, Any]) -> int:
-    return Rehearsal(config).num_layers
-
-
 @pytest.mark.parametrize(
     "arch",
     [
-        pytest.param(arch, marks=[pytest.mark.long] if arch in RARER else [])
+        pytest.param(arch, marks=[] if arch in EACH_KIND else [pytest.mark.long])
         for arch in REAL_CONFIGS
         if arch != "deepseek_v3"  # which has its own test
     ],
 )
 def test_uneven_cuts_of_a_published_config_are_exact(arch: str) -> None:
     config = REAL_CONFIGS[arch]
-    n = num_layers(config)
+    n = config.get("text_config", config).get("num_hidden_layers") or Rehearsal(config).num_layers
     cuts = sorted({max(1, n // 5), n // 2, n - 1})
     assert prove_cuts(config, cuts) == [CutProof(cut, True, 0.0, "") for cut in cuts]
 
@@ -77,7 +64,13 @@ GEMMA3N = {
 }
 
 
-@pytest.mark.parametrize("config", [GEMMA3N, GEMMA4], ids=["gemma3n", "gemma4_text"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(GEMMA3N, id="gemma3n"),
+        pytest.param(GEMMA4, id="gemma4_text", marks=pytest.mark.long),  # the command's, and test_crossing's
+    ],
+)
 def test_cuts_behind_shared_keys_and_values(config: dict[str, Any]) -> None:
     """Layers from 6 on read the keys and values of layers 4 (full attention) and 5 (sliding)."""
     assert prove_cuts(config) == [CutProof(cut, True, 0.0, "") for cut in range(1, 10)]
