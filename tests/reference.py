@@ -22,7 +22,15 @@ def _model(directory: Path) -> Any:
 def greedy(
     directory: Path, prompt: Sequence[int], max_tokens: int, *, chunk: int = DEFAULT_PREFILL_CHUNK
 ) -> tuple[list[int], list[float]]:
-    """mlx-lm's own greedy tokens, and the float32 log-probability of each."""
+    """mlx-lm's own greedy tokens, and the float32 log-probability of each; asked again, what it said before."""
+    tokens, logprobs = _greedy(directory, tuple(prompt), max_tokens, chunk)
+    return list(tokens), list(logprobs)
+
+
+@lru_cache(maxsize=256)
+def _greedy(
+    directory: Path, prompt: tuple[int, ...], max_tokens: int, chunk: int
+) -> tuple[list[int], list[float]]:
     return greedy_of(_model(directory), prompt, max_tokens, chunk=chunk)
 
 

@@ -84,7 +84,7 @@ class Reader:
             assert written == greedy(model, prompt, len(written))[0]
 
 
-@pytest.mark.parametrize("cuts", [[], [2], [1, 4]])
+@pytest.mark.parametrize("cuts", [[], pytest.param([2], marks=pytest.mark.long), [1, 4]])
 def test_a_burst_is_read_together_and_writes_together(model: Path, cuts: list[int]) -> None:
     reader = Reader(ring := stages(model, cuts))
     reader.go(1, 2, 3, num_tokens=4)
@@ -139,8 +139,14 @@ def test_prompts_of_one_token_begin_together(model: Path) -> None:
     reader.check(model, 4, 5)
 
 
-@pytest.mark.parametrize("victim", [1, 2, 3])
-@pytest.mark.parametrize("at", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("at", "victim"),
+    [
+        pytest.param(at, victim, marks=[] if victim == at + 1 else pytest.mark.long)
+        for at in (0, 1, 2)
+        for victim in (1, 2, 3)
+    ],
+)
 def test_one_that_a_stage_has_lost_fails_alone(model: Path, at: int, victim: int) -> None:
     """Its chunk may have failed there while this frame was on its way already."""
     reader = Reader(ring := stages(model, [1, 4]))

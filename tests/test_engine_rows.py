@@ -87,7 +87,7 @@ def test_a_row_that_is_closed_leaves_a_group_that_has_no_frame(model: Path) -> N
     assert writer.written[3] == greedy(model, PROMPTS[3], 4)[0]
 
 
-@pytest.mark.parametrize("cuts", [[], [2], [1, 4]])
+@pytest.mark.parametrize("cuts", [[], pytest.param([2], marks=pytest.mark.long), [1, 4]])
 def test_whoever_joins_and_leaves_each_writes_its_own(model: Path, cuts: list[int]) -> None:
     writer = Writer(stages(model, cuts))
     writer.read(1, 2)

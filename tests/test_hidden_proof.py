@@ -36,7 +36,7 @@ def test_the_head_gets_what_the_inner_part_returns(arch: str) -> None:
     assert why_no_hidden(Rehearsal(tiny_config(arch, 3))) == ""
 
 
-@pytest.mark.parametrize("arch", ["cohere", "minicpm", "gemma4_text"])
+@pytest.mark.parametrize("arch", ["minicpm", "gemma4_text", pytest.param("cohere", marks=pytest.mark.long)])
 def test_an_architecture_with_a_step_between_is_refused(arch: str, tmp_path: Path) -> None:
     """cohere and gemma4 have one behind the head, minicpm one before it."""
     config = zoo_config(arch) | ({"dim_model_base": 16} if arch == "minicpm" else {})

@@ -30,6 +30,7 @@ from tests.ring_processes import RingProcesses
 from tests.test_kv_profile import CONFIGS
 from tests.tiny_models import VOCAB_SIZE, build, tiny_config, write_checkpoint
 
+LONG = pytest.mark.long
 NUM_LAYERS = 7
 WIDE = {"head_dim": 64}
 QUANTS = [KvQuantization(8), KvQuantization(4), KvQuantization(4, 32)]
@@ -69,7 +70,7 @@ def cut(shards: Sequence[Shard], tokens: mx.array, lengths: Sequence[int]) -> li
     return logits
 
 
-@pytest.mark.parametrize("num_stages", [1, 2, 3, 5])
+@pytest.mark.parametrize("num_stages", [pytest.param(1, marks=LONG), 2, pytest.param(3, marks=LONG), 5])
 def test_any_cut_gives_mlx_lms_quantised_logits_bit_for_bit(checkpoint: Path, num_stages: int) -> None:
     model, _ = load_model(checkpoint)
     dice = random.Random(f"{checkpoint.name}{num_stages}")
@@ -106,24 +107,25 @@ def test_states_of_fixed_size_stay_as_they_are(tmp_path: Path) -> None:
 
 def test_a_ring_answers_as_mlx_lms_generate_step_does(tmp_path: Path) -> None:
     folder = write_checkpoint("llama", tmp_path / "model", num_layers=5, overrides=WIDE)
-    prompt = [1 + i % 250 for i in range(700)]  # two chunks
+    prompt, chunk = [1 + i % 250 for i in range(150)], 96  # two chunks
     steps = generate_step(
         mx.array(prompt),
         load_model(folder)[0],
         max_tokens=20,
-        prefill_step_size=512,
+        prefill_step_size=chunk,
         kv_bits=4,
         quantized_kv_start=0,
     )
     expected = [(int(token), float(logprobs[int(token)].item())) for token, logprobs in steps]
     load = {"kv_bits": 4}
-    with RingProcesses(tmp_path, folder, [(0, 2), (2, 4), (4, 5)], context=1024, load=load) as ring:
+    layers = [(0, 2), (2, 4), (4, 5)]
+    with RingProcesses(tmp_path, folder, layers, prefill_chunk=chunk, load=load) as ring:
         ring.wait_ok()
         replies = ring.generate(prompt, 20, logprobs=True)
     assert [(t.id, t.logprob) for reply in replies for t in reply.tokens] == expected
 
 
-@pytest.mark.parametrize("kv", QUANTS)
+@pytest.mark.parametrize("kv", [*(pytest.param(kv, marks=LONG) for kv in QUANTS[:-1]), QUANTS[-1]])
 def test_predicted_bytes_are_the_measured_ones(tmp_path: Path, kv: KvQuantization) -> None:
     folder = write_checkpoint("llama", tmp_path / "model", num_layers=5, overrides=WIDE)
     context = 1000

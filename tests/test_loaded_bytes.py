@@ -42,17 +42,26 @@ WIDER: dict[str, dict[str, Any]] = {
 }
 
 
+OPTIONS = {
+    "affine4": LoadOptions(Quantization.of("affine")),
+    "mxfp4": LoadOptions(Quantization.of("mxfp4"), "bfloat16"),
+    "nvfp4": LoadOptions(Quantization.of("nvfp4"), "float16"),
+    "cast": LoadOptions(dtype="float32"),
+}
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("arch", "options"),
     [
-        LoadOptions(Quantization.of("affine")),
-        LoadOptions(Quantization.of("mxfp4"), "bfloat16"),
-        LoadOptions(Quantization.of("nvfp4"), "float16"),
-        LoadOptions(dtype="float32"),
+        pytest.param(
+            *(arch, options),
+            id=f"{arch}-{name}",
+            marks=pytest.mark.long if name in ("mxfp4", "nvfp4") and arch != "llama" else [],
+        )
+        for arch in WIDER
+        for name, options in OPTIONS.items()
     ],
-    ids=["affine4", "mxfp4", "nvfp4", "cast"],
 )
-@pytest.mark.parametrize("arch", WIDER)
 def test_predicted_bytes_are_the_loaded_ones(arch: str, options: LoadOptions, tmp_path: Path) -> None:
     source = write_checkpoint(
         arch,
