@@ -1,7 +1,7 @@
 """Imports mlx-lm without its tokenizers and its generator, which a node has no use for.
 
 `import mlx_lm` runs both, and they bring transformers, which looks through the files of every architecture
-that it knows: nearly as long as the rest of a node's start. Tokens are made of text in the HTTP process; a node
+that it knows: as long as the rest of a node's start. Tokens are made of text in the HTTP process; a node
 computes. What is left out comes with its first use, so whoever asks mlx_lm for anything of it gets it.
 Threads: `import_lean` is for the main thread, before another one imports mlx-lm.
 """

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 
 os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
@@ -17,18 +18,21 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="macrame-cache-")  # neve
 os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="macrame-data-")
 for folder in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
     atexit.register(shutil.rmtree, os.environ[folder], ignore_errors=True)
-# A ring's processes would each compile all of our modules anew: half of what their start takes.
+# Else each process of a ring compiles our modules anew, half of its start, and each run of pytest all tests.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 for secret in ("MACRAME_TOKEN", "MACRAME_API_KEYS", "MACRAME_FAULT", "MACRAME_CACHE", "MACRAME_KERNELS"):
     os.environ.pop(secret, None)
 
+import gc
 import threading
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import psutil
 import pytest
+
+from tests import leaks
 
 if TYPE_CHECKING:
     from tests.api_server import Served
@@ -36,40 +40,20 @@ if TYPE_CHECKING:
 LEAK_WAIT_S = 3.0
 
 
-def _children() -> set[int]:
-    return {p.pid for p in psutil.Process().children(recursive=True) if not _is_a_nodes_own(p)}
-
-
-def _is_a_nodes_own(process: psutil.Process) -> bool:
-    """A node starts its process for grammars when first asked for one, and that ends with the node."""
-    try:
-        return process.ppid() != os.getpid() and "cluster.guide_process" in process.cmdline()
-    except psutil.Error:  # it has just ended
-        return True
-
-
-def _listening() -> set[int]:
-    return {c.laddr.port for c in psutil.Process().net_connections("tcp") if c.status == psutil.CONN_LISTEN}
-
-
-def _threads() -> set[threading.Thread]:
-    """Python's own: it learns of a foreign one, as gRPC has them, at its first line, and never of its end.
-
-    A head's conversation with an HTTP process lasts as long as that, which several tests may share.
-    """
-    own = (t for t in threading.enumerate() if not isinstance(t, threading._DummyThread))
-    shared = ("ThreadPoolExecutor", "asyncio_", "AnyIO", "conversation")
-    return {t for t in own if not t.name.startswith(shared)}
+def pytest_collection_finish() -> None:
+    """What was imported lives to the end: a collection that looks through all of it takes half a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def no_leaks() -> Iterator[None]:
     """No test leaves a process, a thread or a listening socket behind."""
-    children, listening, threads = _children(), _listening(), _threads()
+    children, listening, threads = leaks.children(), leaks.listening(), leaks.threads()
     yield
     deadline = time.monotonic() + LEAK_WAIT_S
     while True:
-        left = (_children() - children, _listening() - listening, _threads() - threads)
+        left = (leaks.children() - children, leaks.listening() - listening, leaks.threads() - threads)
         if not any(left):
             return
         if time.monotonic() > deadline:

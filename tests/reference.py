@@ -22,7 +22,7 @@ def _model(directory: Path) -> Any:
 def greedy(
     directory: Path, prompt: Sequence[int], max_tokens: int, *, chunk: int = DEFAULT_PREFILL_CHUNK
 ) -> tuple[list[int], list[float]]:
-    """mlx-lm's own greedy tokens, and the float32 log-probability of each; asked again, what it said before."""
+    """mlx-lm's own greedy tokens, and the float32 log-probability of each; asked again, as before."""
     tokens, logprobs = _greedy(directory, tuple(prompt), max_tokens, chunk)
     return list(tokens), list(logprobs)
 
