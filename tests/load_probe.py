@@ -15,8 +15,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.tiny_models import write_checkpoint
-
 FORMS = ("plain", "8 bit", "stacked", "single experts")
 NUM_LAYERS = 7
 
@@ -24,6 +22,8 @@ NUM_LAYERS = 7
 def write_form(form: str, folder: Path) -> Path:
     """A checkpoint of some 100 MB in several files."""
     overrides: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 2048}
+    from tests.tiny_models import write_checkpoint
+
     options: dict[str, Any] = {"overrides": overrides, "max_shard_bytes": 30_000_000}
     arch = "llama"
     if form == "8 bit":
@@ -48,8 +48,12 @@ def probe(folder: Path, start: int, stop: int) -> dict[str, Any]:
 def _measure(folder: Path, start: int, stop: int) -> dict[str, Any]:
     import mlx.core as mx
 
+    from shard_loader.lean_import import import_lean
+
+    import_lean()  # as a node does
     from shard_loader.trim import trim_memory
     from shard_loader.weights import load_shard
+    from tests.tiny_models import write_checkpoint
 
     with tempfile.TemporaryDirectory() as small:  # imports and constants are there, and are not counted
         load_shard(write_checkpoint("llama", Path(small) / "m", num_layers=1), 0, 1)

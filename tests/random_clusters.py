@@ -6,12 +6,19 @@ import itertools
 import random
 from dataclasses import replace
 
+import pytest
+
 from planner.cost import CostModel, Link, Stage
 from planner.node_profile import GB, NodeProfile
 from planner.plan import Plan
 from planner.speeds import FormatRate, Speeds
 from planner.workload import Workload
 from tests.fake_models import CHIPS, made_up_model, node
+
+
+def batches(num: int, num_short: int) -> list[object]:
+    """Seeds of batches, of which the first few are in the short run."""
+    return [pytest.param(i, marks=[] if i < num_short else [pytest.mark.long]) for i in range(num)]
 
 
 def random_case(rng: random.Random, max_layers: int, max_nodes: int) -> CostModel:

@@ -24,7 +24,9 @@ from tests.tiny_models import write_checkpoint
 from tests.zoo.configs import zoo_config
 
 LAYERS = 5
-KINDS = ["llama", "gpt_oss", "mamba2", "deepseek_v3"]  # plain, rotating, recurrent, latent caches
+LONG = pytest.mark.long
+# Plain, rotating, recurrent and latent caches; the last take twice as long, and one test each time
+KINDS = ["llama", "gpt_oss", "mamba2", pytest.param("deepseek_v3", marks=LONG)]
 PROMPTS = {
     1: [72, 101, 108, 108, 111, 44, 32, 119, 3, 14, 15, 92],  # longer than the windows
     2: [65, 3, 58],
@@ -40,6 +42,11 @@ SAMPLING = {
 @pytest.fixture(scope="module", params=KINDS)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(request.param, tmp_path_factory.mktemp(request.param), num_layers=LAYERS)
+
+
+@pytest.fixture(scope="module")
+def latent_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint("deepseek_v3", tmp_path_factory.mktemp("latent"), num_layers=LAYERS)
 
 
 class Ring:
@@ -108,7 +115,7 @@ def both(model: Path, cuts: Sequence[int], script: Callable[[Ring], object]) -> 
     return ahead
 
 
-@pytest.mark.parametrize("cuts", [[], [2], [1, 4]])
+@pytest.mark.parametrize("cuts", [[], pytest.param([2], marks=LONG), [1, 4]])
 def test_one_answer_takes_every_step_but_the_first(model: Path, cuts: list[int]) -> None:
     def script(ring: Ring) -> None:
         ring.read(1)
@@ -119,13 +126,18 @@ def test_one_answer_takes_every_step_but_the_first(model: Path, cuts: list[int])
     assert ring.num_dropped == [0] * (len(cuts) + 1)
 
 
-def test_rows_take_theirs(model: Path) -> None:
-    def script(ring: Ring) -> None:
-        for session in PROMPTS:
-            ring.read(session)
-        ring.write(1, 2, 3, times=6)
+def three_rows(ring: Ring) -> None:
+    for session in PROMPTS:
+        ring.read(session)
+    ring.write(1, 2, 3, times=6)
 
-    assert both(model, [2], script).num_taken == [5, 5]
+
+def test_rows_take_theirs(model: Path) -> None:
+    assert both(model, [2], three_rows).num_taken == [5, 5]
+
+
+def test_rows_with_latent_caches_take_theirs(latent_model: Path) -> None:
+    assert both(latent_model, [2], three_rows).num_taken == [5, 5]
 
 
 def test_frames_in_turns_take_the_one_that_waits_longest(model: Path) -> None:

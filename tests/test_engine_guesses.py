@@ -20,6 +20,7 @@ from tests.test_engine import LAYERS, stages, trip
 from tests.tiny_models import write_checkpoint
 
 LONG = pytest.mark.long
+LONG_LATENT = pytest.param("deepseek_v3", marks=LONG)
 REACHES = {
     "llama": Reach.ANY,
     "deepseek_v3": Reach.ANY,
@@ -99,6 +100,8 @@ def test_the_reach_is_that_of_the_caches(model: Path) -> None:
     assert Ring(model, [2]).reach == REACHES[json.loads((model / "config.json").read_text())["model_type"]]
 
 
+# deepseek_v3 reaches as far as llama, and takes twice as long.
+@pytest.mark.parametrize("model", ["llama", "gpt_oss", "mamba2", LONG_LATENT], indirect=True)
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=LONG) for seed in (1, 2))])
 def test_drawn_answers_are_those_without_guesses(model: Path, seed: int) -> None:
     """With temperature, penalties, a ban of stop ids, company that comes and goes, and next turns."""

@@ -61,8 +61,14 @@ def test_cache_bytes_are_those_that_mlx_lm_keeps(tmp_path: Path, arch: str) -> N
     assert [layer.cache.nbytes(num_tokens) for layer in profile.layers] == [cache_bytes(c) for c in caches]
 
 
-@pytest.mark.parametrize("num_chunks", [2, 4])
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(
+    ("arch", "num_chunks"),
+    [
+        pytest.param(arch, num_chunks, marks=pytest.mark.long if num_chunks > 2 and arch != "llama" else [])
+        for arch in ARCHS
+        for num_chunks in (2, 4)
+    ],
+)
 def test_scratch_covers_a_prefill_chunk_on_this_cpu(tmp_path: Path, arch: str, num_chunks: int) -> None:
     folder = write_checkpoint(arch, tmp_path, num_layers=NUM_LAYERS)
     node = make_node(0, "n", "h", memory_bytes=8 * GB, chip="AMD EPYC")

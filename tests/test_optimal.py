@@ -18,14 +18,9 @@ from planner.solver import OBJECTIVES, PlanOptions, make_plan
 from planner.workload import Workload
 from tests.brute_force import Best, brute_force
 from tests.fake_models import CHIPS, made_up_model, node
-from tests.random_clusters import random_case, stages_of, with_forced
+from tests.random_clusters import batches, random_case, stages_of, with_forced
 
 NUM_BATCHES, BATCH = 60, 60
-
-
-def batches(num: int, num_short: int) -> list[object]:
-    """Seeds of batches, of which the first few are tested each time."""
-    return [pytest.param(i, marks=[] if i < num_short else [pytest.mark.long]) for i in range(num)]
 
 
 def check_optimal(cost: CostModel, legal: frozenset[int] | None = None, *, keeps_order: bool = False) -> None:
@@ -77,7 +72,7 @@ def check_plan(plan: Plan, cost: CostModel, objective: str, best: Best, legal: f
     assert mine == pytest.approx(least, rel=1e-8)
 
 
-@pytest.mark.parametrize("batch", batches(NUM_BATCHES, 4))
+@pytest.mark.parametrize("batch", batches(NUM_BATCHES, 2))
 def test_optimal_is_the_best_of_all_rings(batch: int) -> None:
     for case in range(BATCH):
         rng = random.Random(batch * BATCH + case)

@@ -16,7 +16,13 @@ from tests.zoo.configs import zoo_config
 
 @pytest.mark.parametrize(
     ("name", "is_right"),
-    [("gpt_oss", True), ("mamba2", True), ("qwen3_next", True), ("plamo3", False), ("phi3small", False)],
+    [
+        ("gpt_oss", True),
+        ("mamba2", True),
+        ("plamo3", False),
+        pytest.param("qwen3_next", True, marks=pytest.mark.long),
+        pytest.param("phi3small", False, marks=pytest.mark.long),
+    ],
 )
 def test_what_is_shipped_is_what_is_found(name: str, is_right: bool) -> None:
     """plamo3 is wrong behind a full window by itself; phi3small cannot mask rows of different positions."""
@@ -28,7 +34,7 @@ def test_what_is_shipped_is_what_is_found(name: str, is_right: bool) -> None:
     assert shipped.read_together is is_right
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt_oss"])
+@pytest.mark.parametrize("name", [pytest.param("llama", marks=pytest.mark.long), "gpt_oss"])
 def test_cuts_add_nothing(name: str) -> None:
     error = read_error(Rehearsal(zoo_config(name)), [2, 5])
     assert error is not None

@@ -187,9 +187,12 @@ def is_ok(url: str) -> bool:
     ("layers", "sentence"),
     [
         (("0:3", "2:5"), "layers 2:5 of node1 overlap those of node0, which end at 3"),
-        (("0:2", "3:5"), "layers 2:3 are forced onto no node: "),
-        (("0:2", "2:4"), "layers 4:5 are forced onto no node: "),
-        (("0:2", "2:6"), "layers 2:6 of node1 exceed the model, which has the layers 0:5"),
+        pytest.param(("0:2", "3:5"), "layers 2:3 are forced onto no node: ", marks=pytest.mark.long),
+        pytest.param(("0:2", "2:4"), "layers 4:5 are forced onto no node: ", marks=pytest.mark.long),
+        pytest.param(
+            *(("0:2", "2:6"), "layers 2:6 of node1 exceed the model, which has the layers 0:5"),
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_layers_that_do_not_tile_the_model(

@@ -20,6 +20,7 @@ from shard_loader.shard import Shard, ShardError
 from shard_loader.weights import load_shard
 from tests.tiny_models import VOCAB_SIZE, build, tiny_config, write_checkpoint
 
+LONG = pytest.mark.long
 ARCHITECTURES = ["llama", "qwen3", "qwen3_moe", "gemma3_text", "gpt_oss", "deepseek_v3", "mamba2"]
 NUM_LAYERS = 7
 ONE_SHOT = (14, 1, 1, 1)
@@ -82,7 +83,7 @@ def assert_equal(got: list[mx.array], expected: list[mx.array]) -> None:
         assert mx.array_equal(a, b).item(), mx.abs(a - b).max().item()
 
 
-@pytest.mark.parametrize("num_stages", [1, 2, 3, 5])
+@pytest.mark.parametrize("num_stages", [pytest.param(1, marks=LONG), 2, pytest.param(3, marks=LONG), 5])
 def test_stages_give_the_whole_models_logits_bit_for_bit(checkpoint: Path, num_stages: int) -> None:
     model, _ = load_model(checkpoint)
     cuts = sorted(

@@ -14,10 +14,10 @@ from planner.plan import Plan, Refusal
 from planner.solver import STRATEGIES, PlanOptions, make_plan
 from tests.brute_force import all_rings
 from tests.fake_models import CHIPS, made_up_model, node
-from tests.random_clusters import random_case, stages_of, with_forced
+from tests.random_clusters import batches, random_case, stages_of, with_forced
 
 
-@pytest.mark.parametrize("batch", range(10))
+@pytest.mark.parametrize("batch", batches(10, 4))
 def test_every_strategy_accepts_what_fits_and_nothing_else(batch: int) -> None:
     for case in range(30):
         rng = random.Random(batch * 30 + case)
@@ -31,7 +31,7 @@ def test_every_strategy_accepts_what_fits_and_nothing_else(batch: int) -> None:
             check_strategy(cost, strategy, legal, in_order or rings, is_in_order=bool(in_order))
 
 
-@pytest.mark.parametrize("batch", range(4))
+@pytest.mark.parametrize("batch", batches(4, 2))
 def test_every_strategy_can_keep_the_order_and_be_forced(batch: int) -> None:
     for case in range(30):
         rng = random.Random(70_000 + batch * 30 + case)

@@ -49,7 +49,7 @@ def client_of(url: str) -> openai.OpenAI:
     [
         ("qwen3", THREE, "lasttoken", {"is_bare": True}),
         ("llama", ONE, "mean", {"has_head": False}),
-        ("llama", THREE, "cls", {"overrides": MISTRAL, "has_head": False, "is_bare": True}),
+        LONG("llama", THREE, "cls", {"overrides": MISTRAL, "has_head": False, "is_bare": True}),
         LONG("qwen3", ONE, "mean", {"overrides": UNTIED}),
         LONG("llama", THREE, "mean", {"is_normalised": False}),
         LONG("qwen3", THREE, "lasttoken", {"overrides": UNTIED, "has_head": False}),
@@ -88,7 +88,7 @@ def test_embeddings_are_those_of_mlx_lm(
 
 def test_a_model_without_a_head_comes_from_a_hub(tmp_path: Path) -> None:
     """As e5-mistral lies there: what says that it is an embedding model must reach every node."""
-    folder = write_embedding_model("llama", tmp_path / "there", has_head=False, is_bare=True)
+    folder = write_embedding_model("llama", tmp_path / "there", pooling="cls", has_head=False, is_bare=True)
     plain = PlainModel("llama")
     with HubServer({"tests/ring": folder}) as hub:
         env_of = homes(tmp_path, hub, {0: "home0", 1: "home1"})
@@ -102,7 +102,9 @@ def test_a_model_without_a_head_comes_from_a_hub(tmp_path: Path) -> None:
                 (found,) = (tmp_path / home).rglob("1_Pooling/config.json")
                 assert found.read_bytes() == (folder / "1_Pooling" / "config.json").read_bytes()
             told = client.embeddings.create(model="tests/ring", input=TEXTS)
-            assert [one.embedding for one in told.data] == [plain.vector(tokens(t), CHUNK) for t in TEXTS]
+            assert [one.embedding for one in told.data] == [
+                plain.vector(tokens(text), CHUNK, pooling="cls") for text in TEXTS
+            ]
             with pytest.raises(openai.BadRequestError, match="without a head, so it writes no text: ask"):
                 client.chat.completions.create(model="tests/ring", **chat_body())
             body = json.dumps({"input": ["a long text " * 30] * 500}).encode()
