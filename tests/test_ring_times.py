@@ -21,7 +21,7 @@ from planner.speeds import Speeds
 from tests.fake_models import made_up_model, node
 from tests.random_clusters import random_case
 
-NUM_CASES = 400
+NUM_CASES, NUM_SHORT = 400, 120
 ALONE = ("simulator", "ring_times")
 CLOSED_FORMS = {"cost", "layer_times", "hops", "tables", "solver", "stage_bytes"}
 
@@ -42,11 +42,11 @@ def simulated(plan: Plan, cost: CostModel, *, max_rows: int = 1) -> RingTimes:
     return ring_times(plan, cost.model, cost.nodes, cost.links, max_rows=max_rows)
 
 
-@pytest.fixture(scope="module")
-def plans() -> list[tuple[Plan, CostModel]]:
-    found = [random_plan(random.Random(seed)) for seed in range(NUM_CASES)]
+@pytest.fixture(scope="module", params=[NUM_SHORT, pytest.param(NUM_CASES, marks=pytest.mark.long)])
+def plans(request: pytest.FixtureRequest) -> list[tuple[Plan, CostModel]]:
+    found = [random_plan(random.Random(seed)) for seed in range(request.param)]
     made = [plan for plan in found if plan is not None]
-    assert len(made) > 0.9 * NUM_CASES
+    assert len(made) > 0.9 * request.param
     return made
 
 
