@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -41,8 +41,27 @@ def check(ring: RingProcesses, model: Path, prompt: Sequence[int], max_tokens: i
     )
 
 
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint("llama", tmp_path_factory.mktemp("llama") / "llama", num_layers=NUM_LAYERS)
+
+
+@pytest.fixture(scope="module")
+def llama_ring(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RingProcesses]:
+    """Three stages that serve four at once, for all tests that leave them as they are."""
+    directory = tmp_path_factory.mktemp("ring")
+    with RingProcesses(directory, llama, ranges(NUM_LAYERS, CUTS[3]), concurrency=4) as ring:
+        ring.wait_ok()
+        yield ring
+
+
+def test_three_stages_of_a_plain_model(llama: Path, llama_ring: RingProcesses) -> None:
+    for prompt in PROMPTS:
+        check(llama_ring, llama, prompt)
+
+
 @pytest.mark.parametrize(
-    "arch", ["llama", LONG("qwen3"), LONG("gemma3_text"), "gpt_oss", LONG("deepseek_v3"), "mamba2"]
+    "arch", [LONG("qwen3"), LONG("gemma3_text"), "gpt_oss", LONG("deepseek_v3"), "mamba2"]
 )
 def test_three_stages(arch: str, tmp_path: Path) -> None:
     model = write_checkpoint(arch, tmp_path / arch, num_layers=NUM_LAYERS)
@@ -84,16 +103,11 @@ def test_demo_model(cuts: list[int], tmp_path: Path) -> None:
             check(ring, DEMO, prompt)
 
 
-def test_four_users_at_once_equal_each_alone(tmp_path: Path) -> None:
-    model = write_checkpoint("qwen3", tmp_path / "model", num_layers=NUM_LAYERS)
-    with (
-        RingProcesses(tmp_path, model, ranges(NUM_LAYERS, CUTS[3]), concurrency=4) as ring,
-        ThreadPoolExecutor(8) as pool,
-    ):
-        ring.wait_ok()
-        answers = list(pool.map(lambda prompt: ring.tokens(prompt, 40), [*PROMPTS, *PROMPTS]))
+def test_four_users_at_once_equal_each_alone(llama: Path, llama_ring: RingProcesses) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda prompt: llama_ring.tokens(prompt, 40), [*PROMPTS, *PROMPTS]))
     for prompt, answer in zip([*PROMPTS, *PROMPTS], answers, strict=True):
-        assert answer == greedy(model, prompt, 40)[0]
+        assert answer == greedy(llama, prompt, 40)[0]
 
 
 MANY = 10  # users, of a ring with four frames in flight
@@ -152,7 +166,7 @@ def burst(architecture: str, lengths: Sequence[int], tmp_path: Path) -> None:
 EQUAL, RANDOM = [24] * 12, [9, 40, 23, 31, 12, 55, 40, 17, 29, 8, 40, 23]
 
 
-@pytest.mark.parametrize("lengths", [EQUAL, RANDOM])
+@pytest.mark.parametrize("lengths", [LONG(EQUAL), RANDOM])
 def test_a_burst_whose_prompts_are_read_together_equals_each_alone(
     lengths: list[int], tmp_path: Path
 ) -> None:
@@ -176,24 +190,22 @@ def test_a_long_prompt_is_prefilled_in_chunks(tmp_path: Path) -> None:
         assert ring.node_status(2).stats.num_steps == 3 + 2 + 11
 
 
-def test_the_head_may_own_no_layers_and_stages_may_be_in_any_order(tmp_path: Path) -> None:
-    model = write_checkpoint("llama", tmp_path / "model", num_layers=NUM_LAYERS)
+def test_the_head_may_own_no_layers_and_stages_may_be_in_any_order(llama: Path, tmp_path: Path) -> None:
     layers = [None, (3, 5), (0, 3)]
-    with RingProcesses(tmp_path, model, layers) as ring:
+    with RingProcesses(tmp_path, llama, layers) as ring:
         status = ring.wait_ok()
         assert {r.rank: r.state for r in status.ranks} == {0: "ready", 1: "ready", 2: "ready"}
-        check(ring, model, PROMPTS[0])
+        check(ring, llama, PROMPTS[0])
 
 
-def test_a_seed_draws_alike_on_any_plan_and_in_any_company(tmp_path: Path) -> None:
-    model = write_checkpoint("llama", tmp_path / "model", num_layers=NUM_LAYERS)
+def test_a_seed_draws_alike_on_any_plan_and_in_any_company(
+    llama: Path, llama_ring: RingProcesses, tmp_path: Path
+) -> None:
     sampling = {"temperature": 1.0, "top_p": 0.95, "seed": 1234}
     answers = []
-    for cuts in ([2], [1, 4]):
-        directory = tmp_path / str(len(cuts))
-        directory.mkdir()
-        with RingProcesses(directory, model, ranges(NUM_LAYERS, cuts)) as ring, ThreadPoolExecutor(3) as pool:
-            ring.wait_ok()
+    with RingProcesses(tmp_path, llama, ranges(NUM_LAYERS, CUTS[2])) as two, ThreadPoolExecutor(3) as pool:
+        two.wait_ok()
+        for ring in (two, llama_ring):
             answers.append(ring.tokens(PROMPTS[0], 32, **sampling))
             answers += pool.map(lambda _, r=ring: r.tokens(PROMPTS[0], 32, **sampling), range(3))
             other = ring.tokens(PROMPTS[0], 32, **sampling | {"seed": 1235})
