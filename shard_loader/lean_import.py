@@ -40,8 +40,7 @@ def import_lean() -> None:
 
     A version of mlx-lm that cannot be taken apart so is left to be imported as it wants to be.
     """
-    spec = find_spec(PACKAGE)
-    if PACKAGE in sys.modules or spec is None:
+    if PACKAGE in sys.modules or (spec := find_spec(PACKAGE)) is None:
         return
     package = module_from_spec(spec)
     package.__class__ = _Later
