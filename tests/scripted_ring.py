@@ -66,7 +66,12 @@ class ScriptedRing:
 
     def reset(self) -> None:
         """As it was made, for the next test."""
-        self.text, self.delay_s, self.error, self.logprobs = b"Hello, world.", 0.0, "", {}
+        self.text, self.delay_s, self.logprobs = b"Hello, world.", 0.0, {}
+        self.error, self.error_at = "", 0
+        self.head.planned_from = head_pb2.PlanningReply()
+        if (self.state, self.reason, self.plan_json) != ("ok", "", ""):
+            self.plan_json = ""
+            self.set_state("ok", "")
         self.opened.clear()
         self.closed.clear()
         self.most_at_once = 0

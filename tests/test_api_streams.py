@@ -183,13 +183,11 @@ def test_a_place_in_the_queue_ends_with_a_503(served: Served) -> None:
 def test_a_full_queue_is_a_429(served: Served) -> None:
     served.ring.delay_s = 0.02
     threads = [
-        threading.Thread(target=lambda: served.complete(ignore_eos=True, max_tokens=20)) for _ in range(6)
+        threading.Thread(target=lambda: served.complete(ignore_eos=True, max_tokens=400)) for _ in range(6)
     ]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + 5
-    while served.http.get("/v1/cluster").json()["num_queued"] < 2:
-        assert time.monotonic() < deadline
+    wait_for(lambda: served.http.get("/v1/cluster").json()["num_queued"] == 2)
     for fields in ({}, {"stream": True}):
         reply = served.http.post(COMPLETIONS, json={"prompt": "x", **fields})
         assert reply.status_code == 429
@@ -197,8 +195,9 @@ def test_a_full_queue_is_a_429(served: Served) -> None:
         assert reply.json()["error"]["code"] == "queue_full"
         assert reply.json()["error"]["type"] == "rate_limit_error"
     requests = served.http.get("/v1/cluster").json()["requests"]
-    assert {(r["model"], r["adapter"], r["max_tokens"]) for r in requests} == {("tiny", "", 20)}
+    assert {(r["model"], r["adapter"], r["max_tokens"]) for r in requests} == {("tiny", "", 400)}
     assert all(r["id"].startswith("cmpl-") and r["age_s"] > 0 for r in requests)
+    served.ring.delay_s = 0.0  # they were to last until here
     for thread in threads:
         thread.join()
     wait_for(lambda: served.http.get("/v1/cluster").json()["requests"] == [])
