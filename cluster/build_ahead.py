@@ -147,6 +147,7 @@ class BuildAhead:
             self._latches.give_up(error)
             self._built = None
             self._teams.pop(built.team.numbers, None)
+            self._undo(built)
             return False
         self._built = replace(built, handed_over=handed_over, since=time.perf_counter())
         return True
@@ -232,13 +233,20 @@ class BuildAhead:
         built, self._built = self._built, None
         if built is None:
             return
-        built.ahead.undo()
-        if built.handed_over is not None:
-            built.handed_over.give_back()
+        self._undo(built)
         self.num_dropped += 1
         self._trust -= not is_over
         if self._trust <= 0:  # it does not pay here and now
             self._trust, self._rest = TRUST, REST_STEPS
+
+    def _undo(self, built: Built) -> None:
+        try:
+            built.ahead.undo()
+        except RuntimeError as error:  # the device's, and not the frame's that comes now
+            self._latches.give_up(error)
+            return
+        if built.handed_over is not None:
+            built.handed_over.give_back()
 
     def forget(self, sessions: Iterable[int]) -> None:
         """These sessions are no more, with all that was built for them."""

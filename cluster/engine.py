@@ -134,6 +134,8 @@ class Engine:
         else:
             out_tensors = yield from self._slots(frame, tensors, failed, out)
         failures = {slot.session for slot in out.slots if slot.error}
+        # Its next step may be built by now: what is copied, kept or closed here is as this frame left it.
+        self.ahead.forget([*(fork.from_session for fork in frame.forks), *self._open.late])
         for fork in frame.forks:
             if fork.from_session not in failures:
                 self._open.fork(fork)

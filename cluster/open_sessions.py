@@ -67,6 +67,11 @@ class OpenSessions:
                 mx.eval(self.groups.take_pending())
         return failed
 
+    @property
+    def late(self) -> frozenset[int]:
+        """To be closed or kept by `close_late`."""
+        return frozenset(self._late).union(self._late_keeps)
+
     def close_late(self, waiting: Collection[int]) -> None:
         """A frame that waited has run."""
         if self._late_keeps:

@@ -114,12 +114,14 @@ class Ahead:
     def undo(self) -> None:
         """The state is as before; what was built is worth nothing any more."""
         saved, self._saved = self._saved, None
-        if self._latch is not None:
-            self._latch.abandon()
-        if saved is not None:
-            saved.restore()
-        elif self._is_handed_over:
-            self.forget()
+        try:
+            if self._latch is not None:
+                self._latch.abandon()
+        finally:  # where the device fails, too: who goes on is at the right position, or learns of it
+            if saved is not None:
+                saved.restore()
+            elif self._is_handed_over:
+                self.forget()
         self._give_back()
 
     def fill(self, tokens: Sequence[int], carry: Sequence[Tensor]) -> Any:

@@ -191,6 +191,48 @@ def test_a_new_epoch_abandons_what_was_handed_over(model: Path) -> None:
     assert ring.counts("num_dropped") == [2, 2]
 
 
+@pytest.mark.parametrize("what", ["hand_over", "abandon"])
+def test_what_the_device_refuses_leaves_the_state_as_it_was(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step's own frame comes by the plain path, and another's is not the one that fails."""
+    model = write_checkpoint("llama", tmp_path / "llama", num_layers=LAYERS)
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    def script(ring: Ring) -> None:
+        ring.read(2)
+        ring.write(2, times=5)
+        ring.read(1)
+        ring.write(2, times=3)
+        ring.write(1)
+
+    monkeypatch.setattr(EmulatedLatch, what, refuse)
+    ring = both(model, Handing(model, [2], builds_early=lambda: False), script)
+    assert [engine.ahead._latches.is_on for engine in ring.engines] == [False, False]
+    assert ring.counts("num_handed_over") == [0, 0] if what == "hand_over" else [2, 2]
+
+
+@pytest.mark.parametrize("kind", ["llama", "mamba2"])
+def test_a_copy_has_nothing_of_a_step_that_is_built_before_it_is_made(kind: str, tmp_path: Path) -> None:
+    shard = load_shard(write_checkpoint(kind, tmp_path / kind, num_layers=3), 0, 3)
+    frames = [prompt(1, 1, [72] * 9), row(2, (1, 9, 5)), row(3, (1, 10, 6))]
+    frames[1].forks.add(session=50, from_session=1)
+    frames.append(ring_pb2.Frame(kind=ring_pb2.STEP, epoch=1, seq=4))
+    frames[-1].opens.add(session=2, prompt_tokens=12, max_tokens=9, from_session=50, from_tokens=10)
+    frames[-1].slots.add(session=2, position=10, tokens=[7])
+    frames += [row(5, (2, 11, 3)), row(6, (1, 11, 4))]
+    plain, engine = (Engine(shard, builds_ahead=is_ahead) for is_ahead in (False, True))
+    num_early = 0
+    for frame in frames:
+        step = engine.begin(frame, ())
+        step.start()
+        num_early += engine.build_ahead()
+        assert step.finish() == plain.step(frame, ())
+    assert num_early >= 2
+
+
 def kept(output: Output) -> tuple[ring_pb2.Frame, list[Tensor]]:
     """Its bytes are used again for later ones."""
     assert output is not None
