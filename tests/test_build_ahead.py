@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import mlx.core as mx
@@ -12,6 +14,8 @@ import pytest
 
 from cluster.build_ahead import REST_STEPS, TRUST, BuildAhead
 from cluster.engine import Engine
+from cluster.grammar import choice_grammar
+from cluster.guide_process import GuideProcess
 from proto import ring_pb2
 from shard_loader.ahead import Ahead, ReadsNumbersError, kind_of
 from shard_loader.carry import flatten, to_wire
@@ -19,7 +23,7 @@ from shard_loader.host_arrays import TURNS, HostArrays
 from shard_loader.rehearsal import Rehearsal
 from shard_loader.weights import load_shard
 from tests.test_engine import trip
-from tests.test_overlap import prompt, row
+from tests.test_overlap import WAIT_S, prompt, row
 from tests.tiny_models import write_checkpoint
 from tests.zoo.configs import zoo_config
 
@@ -296,6 +300,37 @@ def test_short_answers_do_not_make_it_rest(tmp_path: Path) -> None:
     ring.read(2)
     ring.write(2, times=5)
     assert ahead.num_taken == 4
+
+
+def test_who_leaves_a_frame_that_waited_leaves_nothing_of_what_was_built_upon_it(tmp_path: Path) -> None:
+    """Its step of two rows is built, then one is closed: put back later, it would have both rows again."""
+    model = write_checkpoint("llama", tmp_path / "llama", num_layers=3)
+    shard = load_shard(model, 0, 3)
+    results = []
+    for is_ahead in (False, True):
+        with closing(GuideProcess(model, shard.vocab_size)) as guides:
+            process = guides.open(choice_grammar(["x"]))._child.process
+            process.send_signal(signal.SIGSTOP)
+            engine = Engine(shard, guides=guides, builds_ahead=is_ahead)
+            outputs, early = [], []
+            for session, grammar in ((1, choice_grammar(["ab", "cd"])), (2, ""), (3, "")):
+                frame = prompt(session, session, [72, 65, session])
+                frame.opens[0].sampling.grammar = grammar
+                outputs.append(engine.step(frame, ()))
+            both = row(4, (1, 3, 66), (2, 3, 66))
+            assert (compiled := engine.waits_for(both)) is not None
+            assert engine.step(ring_pb2.Frame(kind=ring_pb2.STEP, epoch=1, seq=5, closes=[1]), ()) is None
+            process.send_signal(signal.SIGCONT)
+            compiled.result(WAIT_S)
+            assert engine.waits_for(both) is None
+            for frame in (both, row(6, (3, 3, 5), closes=[9]), row(7, (2, 4, 5))):
+                step = engine.begin(frame, ())
+                step.start()
+                early.append(engine.build_ahead())
+                outputs.append(step.finish())
+        assert early[0] == is_ahead
+        results.append(outputs)
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("is_kept", [False, True])
