@@ -318,7 +318,8 @@ def test_who_leaves_a_frame_that_waited_leaves_nothing_of_what_was_built_upon_it
                 frame.opens[0].sampling.grammar = grammar
                 outputs.append(engine.step(frame, ()))
             both = row(4, (1, 3, 66), (2, 3, 66))
-            assert (compiled := engine.waits_for(both)) is not None
+            compiled = engine.waits_for(both)
+            assert compiled is not None
             assert engine.step(ring_pb2.Frame(kind=ring_pb2.STEP, epoch=1, seq=5, closes=[1]), ()) is None
             process.send_signal(signal.SIGCONT)
             compiled.result(WAIT_S)
