@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from shard_loader.sole_user import SoleUser
+from shard_loader.sole_user import MAX_USERS, SoleUser
 
 OTHER = """
 import sys
@@ -54,3 +54,30 @@ def test_where_nothing_can_be_locked_nobody_is_alone(tmp_path: Path) -> None:
     user = SoleUser("a", tmp_path / "nowhere")
     assert not user.is_alone()
     user.close()
+
+
+def test_whoever_comes_while_others_look_is_seen(tmp_path: Path) -> None:
+    users = [SoleUser("a", tmp_path)]
+    for _ in range(MAX_USERS - 1):
+        looking = users[-1]
+        assert looking.is_alone() == (len(users) == 1)
+        users.append(SoleUser("a", tmp_path))
+        assert not any(user.is_alone() for user in users)
+    one_more = SoleUser("a", tmp_path)
+    assert not one_more.is_alone()
+    for user in users[1:]:
+        user.close()
+    assert users[0].is_alone()
+    users[0].close()
+    one_more.close()
+
+
+def test_files_of_others_can_be_locked(tmp_path: Path) -> None:
+    first = SoleUser("a", tmp_path)
+    for path in tmp_path.iterdir():
+        path.chmod(0o444)
+    second = SoleUser("a", tmp_path)
+    assert not first.is_alone()
+    second.close()
+    assert first.is_alone()
+    first.close()
