@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import KVCache
 
 from cluster.handed_over import HandedOver
 from cluster.row_draws import RowDraws
@@ -25,10 +24,11 @@ from proto import ring_pb2
 from proto.codec import Tensor
 from shard_loader.ahead import Ahead, Kind, can_save, kind_of, kinds_of
 from shard_loader.batch_state import BatchState
+from shard_loader.growing import grows_at
 from shard_loader.host_arrays import HostArrays
 from shard_loader.landing import Landing
 from shard_loader.latch import Latch, Latches
-from shard_loader.reach import Reach
+from shard_loader.reach import can_forget
 from shard_loader.rehearsal import UNSUITABLE
 from shard_loader.shard import Shard
 from shard_loader.state import ShardState
@@ -99,6 +99,7 @@ class BuildAhead:
     ) -> None:
         self._shard, self._use, self._host, self.is_on = shard, use, host, is_on
         self._landing, self._latches = landing, Latches(host, emulated_s=late_s)
+        self._reach, self._trim_window = shard.reach, shard.trim_window or 0
         self._teams: dict[tuple[int, ...], Team] = {}  # the one that waits longest is first
         self._built: Built | None = None
         self._trust, self._rest = TRUST, 0
@@ -154,15 +155,13 @@ class BuildAhead:
 
     def _latch(self, team: Team, state: ShardState | BatchState) -> Latch | None:
         """Where this step may be handed over: its frame comes soon, and its caches can forget its token."""
-        shard = self._shard
-        if not isinstance(state, ShardState) or (shard.is_first and shard.is_last) or not team.is_sampled:
+        if not isinstance(state, ShardState) or self._shard.is_whole or not team.is_sampled:
             return None  # a stage by itself never waits; others may build upon a part of a prompt
         if len(self._waits_s) < NUM_WAITS or max(self._waits_s) > self._latches.bound_s / 2:
             return None
-        if state.position % KVCache.step == 0:
-            return None  # its caches grow: that may be more than the device's queue takes
-        window = shard.trim_window or 0
-        if shard.reach != Reach.ANY and not (shard.reach == Reach.PASS and state.position + 1 < window):
+        if grows_at(state.position):
+            return None  # that may be more than the device's queue takes
+        if not can_forget(self._reach, self._trim_window, state.position + 1):
             return None
         return self._latches.of(kinds_of(1, team.carry))
 
@@ -196,7 +195,7 @@ class BuildAhead:
         taken = None
         if built is not None and built.team.numbers == tuple(slot.session for slot in slots):
             is_it = is_step and built.team.carry == kind_of(carry) and built.team.structure == structure
-            is_it = is_it and (built.handed_over is None or slots[0].is_sampled)
+            is_it = is_it and (built.handed_over is None or slots[0].is_sampled)  # else others build upon it
             if is_it and all(a is b for a, b in zip(built.team.sessions, sessions, strict=True)):
                 self._built = None
                 self.num_taken += 1

@@ -170,7 +170,7 @@ class ComputeThread:
             work, begun = running.work, running.begun
             has_others = running.is_part or engine.num_sessions > len(running.sessions)
             is_long = not has_others and self._pace.sure_s(work.frame, begun) > engine.ahead.build_s
-            if is_long or engine.is_whole:  # a stage by itself never waits for a frame
+            if is_long or engine.shard.is_whole:  # a stage by itself never waits for a frame
                 self._prepare(engine, is_busy=True)
             if has_others:
                 with suppress(Empty):  # what comes while the device is busy is built meanwhile

@@ -92,11 +92,6 @@ class Engine:
         """Requests that run; any thread."""
         return self._open.num_running
 
-    @property
-    def is_whole(self) -> bool:
-        """This stage is all there is."""
-        return self.shard.is_first and self.shard.is_last
-
     def drop_sessions(self) -> None:
         """A new epoch: every session of the old one ends, and its memory is given back."""
         if self.sessions:

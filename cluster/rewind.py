@@ -6,6 +6,7 @@ from cluster.request import Request
 from cluster.room import Limits
 from cluster.speculation import Window
 from shard_loader.reach import Reach
+from shard_loader.reach import can_forget as caches_can_forget
 
 
 def position_after(request: Request, window: Window, reach: Reach) -> int:
@@ -15,7 +16,7 @@ def position_after(request: Request, window: Window, reach: Reach) -> int:
 
 def can_forget(limits: Limits, num_tokens: int) -> bool:
     """Whether all stages can forget any of the last tokens while they hold so many."""
-    return limits.reach == Reach.ANY or (limits.reach == Reach.PASS and num_tokens < limits.trim_window)
+    return caches_can_forget(limits.reach, limits.trim_window, num_tokens)
 
 
 def may_go_ahead(request: Request, limits: Limits) -> bool:

@@ -20,6 +20,11 @@ from mlx_lm.models.cache import (
 )
 
 
+def grows_at(position: int) -> bool:
+    """Whether caches of a sequence of so many tokens, read from its beginning, grow with the next one."""
+    return bool(position % KVCache.step == 0)
+
+
 def make_room(caches: Iterable[Any], num_tokens: int) -> None:
     """Before so many tokens come. Evaluates nothing, and leaves alone what mlx-lm grows to whole steps."""
     for cache in caches:

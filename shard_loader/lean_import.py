@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from contextlib import ExitStack
 from importlib.util import find_spec, module_from_spec
 from types import ModuleType
 from typing import Any
@@ -26,12 +27,11 @@ class _Later(ModuleType):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         assert self.__spec__ is not None
         assert self.__spec__.loader is not None
-        self.__class__ = ModuleType  # type: ignore[assignment]  # its own lines ask it for names, too
-        try:
+        with ExitStack() as failed:
+            failed.callback(setattr, self, "__class__", _Later)
+            self.__class__ = ModuleType  # type: ignore[assignment]  # its own lines ask it for names, too
             self.__spec__.loader.exec_module(self)
-        except BaseException:
-            self.__class__ = _Later
-            raise
+            failed.pop_all()
         return getattr(self, name)
 
 

@@ -12,3 +12,8 @@ class Reach(IntEnum):
     MARK = 1  # to where its last marked pass began
     PASS = 2  # to any but the first token of its last pass of several; below `trim_window` anywhere
     ANY = 3  # anywhere
+
+
+def can_forget(reach: Reach, trim_window: int, num_tokens: int) -> bool:
+    """Whether caches can forget any of the last tokens while they hold so many."""
+    return reach == Reach.ANY or (reach == Reach.PASS and num_tokens < trim_window)

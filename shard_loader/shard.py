@@ -98,6 +98,11 @@ class Shard:
         return self._caches.is_mergeable(self._model)
 
     @property
+    def is_whole(self) -> bool:
+        """It is the whole model."""
+        return self.is_first and self.is_last
+
+    @property
     def trim_window(self) -> int | None:
         """While a state holds fewer tokens, a copy may begin with any of them; at or above it, only with all.
 

@@ -56,9 +56,13 @@ def latent_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Ring:
     """Engines in a row that build ahead after every frame, or never."""
 
-    def __init__(self, model: Path, cuts: Sequence[int], *, is_ahead: bool) -> None:
+    def __init__(
+        self, model: Path, cuts: Sequence[int], *, is_ahead: bool, late_s: float | None = None
+    ) -> None:
         bounds = itertools.pairwise([0, *cuts, LAYERS])
-        self.engines = [Engine(load_shard(model, a, b), builds_ahead=is_ahead) for a, b in bounds]
+        self.engines = [
+            Engine(load_shard(model, a, b), builds_ahead=is_ahead, late_s=late_s) for a, b in bounds
+        ]
         self.last = {session: prompt[-1] for session, prompt in PROMPTS.items()}
         self.position = {session: len(prompt) - 1 for session, prompt in PROMPTS.items()}
         self.results: list[ring_pb2.Frame] = []
@@ -95,6 +99,22 @@ class Ring:
             session=session, prompt_tokens=len(prompt), max_tokens=30, sampling=SAMPLING[session]
         )
         self.send(ring_pb2.Slot(session=session, tokens=prompt[:-1]), opens=[spec])
+
+    def read_chunk(self, session: int) -> None:
+        position = self.position[session]
+        self.send(ring_pb2.Slot(session=session, position=position, tokens=[self.last[session], 4, 5]))
+        self.position[session], self.last[session] = position + 3, 6
+
+    def read_copy(self, session: int, source: int) -> None:
+        position = self.position[source]
+        copy = ring_pb2.SessionSpec(
+            session=session, prompt_tokens=99, max_tokens=9, from_session=source, from_tokens=position
+        )
+        self.send(ring_pb2.Slot(session=session, position=position, tokens=[8, 9]), opens=[copy])
+        self.last[session], self.position[session] = 10, position + 2
+
+    def begin_again(self, session: int) -> None:
+        self.position[session], self.last[session] = len(PROMPTS[session]) - 1, PROMPTS[session][-1]
 
     def write(self, *sessions: int, times: int = 1, **ended: int) -> None:
         for _ in range(times):
@@ -170,16 +190,10 @@ def test_whatever_comes_instead_is_the_same(model: Path) -> None:
         ring.write(1, 2, 3, times=2)
         ring.send(closes=2)
         ring.write(1, 3, times=2)
-        position = ring.position[1]
-        ring.send(ring_pb2.Slot(session=1, position=position, tokens=[ring.last[1], 4, 5]))  # a chunk
-        ring.position[1], ring.last[1] = position + 3, 6
+        ring.read_chunk(1)
         ring.write(1, times=2)
         ring.send(keeps=3)
-        copy = ring_pb2.SessionSpec(
-            session=4, prompt_tokens=99, max_tokens=9, from_session=3, from_tokens=ring.position[3]
-        )
-        ring.send(ring_pb2.Slot(session=4, position=ring.position[3], tokens=[8, 9]), opens=[copy])
-        ring.last[4], ring.position[4] = 10, ring.position[3] + 2
+        ring.read_copy(4, 3)
         ring.write(4, times=3)
         ring.write(4, 1, times=3)
 
@@ -194,7 +208,7 @@ def test_a_new_epoch_drops_what_was_built(model: Path) -> None:
         ring.write(1, times=3)
         for engine in ring.engines:
             engine.drop_sessions()
-        ring.position[1], ring.last[1] = len(PROMPTS[1]) - 1, PROMPTS[1][-1]
+        ring.begin_again(1)
         ring.read(1)
         ring.write(1, times=3)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -55,13 +54,8 @@ class Handing(Ring):
         late: Callable[[], bool] = lambda: False,
         builds_early: Callable[[], bool] = lambda: True,
     ) -> None:
-        super().__init__(model, cuts, is_ahead=True)
+        super().__init__(model, cuts, is_ahead=True, late_s=60.0)
         self.late, self.builds_early, self.num_early = late, builds_early, 0
-        bounds = [0, *cuts, LAYERS]
-        self.engines = [
-            Engine(load_shard(model, a, b), builds_ahead=True, late_s=60.0)
-            for a, b in itertools.pairwise(bounds)
-        ]
 
     def trip(self, frame: ring_pb2.Frame) -> ring_pb2.Frame | None:
         tensors: Sequence[Tensor] = ()
@@ -132,16 +126,10 @@ def test_whoever_comes_first_is_not_held_up(model: Path) -> None:
         ring.write(2)
         ring.send(closes=1)
         ring.write(2, times=5)
-        position = ring.position[2]
-        ring.send(ring_pb2.Slot(session=2, position=position, tokens=[ring.last[2], 4, 5]))  # a chunk
-        ring.position[2], ring.last[2] = position + 3, 6
+        ring.read_chunk(2)
         ring.write(2, times=5)
         ring.send(keeps=2)
-        copy = ring_pb2.SessionSpec(
-            session=4, prompt_tokens=99, max_tokens=9, from_session=2, from_tokens=ring.position[2]
-        )
-        ring.send(ring_pb2.Slot(session=4, position=ring.position[2], tokens=[8, 9]), opens=[copy])
-        ring.last[4], ring.position[4] = 10, ring.position[2] + 2
+        ring.read_copy(4, 2)
         ring.write(4, times=5)
 
     ring = both(model, Handing(model, [2]), script)
@@ -159,10 +147,7 @@ def test_whatever_comes_and_when_the_results_are_the_same(model: Path, seed: int
             what = chance.random()
             if not open_ or (what < 0.1 and closed):
                 session = chance.choice(closed)
-                ring.last[session], ring.position[session] = (
-                    PROMPTS[session][-1],
-                    len(PROMPTS[session]) - 1,
-                )
+                ring.begin_again(session)
                 ring.read(session)
                 open_.append(session)
             elif what < 0.2:
@@ -185,7 +170,7 @@ def test_a_new_epoch_abandons_what_was_handed_over(model: Path) -> None:
             ring.write(2, times=4)
             for engine in ring.engines:
                 engine.drop_sessions()
-            ring.position[2], ring.last[2] = len(PROMPTS[2]) - 1, PROMPTS[2][-1]
+            ring.begin_again(2)
 
     ring = both(model, Handing(model, [2]), script)
     assert ring.counts("num_dropped") == [2, 2]
