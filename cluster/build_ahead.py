@@ -2,12 +2,13 @@
 
 Where another frame comes first, what was built is dropped and the plain path is taken: it is the same step.
 Who is alone and waits for short times only is even handed over to the device, where that can wait for numbers
-(`shard_loader/latch.py`).
+(`shard_loader/latch.py`), and the step after it is built, too: so no stage's frame waits for Python.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from cluster.awaited import Awaited
 from cluster.handed_over import HandedOver
 from cluster.row_draws import RowDraws
 from cluster.sampler import draw_rows
@@ -71,7 +73,8 @@ class Built:
     ahead: Ahead
     draws: RowDraws | None
     handed_over: HandedOver | None
-    since: float  # perf_counter()
+    took_s: float  # building it
+    since: float  # perf_counter() when it was ready
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,10 @@ class Taken:
 
 
 class BuildAhead:
-    """One step at most is built. `use`: makes the model be that of an adapter. late_s: emulates latches."""
+    """One step at most is built, or two of who is alone.
+
+    use: makes the model be that of an adapter. late_s: emulates latches.
+    """
 
     def __init__(
         self,
@@ -102,23 +108,33 @@ class BuildAhead:
         self._reach, self._trim_window = shard.reach, shard.trim_window or 0
         self._teams: dict[tuple[int, ...], Team] = {}  # the one that waits longest is first
         self._built: Built | None = None
+        self._next: Built | None = None  # upon that one, while the device waits for its numbers
         self._trust, self._rest = TRUST, 0
         self._waits_s: deque[float] = deque(maxlen=NUM_WAITS)  # from a step's being ready to its frame
         self.build_s = 0.0  # that the latest one took
+        self.began = math.inf  # perf_counter(): the latest frame's step, where who brought it let it begin
+        self.is_behind = False  # the latest one could have waited on the device for its frame, and did not
         self.num_taken = self.num_dropped = 0
         self.num_handed_over = self.num_late = 0  # of those that were taken
+        self.num_begun = 0  # of those handed over: who brought the frame let them begin
 
     def prepare(self, *, is_alone: bool = False) -> bool:
         """Build a step, if there is one to expect; False: there is nothing to do.
 
         is_alone: the device has nothing else to do until its frame comes, so that `hand_over` may follow.
         """
-        if not self.is_on or self._built is not None or self._rest or not self._teams:
+        if not self.is_on or self._rest or not self._teams:
             return False
-        team = next(iter(self._teams.values()))
+        first = self._built
+        if first is None:
+            team = next(iter(self._teams.values()))
+        elif is_alone and first.handed_over is not None and self._next is None:
+            team = first.team
+        else:
+            return False
         state = _state_of(team.sessions)
         if state is None or not can_save(state):
-            del self._teams[team.numbers]
+            self._teams.pop(team.numbers, None)
             return False
         self._use(team.sessions[0].spec.adapter)
         began = time.perf_counter()
@@ -130,9 +146,11 @@ class BuildAhead:
             logger.info("steps are not built ahead: %s", error)
             self.is_on = False
             return False
+        draws = self._draws(team.sessions, ahead.out, num_before=int(first is not None))
         since = time.perf_counter()
-        self._built = Built(team, state, ahead, self._draws(team.sessions, ahead.out), None, since)
-        self.build_s = since - began
+        built = Built(team, state, ahead, draws, None, since - began, since)
+        self._built, self._next = (built, None) if first is None else (first, built)
+        self.build_s = built.took_s
         return True
 
     def hand_over(self) -> bool:
@@ -153,6 +171,15 @@ class BuildAhead:
         self._built = replace(built, handed_over=handed_over, since=time.perf_counter())
         return True
 
+    def awaited(self, epoch: int) -> Awaited | None:
+        """The frame that the device waits for, if it does."""
+        built = self._built
+        if built is None or built.handed_over is None:
+            return None
+        team, session, begin = built.team, built.team.sessions[0], built.ahead.begin
+        what = session.spec.session, session.position, team.carry, team.structure
+        return Awaited(epoch, *what, self._shard.vocab_size, begin)
+
     def _latch(self, team: Team, state: ShardState | BatchState) -> Latch | None:
         """Where this step may be handed over: its frame comes soon, and its caches can forget its token."""
         if not isinstance(state, ShardState) or self._shard.is_whole or not team.is_sampled:
@@ -167,6 +194,7 @@ class BuildAhead:
 
     def clear_way(self, frame: ring_pb2.Frame) -> None:
         """A frame comes: what was built is dropped where its sessions do anything else but this step."""
+        self.began = math.inf
         touched = {*frame.closes, *frame.keeps, *(spec.from_session for spec in frame.opens)}
         touched.update(fork.from_session for fork in frame.forks)
         slots = tuple(slot.session for slot in frame.slots)
@@ -196,12 +224,16 @@ class BuildAhead:
         if built is not None and built.team.numbers == tuple(slot.session for slot in slots):
             is_it = is_step and built.team.carry == kind_of(carry) and built.team.structure == structure
             is_it = is_it and (built.handed_over is None or slots[0].is_sampled)  # else others build upon it
+            is_it = is_it and built.ahead.suits(tokens := [slot.tokens[0] for slot in slots], carry)
             if is_it and all(a is b for a, b in zip(built.team.sessions, sessions, strict=True)):
-                self._built = None
+                self._built, self._next = self._next, None
+                self.began = built.ahead.began
+                self.num_begun += built.ahead.has_begun
+                self.is_behind = built.ahead.can_wait and not built.ahead.has_begun
                 self.num_taken += 1
                 self._trust = min(self._trust + 1, TRUST)
                 self._waits_s.append(time.perf_counter() - built.since)
-                out = built.ahead.fill([slot.tokens[0] for slot in slots], carry)
+                out = built.ahead.fill(tokens, carry)
                 # Behind a part of a prompt nothing is drawn, and its tokens may be scored by what is there.
                 draws = built.draws if slots[0].is_sampled else None
                 taken = Taken(built.state, out, draws, built.handed_over)
@@ -219,7 +251,8 @@ class BuildAhead:
         """It was taken, and is computed: whether with its numbers. If not, the state is as before."""
         self.num_handed_over += 1
         was_in_time = handed_over.ahead.was_open()
-        self._latches.note(handed_over.took_s, was_open=was_in_time)
+        following_s = 0.0 if self._built is None else self._built.took_s  # which may have waited for this one
+        self._latches.note(max(handed_over.took_s, following_s), was_open=was_in_time)
         if not was_in_time:
             self.drop()  # it was built upon this one
             handed_over.ahead.forget()
@@ -229,9 +262,11 @@ class BuildAhead:
 
     def drop(self, *, is_over: bool = False) -> None:
         """What was built is undone. is_over: an answer has ended, which says nothing about the next ones."""
-        built, self._built = self._built, None
+        built, following, self._built, self._next = self._built, self._next, None, None
         if built is None:
             return
+        if following is not None:
+            self._undo(following)
         self._undo(built)
         self.num_dropped += 1
         self._trust -= not is_over
@@ -256,14 +291,15 @@ class BuildAhead:
             if not gone.isdisjoint(numbers):
                 del self._teams[numbers]
 
-    def _draws(self, sessions: Sequence[Session], out: Any) -> RowDraws | None:
+    def _draws(self, sessions: Sequence[Session], out: Any, num_before: int) -> RowDraws | None:
         if not self._shard.is_last:
             return None
         rows = []
         for session in sessions:
             if session.sampler is None or session.sampler.reads_history:
                 return None
-            rows.append((session.sampler, session.position + 1, session.history, session.spec.prompt_tokens))
+            position = session.position + num_before + 1
+            rows.append((session.sampler, position, session.history, session.spec.prompt_tokens))
         assert isinstance(out, mx.array)
         return draw_rows(rows, out[:, -1])
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from queue import Empty, Queue
+from queue import Empty
 
 import mlx.core as mx
 
@@ -22,6 +22,7 @@ from cluster.draft_queue import DraftEnd, DraftQueue, DraftWork, hand_over
 from cluster.engine import Engine
 from cluster.fault import Fault, injected, injected_text
 from cluster.guide_process import GuideProcess
+from cluster.inbox import Inbox
 from cluster.memory_limits import MemoryLimits, apply_limits
 from cluster.pace import Pace
 from cluster.step_times import StepTimes
@@ -69,7 +70,7 @@ class ComputeThread:
         self._pace = Pace()
         self._on_output, self._on_loaded, self._on_failed = on_output, on_loaded, on_failed
         self._on_load_progress = on_load_progress
-        self._inbox: Queue[Work | None] = Queue()
+        self._inbox = Inbox()
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
         self._epoch = -1
         self._loaded: tuple[str, int, int, LoadOptions] | None = None
@@ -81,22 +82,20 @@ class ComputeThread:
         self.drafts: DraftQueue | None = None
         self.kernels: Report | None = None  # of the engine's shard
         self.limits = MemoryLimits()
-        self.load = LoadProgress()
-        self.step_times = StepTimes()
+        self.load, self.step_times = LoadProgress(), StepTimes()
         self.num_overlapped = 0  # frames that were built while the one before was computed
-        self.progress = 0
-        self.activity = "idle"
+        self.progress, self.activity = 0, "idle"
 
     def start(self) -> None:
-        """Start the thread; call once."""
+        """Call once."""
         self._thread.start()
 
     def post(self, work: Work) -> None:
-        """Queue work; never blocks. The queue is bounded by credits and by the head's frames in flight."""
+        """Queue work; never blocks."""
         if isinstance(work, LoadWork):
-            previous, self._last_load = self._last_load, work
-            if previous is not None:
-                previous.superseded.set()
+            if self._last_load is not None:
+                self._last_load.superseded.set()
+            self._last_load = work
         self._inbox.put(work)
 
     def stop(self, timeout_s: float) -> bool:
@@ -169,8 +168,9 @@ class ComputeThread:
         if (running := self._running) is not None and (engine := self.engine) and self._inbox.empty():
             work, begun = running.work, running.begun
             has_others = running.is_part or engine.num_sessions > len(running.sessions)
-            is_long = not has_others and self._pace.sure_s(work.frame, begun) > engine.ahead.build_s
-            if is_long or engine.shard.is_whole:  # a stage by itself never waits for a frame
+            is_long = engine.ahead.is_behind or self._pace.sure_s(work.frame, begun) > engine.ahead.build_s
+            # Who is alone has time later, mostly; a stage by itself has none, for it never waits for a frame.
+            if engine.shard.is_whole or (is_long and not has_others):
                 self._prepare(engine, is_busy=True)
             if has_others:
                 with suppress(Empty):  # what comes while the device is busy is built meanwhile
@@ -191,8 +191,10 @@ class ComputeThread:
                     recorder.add(Kind.DRAFTED, 0, began, time.perf_counter())
                 self._note_draft_bytes()
                 self.activity, self._busy_since = "idle", None
-        while self.engine is not None and (self.engine.has_spare or self._has_untested):
+        while self.engine is not None:
             has_spare = self.engine.has_spare
+            if not has_spare and (self.kernels is None or not self.kernels.untested):
+                break
             try:
                 return self._inbox.get(timeout=REST_S if has_spare else TEST_AFTER_S)
             except Empty:
@@ -217,7 +219,7 @@ class ComputeThread:
                 wanted.add_done_callback(lambda _: self._inbox.put(work))
                 return
             step = self.engine.begin(frame, work.tensors)
-            begun = time.perf_counter()
+            started, begun = (min(s, self.engine.ahead.began) for s in (started, time.perf_counter()))
             if self._overlaps:
                 step.start()
             if before is not None and is_next and (failure := before.step.wait()) is not None:
@@ -271,6 +273,8 @@ class ComputeThread:
         while engine is not None and self._inbox.empty():
             if not (engine.build_ahead if is_busy else engine.prepare)(is_free=is_free):
                 break
+            if (awaited := engine.ahead.awaited(self._epoch)) is not None:
+                self._inbox.expect(awaited)
             if began:
                 recorder.add(Kind.AHEAD, 0, began, began := time.perf_counter())
 
@@ -361,10 +365,6 @@ class ComputeThread:
             return choose_kernels(shard, self._tick, budget_s=float(text) if text else None)
         finally:
             self.activity = "loading"
-
-    @property
-    def _has_untested(self) -> bool:
-        return self.kernels is not None and bool(self.kernels.untested)
 
     def _test_kernels(self) -> None:
         """A class that the start had no time for; what comes meanwhile waits for a piece of it at most."""

@@ -130,7 +130,8 @@ class Engine:
             out_tensors = yield from self._slots(frame, tensors, failed, out)
         failures = {slot.session for slot in out.slots if slot.error}
         # Its next step may be built by now: what is copied, kept or closed here is as this frame left it.
-        self.ahead.forget([*(fork.from_session for fork in frame.forks), *self._open.late])
+        if late := [*(fork.from_session for fork in frame.forks), *self._open.late]:
+            self.ahead.forget(late)
         for fork in frame.forks:
             if fork.from_session not in failures:
                 self._open.fork(fork)
@@ -139,7 +140,7 @@ class Engine:
             if self._delay_s or self._token_delay_s:
                 num_tokens = sum(len(slot.tokens) for slot in frame.slots)
                 time.sleep(max(self._delay_s, num_tokens * self._token_delay_s))
-            self._count(frame, started)
+            self._count(frame, min(started, self.ahead.began))
         return out, out_tensors
 
     def waits_for(self, frame: ring_pb2.Frame) -> _Compiled | None:

@@ -29,6 +29,7 @@ def fill_engine(
     told.num_dropped_ahead = engine.ahead.num_dropped
     told.num_handed_over = engine.ahead.num_handed_over
     told.num_late = engine.ahead.num_late
+    told.num_begun = engine.ahead.num_begun
     window = engine.trim_window
     told.trim_window = -1 if window is None else window
     told.reach = engine.reach

@@ -30,7 +30,7 @@ logger = logging.getLogger("cluster.run_node")
 
 # How long a thread that wants Python's lock waits before it asks for it: a frame that came in must not wait
 # 5 ms, Python's own choice, for a graph that is being built.
-SWITCH_S = 5e-4
+SWITCH_S = 1e-4
 # Operations that MLX's CUDA backend gathers before the GPU gets them: with its own choice, up to 100, the GPU
 # begins late with the few that a stage's step has. Read by MLX at its first operation.
 CUDA_OPS_A_BUFFER = "50"

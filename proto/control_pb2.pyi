@@ -225,7 +225,7 @@ class Footprint(_message.Message):
     def __init__(self, layers_bytes: _Optional[int] = ..., embed_bytes: _Optional[int] = ..., norm_bytes: _Optional[int] = ..., head_bytes: _Optional[int] = ..., other_bytes: _Optional[int] = ..., full_model_bytes: _Optional[int] = ...) -> None: ...
 
 class StageStats(_message.Message):
-    __slots__ = ("num_steps", "num_tokens", "busy_ms", "uptime_ms", "recent_step_ms", "recent_hop_ms", "decode_ms", "decode_position", "chunk_ms", "chunk_tokens", "chunk_position", "trim_window", "reach", "decode_rows", "recent_hop_rank", "num_overlapped", "num_built_ahead", "num_dropped_ahead", "num_handed_over", "num_late")
+    __slots__ = ("num_steps", "num_tokens", "busy_ms", "uptime_ms", "recent_step_ms", "recent_hop_ms", "decode_ms", "decode_position", "chunk_ms", "chunk_tokens", "chunk_position", "trim_window", "reach", "decode_rows", "recent_hop_rank", "num_overlapped", "num_built_ahead", "num_dropped_ahead", "num_handed_over", "num_late", "num_begun")
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     BUSY_MS_FIELD_NUMBER: _ClassVar[int]
@@ -246,6 +246,7 @@ class StageStats(_message.Message):
     NUM_DROPPED_AHEAD_FIELD_NUMBER: _ClassVar[int]
     NUM_HANDED_OVER_FIELD_NUMBER: _ClassVar[int]
     NUM_LATE_FIELD_NUMBER: _ClassVar[int]
+    NUM_BEGUN_FIELD_NUMBER: _ClassVar[int]
     num_steps: int
     num_tokens: int
     busy_ms: float
@@ -266,7 +267,8 @@ class StageStats(_message.Message):
     num_dropped_ahead: int
     num_handed_over: int
     num_late: int
-    def __init__(self, num_steps: _Optional[int] = ..., num_tokens: _Optional[int] = ..., busy_ms: _Optional[float] = ..., uptime_ms: _Optional[float] = ..., recent_step_ms: _Optional[_Iterable[float]] = ..., recent_hop_ms: _Optional[_Iterable[float]] = ..., decode_ms: _Optional[_Iterable[float]] = ..., decode_position: _Optional[_Iterable[int]] = ..., chunk_ms: _Optional[_Iterable[float]] = ..., chunk_tokens: _Optional[_Iterable[int]] = ..., chunk_position: _Optional[_Iterable[int]] = ..., trim_window: _Optional[int] = ..., reach: _Optional[int] = ..., decode_rows: _Optional[_Iterable[int]] = ..., recent_hop_rank: _Optional[_Iterable[int]] = ..., num_overlapped: _Optional[int] = ..., num_built_ahead: _Optional[int] = ..., num_dropped_ahead: _Optional[int] = ..., num_handed_over: _Optional[int] = ..., num_late: _Optional[int] = ...) -> None: ...
+    num_begun: int
+    def __init__(self, num_steps: _Optional[int] = ..., num_tokens: _Optional[int] = ..., busy_ms: _Optional[float] = ..., uptime_ms: _Optional[float] = ..., recent_step_ms: _Optional[_Iterable[float]] = ..., recent_hop_ms: _Optional[_Iterable[float]] = ..., decode_ms: _Optional[_Iterable[float]] = ..., decode_position: _Optional[_Iterable[int]] = ..., chunk_ms: _Optional[_Iterable[float]] = ..., chunk_tokens: _Optional[_Iterable[int]] = ..., chunk_position: _Optional[_Iterable[int]] = ..., trim_window: _Optional[int] = ..., reach: _Optional[int] = ..., decode_rows: _Optional[_Iterable[int]] = ..., recent_hop_rank: _Optional[_Iterable[int]] = ..., num_overlapped: _Optional[int] = ..., num_built_ahead: _Optional[int] = ..., num_dropped_ahead: _Optional[int] = ..., num_handed_over: _Optional[int] = ..., num_late: _Optional[int] = ..., num_begun: _Optional[int] = ...) -> None: ...
 
 class MemoryStatus(_message.Message):
     __slots__ = ("rss_bytes", "cache_bytes", "activation_bytes", "peak_kv_bytes", "memory_limit_bytes", "cache_limit_bytes", "wired_limit_bytes", "total_bytes", "available_bytes", "swap_used_bytes", "is_admitting", "num_trims")

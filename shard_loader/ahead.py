@@ -4,25 +4,27 @@ Building advances what the caches count, and replaces their lazy arrays. So hand
 before, and put back where another step comes than the one that was built. They are let go before the step is
 evaluated, for an array with a second handle would be copied and not be written in place. A step that was even
 handed over to the device, behind a latch, goes back as a wrong guess does.
-Compute thread only.
+Compute thread only, but for `begin`.
 """
 
 from __future__ import annotations
 
 import io
+import math
+import time
+from array import array
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 from mlx_lm.models import cache as mlx_lm_cache
 from mlx_lm.models.cache import CacheList
 
 from proto.codec import Tensor
 from shard_loader.batch_state import BatchState
 from shard_loader.carry import unflatten
-from shard_loader.host_arrays import HostArrays, write
+from shard_loader.host_arrays import HostArrays, place
 from shard_loader.latch import Latch
 from shard_loader.merging import handles
 from shard_loader.shard import Shard
@@ -93,10 +95,13 @@ class Ahead:
         self._saved: Saved | None = Saved(state)
         self._state, self._latch, self._is_handed_over = state, latch, False
         self._host = host
+        self._places: list[memoryview] = []  # of a step that was handed over: where its numbers go
+        self._begun_with: tuple[list[int], Sequence[Tensor]] | None = None
+        self.began = math.inf  # perf_counter() when `begin` was called
         self._kinds = kinds_of(num_rows, carry)
-        self._tokens, *self._arrays = blanks = host.blanks(self._kinds)
-        behind = blanks if latch is None else latch.behind(blanks)
-        tokens, *arrays = given = [mx.stop_gradient(array) for array in behind]
+        self._blanks = host.blanks(self._kinds)  # token ids, then the carry
+        behind = self._blanks if latch is None else latch.behind(self._blanks)
+        tokens, *arrays = given = [mx.stop_gradient(blank) for blank in behind]
         incoming = None if shard.is_first else unflatten(arrays, structure)
         with ExitStack() as failed:
             failed.callback(self.undo)
@@ -109,6 +114,7 @@ class Ahead:
         """The device gets the step, by all that is wanted of it: it waits at the latch."""
         assert self._latch is not None
         self._saved, self._is_handed_over = None, True
+        self._places = [place(blank) for blank in self._blanks]
         self._latch.hand_over(arrays)
 
     def undo(self) -> None:
@@ -128,19 +134,43 @@ class Ahead:
         """The numbers are there: what `Shard.forward` would return for them, to be evaluated."""
         self._saved = None
 
-        def write_all() -> None:
-            write(self._tokens, np.array(tokens, np.int32).tobytes())
-            for array, tensor in zip(self._arrays, carry, strict=True):
-                write(array, tensor.data)
-
-        if self._latch is None:
-            write_all()
-        else:
-            self._latch.open(write_all)
-            if not self._is_handed_over:
-                self._latch.give_back()
+        if not self.has_begun:
+            self._let_begin(tokens, carry)
+        if self._latch is not None and not self._is_handed_over:
+            self._latch.give_back()
+        self._places = []
         self._give_back()
         return self.out
+
+    def begin(self, tokens: Sequence[int], carry: Sequence[Tensor]) -> None:
+        """Any thread, once, before `fill` or `undo`: what was handed over begins with these numbers."""
+        assert self._latch is not None
+        if self._latch.may_open():
+            self._let_begin(tokens, carry)
+            self._begun_with, self.began = ([*tokens], [*carry]), time.perf_counter()
+
+    @property
+    def has_begun(self) -> bool:
+        """Its numbers are there."""
+        return self._begun_with is not None
+
+    def suits(self, tokens: Sequence[int], carry: Sequence[Tensor]) -> bool:
+        """Whether these are its numbers, or may be."""
+        if self._begun_with is None:
+            return True
+        own_tokens, own_carry = self._begun_with
+        is_same = own_tokens == [*tokens] and len(own_carry) == len(carry)
+        return is_same and all(a is b for a, b in zip(own_carry, carry, strict=True))
+
+    def _let_begin(self, tokens: Sequence[int], carry: Sequence[Tensor]) -> None:
+        numbers = array("i", tokens).tobytes(), *(tensor.data for tensor in carry)
+        places = self._places or [place(blank) for blank in self._blanks]
+
+        def write_all() -> None:
+            for where, data in zip(places, numbers, strict=True):
+                where[:] = data
+
+        write_all() if self._latch is None else self._latch.open(write_all)
 
     @property
     def can_wait(self) -> bool:
@@ -158,7 +188,7 @@ class Ahead:
         self._state.rewind(self._state.position - 1)
 
     def _give_back(self) -> None:
-        self._host.give_back([self._tokens, *self._arrays], self._kinds)
+        self._host.give_back(self._blanks, self._kinds)
 
 
 def _is_lazy(array: mx.array) -> bool:

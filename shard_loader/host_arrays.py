@@ -8,8 +8,9 @@ rests, and written in turns.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from math import prod
 
 import mlx.core as mx
 import numpy as np
@@ -121,18 +122,22 @@ class HostArrays(Keeper):
 
 def _first_ones(kinds: Iterable[Kind]) -> list[bool]:
     """Whether each is one of the first MAX_ALIKE of its kind."""
-    num: Counter[Kind] = Counter()
+    num: dict[Kind, int] = {}
     out = []
     for kind in kinds:
-        num[kind] += 1
+        num[kind] = num.get(kind, 0) + 1
         out.append(num[kind] <= MAX_ALIKE)
     return out
 
 
 def write(array: mx.array, data: bytes | memoryview) -> None:
     """Its bits are those from now on; whatever is evaluated later sees them."""
-    if len(data):
-        memory(array).cast("B")[:] = data
+    place(array)[:] = data
+
+
+def place(array: mx.array) -> memoryview:
+    """Its bytes, to be written."""
+    return memory(array).cast("B") if array.nbytes else memoryview(bytearray())
 
 
 def made(tensor: Tensor) -> mx.array:
@@ -145,4 +150,4 @@ def made(tensor: Tensor) -> mx.array:
 
 def zeros(dtype: str, shape: tuple[int, ...]) -> Tensor:
     """A tensor of zeros."""
-    return Tensor(dtype, shape, bytes(ITEM_BYTES[dtype] * int(np.prod(shape))))
+    return Tensor(dtype, shape, bytes(ITEM_BYTES[dtype] * prod(shape)))

@@ -8,9 +8,9 @@ runs). So a step writes what is read of it into arrays that the processor has us
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import mlx.core as mx
-import numpy as np
 
 from proto.codec import Tensor
 from shard_loader.carry import dtype_name, memory, to_wire
@@ -31,7 +31,7 @@ class Landed:
         if self.place is None:
             return to_wire(self.array)
         self.give_back()
-        num_bytes = int(np.prod(self.shape)) * self.array.itemsize
+        num_bytes = prod(self.shape) * self.array.itemsize
         return Tensor(self.dtype, self.shape, memory(self.array).cast("B")[:num_bytes])
 
     def give_back(self) -> None:

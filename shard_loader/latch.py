@@ -1,4 +1,5 @@
-"""A step that the device has before its numbers are there: it waits for them itself. Compute thread only.
+"""A step that the device has before its numbers are there: it waits for them itself. Compute thread only, but
+for `open` where `may_open` says so.
 
 MLX needs about as long to hand a step of one row to a fast GPU as that needs to compute it
 (docs/benchmarks.md, "Two and four GPUs"). A stage that waits for a frame has that time: the step is handed
@@ -17,6 +18,7 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Sequence
+from math import prod
 
 import mlx.core as mx
 import numpy as np
@@ -44,6 +46,7 @@ class Latch:
         self._host = host
         (self._flag,) = host.blanks([FLAG])
         write(self._flag, bytes(self._flag.nbytes))
+        self._said = memory(self._flag)  # by host and device
         self._handed: list[mx.array] = []
 
     def behind(self, arrays: Sequence[mx.array]) -> list[mx.array]:
@@ -54,6 +57,10 @@ class Latch:
         """The device has the step now. Returns late where it takes no more before it has begun."""
         self._handed = arrays
         mx.async_eval(arrays)
+
+    def may_open(self) -> bool:
+        """Any thread: whether it may call `open`, in the place of the compute thread."""
+        return True
 
     def open(self, fill: Callable[[], None]) -> None:
         """fill: writes the numbers. The step begins."""
@@ -68,7 +75,7 @@ class Latch:
 
     def was_open(self) -> bool:
         """The step is evaluated: whether it had its numbers. Ask once."""
-        seen = memory(self._flag)[1]
+        seen = self._said[1]
         self.give_back()
         return bool(seen == OPEN)
 
@@ -77,7 +84,7 @@ class Latch:
         self._host.give_back([self._flag], [FLAG])
 
     def _tell(self, what: int) -> None:
-        memory(self._flag)[0] = what
+        self._said[0] = what
 
 
 class EmulatedLatch(Latch):
@@ -94,6 +101,10 @@ class EmulatedLatch(Latch):
     def hand_over(self, arrays: list[mx.array]) -> None:
         """From now on it waits."""
         self._handed, self._until = arrays, time.perf_counter() + self._bound_s
+
+    def may_open(self) -> bool:
+        """What is late is evaluated first, and that by the compute thread."""
+        return time.perf_counter() < self._until
 
     def open(self, fill: Callable[[], None]) -> None:
         """The same."""
@@ -125,7 +136,7 @@ class Latches:
         """For a step whose placeholders are of these kinds."""
         if not self.is_on or any(not shape for _, shape in kinds):
             return None
-        if sum(int(np.prod(shape)) for _, shape in kinds) > MAX_NUMBERS:
+        if sum(prod(shape) for _, shape in kinds) > MAX_NUMBERS:
             return None
         if self._emulated_s is not None:
             return EmulatedLatch(self._host, self._emulated_s)

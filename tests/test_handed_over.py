@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -44,7 +45,7 @@ class Handing(Ring):
     """Hands steps over to an emulated device.
 
     late: asked for each whether its frame comes too late; builds_early: whether the next step is built before
-    this one is done.
+    this one is done; begins: whether who brings a frame lets its step begin.
     """
 
     def __init__(
@@ -53,13 +54,20 @@ class Handing(Ring):
         cuts: Sequence[int],
         late: Callable[[], bool] = lambda: False,
         builds_early: Callable[[], bool] = lambda: True,
+        begins: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(model, cuts, is_ahead=True, late_s=60.0)
         self.late, self.builds_early, self.num_early = late, builds_early, 0
+        self.begins, self.num_brought = begins, [0 for _ in self.engines]
+        self.num_following = [0 for _ in self.engines]  # built upon a step that waits on the device
 
     def trip(self, frame: ring_pb2.Frame) -> ring_pb2.Frame | None:
         tensors: Sequence[Tensor] = ()
-        for engine in self.engines:
+        for i, engine in enumerate(self.engines):
+            awaited = engine.ahead.awaited(frame.epoch)
+            if awaited is not None and awaited.is_in(frame, tensors) and self.begins():
+                awaited.begin(frame.slots[0].tokens, tensors)
+                self.num_brought[i] += engine.ahead._built.ahead.has_begun  # type: ignore[union-attr]
             step = engine.begin(frame, tensors)
             step.start()
             if engine.num_sessions == 1 and self.builds_early():
@@ -72,8 +80,9 @@ class Handing(Ring):
 
     def send(self, *slots: ring_pb2.Slot, **rest: object) -> None:
         super().send(*slots, **rest)  # type: ignore[arg-type]
-        for engine in self.engines:
+        for i, engine in enumerate(self.engines):
             built = engine.ahead._built
+            self.num_following[i] += engine.ahead._next is not None
             if built is not None and built.handed_over is not None and self.late():
                 latch = built.ahead._latch
                 assert isinstance(latch, EmulatedLatch)
@@ -102,7 +111,9 @@ def test_one_answer_is_handed_over_step_by_step(model: Path) -> None:
         assert ring.counts("num_handed_over") == [num, num]
     assert ring.counts("num_late") == [0, 0]
     assert ring.counts("num_dropped") == [0, 0]
-    assert ring.num_early == 2 * 9
+    handed_over = ring.counts("num_handed_over")
+    assert ring.num_early == 2 * 9 - sum(handed_over)  # of those handed over the next one was built before
+    assert ring.num_following == [num and num + 1 for num in handed_over]
 
 
 def test_what_comes_too_late_is_computed_again(model: Path) -> None:
@@ -114,6 +125,43 @@ def test_what_comes_too_late_is_computed_again(model: Path) -> None:
     ring = both(model, Handing(model, [2], late=lambda: next(turns) % 3 != 1), script)
     assert min(ring.counts("num_late")) > 0 or not can_forget(model)
     assert all(0 <= a <= b for a, b in zip(*map(ring.counts, ("num_late", "num_handed_over")), strict=True))
+
+
+def test_it_begins_as_its_frame_is_brought(model: Path) -> None:
+    def script(ring: Ring) -> None:
+        ring.read(2)
+        ring.write(2, times=9)
+
+    ring = both(model, Handing(model, [2], begins=lambda: True), script)
+    assert ring.counts("num_begun") == ring.num_brought == ring.counts("num_handed_over")
+    assert min(ring.num_brought) >= 3 or not can_forget(model)
+    assert ring.counts("num_dropped") == [0, 0]
+
+
+@pytest.mark.parametrize("other", ["tokens", "carry", "session"])
+def test_what_has_begun_for_one_frame_is_not_taken_for_another(other: str, tmp_path: Path) -> None:
+    """Whatever its step has come to by then."""
+    model = write_checkpoint("llama", tmp_path / "llama", num_layers=LAYERS)
+
+    def script(ring: Ring) -> None:
+        ring.read(2)
+        ring.read(1)
+        ring.send(closes=1)
+        ring.begin_again(1)
+        ring.write(2, times=5)
+        if isinstance(ring, Handing):
+            for engine in ring.engines:
+                awaited = engine.ahead.awaited(1)
+                assert awaited is not None
+                carry = [Tensor(dtype, shape, bytes(4 * math.prod(shape))) for dtype, shape in awaited.carry]
+                awaited.begin([9 if other == "tokens" else 3], carry)
+        if other == "session":
+            ring.read(1)
+        ring.write(2, times=5)
+
+    ring = both(model, Handing(model, [2]), script)
+    assert min(ring.counts("num_dropped")) >= 1
+    assert ring.counts("num_begun") == [0, 0]
 
 
 def test_whoever_comes_first_is_not_held_up(model: Path) -> None:
@@ -160,7 +208,7 @@ def test_whatever_comes_and_when_the_results_are_the_same(model: Path, seed: int
 
     chance = random.Random(100 + seed)
     late, early = (lambda: chance.random() < 0.3), (lambda: chance.random() < 0.6)
-    both(model, Handing(model, [2], late, early), script)
+    both(model, Handing(model, [2], late, early, begins=lambda: chance.random() < 0.5), script)
 
 
 def test_a_new_epoch_abandons_what_was_handed_over(model: Path) -> None:
@@ -257,4 +305,5 @@ def test_a_compute_thread_hands_steps_over(tmp_path: Path, monkeypatch: pytest.M
     assert thread.stop(WAIT_S)
     assert not failures
     assert engine.ahead.num_handed_over >= (10 - 2 - NUM_WAITS) + (10 - 2)
+    assert engine.ahead.num_begun == engine.ahead.num_handed_over
     assert engine.ahead.num_late == 0

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from queue import Queue, SimpleQueue
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
 from cluster.compute import ComputeThread
 from cluster.engine import Engine
+from cluster.inbox import Inbox
 from cluster.step import Step
 from cluster.work import LoadWork, StepWork
 from proto import ring_pb2
@@ -164,7 +165,7 @@ def test_a_prompts_part_is_waited_for_while_the_next_is_built_upon_it(
     assert not primitives(state.own[0].keys)
 
 
-class Inbox(Queue[Any]):
+class LateInbox(Inbox):
     """What comes as soon as somebody waits for it while a device is busy."""
 
     def __init__(self, thread: ComputeThread) -> None:
@@ -192,7 +193,7 @@ def test_what_comes_while_the_device_is_busy_is_built_meanwhile(
         lambda loaded, total: None,
         overlaps=True,
     )
-    inbox = thread._inbox = Inbox(thread)
+    inbox = thread._inbox = LateInbox(thread)
     thread.post(LoadWork(1, model, "digest", 0, 3))
     thread.start()
     first = prompt(1, 1, [72] * 9), prompt(2, 2, [65] * 8), part(21, 2, 8, [65]), row(3, (1, 9, 5))

@@ -35,7 +35,7 @@ from tests.ring_processes import NO_GUESSES, RingProcesses
 PROMPT_TOKENS = 64
 STEPS = (
     *("num_steps", "num_overlapped", "num_built_ahead", "num_dropped_ahead"),
-    *("num_handed_over", "num_late"),
+    *("num_handed_over", "num_late", "num_begun"),
 )
 
 BASELINE = """
