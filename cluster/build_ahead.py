@@ -111,9 +111,10 @@ class BuildAhead:
         self._next: Built | None = None  # upon that one, while the device waits for its numbers
         self._trust, self._rest = TRUST, 0
         self._waits_s: deque[float] = deque(maxlen=NUM_WAITS)  # from a step's being ready to its frame
-        self.build_s = 0.0  # that the latest one took
+        self._build_s = 0.0  # that the latest one took
+        self._is_short = True  # the device computes a step in less
         self.began = math.inf  # perf_counter(): the latest frame's step, where who brought it let it begin
-        self.is_behind = False  # the latest one could have waited on the device for its frame, and did not
+        self._is_behind = False  # the latest one could have waited on the device for its frame, and did not
         self.num_taken = self.num_dropped = 0
         self.num_handed_over = self.num_late = 0  # of those that were taken
         self.num_begun = 0  # of those handed over: who brought the frame let them begin
@@ -128,7 +129,7 @@ class BuildAhead:
         first = self._built
         if first is None:
             team = next(iter(self._teams.values()))
-        elif is_alone and first.handed_over is not None and self._next is None:
+        elif is_alone and self._is_short and first.handed_over is not None and self._next is None:
             team = first.team
         else:
             return False
@@ -150,7 +151,7 @@ class BuildAhead:
         since = time.perf_counter()
         built = Built(team, state, ahead, draws, None, since - began, since)
         self._built, self._next = (built, None) if first is None else (first, built)
-        self.build_s = built.took_s
+        self._build_s = built.took_s
         return True
 
     def hand_over(self) -> bool:
@@ -170,6 +171,14 @@ class BuildAhead:
             return False
         self._built = replace(built, handed_over=handed_over, since=time.perf_counter())
         return True
+
+    def is_due(self, sure_s: float) -> bool:
+        """Whether to build the next step while the device computes one, which takes so long for sure.
+
+        Where that is too short, the waiting for its frame is the time; unless that was too short, too.
+        """
+        self._is_short = sure_s <= self._build_s
+        return self._is_behind or not self._is_short
 
     def awaited(self, epoch: int) -> Awaited | None:
         """The frame that the device waits for, if it does."""
@@ -229,7 +238,7 @@ class BuildAhead:
                 self._built, self._next = self._next, None
                 self.began = built.ahead.began
                 self.num_begun += built.ahead.has_begun
-                self.is_behind = built.ahead.can_wait and not built.ahead.has_begun
+                self._is_behind = built.ahead.can_wait and not built.ahead.has_begun
                 self.num_taken += 1
                 self._trust = min(self._trust + 1, TRUST)
                 self._waits_s.append(time.perf_counter() - built.since)

@@ -168,9 +168,8 @@ class ComputeThread:
         if (running := self._running) is not None and (engine := self.engine) and self._inbox.empty():
             work, begun = running.work, running.begun
             has_others = running.is_part or engine.num_sessions > len(running.sessions)
-            is_long = engine.ahead.is_behind or self._pace.sure_s(work.frame, begun) > engine.ahead.build_s
-            # Who is alone has time later, mostly; a stage by itself has none, for it never waits for a frame.
-            if engine.shard.is_whole or (is_long and not has_others):
+            is_due = not has_others and engine.ahead.is_due(self._pace.sure_s(work.frame, begun))
+            if is_due or engine.shard.is_whole:  # a stage by itself never waits for a frame
                 self._prepare(engine, is_busy=True)
             if has_others:
                 with suppress(Empty):  # what comes while the device is busy is built meanwhile
@@ -251,10 +250,9 @@ class ComputeThread:
             self._pace.end(work.frame, running.begun)
             output = running.step.finish()
             if output is not None:
-                began = time.perf_counter()
                 self._on_output(*output)
                 if self.engine is not None:
-                    self.engine.stats.busy_ms += (time.perf_counter() - began) * 1e3
+                    self.engine.count_sending(work.frame)
             work.release()
         except Exception as error:  # border: a frame that cannot even be read ends the epoch, not the node
             self._give_up(work, error)

@@ -374,6 +374,14 @@ class Engine:
         elif self.stats.num_steps % KV_MEASURE_STEPS == 0 or frame.closes or recorder.has_memory:
             self._measure_kv()
 
+    def count_sending(self, frame: ring_pb2.Frame) -> None:
+        """What the latest frame came to has been sent: that is its step's time, too."""
+        if not frame.slots:
+            return
+        now = time.perf_counter()
+        self.stats.busy_ms += (now - self._ended) * 1e3
+        self._ended = now
+
     def _give_back(self) -> None:
         """What MLX keeps of freed buffers: at once, or where that would stop a device, when it rests."""
         self.has_spare = self._is_gpu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from queue import SimpleQueue
@@ -16,6 +17,7 @@ from cluster.inbox import Inbox
 from cluster.step import Step
 from cluster.work import LoadWork, StepWork
 from proto import ring_pb2
+from proto.codec import Tensor
 from shard_loader.weights import load_shard
 from tests.graph_counts import primitives
 from tests.tiny_models import write_checkpoint
@@ -163,6 +165,36 @@ def test_a_prompts_part_is_waited_for_while_the_next_is_built_upon_it(
         assert output is not None
         assert not output[0].slots[0].error
     assert not primitives(state.own[0].keys)
+
+
+def test_no_time_counts_twice(tmp_path: Path) -> None:
+    """Nor the sending of one frame while the device has the next one."""
+    model = write_checkpoint("llama", tmp_path / "llama", num_layers=3)
+    loaded, released = threading.Event(), threading.Semaphore(0)
+
+    def send(_frame: ring_pb2.Frame, _tensors: list[Tensor]) -> None:
+        began = time.perf_counter()
+        while time.perf_counter() - began < 0.02:
+            pass
+
+    thread = ComputeThread(
+        send, lambda _: loaded.set(), lambda _, reason: pytest.fail(reason), lambda *_: None, overlaps=True
+    )
+    thread.post(LoadWork(1, model, "digest", 0, 3))
+    thread.start()
+    assert loaded.wait(WAIT_S)
+    frames = [prompt(1, 1, [72] * 9), prompt(2, 2, [65] * 9)]
+    frames += [row(3 + i, (1 + i % 2, 9 + i // 2, 5)) for i in range(20)]
+    began = time.perf_counter()
+    for frame in frames:
+        thread.post(StepWork(frame, (), released.release))
+    for _ in frames:
+        assert released.acquire(timeout=WAIT_S)
+    wall_ms = (time.perf_counter() - began) * 1e3
+    assert thread.engine is not None
+    assert 20 * len(frames) <= thread.engine.stats.busy_ms <= wall_ms
+    assert thread.num_overlapped > 0
+    assert thread.stop(WAIT_S)
 
 
 class LateInbox(Inbox):
