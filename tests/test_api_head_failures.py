@@ -7,6 +7,8 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
+
 from tests.api_server import CHAT, ENDLESS, Stream, head_process, started, wait_healthy
 from tests.ring_processes import free_ports
 from tests.waiting import wait_for
@@ -51,6 +53,7 @@ def test_a_killed_head_ends_streams_and_may_return(tmp_path: Path) -> None:
             assert http.post(CHAT, json=ENDLESS | {"max_tokens": 2}).is_success
 
 
+@pytest.mark.long
 def test_a_frozen_head_ends_what_runs_within_two_seconds(tmp_path: Path) -> None:
     with ExitStack() as stack:
         process, port = stack.enter_context(head_process(delay_s=0.02))

@@ -20,7 +20,7 @@ from tests.test_engine import LAYERS, stages, trip
 from tests.tiny_models import write_checkpoint
 
 LONG = pytest.mark.long
-LONG_LATENT = pytest.param("deepseek_v3", marks=LONG)
+LONG_LATENT, LONG_WINDOW = (pytest.param(name, marks=LONG) for name in ("deepseek_v3", "gpt_oss"))
 REACHES = {
     "llama": Reach.ANY,
     "deepseek_v3": Reach.ANY,
@@ -101,7 +101,7 @@ def test_the_reach_is_that_of_the_caches(model: Path) -> None:
 
 
 # deepseek_v3 reaches as far as llama, and takes twice as long.
-@pytest.mark.parametrize("model", ["llama", "gpt_oss", "mamba2", LONG_LATENT], indirect=True)
+@pytest.mark.parametrize("model", ["llama", LONG_WINDOW, "mamba2", LONG_LATENT], indirect=True)
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=LONG) for seed in (1, 2))])
 def test_drawn_answers_are_those_without_guesses(model: Path, seed: int) -> None:
     """With temperature, penalties, a ban of stop ids, company that comes and goes, and next turns."""

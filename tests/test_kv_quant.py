@@ -105,6 +105,7 @@ def test_states_of_fixed_size_stay_as_they_are(tmp_path: Path) -> None:
     assert kinds == ["ArraysCache", "QuantizedKVCache", "ArraysCache", "QuantizedKVCache"]
 
 
+@pytest.mark.long
 def test_a_ring_answers_as_mlx_lms_generate_step_does(tmp_path: Path) -> None:
     folder = write_checkpoint("llama", tmp_path / "model", num_layers=5, overrides=WIDE)
     prompt, chunk = [1 + i % 250 for i in range(150)], 96  # two chunks

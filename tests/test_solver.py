@@ -240,6 +240,7 @@ def test_options_are_checked(bad: dict[str, object]) -> None:
         PlanOptions(**{"context": 256, **bad})  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 def test_a_large_cluster_is_planned_in_seconds() -> None:
     """125,673 simple cycles at 9 nodes: enumeration would explode; this is 12 nodes and 94 layers."""
     model = made_up_model([GB] * 94, embed_bytes=GB, head_bytes=GB)
