@@ -94,8 +94,13 @@ class HostArrays(Keeper):
         write(array, tensor.data)
         return array
 
-    def carry(self, tensors: Sequence[Tensor]) -> list[mx.array]:
-        """`of` each of them: all of one frame, of which none is another's."""
+    def carry(self, tensors: Sequence[Tensor], *, is_held: bool = False) -> list[mx.array]:
+        """`of` each of them: all of one frame, of which none is another's.
+
+        is_held: caches may hold them when the frame is done, so that they are made anew.
+        """
+        if is_held:
+            return [from_wire(tensor) for tensor in tensors]
         kept = _first_ones((tensor.dtype, tensor.shape) for tensor in tensors)
         return [self.of(t) if is_one else from_wire(t) for t, is_one in zip(tensors, kept, strict=True)]
 

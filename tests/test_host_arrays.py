@@ -6,10 +6,15 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from cluster.engine import Engine
 from proto.codec import Tensor
 from shard_loader import host_arrays
 from shard_loader.carry import CarryError
 from shard_loader.host_arrays import TURNS, HostArrays, write
+from shard_loader.rehearsal import Rehearsal
+from tests.test_engine import trip
+from tests.test_overlap import prompt, row
+from tests.zoo.configs import zoo_config
 
 KIND = ("float32", (4,))
 
@@ -83,3 +88,15 @@ def test_kinds_are_forgotten_in_the_order_of_their_last_use(monkeypatch: pytest.
     assert host.nbytes == 4 * TURNS * (1 + 5 + 6)
     assert any(array is first for array in host._kept.of(("float32", (1,))) or ())
     assert host._kept.of(("float32", (4,))) is None
+
+
+def test_keys_that_a_cache_keeps_as_they_came_are_not_written_again() -> None:
+    """Windows that later layers share repeat the calls of the stages before them: with the carry's arrays."""
+    frames = [prompt(1 + i, 1 + i, [5 + i, 60 + i, 7 + i]) for i in range(2 * TURNS)]
+    frames.append(row(len(frames) + 1, (1, 3, 9)))
+    shards = Rehearsal(zoo_config("gemma3n")).shards([2, 4])
+    plain, engines = ([Engine(shard, builds_ahead=False) for shard in shards] for _ in range(2))
+    for engine in engines:
+        engine._host = HostArrays(is_kept=True)
+    for frame in frames:
+        assert trip(engines, frame) == trip(plain, frame)
