@@ -183,7 +183,7 @@ class BuildAhead:
     def awaited(self, epoch: int) -> Awaited | None:
         """The frame that the device waits for, if it does."""
         built = self._built
-        if built is None or built.handed_over is None:
+        if built is None or built.handed_over is None or built.ahead.has_begun:
             return None
         team, session, begin = built.team, built.team.sessions[0], built.ahead.begin
         what = session.spec.session, session.position, team.carry, team.structure
@@ -203,7 +203,7 @@ class BuildAhead:
 
     def clear_way(self, frame: ring_pb2.Frame) -> None:
         """A frame comes: what was built is dropped where its sessions do anything else but this step."""
-        self.began = math.inf
+        self.began, self.is_behind = math.inf, False
         touched = {*frame.closes, *frame.keeps, *(spec.from_session for spec in frame.opens)}
         touched.update(fork.from_session for fork in frame.forks)
         slots = tuple(slot.session for slot in frame.slots)

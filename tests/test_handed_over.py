@@ -13,7 +13,7 @@ from queue import Queue
 import pytest
 
 from cluster import compute
-from cluster.build_ahead import NUM_WAITS
+from cluster.build_ahead import NUM_WAITS, BuildAhead
 from cluster.engine import Engine
 from cluster.step import Output
 from cluster.work import LoadWork, StepWork
@@ -155,6 +155,7 @@ def test_what_has_begun_for_one_frame_is_not_taken_for_another(other: str, tmp_p
                 assert awaited is not None
                 carry = [Tensor(dtype, shape, bytes(4 * math.prod(shape))) for dtype, shape in awaited.carry]
                 awaited.begin([9 if other == "tokens" else 3], carry)
+                assert engine.ahead.awaited(1) is None  # the device waits no more
         if other == "session":
             ring.read(1)
         ring.write(2, times=5)
@@ -162,6 +163,18 @@ def test_what_has_begun_for_one_frame_is_not_taken_for_another(other: str, tmp_p
     ring = both(model, Handing(model, [2]), script)
     assert min(ring.counts("num_dropped")) >= 1
     assert ring.counts("num_begun") == [0, 0]
+
+
+def test_only_the_latest_frame_says_that_a_stage_is_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BuildAhead, "hand_over", lambda _: False)
+    ring = Handing(write_checkpoint("llama", tmp_path / "llama", num_layers=LAYERS), [2])
+    ring.read(2)
+    ring.write(2, times=5)
+    assert [engine.ahead.is_behind for engine in ring.engines] == [True, True]
+    ring.read_chunk(2)
+    assert [engine.ahead.is_behind for engine in ring.engines] == [False, False]
 
 
 def test_whoever_comes_first_is_not_held_up(model: Path) -> None:
