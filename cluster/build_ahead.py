@@ -203,7 +203,7 @@ class BuildAhead:
 
     def clear_way(self, frame: ring_pb2.Frame) -> None:
         """A frame comes: what was built is dropped where its sessions do anything else but this step."""
-        self.began, self.is_behind = math.inf, False
+        self.began, self._is_behind = math.inf, False
         touched = {*frame.closes, *frame.keeps, *(spec.from_session for spec in frame.opens)}
         touched.update(fork.from_session for fork in frame.forks)
         slots = tuple(slot.session for slot in frame.slots)

@@ -275,10 +275,9 @@ class Engine:
             tokens = self._host.tokens(  # (B, T)
                 [[0] * len(slot.tokens) if error else list(slot.tokens) for slot, error in rows]
             )
+            is_held = bool(slots[0].structure) and len(slots[0].tokens) > 1  # keys, values: by caches
             incoming = None
             if not shard.is_first:
-                # With a structure come keys and values, which a cache may keep as they are.
-                is_held = bool(slots[0].structure) and len(slots[0].tokens) > 1
                 incoming = unflatten(self._host.carry(carry, is_held=is_held), slots[0].structure)
             self.adapters.use(sessions[whole[0]].spec.adapter)
             with shard.before_head() if is_pooled and shard.is_last else nullcontext():
