@@ -12,19 +12,20 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
 
 from cluster.awaited import Awaited
+from cluster.built_steps import Built, Taken, Team
 from cluster.handed_over import HandedOver
 from cluster.row_draws import RowDraws
 from cluster.sampler import draw_rows
 from cluster.session import Session
 from proto import ring_pb2
 from proto.codec import Tensor
-from shard_loader.ahead import Ahead, Kind, can_save, kind_of, kinds_of
+from shard_loader.ahead import Ahead, can_save, kind_of, kinds_of
 from shard_loader.batch_state import BatchState
 from shard_loader.growing import grows_at
 from shard_loader.host_arrays import HostArrays
@@ -41,50 +42,6 @@ MAX_TEAMS = 64
 TRUST = 4  # so many more steps must be dropped than taken before it rests
 REST_STEPS = 256
 NUM_WAITS = 2  # for the latest frames: all short, or no step is handed over
-
-
-@dataclass(frozen=True, slots=True)
-class Team:
-    """Sessions that took a step together, and what came in for it."""
-
-    sessions: tuple[Session, ...]
-    carry: Kind
-    structure: str
-    is_sampled: bool  # a token was drawn
-
-    @property
-    def numbers(self) -> tuple[int, ...]:
-        return tuple(session.spec.session for session in self.sessions)
-
-    def goes_on_with(self, slots: Sequence[ring_pb2.Slot]) -> bool:
-        """Whether these slots of its sessions are one more token each; not so after guesses, or with some."""
-        return all(
-            len(slot.tokens) == 1 and slot.position == session.position
-            for session, slot in zip(self.sessions, slots, strict=True)
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Built:
-    """A step that is built and waits for its numbers. draws: on the last stage, where no history is read."""
-
-    team: Team
-    state: ShardState | BatchState
-    ahead: Ahead
-    draws: RowDraws | None
-    handed_over: HandedOver | None
-    took_s: float  # building it
-    since: float  # perf_counter() when it was ready
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """The step of a frame, as the plain path would have built it. handed_over: see `was_in_time`."""
-
-    state: ShardState | BatchState
-    out: Any
-    draws: RowDraws | None
-    handed_over: HandedOver | None
 
 
 class BuildAhead:
@@ -133,7 +90,7 @@ class BuildAhead:
             team = first.team
         else:
             return False
-        state = _state_of(team.sessions)
+        state = team.state()
         if state is None or not can_save(state):
             self._teams.pop(team.numbers, None)
             return False
@@ -311,16 +268,3 @@ class BuildAhead:
             rows.append((session.sampler, position, session.history, session.spec.prompt_tokens))
         assert isinstance(out, mx.array)
         return draw_rows(rows, out[:, -1])
-
-
-def _state_of(sessions: Sequence[Session]) -> ShardState | BatchState | None:
-    """The state with just these sessions as it is, or None where they are not together now."""
-    if any(session.is_closed for session in sessions):
-        return None
-    if len(sessions) == 1:
-        return sessions[0].state
-    group = sessions[0].group
-    if group is None or len(group.members) != len(sessions):
-        return None
-    is_same = all(a is b for a, b in zip(group.members, sessions, strict=True))
-    return group.state if is_same else None
