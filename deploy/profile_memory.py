@@ -11,7 +11,7 @@ from typing import Any
 
 from cluster.config import ClusterConfig, load_config
 from cluster.console import say
-from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, UserError
+from cluster.errors import EXIT_ERROR, EXIT_OK, UserError
 from cluster.length import check_length
 from cluster.memory_run import MemoryProfile, profile_memory, tracing_memory
 from cluster.tls import own_credentials
@@ -20,6 +20,7 @@ from cluster.trace_run import Ask, as_json, prompts_for
 from deploy.bring_up import READY_LIMIT_S, may_start, running
 from deploy.demo.run import CONFIG as DEMO_CONFIG
 from deploy.narrow import fitted, width_of
+from deploy.out_file import check_out_file
 
 FILE = Path("macrame-memory.json")
 NUM_TOKENS, NUM_PROMPT_TOKENS = 32, 128
@@ -51,8 +52,7 @@ def run(args: argparse.Namespace) -> int:
     args.tokens = args.tokens or NUM_TOKENS
     args.prompt_tokens = args.prompt_tokens or NUM_PROMPT_TOKENS
     args.out = args.out or FILE
-    if not args.out.absolute().parent.is_dir():
-        raise UserError(f"{args.out.absolute().parent} is no folder: give another --out", EXIT_USAGE)
+    check_out_file(args.out, "--out")
     if args.config is not None:
         config = load_config(args.config)
         check_length(args.prompt_tokens, args.tokens, config.context, str(args.config))

@@ -15,7 +15,7 @@ from typing import Any
 from cluster.arguments import Parser
 from cluster.config import ClusterConfig, load_config
 from cluster.console import say
-from cluster.errors import EXIT_ERROR, EXIT_OK, EXIT_USAGE, UserError
+from cluster.errors import EXIT_ERROR, EXIT_OK, UserError
 from cluster.length import check_length
 from cluster.plan_plot import plot_path
 from cluster.tls import own_credentials
@@ -26,6 +26,7 @@ from deploy.bring_up import may_start, running
 from deploy.command import run_command
 from deploy.demo.run import CONFIG as DEMO_CONFIG
 from deploy.narrow import width_of
+from deploy.out_file import check_out_file
 from deploy.target import DEFAULT_URL, client_of
 from deploy.trace_text import render
 
@@ -89,8 +90,9 @@ def _parser() -> Parser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    if not args.out.absolute().parent.is_dir():
-        raise UserError(f"{args.out.absolute().parent} is no folder: give another --out", EXIT_USAGE)
+    check_out_file(args.out, "--out")
+    if args.plot is not None:
+        check_out_file(args.plot, "--plot")
     if args.url is not None:
         return _tell(args, *_over_http(args))
     check_config(args)
@@ -144,10 +146,10 @@ def _tell(args: argparse.Namespace, summary: dict[str, Any], file: dict[str, Any
         raise UserError(
             f"{args.out} cannot be written: {error.strerror or error}; give another --out", EXIT_ERROR
         ) from error
-    if args.plot is not None and summary["parts"]:
-        draw_trace(file, args.plot)
     found = summary | {"file": str(args.out)}
     print(json.dumps(found, indent=2) if args.json else render(found, width_of(sys.stdout)), flush=True)
+    if args.plot is not None and summary["parts"]:
+        draw_trace(file, args.plot)
     return EXIT_ERROR if summary["trouble"] else EXIT_OK
 
 

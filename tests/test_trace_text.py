@@ -115,7 +115,13 @@ def test_wrong_arguments_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert trace.main(["--out", str(tmp_path / "no" / "t.json")]) == EXIT_USAGE
     assert "is no folder: give another --out" in capsys.readouterr().err
     assert profile.main(["--memory", "--out", str(tmp_path / "no" / "t.json")]) == EXIT_USAGE
-    capsys.readouterr()
+    assert "is no folder: give another --out" in capsys.readouterr().err
+    assert trace.main(["--plot", str(tmp_path / "no" / "t.svg")]) == EXIT_USAGE
+    assert "is no folder: give another --plot" in capsys.readouterr().err
+    for words in ([], ["--memory"]):
+        main = profile.main if words else trace.main
+        assert main([*words, "--out", str(tmp_path)]) == EXIT_USAGE
+        assert capsys.readouterr().err.endswith(" is a folder: give --out the path of a file\n")
     assert profile.main(["--config", "cluster.json"]) == EXIT_USAGE
     assert "--config goes with --memory" in capsys.readouterr().err
     for words in (["--tokens", "3"], ["--prompt-tokens", "3"], ["--out", "m.json"]):
@@ -129,6 +135,14 @@ def test_wrong_arguments_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
         EXIT_UNREACHABLE
     )
     assert "is the ring running?" in capsys.readouterr().err
+
+
+def test_a_file_that_may_not_be_written_starts_no_ring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, _mode: Path(path) != tmp_path)  # root may write anywhere
+    assert trace.main(["--out", str(tmp_path / "t.json")]) == EXIT_USAGE
+    assert capsys.readouterr().err.endswith("t.json may not be written: give another --out\n")
 
 
 def test_the_api_answers_wrong_questions_and_an_absent_ring(tmp_path: Path) -> None:
