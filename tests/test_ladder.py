@@ -118,6 +118,13 @@ def test_a_part_that_is_none_is_refused(part: str, capsys: pytest.CaptureFixture
     assert f"{part!r} is no part: 2/8 is the second of eight" in capsys.readouterr().err
 
 
+def test_the_golden_rung_takes_all_cases(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its files are compared as a whole: one that no case makes any more is a difference."""
+    with pytest.raises(SystemExit):
+        ladder.main(["golden", "--only", "row_sums"])
+    assert "unrecognized arguments: --only row_sums" in capsys.readouterr().err
+
+
 WRONG = """
 from kernels.emulator import launch
 from kernels.ladder.emulation import emulate
