@@ -20,8 +20,9 @@ from mlx_lm.utils import dequantize_model, load_model
 from cluster.errors import EXIT_USAGE, UserError
 from kernels import exl3_ops
 from kernels.exl3_reference import Codebook
-from planner.exl3 import BLOCK, CODEBOOK_LEAVES, LEAVES, exl3_bits, fold, is_exl3, paths
+from planner.exl3 import BLOCK, CODEBOOK_LEAVES, LEAVES, exl3_bits, is_exl3, paths
 from planner.headers import ModelFilesError, TensorHeader, read_config, read_headers
+from planner.model_profile import read_model_profile
 
 _MAX_WHY = 300  # characters: mlx-lm names every tensor, a line for each
 MIN_AFFINE_BITS = 8  # of a source: fewer have lost what a second quantisation would build on
@@ -67,7 +68,7 @@ def read_source(folder: Path, *, is_for_exl3: bool) -> Source:
                 f"{folder} is quantised already, to EXL3: start from the model it was made of", EXIT_USAGE
             )
         try:
-            fold(config, headers, str(folder))
+            read_model_profile(folder, str(folder))  # which sees more than mlx-lm would say
         except ModelFilesError as error:
             raise UserError(str(error), EXIT_USAGE) from None
         return Source(folder, config, headers, None, True)
