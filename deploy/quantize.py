@@ -105,6 +105,8 @@ def _run(args: argparse.Namespace) -> int:
         Path(args.output).expanduser() if args.output else Path(f"{folder.name}-{args.format}-{shown}bit")
     )
     output = output.resolve()
+    if output == folder:
+        raise UserError(f"--output {output} is the model itself: name another folder", EXIT_USAGE)
     started = time.monotonic()
     run = _exl3 if args.format == "exl3" else _affine
     found = {"output": str(output), "format": args.format, "bits": float(bits)} | run(

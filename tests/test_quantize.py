@@ -307,5 +307,7 @@ def test_wrong_folders(
     said = refused(model, 2, "4", "affine")
     assert re.search(r"has 4.1 kB free, \d+ kB are missing: make room and repeat the command", said)
     monkeypatch.undo()
+    assert run(model, model, "--bits", "3", "--format", "exl3") == 3
+    assert "is the model itself: name another folder" in capsys.readouterr().err
     (tmp_path / "out").mkdir()
     assert "is there already: remove it, or name another --output" in refused(model)

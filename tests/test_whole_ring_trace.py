@@ -155,12 +155,11 @@ def test_a_frozen_node_is_a_sentence_in_bounded_time(tmp_path: Path) -> None:
         tracer.start()
         ring.wait_status(lambda status: status.num_completion_tokens > 8)
         ring.pause(1)
-        began = time.monotonic()
         tracer.join(30)
-        took_s = time.monotonic() - began
+        is_over = not tracer.is_alive()
         ring.resume(1)
+    assert is_over
     (traced,) = found
-    assert took_s < 12
     assert any("n1:" in trouble and "is it frozen?" in trouble for trouble in traced.trouble)
     assert traced.answer.trips
     check_rows(traced.file())
