@@ -23,6 +23,7 @@ from deploy.bring_up import running
 from deploy.client import Client
 from deploy.command import INTERRUPTED, run_command
 from deploy.narrow import width_of
+from deploy.out_file import check_out_file
 from deploy.state_line import StateLine
 from deploy.target import DEFAULT_URL, client_of
 
@@ -106,6 +107,8 @@ def _add_load(parser: Parser) -> None:
 
 
 def _bench(args: argparse.Namespace) -> int:
+    if args.plot is not None:
+        check_out_file(args.plot, "--plot")
     if args.url is not None:
         return _measure(args, client_of(argparse.Namespace(config=None, url=args.url)), None)
     check_length(args.prompt_tokens, args.output_tokens, load_config(args.config).context, str(args.config))

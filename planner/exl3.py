@@ -57,7 +57,7 @@ def refusal(config: Mapping[str, Any], names: Iterable[str], model: str) -> str:
     for path in found:
         for leaves in (("trellis",), ("suh", "su"), ("svh", "sv")):
             if not any(f"{path}.{leaf}" in names for leaf in leaves):
-                return f"{model}: the checkpoint lacks tensor '{path}.{leaves[0]}'"
+                return f"{model}: the checkpoint lacks tensor '{path}.{leaves[0]}': download the model again"
         if f"{path}.mcg" in names and f"{path}.mul1" in names:
             return f"{model}: {path} names two codebooks, mcg and mul1: download the model again"
         if f"{path}.weight" in names:

@@ -133,7 +133,8 @@ class Exl3Weights:
             wanted = range(module.weight.shape[0])
             missing = next((i for i in wanted if i not in experts), None)
             if missing is not None:
-                raise Exl3Error(f"the checkpoint lacks tensor '{path}.experts.{missing}.{leaf}.trellis'")
+                name = f"{path}.experts.{missing}.{leaf}.trellis"
+                raise Exl3Error(f"the checkpoint lacks tensor '{name}': download the model again")
             weights[f"{place}.weight"] = mx.stack([experts[i] for i in wanted])
             biases = [weights.get(f"{path}.experts.{i}.{leaf}.bias") for i in wanted]
             if all(bias is not None for bias in biases):
@@ -236,12 +237,12 @@ def _group(path: str, weights: Mapping[str, mx.array]) -> _Group:
         if plain is not None:
             return plain
         if packed is None:
-            raise Exl3Error(f"the checkpoint lacks tensor '{path}.{name}h'")
+            raise Exl3Error(f"the checkpoint lacks tensor '{path}.{name}h': download the model again")
         return exl3_ops.signs(packed)
 
     trellis = weights.get(f"{path}.trellis")
     if trellis is None:
-        raise Exl3Error(f"the checkpoint lacks tensor '{path}.trellis'")
+        raise Exl3Error(f"the checkpoint lacks tensor '{path}.trellis': download the model again")
     suh, svh = scale("su"), scale("sv")
     named = [leaf for leaf in CODEBOOK_LEAVES if f"{path}.{leaf}" in weights]
     codebook: Codebook = "mcg" if named == ["mcg"] else "mul1" if named == ["mul1"] else "3inst"

@@ -42,6 +42,14 @@ def test_a_load_beyond_the_context_starts_no_ring(
     assert "a prompt of 200 and an answer of 57 tokens exceed the context of 256 tokens (" in told
 
 
+def test_a_picture_that_cannot_be_written_is_told_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plot = tmp_path / "nowhere" / "bench.svg"
+    assert main(["--url", "http://127.0.0.1:1", "--plot", str(plot)]) == EXIT_USAGE
+    assert f"{plot.parent} is no folder: give another --plot" in capsys.readouterr().err
+
+
 def test_another_programs_api(capsys: pytest.CaptureFixture[str]) -> None:
     with api({"/v1/cluster": []}) as url:
         assert main(["--url", url]) == EXIT_ERROR

@@ -170,7 +170,9 @@ def test_experts_that_the_model_does_not_stack_itself_are_stacked_for_it(tmp_pat
     assert mx.abs(whole - expected).max() < 1e-5 * mx.abs(expected).max()
     assert isinstance(load_lazily(exl3).layers[0].mlp.experts.up_proj, Exl3SwitchLinear)
     rewrite(exl3, lambda weights: [weights.pop(n) for n in list(weights) if ".1.mlp.experts.3.up_proj." in n])
-    with pytest.raises(WeightsError, match=r"lacks tensor 'model.layers.1.mlp.experts.3.up_proj.trellis'$"):
+    with pytest.raises(
+        WeightsError, match=r"lacks tensor 'model.layers.1.mlp.experts.3.up_proj.trellis': download"
+    ):
         load_shard(exl3, 0, 1)
 
 
@@ -188,9 +190,9 @@ def test_a_missing_tensor_fails_by_name(tmp_path: Path, leaf: str) -> None:
     exl3, _ = write_exl3("llama", tmp_path, num_layers=3)
     name = f"model.layers.1.mlp.up_proj.{leaf}"
     rewrite(exl3, lambda weights: weights.pop(name))
-    with pytest.raises(WeightsError, match=rf"lacks tensor '{name}'$"):
+    with pytest.raises(WeightsError, match=rf"lacks tensor '{name}': download the model again$"):
         load_shard(exl3, 0, 1)
-    with pytest.raises(ModelFilesError, match=rf"lacks tensor '{name}'$"):
+    with pytest.raises(ModelFilesError, match=rf"lacks tensor '{name}': download the model again$"):
         read_model_profile(exl3)
 
 

@@ -66,9 +66,9 @@ def test_what_is_not_exl3_stays_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("drop", "sentence"),
     [
-        ("suh", "lacks tensor 'a.b.suh'"),
-        ("svh", "lacks tensor 'a.b.svh'"),
-        ("trellis", "lacks tensor 'a.b.trellis'"),
+        ("suh", "lacks tensor 'a.b.suh': download the model again"),
+        ("svh", "lacks tensor 'a.b.svh': download the model again"),
+        ("trellis", "lacks tensor 'a.b.trellis': download the model again"),
     ],
 )
 def test_a_part_that_is_missing_is_named(drop: str, sentence: str) -> None:
