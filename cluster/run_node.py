@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("cluster.run_node")
 
 # How long a thread that wants Python's lock waits before it asks for it: a frame that came in must not wait
-# 5 ms, Python's own choice, for a graph that is being built.
-SWITCH_S = 1e-4
+# 5 ms, Python's own choice, for a graph that is being built. With CUDA a step takes little more than that.
+SWITCH_S, CUDA_SWITCH_S = 5e-4, 1e-4
 # Operations that MLX's CUDA backend gathers before the GPU gets them: with its own choice, up to 100, the GPU
 # begins late with the few that a stage's step has. Read by MLX at its first operation.
 CUDA_OPS_A_BUFFER = "50"
@@ -196,7 +196,12 @@ def _run(config: ClusterConfig, args: argparse.Namespace, credentials: Credentia
     from shard_loader.lean_import import import_lean  # MLX is imported from here on
 
     import_lean()
+    import mlx.core as mx
+
     from cluster.runtime import Runtime
+
+    if mx.cuda.is_available() and mx.default_device().type == mx.gpu:
+        sys.setswitchinterval(CUDA_SWITCH_S)
 
     runtime = Runtime(
         config,
