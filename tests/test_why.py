@@ -339,7 +339,7 @@ def test_many_nodes_are_a_few_lines() -> None:
 
 
 @pytest.mark.long  # it is judged by seconds of a processor, which others slow down
-@pytest.mark.parametrize("objective", ["latency", "ttft", pytest.param("throughput", marks=pytest.mark.long)])
+@pytest.mark.parametrize("objective", ["latency", "ttft", "throughput"])
 def test_the_account_of_eight_nodes_and_100_layers_takes_less_than_a_second(objective: str) -> None:
     """About 0.4 s, and 0.2 s in short."""
     nodes = [node(r, 25 + r / 7, CHIPS[r % 5][0]) for r in range(8)]
