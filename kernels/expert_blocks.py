@@ -5,6 +5,7 @@ For the thread that owns MLX.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,14 +86,15 @@ def expert_nbytes(spec: BlockSpec, layer: Any) -> int:
 
 def describe(spec: BlockSpec, layer: Any) -> str:
     """A form of block in a line; different forms have different ones."""
-    made = projections(layer)
-    parts = [f"{name} {_format(form, made[name])}" for name, form in spec.forms.items()]
-    kind = " ".join([spec.activation.kind, *(f"{number:g}" for number in spec.activation.numbers)])
+    experts = f"{spec.top_k} of {spec.num_experts} experts, {spec.hidden_size} x {spec.expert_size}"
     dtype = str(spec.dtype).removeprefix("mlx.core.")
-    return (
-        f"{spec.top_k} of {spec.num_experts} experts, {spec.hidden_size} x {spec.expert_size}, "
-        f"{', '.join(parts)}, {kind}, {dtype}"
-    )
+    return f"{experts}, {describe_weights(spec, projections(layer))}, {dtype}"
+
+
+def describe_weights(spec: BlockSpec, made: Mapping[str, Any]) -> str:
+    """The formats of modules by "gate", where there is one, "up" and "down", and the activation."""
+    parts = [f"{name} {_format(form, made[name])}" for name, form in spec.forms.items()]
+    return ", ".join([*parts, " ".join([spec.activation.kind, *(f"{n:g}" for n in spec.activation.numbers)])])
 
 
 def format_names(spec: BlockSpec, layer: Any) -> list[str]:

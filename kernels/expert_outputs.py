@@ -6,28 +6,36 @@ array that watches what is done with it. Where that was such a sum, later calls 
 object that holds nothing yet: multiplied and summed it becomes one fused result, and for any other use the
 experts' outputs are computed and it behaves like that array. Only MLX's functions, unlike its operators, want
 a real array: code that calls one at a shape at which it was seen to sum raises TypeError. What mlx-lm's code
-does at one shape does not change. Thread: the one that owns MLX.
+does at one shape does not change.
+
+Where the model then adds what its shared expert makes of the same x, as it is or times one factor a token,
+that is seen and deferred in the same way, and joins the sum. Thread: the one that owns MLX.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
 import mlx.core as mx
+
+from kernels.lazy_array import Lazy
+from kernels.shared_outputs import Added, SharedAnswer, WatchedScaled, WatchedShared
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
     """A weighted sum in a model's code.
 
-    is_reflected: scores * y instead of y * scores; is_cast_back: the sum is cast to what y has.
+    is_reflected: scores * y instead of y * scores; is_cast_back: the sum is cast to what y has; has_shared: a
+    shared expert's answer is added to it.
     """
 
     is_reflected: bool
     is_cast_back: bool
+    has_shared: bool = False
 
 
 Record = Callable[[Use], None]
@@ -36,6 +44,7 @@ Record = Callable[[Use], None]
 class Block(Protocol):
     """One call of an expert layer, of which nothing is computed yet."""
 
+    x: mx.array  # (..., hidden)
     shape: tuple[int, ...]  # (..., k, hidden) of the outputs
     dtype: mx.Dtype
 
@@ -43,8 +52,17 @@ class Block(Protocol):
         """The outputs."""
         ...
 
-    def summed(self, scores: mx.array) -> mx.array:
-        """(..., hidden) in `dtype`: the outputs times scores (..., k), summed over k."""
+    def summed(
+        self, scores: mx.array, added: Added | None = None, factor: mx.array | None = None
+    ) -> mx.array:
+        """(..., hidden) in `dtype`: the outputs times scores (..., k), summed over k.
+
+        And `added`, times factor (..., 1) where there is one.
+        """
+        ...
+
+    def may_join(self, added: Added) -> bool:
+        """Whether `summed` is to take it."""
         ...
 
 
@@ -86,74 +104,47 @@ class _Watched(mx.array):
     def _weighted(self, product: mx.array, other: Any, *, is_reflected: bool) -> mx.array:
         if not _weighs(self._block, other):
             return product
-        return _WatchedProduct(product, self._block.dtype, lambda cast: self._record(Use(is_reflected, cast)))
+        return _WatchedProduct(product, self._block, Use(is_reflected, False), self._record)
 
 
 class _WatchedProduct(mx.array):
-    def __init__(self, product: mx.array, dtype: mx.Dtype, record: Callable[[bool], None]) -> None:
+    def __init__(self, product: mx.array, block: Block, use: Use, record: Record) -> None:
         super().__init__(product)
-        self._dtype, self._record = dtype, record
+        self._block, self._use, self._record = block, use, record
 
     def sum(self, axis: Any = None, keepdims: bool = False, **options: Any) -> mx.array:
         total = mx.array.sum(self, axis, keepdims, **options)
         if keepdims or options or not _is_over_experts(axis, self.ndim):
             return total
-        self._record(False)
-        return _WatchedSum(total, self._dtype, self._record)
+        return _WatchedSum(total, self._block, self._use, self._record)
 
 
 class _WatchedSum(mx.array):
-    def __init__(self, total: mx.array, dtype: mx.Dtype, record: Callable[[bool], None]) -> None:
+    def __init__(self, total: mx.array, block: Block, use: Use, record: Record) -> None:
         super().__init__(total)
-        self._dtype, self._record = dtype, record
+        self._block, self._use, self._record = block, use, record
+        record(use)
 
     def astype(self, dtype: mx.Dtype, stream: Any = None) -> mx.array:
-        self._record(dtype == self._dtype)
-        return mx.array.astype(self, dtype, stream)
+        cast = mx.array.astype(self, dtype, stream)
+        use = replace(self._use, is_cast_back=dtype == self._block.dtype)
+        return _WatchedSum(cast, self._block, use, self._record)
+
+    def __add__(self, other: Any) -> mx.array:
+        if isinstance(other, WatchedShared | WatchedScaled):
+            self._join(other.added, is_scaled=isinstance(other, WatchedScaled))
+        return mx.array.__add__(self, other)
+
+    def _join(self, added: Added, *, is_scaled: bool) -> None:
+        if self.dtype == self._block.dtype and self._block.may_join(added):
+            self._record(replace(self._use, has_shared=True))
+            added.is_joined(is_scaled=is_scaled)
 
 
 # -- later calls: nothing is computed before it is known what for -----------------------------------------
 
 
-class _Lazy:
-    """Behaves like the array that `_make` gives, which is called at the first use that needs one."""
-
-    _made: mx.array | None = None
-
-    def _make(self) -> mx.array:
-        raise NotImplementedError
-
-    def __mlx_array__(self) -> mx.array:  # what MLX asks an operand for
-        if self._made is None:
-            self._made = self._make()
-        return self._made
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.__mlx_array__(), name)
-
-
-def _forwarded(name: str) -> Callable[..., Any]:
-    def forward(self: _Lazy, *args: Any) -> Any:
-        return getattr(self.__mlx_array__(), name)(*args)
-
-    return forward
-
-
-_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")
-_OTHERS = (
-    *(f"__{prefix}{name}__" for name in _BINARY for prefix in ("", "r")),
-    *("__neg__", "__abs__", "__getitem__", "__len__", "__iter__", "__bool__", "__array__", "__repr__"),
-    *("__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__"),
-)
-for _name in _OTHERS:
-    if hasattr(mx.array, _name):
-        setattr(_Lazy, _name, _forwarded(_name))
-_Lazy.__hash__ = object.__hash__  # type: ignore[method-assign]
-
-
-class _Deferred(_Lazy):
+class _Deferred(Lazy):
     """The experts' outputs, (..., k, hidden)."""
 
     def __init__(self, block: Block, use: Use) -> None:
@@ -169,7 +160,7 @@ class _Deferred(_Lazy):
         return self.__mlx_array__() * other
 
 
-class _Product(_Lazy):
+class _Product(Lazy):
     """The outputs times their scores, (..., k, hidden)."""
 
     def __init__(self, block: Block, use: Use, weights: mx.array) -> None:
@@ -190,14 +181,16 @@ class _Product(_Lazy):
 
 
 def _sum(block: Block, use: Use, weights: mx.array) -> Any:
-    total = block.summed(weights.squeeze(-1))
     dtype = _product_dtype(block.dtype, weights.dtype)
+    if use.has_shared:
+        return _Joining(block, weights, dtype)
+    total = block.summed(weights.squeeze(-1))
     if dtype == block.dtype:
         return total
     return _Sum(total, dtype) if use.is_cast_back else total.astype(dtype)
 
 
-class _Sum(_Lazy):
+class _Sum(Lazy):
     """The weighted sum, (..., hidden), of which a cast to another type than the product's is expected."""
 
     def __init__(self, total: mx.array, dtype: mx.Dtype) -> None:
@@ -208,6 +201,32 @@ class _Sum(_Lazy):
 
     def astype(self, dtype: mx.Dtype, stream: Any = None) -> mx.array:
         return self._total.astype(dtype, stream)
+
+
+class _Joining(Lazy):
+    """The weighted sum, (..., hidden), to which a shared expert's answer is expected to be added."""
+
+    def __init__(self, block: Block, weights: mx.array, dtype: mx.Dtype) -> None:
+        self._block, self._weights, self.dtype = block, weights, dtype
+
+    def _make(self) -> mx.array:
+        return self._block.summed(self._weights.squeeze(-1)).astype(self.dtype)
+
+    def astype(self, dtype: mx.Dtype, stream: Any = None) -> Any:
+        if self._made is None and dtype == self._block.dtype:
+            return _Joining(self._block, self._weights, dtype)
+        return self.__mlx_array__().astype(dtype, stream)
+
+    def __add__(self, other: Any) -> mx.array:
+        if (
+            isinstance(other, SharedAnswer)
+            and self._made is None
+            and self.dtype == self._block.dtype
+            and other.added.x is self._block.x
+        ):
+            return self._block.summed(self._weights.squeeze(-1), other.added, other.factor)
+        total: mx.array = self.__mlx_array__() + other
+        return total
 
 
 class _Reflected(mx.array):

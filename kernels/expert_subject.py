@@ -42,7 +42,7 @@ class ExpertSubject:
     """A form of block, with mlx-lm's layers that have it."""
 
     spec: BlockSpec
-    layers: Sequence[Any]
+    layers: list[Any]
 
     @property
     def name(self) -> str:
@@ -68,7 +68,7 @@ class ExpertSubject:
     def answers(self, num_tokens: int) -> Iterator[tuple[Callable[[], mx.array], mx.array]]:
         """The weighted sum, with scores of both types that models have, and single outputs."""
         spec, experts = self.spec, experts_of(self.layers[0])
-        found = tokens(spec, num_tokens, num_tokens, num_experts=FEW_EXPERTS)
+        found = self.tokens(num_tokens)
         with mx.stream(mx.cpu):  # a GPU may round products of float32 to less
             outputs = moe_reference.switch_glu(spec, found.x, found.indices, None, *experts)  # (T, k, hidden)
             mx.eval(outputs)
@@ -78,6 +78,10 @@ class ExpertSubject:
                 if scores is not None:
                     wanted = (outputs * scores.astype(mx.float32)[..., None]).sum(axis=1)
             yield partial(moe.run, moe.Block(spec, *experts), found.x, found.indices, scores), wanted
+
+    def tokens(self, num_tokens: int) -> Tokens:
+        """Of few experts, for who compares."""
+        return tokens(self.spec, num_tokens, num_tokens, num_experts=FEW_EXPERTS)
 
     def inputs(self, num_tokens: int, seed: int) -> Tokens:
         return tokens(self.spec, num_tokens, seed)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import mlx.core as mx
 
 from kernels import backend, moe_constants, moe_kernels, moe_ops, source
 from kernels.moe_constants import DOWN_CHUNK, Block, chunk
+from kernels.moe_kernels import SharedBlock
 from kernels.moe_spec import (
     GEGLU,
     GELU,
@@ -34,6 +36,7 @@ __all__ = [
     "Experts",
     "Format",
     "Shared",
+    "SharedBlock",
     "num_launches",
     "run",
     "supports",
@@ -84,11 +87,18 @@ def switch_glu(  # noqa: PLR0917
     shared: Shared | None = None,
 ) -> mx.array:
     """`run` for weights that are used once."""
-    return run(Block(spec, gate, up, down), x, indices, scores, shared)
+    other = None
+    if shared is not None:
+        other = SharedBlock(Block(shared.spec, shared.gate, shared.up, shared.down), shared.scores)
+    return run(Block(spec, gate, up, down), x, indices, scores, other)
 
 
 def run(
-    block: Block, x: mx.array, indices: mx.array, scores: mx.array | None, shared: Shared | None = None
+    block: Block,
+    x: mx.array,
+    indices: mx.array,
+    scores: mx.array | None,
+    shared: SharedBlock | None = None,
 ) -> mx.array:
     """x (T, hidden), indices (T, k) uint32, scores (T, k): the weighted sum of the experts, (T, hidden).
 
@@ -97,24 +107,31 @@ def run(
     Raises ValueError for a shared expert without scores.
     """
     spec, tokens = block.spec, x.shape[0]
-    other = None if shared is None else shared.spec
+    other = None if shared is None else shared.block
     if other not in block.reasons:
-        block.reasons[other] = supports(spec, other)
+        block.reasons[other] = supports(spec, None if other is None else other.spec)
     is_few = 0 < tokens <= moe_kernels.MAX_BATCH_TOKENS
     if not is_few or backend.current() is None or block.reasons[other] is not None:
-        return moe_ops.switch_glu(spec, x, indices, scores, block.gate, block.up, block.down, shared)
+        beside = None if shared is None else _weights(shared)
+        return moe_ops.switch_glu(spec, x, indices, scores, block.gate, block.up, block.down, beside)
     if shared is not None and scores is None:
         raise ValueError("a shared expert needs scores: its answer is added to the weighted sum")
     x, indices = x.astype(spec.dtype), indices.astype(mx.uint32)
-    if shared is None:
-        if backend.current() == "emulated" or source.is_watched():
-            return _launched(block, x, indices, scores)
-        replay = block.replays.get(scores is not None)
-        if replay is None:
-            replay = block.replays[scores is not None] = _replay(spec, block.parts, scores is not None)
-        return replay(x, indices, *(() if scores is None else (scores,)), *block.arrays)
-    made = Block(shared.spec, shared.gate, shared.up, shared.down)
-    return _launched(block, x, indices, scores, moe_kernels.SharedBlock(made, shared.scores))
+    if backend.current() == "emulated" or source.is_watched():
+        return _launched(block, x, indices, scores, shared)
+    key = other, scores is not None, shared is not None and shared.scores is not None
+    replay = block.replays.get(key)
+    if replay is None:
+        replay = block.replays[key] = _replay(_form(block, scores, shared))
+    given = [] if scores is None else [scores]
+    if shared is not None:
+        given += shared.block.arrays if shared.scores is None else [shared.scores, *shared.block.arrays]
+    return replay(x, indices, *given, *block.arrays)
+
+
+def _weights(shared: SharedBlock) -> Shared:
+    one = shared.block
+    return Shared(one.spec, one.gate, one.up, one.down, shared.scores)
 
 
 def _launched(
@@ -122,28 +139,58 @@ def _launched(
     x: mx.array,
     indices: mx.array,
     scores: mx.array | None,
-    shared: moe_kernels.SharedBlock | None = None,
+    shared: SharedBlock | None,
 ) -> mx.array:
     compute = moe_kernels.one_token if x.shape[0] == 1 else moe_kernels.few_tokens
     return compute(block, x, indices, scores, shared)
 
 
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What a call's launches are made of, but for its arrays. shared, shared_parts: of a shared expert."""
+
+    spec: BlockSpec
+    parts: tuple[bool, ...]
+    is_summed: bool
+    shared: BlockSpec | None = None
+    shared_parts: tuple[bool, ...] = ()
+    is_scored: bool = False  # the shared expert
+
+
+def _form(block: Block, scores: mx.array | None, shared: SharedBlock | None) -> _Form:
+    if shared is None:
+        return _Form(block.spec, block.parts, scores is not None)
+    other = shared.block
+    return _Form(block.spec, block.parts, True, other.spec, other.parts, shared.scores is not None)
+
+
 @functools.cache
-def _replay(spec: BlockSpec, parts: tuple[bool, ...], is_summed: bool) -> Callable[..., mx.array]:
+def _replay(form: _Form) -> Callable[..., mx.array]:
     """The block as a function of its arrays that MLX compiles.
 
     MLX makes a launch's whole source, its template values and its names anew whenever a kernel is called. A
     compiled function calls it once for each shape and from then on repeats the graph with other arrays.
     """
-    moe_constants.limits(spec.activation)  # made outside of what is traced
+    for spec in (form.spec, form.shared):
+        if spec is not None:
+            moe_constants.limits(spec.activation)  # made outside of what is traced
 
     def compute(x: mx.array, indices: mx.array, *arrays: mx.array) -> mx.array:
         given = iter(arrays)
-        scores = next(given) if is_summed else None
-        each = [next(given) if is_there else None for is_there in parts]
-        size = len(moe_constants.PARTS)
-        gate, up, down = (Experts(*each[first : first + size]) for first in range(0, len(each), size))  # type: ignore[arg-type]
-        return _launched(Block(spec, gate if spec.gate else None, up, down), x, indices, scores)
+        scores = next(given) if form.is_summed else None
+        shared = None
+        if form.shared is not None:
+            shared_scores = next(given) if form.is_scored else None
+            shared = SharedBlock(_block(form.shared, form.shared_parts, given), shared_scores)
+        return _launched(_block(form.spec, form.parts, given), x, indices, scores, shared)
 
     compiled: Callable[..., mx.array] = mx.compile(compute)
     return compiled
+
+
+def _block(spec: BlockSpec, parts: tuple[bool, ...], given: Iterator[mx.array]) -> Block:
+    """Of as many of the arrays that are left as `parts` names."""
+    each = [next(given) if is_there else None for is_there in parts]
+    size = len(moe_constants.PARTS)
+    gate, up, down = (Experts(*each[first : first + size]) for first in range(0, len(each), size))  # type: ignore[arg-type]
+    return Block(spec, gate if spec.gate else None, up, down)

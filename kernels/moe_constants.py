@@ -134,13 +134,14 @@ class Block:
         )
 
     @functools.cached_property
-    def replays(self) -> dict[bool, Callable[..., mx.array]]:
-        """What builds the graph again but not its launches, by whether it is summed."""
+    def replays(self) -> dict[tuple[Block | None, bool, bool], Callable[..., mx.array]]:
+        """What builds the graph again but not its launches, by the shared expert's block and who has scores:
+        these experts, that one."""
         return {}
 
     @functools.cached_property
-    def reasons(self) -> dict[BlockSpec | None, str | None]:
-        """Why kernels cannot run it beside such a shared expert, once that was asked; None: they can."""
+    def reasons(self) -> dict[Block | None, str | None]:
+        """Why kernels cannot run it beside this shared expert, once that was asked; None: they can."""
         return {}
 
     @functools.cached_property

@@ -23,6 +23,7 @@ from kernels.exl3_subject import exl3_subjects
 from kernels.exl3_trials import Exl3Layer
 from kernels.expert_subject import expert_subjects
 from kernels.measure import MIN_GAIN, Subject, Times, Used
+from kernels.shared_subject import shared_subjects
 from kernels.verdicts import NOT_YET, Timed, Verdict, Verdicts, this_machine
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,8 @@ def self_test(
     started = time.monotonic()
     report.kept = Verdicts(folder, this_machine(where))
     experts, report.reasons = expert_subjects(layers)
-    subjects: list[Subject] = [*experts, *exl3_subjects(matrices)]
+    # a shared expert is judged beside what its experts alone are best with
+    subjects: list[Subject] = [*experts, *shared_subjects(experts), *exl3_subjects(matrices)]
     for subject in subjects:
         known = {one.first: one for one in report.kept.find(subject.name) or ()}
         verdicts = [known.get(first) or _unjudged(subject, first, last) for first, last in subject.classes]

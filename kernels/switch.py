@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import mlx.core as mx
 from mlx import nn
@@ -21,10 +21,19 @@ from kernels.exl3 import Exl3SwitchLinear
 from kernels.expert_blocks import experts_of, projection_names, projections
 from kernels.expert_outputs import Use, outputs, watched
 from kernels.moe_spec import GEGLU, GELU, PLAIN, RELU2, SWIGLU, Activation, BlockSpec, Format
+from kernels.shared_expert import beside
+from kernels.shared_outputs import Added
+from kernels.shared_switch import (
+    MAX_SHAPES,
+    Chooser,
+    SharedCall,
+    TakenShared,
+    release_shared,
+    take_over_shared,
+)
 
 logger = logging.getLogger(__name__)
 
-MAX_SHAPES = 256  # of calls that a layer remembers
 # What joins gate and up in mlx-lm, or takes up alone, by the qualified name of its class below mlx_lm.models;
 # None: not this one of its forms.
 _ACTIVATIONS: dict[str, Callable[[Any], Activation | None]] = {
@@ -44,12 +53,6 @@ _ACTIVATIONS: dict[str, Callable[[Any], Activation | None]] = {
     "mlx.nn.layers.activations.ReLU2": lambda _: RELU2,
     "mlx.nn.layers.activations.GELU": lambda a: GELU if a._approx in {"precise", "tanh"} else None,
 }
-
-
-class Chooser(Protocol):
-    """Whether the kernels are to be used for a block of this form and so many tokens."""
-
-    def takes(self, spec: BlockSpec, num_tokens: int) -> bool: ...
 
 
 class Always:
@@ -72,8 +75,14 @@ class Plan:
 
     spec: BlockSpec | None  # None: MLX's operations
     reason: str = ""  # why it is None
+    is_alone: bool = True  # False: the kernels are for a sum with the shared expert only
     has_run: bool = False
     use: Use | None = None
+
+    @property
+    def fused(self) -> Use | None:
+        """The use for which nothing is to be computed before its sum."""
+        return self.use if self.use is not None and (self.is_alone or self.use.has_shared) else None
 
 
 @dataclass(slots=True)
@@ -86,12 +95,20 @@ class Taken:
     bound: moe.Block | None = None
     num_fused: int = 0  # calls whose weighted sum was fused
     num_plain: int = 0  # calls of the kernels that gave each expert's outputs
+    num_joined: int = 0  # of the fused ones, those with the shared expert
     failure: str = ""  # why the kernels are no longer used here
+    shared: TakenShared | None = None  # the shared expert beside it
 
     def choose(self, chooser: Chooser) -> None:
         """From now on this one decides."""
         self.chooser = chooser
+        self.forget()
+
+    def forget(self) -> None:
+        """Decide anew for every shape."""
         self.plans.clear()
+        if self.shared is not None:
+            self.shared.plans.clear()
 
     @property
     def num_calls(self) -> int:
@@ -112,13 +129,18 @@ class Taken:
 def take_over(modules: Iterable[nn.Module], chooser: Chooser) -> list[nn.Module]:
     """Take over every expert layer among `modules` and what they contain; returns these layers.
 
-    Nothing is touched where no backend can run the kernels.
+    With them the shared experts beside them. Nothing is touched where no backend can run the kernels.
     """
     if backend.current() is None:
         return []
+    modules = list(modules)
     layers = [layer for layer in expert_layers(modules) if taken_of(layer) is None]
+    shared = beside(layers, modules)
     for layer in layers:
-        _swap(layer, Taken(chooser))
+        taken = Taken(chooser)
+        if (module := shared.get(id(layer))) is not None:
+            taken.shared = take_over_shared(module, taken, chooser, _likely(layer))
+        _swap(layer, taken)
     return layers
 
 
@@ -132,8 +154,10 @@ def expert_layers(modules: Iterable[nn.Module]) -> list[nn.Module]:
 def release(layers: Iterable[nn.Module]) -> None:
     """The opposite of `take_over`."""
     for layer in layers:
-        if taken_of(layer) is not None:
+        if (taken := taken_of(layer)) is not None:
             layer.__class__ = type(layer).__bases__[0]
+            if taken.shared is not None:
+                release_shared(taken.shared)
 
 
 def give_up(layers: Iterable[nn.Module], error: Exception) -> None:
@@ -168,7 +192,7 @@ def _swap(layer: nn.Module, taken: Taken) -> None:
         plan = taken.plans.get(key)
         if plan is None:
             if len(taken.plans) >= MAX_SHAPES:
-                taken.plans.clear()
+                taken.forget()
             plan = taken.plans[key] = _plan(self, taken, x, indices)
         if plan.spec is None:
             return base.__call__(self, x, indices)
@@ -180,7 +204,9 @@ def _swap(layer: nn.Module, taken: Taken) -> None:
                 plan.use = use
 
             return watched(block, record)
-        return block.plain() if plan.use is None else outputs(block, plan.use)
+        if plan.fused is not None:
+            return outputs(block, plan.fused)
+        return block.plain() if plan.is_alone else base.__call__(self, x, indices)
 
     layer.__class__ = type(base.__name__, (base,), {"__call__": call, "macrame_taken": taken})
 
@@ -197,18 +223,20 @@ def _plan(layer: Any, taken: Taken, x: mx.array, indices: mx.array) -> Plan:
     spec = taken.specs[key]
     if isinstance(spec, str):
         return Plan(None, spec)
-    if not taken.chooser.takes(spec, indices.size // top_k):
+    num_tokens = indices.size // top_k
+    is_alone = taken.chooser.takes(spec, num_tokens)
+    if not is_alone and (taken.shared is None or not taken.shared.joins(spec, num_tokens)):
         return Plan(None, "the chooser has it so")
-    return Plan(spec)
+    return Plan(spec, is_alone=is_alone)
 
 
 class _Call:
     """A call of the kernels, or of MLX's operations once that fails: an expert_outputs.Block."""
 
-    __slots__ = ("_indices", "_layer", "_spec", "_taken", "_x", "dtype", "shape")
+    __slots__ = ("_indices", "_layer", "_spec", "_taken", "dtype", "shape", "x")
 
     def __init__(self, layer: Any, taken: Taken, spec: BlockSpec, x: mx.array, indices: mx.array) -> None:
-        self._layer, self._taken, self._spec, self._x, self._indices = layer, taken, spec, x, indices
+        self._layer, self._taken, self._spec, self.x, self._indices = layer, taken, spec, x, indices
         self.shape: tuple[int, ...] = (*indices.shape, x.shape[-1])
         self.dtype = x.dtype
 
@@ -221,27 +249,52 @@ class _Call:
         self._taken.num_plain += 1
         return out.reshape(self.shape)
 
-    def summed(self, scores: mx.array) -> mx.array:
+    def summed(
+        self, scores: mx.array, added: Added | None = None, factor: mx.array | None = None
+    ) -> mx.array:
         try:
-            out = self._run(scores)
+            out = self._run(scores, self._shared(added, factor))
         except Exception as error:  # border, as above
             _give_up(self._taken, error)
             y = self._by_mlx()
-            return (y * scores[..., None]).sum(axis=-2).astype(y.dtype)
+            total = (y * scores[..., None]).sum(axis=-2).astype(y.dtype)
+            if added is None:
+                return total
+            return total + (added.plain() if factor is None else factor * added.plain())
         self._taken.num_fused += 1
-        return out.reshape(self._x.shape)
+        self._taken.num_joined += added is not None
+        return out.reshape(self.x.shape)
 
-    def _run(self, scores: mx.array | None) -> mx.array:
+    def may_join(self, added: Added) -> bool:
+        shared = self._taken.shared
+        return (
+            shared is not None
+            and isinstance(added, SharedCall)
+            and added.taken is shared
+            and added.x is self.x
+            and shared.joins(self._spec, self._indices.size // self.shape[-2])
+        )
+
+    def _shared(self, added: Added | None, factor: mx.array | None) -> moe.SharedBlock | None:
+        if added is None:
+            return None
+        assert isinstance(added, SharedCall)
+        return moe.SharedBlock(
+            added.taken.block(self._spec.dtype), None if factor is None else factor.reshape(-1, 1)
+        )
+
+    def _run(self, scores: mx.array | None, shared: moe.SharedBlock | None = None) -> mx.array:
         top_k = self.shape[-2]
         return moe.run(
             _bound(self._layer, self._taken, self._spec),
-            self._x.reshape(-1, self.shape[-1]),
+            self.x.reshape(-1, self.shape[-1]),
             _uint32(self._indices).reshape(-1, top_k),
             None if scores is None else scores.reshape(-1, top_k),
+            shared,
         )
 
     def _by_mlx(self) -> mx.array:
-        y: mx.array = type(self._layer).__bases__[0].__call__(self._layer, self._x, self._indices)
+        y: mx.array = type(self._layer).__bases__[0].__call__(self._layer, self.x, self._indices)
         return y
 
 
@@ -268,7 +321,7 @@ def _uint32(indices: mx.array) -> mx.array:
 
 def _give_up(taken: Taken, error: Exception) -> None:
     taken.failure = failure.line(error)
-    taken.plans.clear()
+    taken.forget()
     logger.warning("an expert layer goes back to MLX's operations: %s", taken.failure)
 
 
@@ -303,6 +356,14 @@ def _activation(module: Any, *, has_gate: bool) -> Activation:
     if known is None or known.has_gate != has_gate:
         raise ValueError(f"the activation {kind.__name__} has no kernel")
     return known
+
+
+def _likely(layer: Any) -> Activation | None:
+    """What joins gate and up in a layer, where the kernels know it."""
+    try:
+        return _activation(layer.activation, has_gate="gate" in projections(layer))
+    except ValueError:
+        return None
 
 
 def _format(projection: Any) -> Format:

@@ -39,7 +39,7 @@ def choose_kernels(
             off = os.environ.get(wanted.VARIABLE) == "off"
             report.reasons.append(f"{wanted.VARIABLE} is off" if off else NO_GPU)
             return report
-        taken = switch.take_over(layers, switch.Never())
+        taken = switch.take_over(shard.own_modules, switch.Never())
         with learning(matrices):
             shard.dry_run()  # the layers learn how the model calls them
         report = self_test(taken, verdict_folder(), matrices=matrices, budget_s=budget_s, on_step=on_step)

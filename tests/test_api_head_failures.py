@@ -11,7 +11,7 @@ import pytest
 
 from tests.api_server import CHAT, ENDLESS, Stream, head_process, started, wait_healthy
 from tests.ring_processes import free_ports
-from tests.waiting import wait_for
+from tests.waiting import is_in_time, wait_for
 
 
 def test_the_head_may_come_later(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_a_killed_head_ends_streams_and_may_return(tmp_path: Path) -> None:
         process.kill()
         killed_at = time.monotonic()
         error = stream.error()
-        assert stream.ended_at - killed_at < 2.0
+        assert is_in_time(stream.ended_at - killed_at, 2.0)
         assert error["code"] == "unavailable"
         assert wait_for(lambda: http.get("/health").json()["status"] == "degraded") < 2.0
         assert http.get("/health").json()["nodes"][0]["state"] == "unreachable"
@@ -64,17 +64,17 @@ def test_a_frozen_head_ends_what_runs_within_two_seconds(tmp_path: Path) -> None
         process.send_signal(signal.SIGSTOP)
         frozen_at = time.monotonic()
         reply = http.post(CHAT, json=ENDLESS)  # sent to the head before its silence is noticed
-        assert time.monotonic() - frozen_at < 2.0
+        assert is_in_time(time.monotonic() - frozen_at, 2.0)
         assert reply.status_code == 503
         for stream in streams:
             assert "has been silent for 1." in stream.error()["message"]
-            assert stream.ended_at - frozen_at < 2.0
+            assert is_in_time(stream.ended_at - frozen_at, 2.0)
         health = http.get("/health").json()
         assert health["status"] == "degraded"
         assert health["nodes"][0]["state"] == "frozen"
         began = time.monotonic()
         assert http.post(CHAT, json=ENDLESS).status_code == 503
-        assert time.monotonic() - began < 0.5
+        assert is_in_time(time.monotonic() - began, 0.5)
         process.send_signal(signal.SIGCONT)
         wait_healthy(http, 5.0)
         assert http.post(CHAT, json=ENDLESS | {"max_tokens": 2}).is_success

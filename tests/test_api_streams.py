@@ -79,6 +79,7 @@ def test_a_client_that_leaves_while_it_waits_frees_the_ring(served: Served, fiel
     assert len(served.ring.opened) == fields.get("n", 1)
 
 
+@pytest.mark.long  # it is judged by a quarter of a second, which a loaded machine may take
 def test_a_long_prompt_does_not_stop_other_streams(served: Served) -> None:
     served.ring.delay_s = 0.01
     text = "x" * 2000  # longer than the context, short enough to be tokenized

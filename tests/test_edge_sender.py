@@ -20,7 +20,7 @@ from cluster.rpc import make_server
 from proto import ring_pb2
 from proto.codec import PART_BYTES
 from tests.edges import WAIT_S, Sender, free_port, peer_process, raw, receiving, sending, step
-from tests.waiting import wait_for
+from tests.waiting import is_in_time, wait_for
 
 
 # -- greeting ---------------------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ def test_a_peer_that_is_not_there_yet_is_waited_for() -> None:
         with peer_process(port) as peer:
             begin = time.monotonic()
             assert sender.up().send(step(), [raw(100)])
-            assert time.monotonic() - begin < 5.0  # gRPC's own backoff would soon be longer
+            assert is_in_time(time.monotonic() - begin, 5.0)  # gRPC's own backoff would soon be longer
             assert peer.read() == "frame 1 100"
 
 
@@ -104,7 +104,7 @@ def test_the_sender_stays_within_the_window() -> None:
         begin = time.monotonic()
         for seq in range(40):
             assert edge.send(step(seq), [raw(size)])
-        assert time.monotonic() - begin < 1.0, "send does not block"
+        assert is_in_time(time.monotonic() - begin, 1.0), "send does not block"
         held = [receiver.frames.get(timeout=WAIT_S)]
         beats = receiver.beats
         for _ in range(3):  # beats overtake what waits for credit
@@ -154,7 +154,7 @@ def test_a_killed_receiver_is_found_at_once() -> None:
         begin = time.monotonic()
         peer.process.kill()
         reason = sender.downs.get(timeout=WAIT_S)
-        assert time.monotonic() - begin < 0.5
+        assert is_in_time(time.monotonic() - begin, 0.5)
         assert reason == f"the connection to rank 2 at 127.0.0.1:{peer.port} broke"
         assert not edge.is_up
 
@@ -165,13 +165,14 @@ def test_a_frozen_receiver_is_found_within_the_limit_and_close_does_not_wait_for
         begin = time.monotonic()
         os.kill(peer.process.pid, signal.SIGSTOP)
         reason = sender.downs.get(timeout=WAIT_S)
-        assert 0.7 < time.monotonic() - begin < 1.5
+        assert time.monotonic() - begin > 0.7
+        assert is_in_time(time.monotonic() - begin, 1.5)
         assert reason == f"rank 2 at 127.0.0.1:{peer.port} has been silent for 1.0 s"
         with sending(f"127.0.0.1:{peer.port}") as second:
             begin = time.monotonic()
             edge.close()
             second.edge.close()
-            assert time.monotonic() - begin < 1.0
+            assert is_in_time(time.monotonic() - begin, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +218,7 @@ def test_close_while_connecting() -> None:
             sender = Sender(f"127.0.0.1:{port}")
             begin = time.monotonic()
             sender.edge.close()
-            assert time.monotonic() - begin < 1.0
+            assert is_in_time(time.monotonic() - begin, 1.0)
             assert sender.downs.empty()
             assert sender.refusals.empty()
 
@@ -230,7 +231,7 @@ def test_close_of_a_live_edge_to_a_frozen_receiver_with_a_full_pipe() -> None:
             edge.send(step(seq), [raw(PART_BYTES)])
         begin = time.monotonic()
         edge.close()
-        assert time.monotonic() - begin < 1.0
+        assert is_in_time(time.monotonic() - begin, 1.0)
         assert sender.downs.empty(), "no callback after close()"
 
 

@@ -8,6 +8,7 @@ from queue import SimpleQueue
 
 from cluster import heartbeat
 from tests.edges import WAIT_S, raw, receiving, sending, step
+from tests.waiting import is_in_time
 
 
 def test_beats_go_both_ways_and_measure_the_hop() -> None:
@@ -18,7 +19,8 @@ def test_beats_go_both_ways_and_measure_the_hop() -> None:
             assert receiver.beats.get(timeout=WAIT_S).progress == 7
             beat = sender.beats.get(timeout=WAIT_S)
             assert (beat.progress, beat.activity) == (11, "computing")
-        assert 0.5 < time.monotonic() - begin < 3.0
+        assert time.monotonic() - begin > 0.5
+        assert is_in_time(time.monotonic() - begin, 3.0)
         hops_ms = edge.recent_hop_ms()
         assert len(hops_ms) >= 5
         assert 0 < min(hops_ms) < 100

@@ -22,7 +22,7 @@ from cluster.rpc import make_server
 from proto import ring_pb2
 from tests.edges import TOKEN, free_port
 from tests.relay import Relay, Shape
-from tests.waiting import wait_for
+from tests.waiting import is_in_time, wait_for
 
 HELLO = ring_pb2.Hello(from_rank=0, to_rank=1)
 
@@ -109,7 +109,7 @@ def test_a_link_that_stalls_ends_with_a_sentence(port: int, monkeypatch: pytest.
         stopper.start()
         begin = time.monotonic()
         assert reason(relay.address) == f"{relay.address} has been silent for 0.5 s"
-        assert time.monotonic() - begin < 8
+        assert is_in_time(time.monotonic() - begin, 8)
         stopper.join()
 
 
@@ -119,7 +119,7 @@ def test_a_link_that_is_cut_ends_with_a_sentence(port: int) -> None:
         cutter.start()
         begin = time.monotonic()
         assert reason(relay.address) == f"the connection to {relay.address} broke while it was measured"
-        assert time.monotonic() - begin < 8
+        assert is_in_time(time.monotonic() - begin, 8)
         cutter.join()
 
 

@@ -10,11 +10,12 @@ import mlx.core as mx
 import pytest
 
 from kernels import backend, moe, source
-from kernels.moe_spec import RELU2, Activation, BlockSpec, Format
-from tests.moe_blocks import block, routed
+from kernels.moe_spec import PLAIN, RELU2, Activation, BlockSpec, Experts, Format
+from tests.moe_blocks import Block, block, routed
 
 FORM = Format(4, 64)
 SPEC = BlockSpec(6, 128, 64, 3, FORM, FORM, FORM, dtype=mx.bfloat16)
+BATCH = ["moe_gate_up_batch", "moe_down_batch", "moe_sum"]
 GATELESS = replace(SPEC, gate=None, activation=RELU2)
 
 
@@ -62,12 +63,49 @@ def test_a_shape_is_launched_once_and_repeated_with_other_arrays(
                 assert launches.names == wanted
                 for seed, layer in enumerate((*layers, *layers)):
                     x, indices, scores = routed(spec, tokens, seed=seed)
-                    launched.append(moe._launched(layer, x, indices, scores if is_summed else None))
+                    launched.append(moe._launched(layer, x, indices, scores if is_summed else None, None))
                 assert all(mx.array_equal(a, b) for a, b in zip(found, launched, strict=True))
                 assert len({float(a.reshape(-1)[0]) for a in found}) == 4  # each of its own arrays
     finally:
         mx.disable_compile()
         moe._replay.cache_clear()
+
+
+@pytest.mark.parametrize("is_scored", [False, True])
+def test_a_block_with_a_shared_expert_is_repeated_too(
+    monkeypatch: pytest.MonkeyPatch, is_scored: bool
+) -> None:
+    launches = Launches()
+    monkeypatch.setattr(source, "_metal", launches.kernel)
+    own = BlockSpec(1, 128, 96, 1, FORM, FORM, PLAIN, dtype=mx.bfloat16)
+    made = [block(SPEC, shared=own, seed=seed) for seed in (1, 2)]
+    layers = [moe.Block(SPEC, one.gate, one.up, one.down) for one in made]
+    others = [moe.Block(own, *_parts(one)) for one in made]
+    moe._replay.cache_clear()
+    mx.enable_compile()  # tests run without
+    try:
+        with backend.forced("metal"):
+            for tokens, wanted in ((1, ["moe_gate_up", "moe_down_sum"]), (5, BATCH)):
+                found, launched = [], []
+                launches.names.clear()
+                for run, into in ((moe.run, found), (moe._launched, launched)):
+                    for seed in range(4):
+                        x, indices, scores = routed(SPEC, tokens, seed=seed)
+                        factor = mx.full((tokens, 1), 0.1 * seed, mx.bfloat16) if is_scored else None
+                        shared = moe.SharedBlock(others[seed % 2], factor)
+                        into.append(run(layers[seed % 2], x, indices, scores, shared))
+                    if run is moe.run:
+                        assert launches.names == [f"{name}_shared" for name in wanted]
+                assert all(mx.array_equal(a, b) for a, b in zip(found, launched, strict=True))
+                assert len({float(a.reshape(-1)[0]) for a in found}) == 4  # each of its own arrays
+    finally:
+        mx.disable_compile()
+        moe._replay.cache_clear()
+
+
+def _parts(one: Block) -> tuple[Experts | None, Experts, Experts]:
+    assert one.shared is not None
+    return one.shared.gate, one.shared.up, one.shared.down
 
 
 def test_texts_follow_from_constants(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -245,6 +245,13 @@ MIXED = zoo_config("gemma4_text") | {
     "top_k_experts": TOP_K,
     "moe_intermediate_size": EXPERT,
 }
+# Whose shared expert joins the sum of its experts.
+JOINED = (
+    *("afmoe", "bailing_hybrid", "bailing_moe_linear", "bailing_moe_v3", "deepseek", "deepseek_v2"),
+    *("deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe", "exaone_moe", "glm4_moe", "glm4_moe_lite"),
+    *("glm_moe_dsa", "hunyuan", "kimi_k25", "kimi_linear", "kimi_vl", "mimo_v2_flash", "mistral4"),
+    *("qwen2_moe", "qwen3_next", "solar_open", "step3p5"),
+)
 SHAPES = ((1, 9), (1, 1), (1, 1), (2, 1), (1, 9), (2, 1))
 NOT_FUSED = {  # what their own code does with the outputs is something else
     "bailing_moe": "the sum is a compiled function",
@@ -304,11 +311,14 @@ def check(name: str) -> None:
         assert num_fused == 0
     else:
         assert num_fused == 3 * len(layers)  # of six calls three shapes came for the first time
+    assert sum(one.num_joined for one in known) == (num_fused if name in JOINED else 0)
     switch.release(taken)
     assert all(mx.array_equal(*pair) for pair in zip(logits_of(model), wanted, strict=True))
 
 
-@pytest.mark.parametrize("name", ["qwen3_moe", "gemma4_text", "kimi_k3", "nemotron_h", "phixtral"])
+@pytest.mark.parametrize(
+    "name", ["qwen3_moe", "gemma4_text", "kimi_k3", "nemotron_h", "phixtral", "deepseek_v3", "qwen2_moe"]
+)
 def test_models(name: str) -> None:
     check(name)
 

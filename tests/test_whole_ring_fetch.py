@@ -19,6 +19,7 @@ from tests.node_process import node, run_node, write_cluster
 from tests.reference import greedy
 from tests.ring_processes import RingProcesses
 from tests.tiny_models import write_checkpoint
+from tests.waiting import is_in_time
 
 MODEL = "tests/ring"
 LAYERS = [(0, 2), (2, 5), (5, 7)]
@@ -131,7 +132,7 @@ def test_a_node_that_fetches_stops_at_once(tmp_path: Path, hub: HubServer) -> No
         assert hub.held.wait(60.0)
         began = time.monotonic()
         assert set(running.stop().values()) == {0}
-        assert time.monotonic() - began < 3.0
+        assert is_in_time(time.monotonic() - began, 3.0)
 
 
 @pytest.mark.long

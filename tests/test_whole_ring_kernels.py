@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.ring_processes import RingProcesses
 from tests.test_whole_ring_exact import CUTS, NUM_LAYERS, PROMPTS, ranges
 from tests.tiny_exl3 import write_exl3
 from tests.tiny_models import write_checkpoint
+from tests.zoo.checkpoint import write_zoo_checkpoint
 
 NUM_TOKENS = 16
 TOLERANCE = 1e-3  # of a token's log-probability
@@ -39,16 +41,16 @@ def exl3(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write_exl3("qwen3_moe", tmp_path_factory.mktemp("exl3"), num_layers=NUM_LAYERS)
 
 
-def check(ring: RingProcesses, model: Path) -> None:
+def check(ring: RingProcesses, model: Path, prompts: Sequence[list[int]] = PROMPTS) -> None:
     """Each prompt alone, then all at once in shared steps."""
-    for prompt in PROMPTS:
+    for prompt in prompts:
         got = [t for reply in ring.generate(prompt, NUM_TOKENS, logprobs=True) for t in reply.tokens]
         tokens, logprobs = greedy(model, prompt, NUM_TOKENS)
         assert [token.id for token in got] == tokens
         assert [token.logprob for token in got] == pytest.approx(logprobs, abs=TOLERANCE)
-    with ThreadPoolExecutor(len(PROMPTS)) as pool:
-        answers = list(pool.map(lambda prompt: ring.tokens(prompt, NUM_TOKENS), PROMPTS))
-    assert answers == [greedy(model, prompt, NUM_TOKENS)[0] for prompt in PROMPTS]
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        answers = list(pool.map(lambda prompt: ring.tokens(prompt, NUM_TOKENS), prompts))
+    assert answers == [greedy(model, prompt, NUM_TOKENS)[0] for prompt in prompts]
 
 
 def test_three_stages_with_kernels_are_the_reference(model: Path, tmp_path: Path) -> None:
@@ -93,6 +95,21 @@ def test_what_no_start_had_time_for_is_tested_while_the_ring_rests(model: Path, 
         check(ring, model)
         assert ring.node_status(1).kernels.num_calls > before.num_calls
         assert sum(ring.node_status(rank).kernels.num_tested for rank in range(3)) >= 1
+
+
+@pytest.mark.parametrize("name", ["qwen2_moe", "glm4_moe_lite"])
+def test_shared_experts_join_the_sum_and_the_ring_is_the_reference(name: str, tmp_path: Path) -> None:
+    """With a factor of each token, and without; the second's first layer has no experts."""
+    folder = write_zoo_checkpoint(name, tmp_path / name)
+    env = {"MACRAME_KERNELS": "emulate"}
+    with RingProcesses(tmp_path, folder, ranges(7, (2, 5)), env=env) as ring:
+        ring.wait_ok(300)
+        check(ring, folder, [[token % 128 for token in prompt] for prompt in PROMPTS])
+        for rank in range(3):
+            told = ring.node_status(rank).kernels
+            joined = [one for one in told.verdicts if "; a shared expert of " in one.block]
+            assert [one.is_taken for one in joined] == [True] * 6 + [False]  # not from 64 on
+            assert told.num_calls > 4 * NUM_TOKENS * told.num_layers
 
 
 def one_node_is_wrong(

@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
+from mlx import nn
+from mlx_lm.models.deepseek_v3 import DeepseekV3MLP
 
 from kernels import backend, source, switch
 from kernels.moe_spec import BlockSpec, Format
@@ -44,27 +48,51 @@ def _us(block: Callable[[], mx.array]) -> float:
     return best * 1e6
 
 
+class Moe(nn.Module):
+    """As deepseek_v3 writes it: the experts' sum, and beside it a shared expert, where there is one."""
+
+    def __init__(self, has_shared: bool) -> None:
+        super().__init__()
+        self.switch_mlp = random_layer(SPEC)
+        self.shared_experts = None
+        if has_shared:
+            args: Any = SimpleNamespace(hidden_size=SPEC.hidden_size, intermediate_size=SPEC.expert_size)
+            self.shared_experts = DeepseekV3MLP(args)
+            nn.quantize(self.shared_experts, FORM.group_size, FORM.bits)
+        self.eval()
+
+    def __call__(self, x: mx.array, indices: mx.array, scores: mx.array) -> mx.array:
+        y = self.switch_mlp(x, indices)
+        y = (y * scores[..., None]).sum(axis=-2).astype(y.dtype)
+        return y if self.shared_experts is None else y + self.shared_experts(x)
+
+
 def main() -> None:
     """Prints one line for each way."""
     mx.set_default_device(mx.cpu)
-    layer: Any = random_layer(SPEC)
     x = mx.zeros((1, 1, SPEC.hidden_size), SPEC.dtype)
     indices, scores = mx.zeros((1, 1, SPEC.top_k), mx.uint32), mx.ones((1, 1, SPEC.top_k), SPEC.dtype)
-
-    def block() -> mx.array:
-        y = layer(x, indices)
-        return (y * scores[..., None]).sum(axis=-2).astype(y.dtype)
-
-    print(f"mlx-lm's operations: {_us(block):.1f} us")
     devices: dict[source.Kernel, Any] = {}
     source._metal = lambda kernel: devices.setdefault(kernel, _device(kernel))  # type: ignore[assignment]
-    backend.current = lambda: "metal"
-    taken = switch.take_over([layer], switch.Never())
-    print(f"the same, in a layer that is taken over: {_us(block):.1f} us")
-    switch.release(taken)
-    switch.take_over([layer], switch.Always())
-    block()  # its use is watched
-    print(f"the kernels: {_us(block):.1f} us")
+    for has_shared in (False, True):
+        model = Moe(has_shared)
+        block = partial(model, x, indices, scores)
+        print("experts and a shared one:" if has_shared else "experts:")
+        backend.current = lambda: None
+        print(f"  mlx-lm's operations: {_us(block):.1f} us")
+        backend.current = lambda: "metal"
+        taken = switch.take_over([model], switch.Never())
+        print(f"  the same, in layers that are taken over: {_us(block):.1f} us")
+        switch.release(taken)
+        switch.take_over([model], switch.Always())
+        shared = switch.taken_of(model.switch_mlp).shared  # type: ignore[union-attr]
+        if shared is not None:
+            shared.choose(switch.Never())
+            block()  # its use is watched
+            print(f"  the kernels, the shared one apart: {_us(block):.1f} us")
+            shared.choose(switch.Always())
+        block()
+        print(f"  the kernels: {_us(block):.1f} us")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,150 @@
+"""The shared expert beside an expert layer: which module it is, and its form and weights for the kernels.
+
+A module is known by what it does, not by its name: its own call is asked once what it makes of given numbers
+from its gate and up matrices. For the thread that owns MLX.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+
+from kernels import failure
+from kernels.moe_reference import activate
+from kernels.moe_spec import GEGLU, PLAIN, SWIGLU, Activation, BlockSpec, Experts, Format
+
+logger = logging.getLogger(__name__)
+
+_NAMES = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+_LARGEST = 24.0  # of the numbers that a module is asked about: beyond any limit that models cut at
+_TOLERANCE = 1e-4
+
+
+def is_shared_expert(module: object) -> bool:
+    """Whether it has the matrices of one: gate, up and down, and nothing else."""
+    return (
+        isinstance(module, nn.Module)
+        and set(module.children()) == set(_NAMES.values())
+        and all(type(part) in (nn.Linear, nn.QuantizedLinear) for part in module.children().values())
+        and not any(isinstance(value, mx.array) for value in module.values())
+    )
+
+
+def beside(layers: Iterable[nn.Module], roots: Iterable[nn.Module]) -> dict[int, nn.Module]:
+    """The shared expert of each of `layers`, by the layer's id: the only such module with the same parent."""
+    wanted = {id(layer) for layer in layers}
+    found = {}
+    for root in roots:
+        for parent in root.modules():
+            parts = list(parent.children().values())
+            mine = [id(part) for part in parts if id(part) in wanted]
+            shared = [part for part in parts if is_shared_expert(part)]
+            if len(mine) == len(shared) == 1:
+                found[mine[0]] = shared[0]
+    return found
+
+
+def parts_of(module: Any) -> dict[str, Any]:
+    """Its matrices by "gate", "up" and "down"."""
+    return {part: module[name] for part, name in _NAMES.items()}
+
+
+def experts_of(module: Any) -> tuple[Experts, Experts, Experts]:
+    """Gate, up and down as the kernels take them, of one expert; they share the module's memory."""
+    gate, up, down = (_experts(part) for part in parts_of(module).values())
+    return gate, up, down
+
+
+def _experts(part: Any) -> Experts:
+    given = (part.get(name) for name in ("weight", "scales", "biases", "bias"))
+    return Experts(*(None if array is None else array[None] for array in given))  # type: ignore[arg-type]
+
+
+def spec_of(module: Any, activation: Activation, dtype: mx.Dtype) -> BlockSpec | str:
+    """Its form for x of `dtype`, or why the kernels do not know it."""
+    made = parts_of(module)
+    try:
+        formats = {name: _format(part) for name, part in made.items()}
+        size, hidden_size = made["down"]["weight"].shape[0], _width(made["up"])
+        return (
+            BlockSpec(
+                num_experts=1,
+                hidden_size=hidden_size,
+                expert_size=_width(made["down"]),
+                top_k=1,
+                activation=activation,
+                dtype=dtype,
+                **formats,
+            )
+            if size == hidden_size
+            else "it has other outputs than inputs"
+        )
+    except ValueError as error:
+        return str(error)
+
+
+def _format(part: Any) -> Format:
+    """Raises ValueError for one that the kernels do not know."""
+    if type(part) is nn.Linear:
+        return PLAIN
+    if type(part) is not nn.QuantizedLinear:
+        raise ValueError(f"a {type(part).__name__} has no kernel")
+    if part.get("global_scale") is not None:
+        raise ValueError(f"{part.mode} with a scale of the whole matrix has no kernel")
+    return Format(part.bits, part.group_size, part.mode)
+
+
+def _width(part: Any) -> int:
+    stored: int = part["weight"].shape[1]
+    return stored if type(part) is nn.Linear else stored * 32 // part.bits
+
+
+# -- what a module does -----------------------------------------------------------------------------------
+
+
+def activation_of(module: Any, likely: Activation = SWIGLU) -> Activation | None:
+    """What its own call makes of gate and up before down; None: nothing that kernels know, or more than that.
+
+    `likely`: one more that it may be, beside SwiGLU and GeGLU.
+    """
+    try:
+        found, gate, up = _asked(module)
+        wanted = {known: activate(known, gate, up) for known in (likely, SWIGLU, GEGLU)}
+        for known, answer in wanted.items():
+            if found.shape == answer.shape and _differ_by(found, answer) < _TOLERANCE:
+                return known
+    except Exception as error:  # border: a module of any kind may need what it is not given here
+        logger.info("a shared expert stays mlx-lm's: %s", failure.line(error))
+    return None
+
+
+def _asked(module: Any) -> tuple[mx.array, mx.array, mx.array]:
+    """What it makes of gate and up, and these, (1, n) in float32. Raises ValueError if they are not of x."""
+    line = mx.linspace(-_LARGEST, _LARGEST, 25)
+    gate, up = (grid.reshape(1, -1) for grid in mx.meshgrid(line, line + 0.5))
+    x = mx.zeros((1, 8))
+
+    def matrix(answer: mx.array, given: mx.array) -> mx.array:
+        if given is not x:
+            raise ValueError("its matrices are given something else than x")
+        return answer
+
+    twin: Any = nn.Module.__new__(type(module))
+    twin.__dict__.update(module.__dict__)
+    dict.update(twin, module)
+    answers: dict[str, Callable[[mx.array], mx.array]] = {
+        "gate": partial(matrix, gate),
+        "up": partial(matrix, up),
+        "down": lambda inner: inner,
+    }
+    dict.update(twin, {_NAMES[part]: answer for part, answer in answers.items()})
+    return twin(x), gate, up
+
+
+def _differ_by(found: mx.array, wanted: mx.array) -> float:
+    return float((mx.abs(found - wanted) / (1 + mx.abs(wanted))).max())

@@ -1,0 +1,136 @@
+"""Expert layers with the shared expert beside them under test: one sum, or what is computed otherwise.
+
+For the thread that owns MLX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+
+from kernels import moe, moe_reference
+from kernels.expert_blocks import Tokens, by_mlx, describe, describe_weights, experts_of
+from kernels.expert_subject import ExpertSubject, Tested
+from kernels.measure import Path, Run
+from kernels.moe_spec import BlockSpec
+from kernels.shared_expert import parts_of
+from kernels.shared_switch import TakenShared
+from kernels.switch import Taken, taken_of
+from kernels.verdicts import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class SharedSubject:
+    """A form of block with a shared expert of one form, and mlx-lm's layers that have both."""
+
+    experts: ExpertSubject
+    spec: BlockSpec  # of the shared expert
+
+    @property
+    def name(self) -> str:
+        first = self.experts.layers[0]
+        weights = describe_weights(self.spec, parts_of(_shared(first).module))
+        return f"{describe(self.experts.spec, first)}; a shared expert of {self.spec.expert_size}, {weights}"
+
+    @property
+    def form(self) -> None:
+        """A planner counts a shared expert as the layer of its own that it is."""
+        return None
+
+    @property
+    def classes(self) -> Sequence[tuple[int, int]]:
+        return self.experts.classes
+
+    @property
+    def tolerance(self) -> float:
+        return self.experts.tolerance
+
+    def has_kernels(self, num_tokens: int) -> bool:
+        return self.experts.has_kernels(num_tokens)
+
+    def answers(self, num_tokens: int) -> Iterator[tuple[Callable[[], mx.array], mx.array]]:
+        """The sum with the shared expert's answer as it is, and times a factor of each token."""
+        layer, spec = self.experts.layers[0], self.experts.spec
+        block, beside = moe.Block(spec, *experts_of(layer)), _shared(layer).block(spec.dtype)
+        found = self.experts.tokens(num_tokens)
+        factor = found.scores[:, :1]
+        with mx.stream(mx.cpu):  # a GPU may round products of float32 to less
+            total = moe_reference.switch_glu(
+                spec, found.x, found.indices, found.scores, block.gate, block.up, block.down
+            )
+            nought, one = mx.zeros((num_tokens, 1), mx.uint32), mx.ones((num_tokens, 1))
+            own = moe_reference.switch_glu(
+                self.spec, found.x, nought, one, beside.gate, beside.up, beside.down
+            )
+            scaled = total + factor.astype(mx.float32) * own
+            mx.eval(total, own, scaled)
+        run = partial(moe.run, block, found.x, found.indices, found.scores)
+        yield partial(run, moe.SharedBlock(beside, None)), total + own
+        yield partial(run, moe.SharedBlock(beside, factor)), scaled
+
+    def inputs(self, num_tokens: int, seed: int) -> Tokens:
+        return self.experts.inputs(num_tokens, seed)
+
+    def needed_bytes(self, one: Tokens) -> int:
+        block = _shared(self.experts.layers[0]).block(self.experts.spec.dtype)
+        return self.experts.needed_bytes(one) + sum(int(array.nbytes) for array in block.arrays)
+
+    def paths(self, num_tokens: int) -> tuple[Path, Path]:
+        """A block's answer is the next one's input. The other way is what the experts alone are best with."""
+        layers = self.experts.layers
+        return (
+            Path([self._joined(layer) for layer in layers], self.needed_bytes),
+            Path([self._apart(layer, num_tokens) for layer in layers], self.needed_bytes),
+        )
+
+    def _joined(self, layer: Any) -> Run:
+        block = moe.Block(self.experts.spec, *experts_of(layer))
+        shared = moe.SharedBlock(_shared(layer).block(self.experts.spec.dtype), None)
+        return lambda x, one: moe.run(block, x, one.indices, one.scores, shared)
+
+    def _apart(self, layer: Any, num_tokens: int) -> Run:
+        shared, spec = _shared(layer), self.experts.spec
+        if not _taken(layer).chooser.takes(spec, num_tokens):
+            return lambda x, one: by_mlx(layer, x, one.indices, one.scores) + shared.by_mlx(x)
+        block = moe.Block(spec, *experts_of(layer))
+        return lambda x, one: moe.run(block, x, one.indices, one.scores) + shared.by_mlx(x)
+
+    def use(self, verdicts: Sequence[Verdict]) -> list[Taken]:
+        """None: the experts' own subject has counted its layers."""
+        for layer in self.experts.layers:
+            _shared(layer).choose(Tested(self.experts.spec, tuple(verdicts)))
+        return []
+
+
+def _taken(layer: nn.Module) -> Taken:
+    taken = taken_of(layer)
+    assert taken is not None
+    return taken
+
+
+def _shared(layer: nn.Module) -> TakenShared:
+    shared = _taken(layer).shared
+    assert shared is not None
+    return shared
+
+
+def shared_subjects(subjects: Iterable[ExpertSubject]) -> list[SharedSubject]:
+    """Of each form of block those layers that have a shared expert which may join them, by its form."""
+    found: dict[str, SharedSubject] = {}
+    for subject in subjects:
+        for layer in subject.layers:
+            shared = _taken(layer).shared
+            if shared is None or not shared.can_join(subject.spec):
+                continue
+            spec = shared.spec(subject.spec.dtype)
+            assert isinstance(spec, BlockSpec)
+            one = SharedSubject(ExpertSubject(subject.spec, [layer]), spec)
+            known = found.setdefault(one.name, one)
+            if known is not one:
+                known.experts.layers.append(layer)
+    return list(found.values())

@@ -1,0 +1,149 @@
+"""Which module beside an expert layer is its shared expert, and of what form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx import nn
+from mlx_lm.models.activations import swiglu
+from mlx_lm.models.deepseek_v3 import DeepseekV3MLP
+from mlx_lm.models.switch_layers import SwitchGLU
+
+from kernels import moe_reference, shared_expert
+from kernels.moe_spec import GEGLU, PLAIN, SWIGLU, Activation, BlockSpec, Format
+
+HIDDEN, SIZE = 64, 96
+
+
+class Mlp(nn.Module):
+    """As models have it; `call` says what it does with its matrices."""
+
+    def __init__(self, bias: bool = False) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(HIDDEN, SIZE, bias=bias)
+        self.up_proj = nn.Linear(HIDDEN, SIZE, bias=bias)
+        self.down_proj = nn.Linear(SIZE, HIDDEN, bias=bias)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def doing(call: Any) -> Mlp:
+    module = type("Own", (Mlp,), {"__call__": call})()
+    assert isinstance(module, Mlp)
+    return module
+
+
+def oai(self: Any, x: mx.array) -> mx.array:
+    gate, up = mx.minimum(self.gate_proj(x), 7.0), mx.clip(self.up_proj(x), -7.0, 7.0)
+    return self.down_proj(gate * mx.sigmoid(1.702 * gate) * (up + 1))
+
+
+def clamped(self: Any, x: mx.array) -> mx.array:
+    return self.down_proj(nn.silu(mx.minimum(self.gate_proj(x), 7.0)) * mx.clip(self.up_proj(x), -7.0, 7.0))
+
+
+KNOWN: dict[str, tuple[Any, Activation]] = {
+    "silu": (Mlp.__call__, SWIGLU),
+    "swiglu": (lambda self, x: self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x))), SWIGLU),
+    "geglu": (lambda self, x: self.down_proj(nn.gelu_approx(self.gate_proj(x)) * self.up_proj(x)), GEGLU),
+    "the experts' own": (oai, Activation("swiglu_oai")),
+}
+UNKNOWN: dict[str, Any] = {
+    "another activation": lambda self, x: self.down_proj(nn.relu(self.gate_proj(x)) * self.up_proj(x)),
+    "the exact gelu": lambda self, x: self.down_proj(nn.gelu(self.gate_proj(x)) * self.up_proj(x)),
+    "gate and up changed": lambda self, x: self.down_proj(nn.silu(self.up_proj(x)) * self.gate_proj(x)),
+    "a norm before": lambda self, x: Mlp.__call__(self, x * 2),
+    "a factor behind": lambda self, x: 0.5 * Mlp.__call__(self, x),
+    "cut where experts are not": clamped,
+    "what fails": lambda self, x: self.down_proj(self.gate_proj(x)[..., :-1] @ self.up_proj(x)),
+    "more to give": lambda self, x, mask: x,
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_an_activation_is_known_by_what_it_makes(name: str) -> None:
+    call, known = KNOWN[name]
+    module = doing(call)
+    before = dict(module)
+    assert shared_expert.activation_of(module, Activation("swiglu_oai")) == known
+    assert dict(module) == before, "its twin is asked"
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_what_does_something_else_is_not_known(name: str) -> None:
+    assert shared_expert.activation_of(doing(UNKNOWN[name])) is None
+
+
+def test_mlx_lms_own_is_known() -> None:
+    config: Any = type("Args", (), {"hidden_size": HIDDEN, "intermediate_size": SIZE})
+    assert shared_expert.activation_of(DeepseekV3MLP(config)) == SWIGLU
+
+
+class Parent(nn.Module):
+    def __init__(self, **parts: nn.Module) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            self[name] = part
+
+
+def test_the_one_beside_a_layer_is_found() -> None:
+    layer, mlp = SwitchGLU(HIDDEN, SIZE, 4), Mlp()
+    parent = Parent(experts=layer, gate=nn.Linear(HIDDEN, 4), shared=mlp)
+    deep = Parent(block=parent, other=Mlp())
+    assert shared_expert.beside([layer], [deep]) == {id(layer): mlp}
+    assert shared_expert.beside([layer], [layer]) == {}
+    assert shared_expert.beside([], [deep]) == {}
+
+
+def test_two_are_none() -> None:
+    layers = SwitchGLU(HIDDEN, SIZE, 4), SwitchGLU(HIDDEN, SIZE, 4)
+    assert shared_expert.beside(layers[:1], [Parent(experts=layers[0], a=Mlp(), b=Mlp())]) == {}
+    assert shared_expert.beside(layers, [Parent(one=layers[0], other=layers[1], shared=Mlp())]) == {}
+
+
+@pytest.mark.parametrize("more", ["a matrix", "an array", "an adapter"])
+def test_a_module_with_more_is_none(more: str) -> None:
+    module: Any = Mlp()
+    assert shared_expert.is_shared_expert(module)
+    if more == "a matrix":
+        module.norm = nn.RMSNorm(HIDDEN)
+    elif more == "an array":
+        module.scale = mx.ones((1,))
+    else:
+        from mlx_lm.tuner.lora import LoRALinear
+
+        module.up_proj = LoRALinear.from_base(module.up_proj)
+    assert not shared_expert.is_shared_expert(module)
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("form", [PLAIN, Format(4, 32), Format(8, 32), Format(4, 32, "mxfp4")])
+def test_form_and_weights_are_the_modules(form: Format, has_bias: bool) -> None:
+    module = Mlp(bias=has_bias)
+    if form != PLAIN:  # up keeps another form than the others
+        module.gate_proj = module.gate_proj.to_quantized(form.group_size, form.bits, form.mode)
+        module.down_proj = module.down_proj.to_quantized(form.group_size, form.bits, form.mode)
+    spec = shared_expert.spec_of(module, SWIGLU, mx.float32)
+    assert spec == BlockSpec(1, HIDDEN, SIZE, 1, form, PLAIN, form, SWIGLU, mx.float32)
+    x = mx.random.normal((3, HIDDEN), key=mx.random.key(1))
+    nought, one = mx.zeros((3, 1), mx.uint32), mx.ones((3, 1))
+    found = moe_reference.switch_glu(spec, x, nought, one, *shared_expert.experts_of(module))
+    assert mx.allclose(found, module(x), rtol=1e-4, atol=1e-5)
+
+
+def test_forms_that_no_kernel_knows_say_why() -> None:
+    module = Mlp()
+    module.up_proj = nn.Linear(HIDDEN // 2, SIZE, bias=False)
+    module.gate_proj = nn.Linear(HIDDEN // 2, SIZE, bias=False)
+    assert shared_expert.spec_of(module, SWIGLU, mx.float32) == "it has other outputs than inputs"
+    adapted: Any = Mlp()
+    adapted.up_proj = nn.Sequential()
+    assert shared_expert.spec_of(adapted, SWIGLU, mx.float32) == "a Sequential has no kernel"
+    nvfp4: Any = Mlp()
+    nvfp4.down_proj = nvfp4.down_proj.to_quantized(16, 4, mode="nvfp4")
+    nvfp4.down_proj.global_scale = mx.ones((1,))
+    said = shared_expert.spec_of(nvfp4, SWIGLU, mx.float32)
+    assert said == "nvfp4 with a scale of the whole matrix has no kernel"
