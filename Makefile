@@ -3,6 +3,8 @@
 .PHONY: demo test test-long lint format proto clean help
 PYTHON ?=
 ARGS ?=
+# Processes that share out the test files; 0: none, for pytest -s, --pdb and the like
+WORKERS ?= 2
 PY = .venv/bin/python
 VENV = PYTHON="$(PYTHON)" sh deploy/venv.sh
 
@@ -21,7 +23,7 @@ demo:
 
 test:
 	@$(VENV) dev
-	@$(PY) -m pytest -m "not long" $(ARGS)
+	@$(PY) -m pytest -m "not long" -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-long:
 	@$(VENV) dev,long
