@@ -130,6 +130,12 @@ class _WatchedSum(mx.array):
         use = replace(self._use, is_cast_back=dtype == self._block.dtype)
         return _WatchedSum(cast, self._block, use, self._record)
 
+    def __mul__(self, factor: Any) -> mx.array:
+        product = mx.array.__mul__(self, factor)
+        if not _is_factor(self._block, factor):
+            return product
+        return _WatchedSum(product, self._block, self._use, self._record)
+
     def __add__(self, other: Any) -> mx.array:
         if isinstance(other, WatchedShared | WatchedScaled):
             self._join(other.added, is_scaled=isinstance(other, WatchedScaled))
@@ -217,6 +223,12 @@ class _Joining(Lazy):
             return _Joining(self._block, self._weights, dtype)
         return self.__mlx_array__().astype(dtype, stream)
 
+    def __mul__(self, factor: Any) -> Any:
+        if self._made is not None or not _is_factor(self._block, factor):
+            return self.__mlx_array__() * factor
+        each = factor[..., None] if isinstance(factor, mx.array) else factor  # (..., 1, 1)
+        return _Joining(self._block, self._weights * each, self.dtype)
+
     def __add__(self, other: Any) -> mx.array:
         if (
             isinstance(other, SharedAnswer)
@@ -240,6 +252,13 @@ class _Reflected(mx.array):
         if _weighs(self._block, other):
             return _Product(self._block, self._use, other)
         return mx.array.__rmul__(self, other)
+
+
+def _is_factor(block: Block, factor: Any) -> bool:
+    """Whether a sum's scores may take it: one number for all tokens, or one for each in the outputs' type."""
+    if isinstance(factor, mx.array):
+        return factor.shape == (*block.x.shape[:-1], 1) and factor.dtype == block.dtype
+    return isinstance(factor, int | float)
 
 
 def _is_over_experts(axis: Any, ndim: int) -> bool:

@@ -26,10 +26,15 @@ JOINED: dict[str, tuple[Code, Use, bool]] = {
     "qwen2_moe": (lambda y, s, own, f: total(y, s) + f * own, Use(False, False, True), True),
     "factor behind": (lambda y, s, own, f: total(y, s) + own * f, Use(False, False, True), True),
 }
+SCALED_SUMS: dict[str, tuple[Code, bool]] = {
+    "laguna": (lambda y, s, own, _: total(y, s).astype(y.dtype) * 2.5 + own, False),
+    "Klear": (lambda y, s, own, f: total(y, s) * f + own * (1 - f), True),
+    "both": (lambda y, s, own, f: total(y, s) * f * 3 + own, False),
+}
 APART: dict[str, Code] = {
-    "laguna": lambda y, s, own, _: total(y, s) * 2.0 + own,
+    "times a vector": lambda y, s, own, f: total(y, s) * own[0, 0] + own,
+    "times more than it has": lambda y, s, own, f: total(y, s) * f.astype(mx.float32) + own,
     "the other way round": lambda y, s, own, _: own + total(y, s),
-    "Klear": lambda y, s, own, f: total(y, s) * f + own * (1 - f),
     "llama4": lambda y, _, own, __: y[..., 0, :] + own,
     "less": lambda y, s, own, _: total(y, s) - own,
     "in float32": lambda y, s, own, f: total(y, s) + f.astype(mx.float32) * own,
@@ -108,6 +113,22 @@ def test_what_is_added_is_seen_and_then_joins_the_sum(name: str) -> None:
     found = code(outputs(experts, use), scores, shared_outputs(shared, is_scaled=is_scaled), factor)
     assert isinstance(found, mx.array)
     assert mx.array_equal(found, code(experts.y, scores, shared.answer, factor))
+    assert experts.sums == [(shared, is_scaled)]
+
+
+@pytest.mark.parametrize("name", SCALED_SUMS)
+def test_a_factor_of_the_sum_goes_to_the_scores(name: str) -> None:
+    code, is_scaled = SCALED_SUMS[name]
+    experts = Experts()
+    shared = Shared(experts.x)
+    assert watch(code, experts, shared)[-1].has_shared
+    assert shared.joined == [is_scaled]
+    scores, factor = factors()
+    given = outputs(experts, Use(False, False, True)), shared_outputs(shared, is_scaled=is_scaled)
+    found = code(given[0], scores, given[1], factor)
+    wanted = code(experts.y, scores, shared.answer, factor)
+    assert found.dtype == wanted.dtype
+    assert mx.allclose(found, wanted, rtol=2e-2, atol=2e-2)
     assert experts.sums == [(shared, is_scaled)]
 
 

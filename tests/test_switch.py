@@ -247,9 +247,9 @@ MIXED = zoo_config("gemma4_text") | {
 }
 # Whose shared expert joins the sum of its experts.
 JOINED = (
-    *("afmoe", "bailing_hybrid", "bailing_moe_linear", "bailing_moe_v3", "deepseek", "deepseek_v2"),
+    *("Klear", "afmoe", "bailing_hybrid", "bailing_moe_linear", "bailing_moe_v3", "deepseek", "deepseek_v2"),
     *("deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe", "exaone_moe", "glm4_moe", "glm4_moe_lite"),
-    *("glm_moe_dsa", "hunyuan", "kimi_k25", "kimi_linear", "kimi_vl", "mimo_v2_flash", "mistral4"),
+    *("glm_moe_dsa", "hunyuan", "kimi_k25", "kimi_linear", "kimi_vl", "laguna", "mimo_v2_flash", "mistral4"),
     *("qwen2_moe", "qwen3_next", "solar_open", "step3p5"),
 )
 SHAPES = ((1, 9), (1, 1), (1, 1), (2, 1), (1, 9), (2, 1))
