@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
 from cluster.errors import EXIT_ERROR, EXIT_USAGE, UserError
@@ -19,9 +21,10 @@ from kernels.exl3_trials import Exl3Layer, describe
 from kernels.expert_blocks import expert_nbytes, projections
 from kernels.expert_subject import ExpertSubject, expert_subjects
 from kernels.measure import MAX_CALLS, Subject
-from kernels.moe_spec import FLOATS, PLAIN, REAL_SIZES, BlockSpec, Format, real_spec
-from kernels.random_block import random_layer
+from kernels.moe_spec import FLOATS, PLAIN, REAL_SIZES, BlockSpec, Format, real_shared_spec, real_spec
+from kernels.random_block import RandomBlock, random_layer
 from kernels.random_matrix import random_matrix
+from kernels.shared_subject import SharedSubject, shared_subjects
 from planner.headers import ModelFilesError
 from shard_loader.absent import Absent
 from shard_loader.sources import HubError
@@ -37,11 +40,13 @@ DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A block by the name of its model."""
+    """A block by the name of its model. shared: of the shared expert beside it; None: it is tried alone."""
 
     name: str
     spec: BlockSpec
     has_bias: bool = False
+    shared: BlockSpec | None = None
+    has_shared_bias: bool = False
 
     @property
     def num_experts(self) -> int:
@@ -61,11 +66,27 @@ class Form:
 
     def subject(self, num_layers: Callable[[int], int]) -> Made:
         """As a node tests it, with random weights; num_layers: how many, by the bytes of one."""
+        if self.shared is not None:
+            return self._subject_with(self.shared, num_layers)
         first = random_layer(self.spec, has_bias=self.has_bias)
         layer_bytes = expert_nbytes(self.spec, first) * self.spec.num_experts
         more = range(1, min(MAX_LAYERS, num_layers(layer_bytes)))
         layers = [first, *(random_layer(self.spec, has_bias=self.has_bias, seed=seed) for seed in more)]
         return Made(ExpertSubject(self.spec, layers), EMULATED_TOKENS, layer_bytes, len(layers))
+
+    def _subject_with(self, shared: BlockSpec, num_layers: Callable[[int], int]) -> Made:
+        first = self._block(shared, 0)
+        layer_bytes = sum(int(array.nbytes) for _, array in tree_flatten(first.parameters()))
+        more = range(1, min(MAX_LAYERS, num_layers(layer_bytes)))
+        blocks = [first, *(self._block(shared, seed) for seed in more)]
+        layers = switch.take_over(blocks, switch.Never())
+        subject = SharedSubject(ExpertSubject(self.spec, layers), shared)
+        return Made(subject, EMULATED_TOKENS, layer_bytes, len(blocks))
+
+    def _block(self, shared: BlockSpec, seed: int) -> RandomBlock:
+        return RandomBlock(
+            self.spec, shared, has_bias=self.has_bias, has_shared_bias=self.has_shared_bias, seed=seed
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +158,11 @@ def format_of(name: str, group_size: int) -> Format:
         raise UserError(str(error), EXIT_USAGE) from None
 
 
-def known_form(name: str, form: Format, dtype: str) -> Form:
-    """One of REAL_SIZES in a format."""
-    return Form(name, real_spec(name, form, DTYPES[dtype]))
+def known_forms(name: str, form: Format, dtype: str) -> list[Form]:
+    """One of REAL_SIZES in a format: its experts, and these with the shared expert that it has."""
+    alone = Form(name, real_spec(name, form, DTYPES[dtype]))
+    shared = real_shared_spec(name, form, DTYPES[dtype])
+    return [alone] if shared is None else [alone, replace(alone, shared=shared)]
 
 
 def known_matrices(name: str, bits: int, dtype: str) -> list[MatrixForm]:
@@ -180,13 +203,20 @@ def forms_of_model(model: str) -> list[Form | MatrixForm]:
     blocks, reasons = expert_subjects(layers)
     found: dict[Form | MatrixForm, None] = {}
     for one in blocks:
-        found |= {Form(name, one.spec, projections(one.layers[0])["up"].get("bias") is not None): None}
+        found |= {Form(name, one.spec, _has_bias(projections(one.layers[0]))): None}
+    for both in shared_subjects(blocks):
+        alone = Form(name, both.experts.spec, _has_bias(projections(both.experts.layers[0])))
+        found |= {replace(alone, shared=both.spec, has_shared_bias=_has_bias(both.parts)): None}
     for matrix in exl3_subjects(matrices):
         found |= {_form_of(name, matrix.layers[0], matrix.called): None}
     if not found:
         why = reasons[0] if reasons else "no layer of it was called"
         raise UserError(f"no kernel knows the expert layers of {model}: {why}", EXIT_ERROR)
     return list(found)
+
+
+def _has_bias(parts: Mapping[str, Any]) -> bool:
+    return parts["up"].get("bias") is not None
 
 
 def _form_of(name: str, layer: Exl3Layer, called: Called) -> MatrixForm:

@@ -159,7 +159,7 @@ def _backend() -> str:
 
 
 def _forms(args: argparse.Namespace, where: str) -> list[Form | MatrixForm]:
-    from deploy.kernel_forms import format_of, forms_of_model, known_form, known_matrices
+    from deploy.kernel_forms import format_of, forms_of_model, known_forms, known_matrices
 
     forms: list[Form | MatrixForm] = []
     if args.model is not None:
@@ -169,7 +169,7 @@ def _forms(args: argparse.Namespace, where: str) -> list[Form | MatrixForm]:
         for name in args.block or MODELS:
             is_exl3 = name in EXL3_BLOCKS
             forms += known_matrices(name, args.bits or BITS, dtype) if is_exl3 else []
-            forms += [] if is_exl3 else [known_form(name, form, dtype)]
+            forms += [] if is_exl3 else known_forms(name, form, dtype)
     if where == "emulated":
         return [form.with_few_experts(EMULATED_EXPERTS) for form in forms]
     node = seen_machine()

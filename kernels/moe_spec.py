@@ -149,6 +149,16 @@ REAL_SIZES = {
 REAL_ACTIVATIONS = {"nemotron-3-nano": RELU2}  # of the others SwiGLU
 
 
+REAL_SHARED = {"glm-4.7-flash": 1536}  # the width of the shared expert, where there is one
+
+
+def real_shared_spec(name: str, form: Format, dtype: mx.Dtype = mx.bfloat16) -> BlockSpec | None:
+    """Of the shared expert of one of REAL_SIZES; None: it has none."""
+    if name not in REAL_SHARED:
+        return None
+    return BlockSpec(1, REAL_SIZES[name][1], REAL_SHARED[name], 1, form, form, form, dtype=dtype)
+
+
 def real_spec(name: str, form: Format, dtype: mx.Dtype = mx.bfloat16) -> BlockSpec:
     """One of REAL_SIZES, all matrices in one format."""
     activation = REAL_ACTIVATIONS.get(name, SWIGLU)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx import nn
@@ -15,6 +17,7 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwiGLU, SwitchGLU
 from kernels.expert_blocks import projection_names
 from kernels.moe_spec import Activation, BlockSpec, Experts, Format
 
+Linear = Callable[[mx.array], mx.array]
 _BIAS = 127  # of the exponent that is a scale of mxfp4 and mxfp8
 _LARGE = {"mxfp4": 2, "mxfp8": 7}  # two to this are its weights about, before they are scaled
 
@@ -33,6 +36,42 @@ def random_layer(spec: BlockSpec, *, has_bias: bool = False, seed: int = 0) -> n
         mx.eval(layer[names[part]].parameters())
     layer.eval()
     return layer
+
+
+class RandomBlock(nn.Module):  # type: ignore[misc]
+    """mlx-lm's expert layer of a form, and a shared expert beside it as a model has one; evaluated."""
+
+    def __init__(
+        self,
+        spec: BlockSpec,
+        shared: BlockSpec,
+        *,
+        has_bias: bool = False,
+        has_shared_bias: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.switch_mlp = random_layer(spec, has_bias=has_bias, seed=seed)
+        self.shared_experts = _RandomShared(shared, has_shared_bias, seed)
+        mx.eval(self.shared_experts.parameters())
+        self.eval()
+
+
+class _RandomShared(nn.Module):  # type: ignore[misc]
+    def __init__(self, spec: BlockSpec, has_bias: bool, seed: int) -> None:
+        super().__init__()
+        join = activation_of(spec.activation)
+        self._join = partial(join)  # a module here would be one more beside the matrices
+        keys = dict(zip(("gate", "up", "down"), mx.random.split(mx.random.key(seed + 1), 3), strict=True))
+        for part, form in spec.forms.items():
+            sizes = spec.expert_size, spec.hidden_size
+            shape = (1, *(sizes[::-1] if part == "down" else sizes))
+            made = random_experts(form, shape, spec.dtype, keys[part], has_bias=has_bias)
+            self[f"{part}_proj"] = _linear(form, made)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        gate, up, down = (cast(Linear, self[f"{part}_proj"]) for part in ("gate", "up", "down"))
+        return down(self._join(up(x), gate(x)))
 
 
 def random_experts(
@@ -89,6 +128,22 @@ def _projection(form: Format, made: Experts) -> Any:
     if made.bias is not None:
         projection.bias = made.bias
     return projection
+
+
+def _linear(form: Format, made: Experts) -> nn.Module:
+    """MLX's module that holds the one expert of `made`."""
+    linear: Any
+    if form.mode == "plain":
+        linear = nn.Linear(8, 8, bias=False)
+    else:
+        linear = nn.QuantizedLinear(32, 32, bias=False, group_size=32, bits=4)
+        linear.group_size, linear.bits, linear.mode = form.group_size, form.bits, form.mode
+        linear.scales = None if made.scales is None else made.scales[0]
+        linear.biases = None if made.biases is None else made.biases[0]
+    linear.weight = made.weight[0]
+    if made.bias is not None:
+        linear.bias = made.bias[0]
+    return cast(nn.Module, linear)
 
 
 def activation_of(activation: Activation) -> nn.Module:

@@ -33,9 +33,14 @@ class SharedSubject:
 
     @property
     def name(self) -> str:
-        first = self.experts.layers[0]
-        weights = describe_weights(self.spec, parts_of(_shared(first).module))
-        return f"{describe(self.experts.spec, first)}; a shared expert of {self.spec.expert_size}, {weights}"
+        experts = describe(self.experts.spec, self.experts.layers[0])
+        own = describe_weights(self.spec, self.parts)
+        return f"{experts}; a shared expert of {self.spec.expert_size}, {own}"
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The first layer's shared expert's matrices by "gate", "up" and "down"."""
+        return parts_of(_shared(self.experts.layers[0]).module)
 
     @property
     def form(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from deploy.kernel_forms import (
     MatrixForm,
     format_of,
     forms_of_model,
-    known_form,
+    known_forms,
     known_matrices,
 )
 from deploy.kernels_text import Result, results_text
@@ -47,17 +48,18 @@ def _emulated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_known_blocks() -> None:
-    form = known_form("qwen3-30b-a3b", format_of("affine4", 64), "bfloat16")
+    (form,) = known_forms("qwen3-30b-a3b", format_of("affine4", 64), "bfloat16")
     assert form.spec == BlockSpec(128, 2048, 768, 8, *[Format(4, 64)] * 3, dtype=mx.bfloat16)
     assert form.with_few_experts(16).spec.num_experts == 16
-    assert (
-        known_form("glm-4.7-flash", PLAIN, "float16").with_few_experts(2).spec.num_experts == 4
-    )  # its top k
+    alone, shared = known_forms("glm-4.7-flash", PLAIN, "float16")
+    assert alone.with_few_experts(2).spec.num_experts == 4  # its top k
+    assert replace(shared, shared=None) == alone
+    assert shared.shared == BlockSpec(1, 2048, 1536, 1, PLAIN, PLAIN, PLAIN, dtype=mx.float16)
     assert (format_of("plain", 64), format_of("mxfp4", 64)) == (PLAIN, Format(4, 32, "mxfp4"))
     assert form.expert_bytes == 3 * 2048 * 768 // 2
     floats = [format_of(name, 64) for name in ("nvfp4", "mxfp8")]
     assert floats == [Format(4, 16, "nvfp4"), Format(8, 32, "mxfp8")]
-    nano = known_form("nemotron-3-nano", floats[0], "bfloat16")
+    (nano,) = known_forms("nemotron-3-nano", floats[0], "bfloat16")
     assert nano.spec == BlockSpec(128, 2688, 1856, 6, None, floats[0], floats[0], RELU2)
     assert nano.expert_bytes == 2688 * 1856
     assert set(kernels.MODELS) == REAL_SIZES.keys()
@@ -103,6 +105,37 @@ def test_the_blocks_of_a_model(tmp_path: Path) -> None:
     assert (form.spec.num_experts, form.spec.top_k, form.spec.gate) == (4, 2, Format(4, 32))
 
 
+SHARED = BlockSpec(1, 64, 96, 1, Format(4, 32), PLAIN, Format(8, 32), dtype=mx.float32)
+
+
+@pytest.mark.parametrize("has_shared_bias", [False, True])
+def test_a_block_with_a_shared_expert_is_tried_as_one(
+    monkeypatch: pytest.MonkeyPatch, has_shared_bias: bool
+) -> None:
+    monkeypatch.setattr(moe, "run", run_by_mlx)
+    form = Form("a", TINY, has_bias=True, shared=SHARED, has_shared_bias=has_shared_bias)
+    made = form.subject(lambda _: 2)
+    assert made.num_layers == 2
+    bias = " with bias" if has_shared_bias else ""
+    gate, down = (f"affine{bits}/32 (float32){bias}" for bits in (4, 8))
+    own = f"; a shared expert of 96, gate {gate}, up float32{bias}, down {down}, swiglu"
+    assert made.subject.name.endswith(own)
+    trial = self_test.try_size(made.subject, 3, is_timed=False)
+    assert (trial.failure, trial.error < 1e-4) == ("", True)
+    one = made.subject.inputs(3, 1)
+    for ours, mlx in zip(*(path.runs for path in made.subject.paths(3)), strict=True):
+        assert mx.allclose(ours(one.x, one), mlx(one.x, one), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["qwen2_moe", "glm4_moe_lite"])
+def test_the_blocks_of_a_model_with_shared_experts(name: str, tmp_path: Path) -> None:
+    alone, shared = forms_of_model(str(write_zoo_checkpoint(name, tmp_path / "model")))
+    assert isinstance(shared, Form)
+    assert shared.shared is not None
+    assert (shared.shared.num_experts, shared.shared.hidden_size) == (1, shared.spec.hidden_size)
+    assert replace(shared, shared=None) == alone
+
+
 def test_the_blocks_of_a_model_without_gates(tmp_path: Path) -> None:
     (form,) = forms_of_model(str(write_zoo_checkpoint("phixtral", tmp_path / "model")))
     assert isinstance(form, Form)
@@ -111,8 +144,9 @@ def test_the_blocks_of_a_model_without_gates(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_the_blocks_of_a_model_of_which_only_headers_are_here(tmp_path: Path) -> None:
-    (form,) = forms_of_model(str(write_shape("GLM-4.7-Flash-4bit", tmp_path / "GLM-4.7-Flash-4bit")))
-    assert form == Form("GLM-4.7-Flash-4bit", known_form("glm-4.7-flash", Format(4, 64), "bfloat16").spec)
+    found = forms_of_model(str(write_shape("GLM-4.7-Flash-4bit", tmp_path / "GLM-4.7-Flash-4bit")))
+    known = known_forms("glm-4.7-flash", Format(4, 64), "bfloat16")
+    assert found == [replace(form, name="GLM-4.7-Flash-4bit") for form in known]
 
 
 def test_a_model_without_experts_is_refused(
@@ -190,7 +224,7 @@ def test_an_option_that_would_be_passed_over_is_refused(
 def run(monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], kernel: Any) -> int:
     """The command on a tiny block, with `kernel` in the place of the kernels."""
     monkeypatch.setattr(moe, "run", kernel)
-    monkeypatch.setattr(kernel_forms, "known_form", lambda name, *_: Form(name, TINY))
+    monkeypatch.setattr(kernel_forms, "known_forms", lambda name, *_: [Form(name, TINY)])
     return kernels.main(["--emulate", "--block", "glm-4.7-flash", *arguments])
 
 
