@@ -61,7 +61,7 @@ class SharedSubject:
     def answers(self, num_tokens: int) -> Iterator[tuple[Callable[[], mx.array], mx.array]]:
         """The sum with the shared expert's answer as it is, and times a factor of each token."""
         layer, spec = self.experts.layers[0], self.experts.spec
-        block, beside = moe.Block(spec, *experts_of(layer)), _shared(layer).block(spec.dtype)
+        block, beside = moe.Block(spec, *experts_of(layer)), _shared(layer).block(self.spec)
         found = self.experts.tokens(num_tokens)
         factor = found.scores[:, :1]
         with mx.stream(mx.cpu):  # a GPU may round products of float32 to less
@@ -82,7 +82,7 @@ class SharedSubject:
         return self.experts.inputs(num_tokens, seed)
 
     def needed_bytes(self, one: Tokens) -> int:
-        block = _shared(self.experts.layers[0]).block(self.experts.spec.dtype)
+        block = _shared(self.experts.layers[0]).block(self.spec)
         return self.experts.needed_bytes(one) + sum(int(array.nbytes) for array in block.arrays)
 
     def paths(self, num_tokens: int) -> tuple[Path, Path]:
@@ -95,7 +95,7 @@ class SharedSubject:
 
     def _joined(self, layer: Any) -> Run:
         block = moe.Block(self.experts.spec, *experts_of(layer))
-        shared = moe.SharedBlock(_shared(layer).block(self.experts.spec.dtype), None)
+        shared = moe.SharedBlock(_shared(layer).block(self.spec), None)
         return lambda x, one: moe.run(block, x, one.indices, one.scores, shared)
 
     def _apart(self, layer: Any, num_tokens: int) -> Run:

@@ -41,9 +41,11 @@ class Beside(Protocol):
 
 @dataclass(slots=True)
 class Plan:
-    """Of calls of one shape. is_scaled: how the answer was added to the sum; None: it was not."""
+    """Of calls of one shape. is_scaled: how the answer was added to the sum; None: it was not. spec: what the
+    kernels take the module for."""
 
     is_scaled: bool | None = None
+    spec: BlockSpec | None = None
 
 
 @dataclass(slots=True)
@@ -57,7 +59,7 @@ class TakenShared:
     plans: dict[tuple[Any, ...], Plan] = field(default_factory=dict)
     specs: dict[tuple[Any, ...], BlockSpec | str] = field(default_factory=dict)  # or why there is none
     bound: moe.Block | None = None
-    bound_weights: list[mx.array] = field(default_factory=list)
+    bound_weights: tuple[mx.array, ...] = ()  # gate, up and down
 
     def choose(self, chooser: Chooser) -> None:
         """From now on this one decides."""
@@ -85,20 +87,21 @@ class TakenShared:
         answer: mx.array = type(self.module).__bases__[0].__call__(self.module, x)
         return answer
 
-    def block(self, dtype: mx.Dtype) -> moe.Block:
+    def block(self, spec: BlockSpec) -> moe.Block:
         """The weights as the kernels take them, kept while they are the same arrays."""
-        weights = [part["weight"] for part in parts_of(self.module).values()]
-        spec = self.spec(dtype)
         kept = self.bound
-        if (
-            kept is None
-            or kept.spec is not spec
-            or not all(a is b for a, b in zip(weights, self.bound_weights, strict=True))
-        ):
-            assert isinstance(spec, BlockSpec)
+        if kept is None or kept.spec is not spec or not self._holds():
             kept = self.bound = moe.Block(spec, *experts_of(self.module))
-            self.bound_weights = weights
+            self.bound_weights = tuple(part["weight"] for part in parts_of(self.module).values())
         return kept
+
+    def _holds(self) -> bool:
+        module, (gate, up, down) = self.module, self.bound_weights
+        return (
+            module["gate_proj"]["weight"] is gate
+            and module["up_proj"]["weight"] is up
+            and module["down_proj"]["weight"] is down
+        )
 
 
 class SharedCall:
@@ -113,7 +116,14 @@ class SharedCall:
         return self.taken.by_mlx(self.x)
 
     def is_joined(self, *, is_scaled: bool) -> None:
-        self._plan.is_scaled = is_scaled
+        spec = self.taken.spec(self.x.dtype)
+        assert isinstance(spec, BlockSpec)  # or it could not join
+        self._plan.is_scaled, self._plan.spec = is_scaled, spec
+
+    def block(self) -> moe.Block:
+        """The module's weights; once it has joined a sum of this shape."""
+        assert self._plan.spec is not None
+        return self.taken.block(self._plan.spec)
 
 
 def take_over_shared(

@@ -279,9 +279,7 @@ class _Call:
         if added is None:
             return None
         assert isinstance(added, SharedCall)
-        return moe.SharedBlock(
-            added.taken.block(self._spec.dtype), None if factor is None else factor.reshape(-1, 1)
-        )
+        return moe.SharedBlock(added.block(), None if factor is None else factor.reshape(-1, 1))
 
     def _run(self, scores: mx.array | None, shared: moe.SharedBlock | None = None) -> mx.array:
         top_k = self.shape[-2]
