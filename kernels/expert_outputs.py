@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from kernels.lazy_array import Lazy
+from kernels.lazy_array import Changeable, Lazy
 from kernels.shared_outputs import Added, SharedAnswer, WatchedScaled, WatchedShared
 
 
@@ -88,7 +88,7 @@ def watched(block: Block, record: Record) -> mx.array:
 # -- the first call of a shape: real arrays ---------------------------------------------------------------
 
 
-class _Watched(mx.array):
+class _Watched(Changeable):
     def __init__(self, block: Block, record: Record) -> None:
         super().__init__(block.plain())
         self._block, self._record = block, record
@@ -102,24 +102,24 @@ class _Watched(mx.array):
         return self._weighted(product, other, is_reflected=True)
 
     def _weighted(self, product: mx.array, other: Any, *, is_reflected: bool) -> mx.array:
-        if not _weighs(self._block, other):
+        if self.is_changed or not _weighs(self._block, other):
             return product
         return _WatchedProduct(product, self._block, Use(is_reflected, False), self._record)
 
 
-class _WatchedProduct(mx.array):
+class _WatchedProduct(Changeable):
     def __init__(self, product: mx.array, block: Block, use: Use, record: Record) -> None:
         super().__init__(product)
         self._block, self._use, self._record = block, use, record
 
     def sum(self, axis: Any = None, keepdims: bool = False, **options: Any) -> mx.array:
         total = mx.array.sum(self, axis, keepdims, **options)
-        if keepdims or options or not _is_over_experts(axis, self.ndim):
+        if self.is_changed or keepdims or options or not _is_over_experts(axis, self.ndim):
             return total
         return _WatchedSum(total, self._block, self._use, self._record)
 
 
-class _WatchedSum(mx.array):
+class _WatchedSum(Changeable):
     def __init__(self, total: mx.array, block: Block, use: Use, record: Record) -> None:
         super().__init__(total)
         self._block, self._use, self._record = block, use, record
@@ -127,6 +127,8 @@ class _WatchedSum(mx.array):
 
     def astype(self, dtype: mx.Dtype, stream: Any = None) -> mx.array:
         cast = mx.array.astype(self, dtype, stream)
+        if self.is_changed:
+            return cast
         use = replace(self._use, is_cast_back=dtype == self._block.dtype)
         return _WatchedSum(cast, self._block, use, self._record)
 
@@ -137,7 +139,7 @@ class _WatchedSum(mx.array):
         return _WatchedSum(product, self._block, self._use, self._record)
 
     def __add__(self, other: Any) -> mx.array:
-        if isinstance(other, WatchedShared | WatchedScaled):
+        if isinstance(other, WatchedShared | WatchedScaled) and not (self.is_changed or other.is_changed):
             self._join(other.added, is_scaled=isinstance(other, WatchedScaled))
         return mx.array.__add__(self, other)
 
@@ -206,7 +208,7 @@ class _Sum(Lazy):
         return self._total.astype(self.dtype)
 
     def astype(self, dtype: mx.Dtype, stream: Any = None) -> mx.array:
-        return self._total.astype(dtype, stream)
+        return (self._total if self._made is None else self._made).astype(dtype, stream)
 
 
 class _Joining(Lazy):
@@ -232,6 +234,7 @@ class _Joining(Lazy):
     def __add__(self, other: Any) -> mx.array:
         if (
             isinstance(other, SharedAnswer)
+            and not other.is_made
             and self._made is None
             and self.dtype == self._block.dtype
             and other.added.x is self._block.x
@@ -241,7 +244,7 @@ class _Joining(Lazy):
         return total
 
 
-class _Reflected(mx.array):
+class _Reflected(Changeable):
     """As _Deferred, where the scores are the left factor: Python asks only a kind of array first."""
 
     def __init__(self, block: Block, use: Use) -> None:
@@ -249,7 +252,7 @@ class _Reflected(mx.array):
         self._block, self._use = block, use
 
     def __rmul__(self, other: Any) -> Any:
-        if _weighs(self._block, other):
+        if not self.is_changed and _weighs(self._block, other):
             return _Product(self._block, self._use, other)
         return mx.array.__rmul__(self, other)
 

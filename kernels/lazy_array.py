@@ -1,6 +1,8 @@
 """An object that behaves like an array and computes it at the first use that needs one.
 
-Only MLX's functions, unlike its operators, want a real array. Thread: the one that owns MLX.
+Only MLX's functions, unlike its operators, want a real array, and isinstance is not deceived. An array can be
+changed in place, and every name of it then has the change: so has every name of such an object. Thread: the
+one that owns MLX.
 """
 
 from __future__ import annotations
@@ -31,10 +33,29 @@ class Lazy:
 
 
 def _forwarded(name: str) -> Callable[..., Any]:
-    def forward(self: Lazy, *args: Any) -> Any:
-        return getattr(self.__mlx_array__(), name)(*args)
+    def forward(self: Lazy, *args: Any, **options: Any) -> Any:
+        return getattr(self.__mlx_array__(), name)(*args, **options)
 
     return forward
+
+
+class Changeable(mx.array):
+    """An array that knows whether it was changed in place, and then is not what it was made as."""
+
+    is_changed = False
+
+
+def _changed(name: str) -> Callable[..., Any]:
+    right = getattr(mx.array, name)
+
+    def change(self: Lazy | Changeable, *args: Any) -> Any:
+        if isinstance(self, Changeable):
+            self.is_changed = True
+            return right(self, *args)
+        answer = right(self.__mlx_array__(), *args)
+        return answer if answer is None else self
+
+    return change
 
 
 _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")
@@ -46,4 +67,8 @@ _OTHERS = (
 for _name in _OTHERS:
     if hasattr(mx.array, _name):
         setattr(Lazy, _name, _forwarded(_name))
+for _name in ("__setitem__", *(f"__i{operation}__" for operation in (*_BINARY, "and", "or", "xor"))):
+    if hasattr(mx.array, _name):
+        setattr(Lazy, _name, _changed(_name))
+        setattr(Changeable, _name, _changed(_name))
 Lazy.__hash__ = object.__hash__  # type: ignore[method-assign]

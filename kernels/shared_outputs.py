@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from kernels.lazy_array import Lazy
+from kernels.lazy_array import Changeable, Lazy
 
 
 class Added(Protocol):
@@ -50,7 +50,7 @@ def watched_shared(added: Added) -> mx.array:
 # -- the first call of a shape ----------------------------------------------------------------------------
 
 
-class WatchedShared(mx.array):
+class WatchedShared(Changeable):
     def __init__(self, answer: mx.array, added: Added) -> None:
         super().__init__(answer)
         self.added = added
@@ -62,10 +62,12 @@ class WatchedShared(mx.array):
         return self._scaled(mx.array.__rmul__(self, factor), factor)
 
     def _scaled(self, product: mx.array, factor: Any) -> mx.array:
-        return WatchedScaled(product, self.added) if _scales(self.added, factor) else product
+        if self.is_changed or not _scales(self.added, factor):
+            return product
+        return WatchedScaled(product, self.added)
 
 
-class WatchedScaled(mx.array):
+class WatchedScaled(Changeable):
     def __init__(self, product: mx.array, added: Added) -> None:
         super().__init__(product)
         self.added = added
@@ -80,12 +82,17 @@ class SharedAnswer(Lazy):
     def __init__(self, added: Added, factor: mx.array | None) -> None:
         self.added, self.factor = added, factor
 
+    @property
+    def is_made(self) -> bool:
+        """Then it is an array like any other, and may have been changed."""
+        return self._made is not None
+
     def _make(self) -> mx.array:
         answer = self.added.plain()
         return answer if self.factor is None else self.factor * answer
 
 
-class _ScalableShared(mx.array):
+class _ScalableShared(Changeable):
     """The answer where a factor is expected at its left: Python asks only a kind of array first."""
 
     def __init__(self, added: Added) -> None:
@@ -99,4 +106,6 @@ class _ScalableShared(mx.array):
         return self._scaled(factor, mx.array.__rmul__)
 
     def _scaled(self, factor: Any, multiply: Callable[[mx.array, Any], mx.array]) -> Any:
-        return SharedAnswer(self._added, factor) if _scales(self._added, factor) else multiply(self, factor)
+        if self.is_changed or not _scales(self._added, factor):
+            return multiply(self, factor)
+        return SharedAnswer(self._added, factor)
