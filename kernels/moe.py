@@ -109,6 +109,8 @@ def run(
     spec, tokens = block.spec, x.shape[0]
     other = None if shared is None else shared.block
     if other not in block.reasons:
+        if other is not None:
+            _forget_shared(block)
         block.reasons[other] = supports(spec, None if other is None else other.spec)
     is_few = 0 < tokens <= moe_kernels.MAX_BATCH_TOKENS
     if not is_few or backend.current() is None or block.reasons[other] is not None:
@@ -127,6 +129,14 @@ def run(
     if shared is not None:
         given += shared.block.arrays if shared.scores is None else [shared.scores, *shared.block.arrays]
     return replay(x, indices, *given, *block.arrays)
+
+
+def _forget_shared(block: Block) -> None:
+    """One with new weights is a new block; what is remembered of the older one holds its weights."""
+    for known in [one for one in block.reasons if one is not None]:
+        del block.reasons[known]
+    for key in [key for key in block.replays if key[0] is not None]:
+        del block.replays[key]
 
 
 def _weights(shared: SharedBlock) -> Shared:

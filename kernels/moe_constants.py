@@ -136,12 +136,14 @@ class Block:
     @functools.cached_property
     def replays(self) -> dict[tuple[Block | None, bool, bool], Callable[..., mx.array]]:
         """What builds the graph again but not its launches, by the shared expert's block and who has scores:
-        these experts, that one."""
+        these experts, that one. Of shared experts only the last one's are kept."""
         return {}
 
     @functools.cached_property
     def reasons(self) -> dict[Block | None, str | None]:
-        """Why kernels cannot run it beside this shared expert, once that was asked; None: they can."""
+        """Why kernels cannot run it beside this shared expert, once that was asked; None: they can.
+
+        Of shared experts only the last one's are kept."""
         return {}
 
     @functools.cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -101,6 +102,28 @@ def test_a_block_with_a_shared_expert_is_repeated_too(
     finally:
         mx.disable_compile()
         moe._replay.cache_clear()
+
+
+def test_nothing_is_kept_of_shared_experts_that_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New weights make a new block: what is kept by it must not hold the weights of all before."""
+    monkeypatch.setattr(source, "_metal", Launches().kernel)
+    own = BlockSpec(1, 128, 96, 1, FORM, FORM, PLAIN, dtype=mx.bfloat16)
+    made = block(SPEC, shared=own)
+    layer = moe.Block(SPEC, made.gate, made.up, made.down)
+    x, indices, scores = routed(SPEC, 1)
+    moe._replay.cache_clear()
+    gone = []
+    with backend.forced("metal"):
+        moe.run(layer, x, indices, scores)
+        for is_scored in (False, True) * 3:
+            other = moe.Block(own, *_parts(made))
+            moe.run(layer, x, indices, scores, moe.SharedBlock(other, scores[:, :1] if is_scored else None))
+            gone.append(weakref.ref(other))
+            assert set(layer.reasons) == {None, other}
+            assert set(layer.replays) == {(None, True, False), (other, True, is_scored)}
+            del other
+    assert [one() for one in gone[:-1]] == [None] * 5
+    moe._replay.cache_clear()
 
 
 def _parts(one: Block) -> tuple[Experts | None, Experts, Experts]:
