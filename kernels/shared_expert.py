@@ -7,7 +7,7 @@ from its gate and up matrices. For the thread that owns MLX.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,10 @@ from kernels.moe_spec import GEGLU, PLAIN, SWIGLU, Activation, BlockSpec, Expert
 logger = logging.getLogger(__name__)
 
 _NAMES = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
-_LARGEST = 24.0  # of the numbers that a module is asked about: beyond any limit that models cut at
+# The numbers that a module is asked about: close where activations bend, and beyond any limit of a model.
+_NEAR = 24.0
+_FAR = (50.0, 150.0, 600.0, 3000.0, 20000.0)
+_SHAPES = ((41, 41), (1, 1, 41 * 41))  # in which it is: of some tokens, and of one as models have it
 _TOLERANCE = 1e-4
 
 
@@ -70,6 +73,8 @@ def spec_of(module: Any, activation: Activation, dtype: mx.Dtype) -> BlockSpec |
     made = parts_of(module)
     try:
         formats = {name: _format(part) for name, part in made.items()}
+        for part in made.values():
+            _check_dtypes(part, dtype)
         size, hidden_size = made["down"]["weight"].shape[0], _width(made["up"])
         return (
             BlockSpec(
@@ -99,6 +104,16 @@ def _format(part: Any) -> Format:
     return Format(part.bits, part.group_size, part.mode)
 
 
+def _check_dtypes(part: Any, dtype: mx.Dtype) -> None:
+    """Raises ValueError where MLX's answer for x of `dtype` has another, or kernels read other words."""
+    for name in ("weight", "scales", "biases", "bias"):
+        array = part.get(name)
+        if array is None or not mx.issubdtype(array.dtype, mx.floating) or array.dtype == dtype:
+            continue
+        if name == "weight" or dtype != mx.float32:
+            raise ValueError(f"it has {name} of {array.dtype} where x is {dtype}".replace("mlx.core.", ""))
+
+
 def _width(part: Any) -> int:
     stored: int = part["weight"].shape[1]
     return stored if type(part) is nn.Linear else stored * 32 // part.bits
@@ -112,22 +127,36 @@ def activation_of(module: Any, likely: Activation = SWIGLU) -> Activation | None
 
     `likely`: one more that it may be, beside SwiGLU and GeGLU.
     """
+    near, far = mx.linspace(-_NEAR, _NEAR, 31), mx.array(_FAR)
+    line = mx.concatenate([near, far, -far])
+    given = mx.meshgrid(line, line + 0.5)
     try:
-        found, gate, up = _asked(module)
-        wanted = {known: activate(known, gate, up) for known in (likely, SWIGLU, GEGLU)}
-        for known, answer in wanted.items():
-            if found.shape == answer.shape and _differ_by(found, answer) < _TOLERANCE:
+        for known in (likely, SWIGLU, GEGLU):
+            if all(_does(module, known, *(one.reshape(shape) for one in given)) for shape in _SHAPES):
                 return known
     except Exception as error:  # border: a module of any kind may need what it is not given here
         logger.info("a shared expert stays mlx-lm's: %s", failure.line(error))
     return None
 
 
-def _asked(module: Any) -> tuple[mx.array, mx.array, mx.array]:
-    """What it makes of gate and up, and these, (1, n) in float32. Raises ValueError if they are not of x."""
-    line = mx.linspace(-_LARGEST, _LARGEST, 25)
-    gate, up = (grid.reshape(1, -1) for grid in mx.meshgrid(line, line + 0.5))
-    x = mx.zeros((1, 8))
+def _does(module: Any, known: Activation, gate: mx.array, up: mx.array) -> bool:
+    """gate, up: of one shape."""
+    wanted, found = _down(activate(known, gate, up)), _asked(module, gate, up)
+    return found.shape == wanted.shape and _differ_by(found, wanted) < _TOLERANCE
+
+
+def _down(inner: mx.array) -> mx.array:
+    """In the place of the last matrix: nothing else may be done before it or behind it, nor this twice."""
+    return 0.5 * inner + 3
+
+
+def _asked(module: Any, gate: mx.array, up: mx.array) -> mx.array:
+    """What it makes of gate and up.
+
+    Raises ValueError if these are not of x, or the call leaves a mark on the module or on x.
+    """
+    x = mx.arange(1, 8 * gate[..., 0].size + 1, dtype=mx.float32).reshape(*gate.shape[:-1], 8) / 64
+    same_x = mx.array(x)
 
     def matrix(answer: mx.array, given: mx.array) -> mx.array:
         if given is not x:
@@ -135,15 +164,19 @@ def _asked(module: Any) -> tuple[mx.array, mx.array, mx.array]:
         return answer
 
     twin: Any = nn.Module.__new__(type(module))
-    twin.__dict__.update(module.__dict__)
+    twin.__dict__.update(module.__dict__, _training=False)
     dict.update(twin, module)
-    answers: dict[str, Callable[[mx.array], mx.array]] = {
-        "gate": partial(matrix, gate),
-        "up": partial(matrix, up),
-        "down": lambda inner: inner,
-    }
-    dict.update(twin, {_NAMES[part]: answer for part, answer in answers.items()})
-    return twin(x), gate, up
+    answers = partial(matrix, gate), partial(matrix, up), _down
+    dict.update(twin, zip(_NAMES.values(), answers, strict=True))
+    before = _content(twin)
+    found: mx.array = twin(x)
+    if _content(twin) != before or not mx.array_equal(x, same_x):
+        raise ValueError("its call changes the module or what it is given")
+    return found
+
+
+def _content(module: Any) -> dict[str, int]:
+    return {name: id(value) for name, value in (*module.__dict__.items(), *module.items())}
 
 
 def _differ_by(found: mx.array, wanted: mx.array) -> float:

@@ -51,6 +51,30 @@ KNOWN: dict[str, tuple[Any, Activation]] = {
     "geglu": (lambda self, x: self.down_proj(nn.gelu_approx(self.gate_proj(x)) * self.up_proj(x)), GEGLU),
     "the experts' own": (oai, Activation("swiglu_oai")),
 }
+
+
+def counted(self: Any, x: mx.array) -> mx.array:
+    self.num_calls = getattr(self, "num_calls", 0) + 1
+    return Mlp.__call__(self, x)
+
+
+def grown(self: Any, x: mx.array) -> mx.array:
+    x += 1
+    return Mlp.__call__(self, x)
+
+
+def inner(module: Any, x: mx.array) -> mx.array:
+    return nn.silu(module.gate_proj(x)) * module.up_proj(x)
+
+
+def cut_at(limit: float) -> Any:
+    def call(self: Any, x: mx.array) -> mx.array:
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        return self.down_proj(nn.silu(mx.minimum(gate, limit)) * mx.clip(up, -limit, limit))
+
+    return call
+
+
 UNKNOWN: dict[str, Any] = {
     "another activation": lambda self, x: self.down_proj(nn.relu(self.gate_proj(x)) * self.up_proj(x)),
     "the exact gelu": lambda self, x: self.down_proj(nn.gelu(self.gate_proj(x)) * self.up_proj(x)),
@@ -60,6 +84,16 @@ UNKNOWN: dict[str, Any] = {
     "cut where experts are not": clamped,
     "what fails": lambda self, x: self.down_proj(self.gate_proj(x)[..., :-1] @ self.up_proj(x)),
     "more to give": lambda self, x, mask: x,
+    "x's mean too": lambda self, x: Mlp.__call__(self, x) + x.mean(axis=-1, keepdims=True),
+    "a factor of x": lambda self, x: Mlp.__call__(self, x) * (1 + mx.abs(x).max(axis=-1, keepdims=True)),
+    "cut far away": cut_at(30.0),
+    "cut further away": cut_at(1000.0),
+    "of all tokens": lambda self, x: self.down_proj(inner(self, x) / mx.abs(inner(self, x)).max()),
+    "one token otherwise": lambda self, x: Mlp.__call__(self, x) * (2 if x.shape[-2] == 1 else 1),
+    "down twice": lambda self, x: self.down_proj(self.down_proj(inner(self, x))),
+    "something else while it is used": lambda self, x: Mlp.__call__(self, x) * (1 if self.training else 2),
+    "a count of its calls": counted,
+    "a change of x": grown,
 }
 
 
@@ -132,6 +166,30 @@ def test_form_and_weights_are_the_modules(form: Format, has_bias: bool) -> None:
     nought, one = mx.zeros((3, 1), mx.uint32), mx.ones((3, 1))
     found = moe_reference.switch_glu(spec, x, nought, one, *shared_expert.experts_of(module))
     assert mx.allclose(found, module(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("form", "stored", "given", "said"),
+    [
+        (PLAIN, mx.float32, mx.bfloat16, "it has weight of float32 where x is bfloat16"),
+        (PLAIN, mx.bfloat16, mx.float32, "it has weight of bfloat16 where x is float32"),
+        (Format(4, 32), mx.float16, mx.bfloat16, "it has scales of float16 where x is bfloat16"),
+        (Format(4, 32), mx.float32, mx.bfloat16, "it has scales of float32 where x is bfloat16"),
+        (Format(4, 32, "mxfp4"), mx.float32, mx.bfloat16, "it has bias of float32 where x is bfloat16"),
+        (Format(4, 32), mx.bfloat16, mx.float32, None),
+    ],
+)
+def test_a_form_is_known_only_where_mlxs_answer_has_xs_dtype(
+    form: Format, stored: mx.Dtype, given: mx.Dtype, said: str | None
+) -> None:
+    module = Mlp(bias=form.mode == "mxfp4")
+    if form != PLAIN:
+        nn.quantize(module, form.group_size, form.bits, mode=form.mode)
+    module.set_dtype(stored)
+    spec = shared_expert.spec_of(module, SWIGLU, given)
+    assert spec == said if said else isinstance(spec, BlockSpec)
+    answer = module(mx.zeros((1, HIDDEN), given))
+    assert (answer.dtype == given) == (said is None or (form, given) == (PLAIN, mx.float32))
 
 
 def test_forms_that_no_kernel_knows_say_why() -> None:
