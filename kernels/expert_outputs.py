@@ -134,7 +134,7 @@ class _WatchedSum(Changeable):
 
     def __mul__(self, factor: Any) -> mx.array:
         product = mx.array.__mul__(self, factor)
-        if not _is_factor(self._block, factor):
+        if self.is_changed or not _is_factor(self._block, factor):
             return product
         return _WatchedSum(product, self._block, self._use, self._record)
 

@@ -25,6 +25,17 @@ from kernels.verdicts import Verdict
 
 
 @dataclass(frozen=True, slots=True)
+class _TestedBeside(Tested):
+    """As Tested, while the shared expert has the form that was tested too."""
+
+    shared: TakenShared
+    own: BlockSpec
+
+    def takes(self, spec: BlockSpec, num_tokens: int) -> bool:
+        return Tested.takes(self, spec, num_tokens) and self.shared.spec(spec.dtype) == self.own
+
+
+@dataclass(frozen=True, slots=True)
 class SharedSubject:
     """A form of block with a shared expert of one form, and mlx-lm's layers that have both."""
 
@@ -61,7 +72,7 @@ class SharedSubject:
     def answers(self, num_tokens: int) -> Iterator[tuple[Callable[[], mx.array], mx.array]]:
         """The sum with the shared expert's answer as it is, and times a factor of each token."""
         layer, spec = self.experts.layers[0], self.experts.spec
-        block, beside = moe.Block(spec, *experts_of(layer)), _shared(layer).block(self.spec)
+        block, beside = moe.Block(spec, *experts_of(layer)), _block(layer, self.spec)
         found = self.experts.tokens(num_tokens)
         factor = found.scores[:, :1]
         with mx.stream(mx.cpu):  # a GPU may round products of float32 to less
@@ -82,7 +93,7 @@ class SharedSubject:
         return self.experts.inputs(num_tokens, seed)
 
     def needed_bytes(self, one: Tokens) -> int:
-        block = _shared(self.experts.layers[0]).block(self.spec)
+        block = _block(self.experts.layers[0], self.spec)
         return self.experts.needed_bytes(one) + sum(int(array.nbytes) for array in block.arrays)
 
     def paths(self, num_tokens: int) -> tuple[Path, Path]:
@@ -95,7 +106,7 @@ class SharedSubject:
 
     def _joined(self, layer: Any) -> Run:
         block = moe.Block(self.experts.spec, *experts_of(layer))
-        shared = moe.SharedBlock(_shared(layer).block(self.spec), None)
+        shared = moe.SharedBlock(_block(layer, self.spec), None)
         return lambda x, one: moe.run(block, x, one.indices, one.scores, shared)
 
     def _apart(self, layer: Any, num_tokens: int) -> Run:
@@ -108,7 +119,8 @@ class SharedSubject:
     def use(self, verdicts: Sequence[Verdict]) -> list[Taken]:
         """None: the experts' own subject has counted its layers."""
         for layer in self.experts.layers:
-            _shared(layer).choose(Tested(self.experts.spec, tuple(verdicts)))
+            shared = _shared(layer)
+            shared.choose(_TestedBeside(self.experts.spec, tuple(verdicts), shared, self.spec))
         return []
 
 
@@ -118,6 +130,14 @@ def _taken(layer: nn.Module) -> Taken:
     return taken
 
 
+def _block(layer: nn.Module, spec: BlockSpec) -> moe.Block:
+    """Of the shared expert, of this form."""
+    block = _shared(layer).block(spec)
+    if block is None:
+        raise ValueError("the shared expert has another form now")
+    return block
+
+
 def _shared(layer: nn.Module) -> TakenShared:
     shared = _taken(layer).shared
     assert shared is not None
@@ -125,12 +145,15 @@ def _shared(layer: nn.Module) -> TakenShared:
 
 
 def shared_subjects(subjects: Iterable[ExpertSubject]) -> list[SharedSubject]:
-    """Of each form of block those layers that have a shared expert which may join them, by its form."""
+    """Of each form of block those layers that have a shared expert which may join them, by its form.
+
+    Their model was called once, and seen to add it.
+    """
     found: dict[str, SharedSubject] = {}
     for subject in subjects:
         for layer in subject.layers:
             shared = _taken(layer).shared
-            if shared is None or not shared.can_join(subject.spec):
+            if shared is None or not shared.is_added or not shared.can_join(subject.spec):
                 continue
             spec = shared.spec(subject.spec.dtype)
             assert isinstance(spec, BlockSpec)

@@ -16,6 +16,7 @@ from kernels import moe
 from kernels.moe_spec import Activation, BlockSpec
 from kernels.shared_expert import activation_of, experts_of, parts_of, spec_of
 from kernels.shared_outputs import shared_outputs, watched_shared
+from kernels.taken_class import give_back, own_class, take_call
 
 MAX_SHAPES = 256  # of calls that a layer remembers
 
@@ -57,7 +58,8 @@ class TakenShared:
     chooser: Chooser
     expert: Beside
     plans: dict[tuple[Any, ...], Plan] = field(default_factory=dict)
-    specs: dict[tuple[Any, ...], BlockSpec | str] = field(default_factory=dict)  # or why there is none
+    specs: dict[mx.Dtype, BlockSpec | str] = field(default_factory=dict)  # as last seen; or why there is none
+    is_added: bool = False  # the model was seen to add it to its experts' sum
     bound: moe.Block | None = None
     bound_weights: tuple[mx.array, ...] = ()  # gate, up and down
 
@@ -67,16 +69,29 @@ class TakenShared:
         self.expert.forget()
 
     def spec(self, dtype: mx.Dtype) -> BlockSpec | str:
-        """The module's form for x of `dtype`, or why the kernels do not know it."""
-        key = dtype, *map(type, parts_of(self.module).values())
-        if key not in self.specs:
-            self.specs[key] = spec_of(self.module, self.activation, dtype)
-        return self.specs[key]
+        """The module's form for x of `dtype`, or why the kernels do not know it.
+
+        What was decided for another form is forgotten.
+        """
+        found = spec_of(self.module, self.activation, dtype)
+        if self.specs.setdefault(dtype, found) != found:
+            self.specs = {dtype: found}
+            self.expert.forget()
+        return self.specs[dtype]  # one object, as long as it is the same
 
     def can_join(self, spec: BlockSpec) -> bool:
         """Whether kernels know a block of this form with the module."""
         own = self.spec(spec.dtype)
         return isinstance(own, BlockSpec) and moe.supports(spec, own) is None
+
+    def see_added(self) -> bool:
+        """The model adds it to its experts' sum."""
+        self.is_added = True
+        return True
+
+    def is_unseen(self, spec: BlockSpec) -> bool:
+        """Whether it could join such a block, and no watch has told yet that the model adds it."""
+        return not self.is_added and self.can_join(spec)
 
     def joins(self, spec: BlockSpec, num_tokens: int) -> bool:
         """Whether it is to be computed with such a block."""
@@ -84,13 +99,19 @@ class TakenShared:
 
     def by_mlx(self, x: mx.array) -> mx.array:
         """x (..., hidden): its answer as mlx-lm computes it."""
-        answer: mx.array = type(self.module).__bases__[0].__call__(self.module, x)
+        answer: mx.array = own_class(self.module).__call__(self.module, x)
         return answer
 
-    def block(self, spec: BlockSpec) -> moe.Block:
-        """The weights as the kernels take them, kept while they are the same arrays."""
+    def block(self, spec: BlockSpec) -> moe.Block | None:
+        """The weights as the kernels take them, kept while they are the same arrays.
+
+        New scales or biases are seen with new weights: so they come. None where the module has another form
+        than `spec` by now, for which nothing was decided.
+        """
         kept = self.bound
         if kept is None or kept.spec is not spec or not self._holds():
+            if self.spec(spec.dtype) != spec:
+                return None
             kept = self.bound = moe.Block(spec, *experts_of(self.module))
             self.bound_weights = tuple(part["weight"] for part in parts_of(self.module).values())
         return kept
@@ -120,8 +141,8 @@ class SharedCall:
         assert isinstance(spec, BlockSpec)  # or it could not join
         self._plan.is_scaled, self._plan.spec = is_scaled, spec
 
-    def block(self) -> moe.Block:
-        """The module's weights; once it has joined a sum of this shape."""
+    def block(self) -> moe.Block | None:
+        """The module's weights, as TakenShared.block; once it has joined a sum of this shape."""
         assert self._plan.spec is not None
         return self.taken.block(self._plan.spec)
 
@@ -136,9 +157,10 @@ def take_over_shared(
     taken = TakenShared(module, activation, chooser, expert)
     base, names = type(module), tuple(module.children())
 
-    def call(self: Any, x: mx.array, *more: Any) -> Any:
-        if more or self.training or expert.failure:
-            return base.__call__(self, x, *more)
+    def call(self: Any, *given: Any, **options: Any) -> Any:
+        if len(given) != 1 or options or self.training or expert.failure:
+            return base.__call__(self, *given, **options)
+        (x,) = given
         # An adapter puts other modules in the place of these.
         key = (*x.shape, x.dtype, *[type(self[name]) for name in names])
         plan = taken.plans.get(key)
@@ -151,10 +173,10 @@ def take_over_shared(
             return base.__call__(self, x)
         return shared_outputs(SharedCall(taken, plan, x), is_scaled=plan.is_scaled)
 
-    module.__class__ = type(base.__name__, (base,), {"__call__": call, "macrame_shared": taken})
+    take_call(module, call)
     return taken
 
 
 def release_shared(taken: TakenShared) -> None:
     """The opposite of `take_over_shared`."""
-    taken.module.__class__ = type(taken.module).__bases__[0]
+    give_back(taken.module)

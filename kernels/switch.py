@@ -31,6 +31,7 @@ from kernels.shared_switch import (
     release_shared,
     take_over_shared,
 )
+from kernels.taken_class import give_back, own_class, take_call
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +156,7 @@ def release(layers: Iterable[nn.Module]) -> None:
     """The opposite of `take_over`."""
     for layer in layers:
         if (taken := taken_of(layer)) is not None:
-            layer.__class__ = type(layer).__bases__[0]
+            give_back(layer)
             if taken.shared is not None:
                 release_shared(taken.shared)
 
@@ -194,9 +195,9 @@ def _swap(layer: nn.Module, taken: Taken) -> None:
             if len(taken.plans) >= MAX_SHAPES:
                 taken.forget()
             plan = taken.plans[key] = _plan(self, taken, x, indices)
-        if plan.spec is None:
+        if plan.spec is None or (plan.has_run and not plan.is_alone and plan.fused is None):
             return base.__call__(self, x, indices)
-        block = _Call(self, taken, plan.spec, x, indices)
+        block = _Call(self, taken, plan, plan.spec, x, indices)
         if not plan.has_run:
             plan.has_run = True
 
@@ -206,9 +207,9 @@ def _swap(layer: nn.Module, taken: Taken) -> None:
             return watched(block, record)
         if plan.fused is not None:
             return outputs(block, plan.fused)
-        return block.plain() if plan.is_alone else base.__call__(self, x, indices)
+        return block.plain()
 
-    layer.__class__ = type(base.__name__, (base,), {"__call__": call, "macrame_taken": taken})
+    take_call(layer, call, macrame_taken=taken)
 
 
 def _plan(layer: Any, taken: Taken, x: mx.array, indices: mx.array) -> Plan:
@@ -224,8 +225,8 @@ def _plan(layer: Any, taken: Taken, x: mx.array, indices: mx.array) -> Plan:
     if isinstance(spec, str):
         return Plan(None, spec)
     num_tokens = indices.size // top_k
-    is_alone = taken.chooser.takes(spec, num_tokens)
-    if not is_alone and (taken.shared is None or not taken.shared.joins(spec, num_tokens)):
+    is_alone, shared = taken.chooser.takes(spec, num_tokens), taken.shared
+    if not is_alone and (shared is None or not (shared.joins(spec, num_tokens) or shared.is_unseen(spec))):
         return Plan(None, "the chooser has it so")
     return Plan(spec, is_alone=is_alone)
 
@@ -233,14 +234,19 @@ def _plan(layer: Any, taken: Taken, x: mx.array, indices: mx.array) -> Plan:
 class _Call:
     """A call of the kernels, or of MLX's operations once that fails: an expert_outputs.Block."""
 
-    __slots__ = ("_indices", "_layer", "_spec", "_taken", "dtype", "shape", "x")
+    __slots__ = ("_indices", "_layer", "_plan", "_spec", "_taken", "dtype", "shape", "x")
 
-    def __init__(self, layer: Any, taken: Taken, spec: BlockSpec, x: mx.array, indices: mx.array) -> None:
-        self._layer, self._taken, self._spec, self.x, self._indices = layer, taken, spec, x, indices
+    def __init__(  # noqa: PLR0917
+        self, layer: Any, taken: Taken, plan: Plan, spec: BlockSpec, x: mx.array, indices: mx.array
+    ) -> None:
+        self._layer, self._taken, self._plan, self._spec = layer, taken, plan, spec
+        self.x, self._indices = x, indices
         self.shape: tuple[int, ...] = (*indices.shape, x.shape[-1])
         self.dtype = x.dtype
 
     def plain(self) -> mx.array:
+        if not self._plan.is_alone:
+            return self._by_mlx()
         try:
             out = self._run(None)
         except Exception as error:  # border: whatever a kernel raises, the answer is MLX's
@@ -253,14 +259,19 @@ class _Call:
         self, scores: mx.array, added: Added | None = None, factor: mx.array | None = None
     ) -> mx.array:
         try:
-            out = self._run(scores, self._shared(added, factor))
+            return self._summed(scores, added, factor)
         except Exception as error:  # border, as above
             _give_up(self._taken, error)
-            y = self._by_mlx()
-            total = (y * scores[..., None]).sum(axis=-2).astype(y.dtype)
-            if added is None:
-                return total
-            return total + (added.plain() if factor is None else factor * added.plain())
+            total = self._total_by_mlx(scores)
+            return total if added is None else total + _answer(added, factor)
+
+    def _summed(self, scores: mx.array, added: Added | None, factor: mx.array | None) -> mx.array:
+        shared = self._shared(added, factor)
+        if shared is None and added is not None:
+            return self._summed(scores, None, None) + _answer(added, factor)
+        if shared is None and not self._plan.is_alone:
+            return self._total_by_mlx(scores)
+        out = self._run(scores, shared)
         self._taken.num_fused += 1
         self._taken.num_joined += added is not None
         return out.reshape(self.x.shape)
@@ -272,6 +283,7 @@ class _Call:
             and isinstance(added, SharedCall)
             and added.taken is shared
             and added.x is self.x
+            and shared.see_added()
             and shared.joins(self._spec, self._indices.size // self.shape[-2])
         )
 
@@ -279,7 +291,10 @@ class _Call:
         if added is None:
             return None
         assert isinstance(added, SharedCall)
-        return moe.SharedBlock(added.block(), None if factor is None else factor.reshape(-1, 1))
+        block = added.block()
+        if block is None:
+            return None
+        return moe.SharedBlock(block, None if factor is None else factor.reshape(-1, 1))
 
     def _run(self, scores: mx.array | None, shared: moe.SharedBlock | None = None) -> mx.array:
         top_k = self.shape[-2]
@@ -292,8 +307,16 @@ class _Call:
         )
 
     def _by_mlx(self) -> mx.array:
-        y: mx.array = type(self._layer).__bases__[0].__call__(self._layer, self.x, self._indices)
+        y: mx.array = own_class(self._layer).__call__(self._layer, self.x, self._indices)
         return y
+
+    def _total_by_mlx(self, scores: mx.array) -> mx.array:
+        y = self._by_mlx()
+        return (y * scores[..., None]).sum(axis=-2).astype(y.dtype)
+
+
+def _answer(added: Added, factor: mx.array | None) -> mx.array:
+    return added.plain() if factor is None else factor * added.plain()
 
 
 def _bound(layer: Any, taken: Taken, spec: BlockSpec) -> moe.Block:

@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx import nn
 
 from kernels import expert_subject, moe, self_test, switch
 from kernels.expert_subject import ExpertSubject
@@ -123,3 +124,46 @@ def test_one_that_cannot_join_is_no_subject() -> None:
     report = report_of(models)
     assert list(report.blocks) == [NAME, SHARED]
     assert [joins(model) for model in models] == [0, 1]
+
+
+class Apart(Moe):
+    """Whose shared expert is added times a number."""
+
+    def __call__(self, x: mx.array, _: mx.array | None = None) -> mx.array:
+        return super().__call__(x, mx.zeros_like(x)) + 0.5 * self.shared_experts(x)
+
+
+def test_one_that_its_model_does_not_add_to_the_sum_is_no_subject() -> None:
+    """A test would take the start's time, and tell of kernels that nothing ever calls."""
+    models = [Apart(), Moe()]
+    for model in models:
+        switch.take_over([model], switch.Never())
+        model(mx.zeros((1, 1, HIDDEN)))
+    shared = [taken_of(model)[1] for model in models]
+    assert [one.is_added for one in shared] == [False, True]
+    (subject,) = shared_subjects([ExpertSubject(taken_of(models[0])[0].forms[0], _layers(models))])
+    assert subject.experts.layers == _layers(models[1:])
+    assert list(report_of(models[:1]).blocks) == [NAME]
+    assert joins(models[0]) == 0
+
+
+def _layers(models: list[Moe]) -> list[nn.Module]:
+    return [model.switch_mlp for model in models]
+
+
+def test_learning_computes_with_mlx_and_keeps_nothing() -> None:
+    model, x = Moe(), mx.random.normal((1, 3, HIDDEN))
+    wanted = model(x)
+    switch.take_over([model], switch.Never())
+    for _ in range(3):
+        assert mx.array_equal(model(x), wanted)
+    taken = taken_of(model)[0]
+    assert (taken.num_calls, taken.num_joined) == (0, 0)
+
+
+def test_another_form_than_the_tested_one_is_not_computed_so() -> None:
+    model = called(1)[0]
+    report_of([model])
+    assert joins(model) == 1
+    nn.quantize(model.shared_experts, 32, 4)
+    assert joins(model, 2) == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import mlx.core as mx
@@ -28,11 +30,11 @@ def _has_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
 class Moe(nn.Module):
     """As mlx-lm's models write it, with a factor of each token (qwen2_moe) or without (deepseek_v3)."""
 
-    def __init__(self, *, is_scaled: bool = False) -> None:
+    def __init__(self, *, is_scaled: bool = False, bias: bool = False) -> None:
         super().__init__()
         self.gate = nn.Linear(HIDDEN, NUM_EXPERTS, bias=False)
-        self.switch_mlp = SwitchGLU(HIDDEN, EXPERT, NUM_EXPERTS)
-        self.shared_experts = Mlp()
+        self.switch_mlp = SwitchGLU(HIDDEN, EXPERT, NUM_EXPERTS, bias=bias)
+        self.shared_experts = Mlp(bias=bias)
         self.shared_gate = nn.Linear(HIDDEN, 1) if is_scaled else None
         self.eval()
 
@@ -153,6 +155,95 @@ def test_new_weights_are_used() -> None:
     assert mx.allclose(found, model(x), rtol=1e-5, atol=1e-6)
 
 
+def test_another_form_of_the_same_class_is_computed_apart_and_decided_anew() -> None:
+    model, x = Moe(), tokens()
+    nn.quantize(model, 32, 4, class_predicate=lambda path, _: path.endswith("_proj"))
+    switch.take_over([model], switch.Always())
+    for _ in range(2):
+        model(x)
+    taken, shared = taken_of(model)
+    fine = nn.QuantizedLinear.from_linear(Mlp().down_proj, 32, 8)
+    untouched = copy.deepcopy(model)
+    untouched.shared_experts.down_proj = model.shared_experts.down_proj = fine
+    wanted = untouched(x)
+    counts = []
+    for _ in range(3):
+        assert mx.allclose(model(x), wanted, rtol=1e-5, atol=1e-6)
+        counts.append((taken.num_fused, taken.num_joined))
+    assert counts == [(2, 1), (2, 1), (3, 2)]  # apart, watched, joined
+    assert not taken.failure
+    spec = shared.spec(mx.float32)
+    assert isinstance(spec, BlockSpec)
+    assert spec.down.bits == 8
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_a_copy_is_mlx_lms_own_and_the_original_goes_on(duplicate: Any) -> None:
+    model, x = Moe(), tokens()
+    kinds = type(model.switch_mlp), type(model.shared_experts)
+    switch.take_over([model], switch.Always())
+    for _ in range(2):
+        wanted = model(x)
+    other = duplicate(model)
+    assert (type(other.switch_mlp), type(other.shared_experts)) == kinds
+    assert mx.allclose(other(x), wanted, rtol=1e-5, atol=1e-6)
+    own = other.shared_experts
+    own.down_proj.weight = own.down_proj.weight * 5
+    assert not mx.allclose(other(x), wanted, rtol=1e-2, atol=1e-3)
+    assert mx.allclose(model(x), wanted, rtol=1e-5, atol=1e-6)
+    assert taken_of(model)[0].num_joined == 2
+
+
+class Masked(Mlp):
+    def __call__(self, hidden: mx.array, mask: mx.array | None = None) -> mx.array:
+        answer = super().__call__(hidden)
+        return answer if mask is None else answer * mask
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda own, x: own(hidden=x),
+        lambda own, x: own(x, mask=mx.array(0.5)),
+        lambda own, x: own(x, mx.array(0.5)),
+    ],
+)
+def test_a_call_with_more_or_by_name_is_mlx_lms_own(call: Any) -> None:
+    model, x = Moe(), tokens()
+    model.shared_experts = Masked()
+    model.eval()
+    wanted = call(model.shared_experts, x)
+    switch.take_over([model], switch.Always())
+    for _ in range(2):
+        model(x)  # it joins where it is called as ever
+    assert taken_of(model)[0].num_joined == 1
+    assert mx.array_equal(call(model.shared_experts, x), wanted)
+
+
+def test_a_kernel_that_was_not_chosen_alone_computes_nothing_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may be wrong there: not where a shape is watched, and not where the answer joins no sum later."""
+    model, x = Moe(), tokens()
+    beside = tokens()
+    wanted = model(x), model(x, beside)
+
+    def run(*args: Any) -> mx.array:
+        assert len(args) == 5
+        assert args[4] is not None, "the experts alone"
+        return run_by_mlx(*args)
+
+    monkeypatch.setattr(moe, "run", run)
+    switch.take_over([model], switch.Never())
+    taken, shared = taken_of(model)
+    shared.choose(switch.Always())
+    for _ in range(3):
+        assert mx.allclose(model(x), wanted[0], rtol=1e-5, atol=1e-6)
+        assert mx.allclose(model(x, beside), wanted[1], rtol=1e-5, atol=1e-6)
+    assert not taken.failure
+    assert (taken.num_plain, taken.num_fused, taken.num_joined) == (0, 2, 2)
+
+
 @pytest.mark.parametrize("is_scaled", [False, True])
 def test_a_kernel_that_raises_is_given_up_for_both(monkeypatch: pytest.MonkeyPatch, is_scaled: bool) -> None:
     model, x = Moe(is_scaled=is_scaled), tokens()
@@ -186,7 +277,7 @@ class Only:
     [
         (Only(), Only(), (0, 0, 0)),
         (Only(3), Only(), (1, 1, 0)),
-        (Only(), Only(3), (1, 1, 1)),
+        (Only(), Only(3), (0, 1, 1)),  # no kernel computes what none was chosen for
         (Only(3), Only(3), (1, 1, 1)),
         (Only(), Only(2), (0, 0, 0)),
     ],
