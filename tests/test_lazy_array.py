@@ -56,7 +56,7 @@ CHANGED: dict[str, Callable[[Any, mx.array, Any, mx.array, Any], Any]] = {
     "the product": lambda y, s, own, _, c: with_(c, y * s[..., None]).sum(axis=-2) + own,
     "the sum": lambda y, s, own, _, c: with_(c, total(y, s)) + own,
     "the sum before its factor": lambda y, s, own, f, c: with_(c, total(y, s)) * f + own,
-    "the sum behind its factor": lambda y, s, own, f, c: with_(c, total(y, s) * 2.5) + own,
+    "the sum behind its factor": lambda y, s, own, f, c: with_(c, total(y, s) * 2) + own,
     "the sum before its cast": lambda y, s, own, _, c: with_(c, total(y, s)).astype(y.dtype) + own,
     "the cast sum": lambda y, s, own, _, c: with_(c, total(y, s).astype(y.dtype)) + own,
     "the answer": lambda y, s, own, _, c: total(y, s) + with_(c, own),
