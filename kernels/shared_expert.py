@@ -15,8 +15,9 @@ import mlx.core as mx
 from mlx import nn
 
 from kernels import failure
+from kernels.expert_form import format_of
 from kernels.moe_reference import activate
-from kernels.moe_spec import GEGLU, PLAIN, SWIGLU, Activation, BlockSpec, Experts, Format
+from kernels.moe_spec import GEGLU, SWIGLU, Activation, BlockSpec, Experts
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def spec_of(module: Any, activation: Activation, dtype: mx.Dtype) -> BlockSpec |
     """Its form for x of `dtype`, or why the kernels do not know it."""
     made = parts_of(module)
     try:
-        formats = {name: _format(part) for name, part in made.items()}
+        formats = {name: format_of(part) for name, part in made.items()}
         for part in made.values():
             _check_dtypes(part, dtype)
         size, hidden_size = made["down"]["weight"].shape[0], _width(made["up"])
@@ -91,17 +92,6 @@ def spec_of(module: Any, activation: Activation, dtype: mx.Dtype) -> BlockSpec |
         )
     except ValueError as error:
         return str(error)
-
-
-def _format(part: Any) -> Format:
-    """Raises ValueError for one that the kernels do not know."""
-    if type(part) is nn.Linear:
-        return PLAIN
-    if type(part) is not nn.QuantizedLinear:
-        raise ValueError(f"a {type(part).__name__} has no kernel")
-    if part.get("global_scale") is not None:
-        raise ValueError(f"{part.mode} with a scale of the whole matrix has no kernel")
-    return Format(part.bits, part.group_size, part.mode)
 
 
 def _check_dtypes(part: Any, dtype: mx.Dtype) -> None:

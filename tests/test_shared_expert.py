@@ -204,4 +204,4 @@ def test_forms_that_no_kernel_knows_say_why() -> None:
     nvfp4.down_proj = nvfp4.down_proj.to_quantized(16, 4, mode="nvfp4")
     nvfp4.down_proj.global_scale = mx.ones((1,))
     said = shared_expert.spec_of(nvfp4, SWIGLU, mx.float32)
-    assert said == "nvfp4 with a scale of the whole matrix has no kernel"
+    assert said == "nvfp4 with a scale of a whole matrix has no kernel"
