@@ -41,6 +41,7 @@ class Request:
     from_session: int = 0  # whose copy it begins as; 0: nobody's
     num_cached: int = 0  # tokens of the prompt that come with that
     points: list[int] = field(default_factory=list)  # of its prompt, after which a copy is kept
+    lane: int = 0  # it shares frames with those of the same one only
     place: tuple[int, int] = BY_ITSELF  # the last frame that it shared, and its row there
     is_active: bool = False  # it runs; else it waits
     is_open: bool = False  # its spec has entered the ring

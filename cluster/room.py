@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from cluster.kept import KeptSessions
+from cluster.lanes import join, lanes_of, taken
 from cluster.request import Request
 from planner.kv_profile import PREFILL_CHUNK_TOKENS as DEFAULT_PREFILL_CHUNK
 from shard_loader.reach import Reach
@@ -69,13 +70,22 @@ def why_never(limits: Limits, prompt: Sequence[int], max_tokens: int, *, is_pool
     return ""
 
 
-def has_room(limits: Limits, active: Collection[Request], num_tokens: int) -> bool:
-    """Whether one more, of so many tokens at most, may start if all that is kept goes.
+def lane_for(limits: Limits, active: Collection[Request], num_tokens: int) -> int | None:
+    """The lane of one more request, of so many tokens at most, that starts if all that is kept goes.
 
-    Rows that share a frame are padded to the longest of them, so that the longest of all counts for each.
+    None: there is no room for it.
     """
-    taken = _taken(limits, [*_reserved(active), num_tokens])
-    return len(active) < MAX_SESSIONS and taken <= limits.max_active + _SLACK
+    share, rows = limits.share(num_tokens), _shares(limits, active, _reserved)
+    if limits.max_rows == 1:
+        number, after = 0, sum(other for _, other in rows) + share
+    else:
+        number, after = join(lanes_of(rows), share, limits.max_active + _SLACK)
+    return number if len(active) < MAX_SESSIONS and after <= limits.max_active + _SLACK else None
+
+
+def has_room(limits: Limits, active: Collection[Request], num_tokens: int) -> bool:
+    """Whether there is a lane for one more."""
+    return lane_for(limits, active, num_tokens) is not None
 
 
 def too_much(
@@ -85,7 +95,7 @@ def too_much(
 
     What runs counts as far as it has come, with a prompt that is read as a whole. share: of one more to keep.
     """
-    over = _taken(limits, _held(active)) + kept.share + share - limits.max_active - _SLACK
+    over = _taken(limits, active) + kept.share + share - limits.max_active - _SLACK
     closes = []
     for old in kept.oldest():
         if over <= 0:
@@ -97,16 +107,24 @@ def too_much(
 
 def fits_beside(limits: Limits, active: Collection[Request], share: float) -> bool:
     """Whether a session of so much may be kept beside what runs, if all else that is kept goes."""
-    return _taken(limits, _held(active)) + share <= limits.max_active + _SLACK
+    return _taken(limits, active) + share <= limits.max_active + _SLACK
 
 
-def _held(active: Collection[Request]) -> list[int]:
-    return [min(r.num_reserved, max(r.num_sent, len(r.prompt)) + GROWTH_TOKENS) for r in active]
+def _taken(limits: Limits, active: Collection[Request]) -> float:
+    """By what runs as far as it has come: each as the widest of its lane, or as itself where none share."""
+    rows = _shares(limits, active, _held)
+    return sum(share for _, share in rows) if limits.max_rows == 1 else taken(lanes_of(rows))
 
 
-def _reserved(active: Collection[Request]) -> list[int]:
-    return [request.num_reserved for request in active]
+def _shares(
+    limits: Limits, active: Collection[Request], tokens: Callable[[Request], int]
+) -> list[tuple[int, float]]:
+    return [(request.lane, limits.share(tokens(request))) for request in active]
 
 
-def _taken(limits: Limits, lengths: Sequence[int]) -> float:
-    return len(lengths) * max(map(limits.share, lengths), default=0.0)
+def _held(request: Request) -> int:
+    return min(request.num_reserved, max(request.num_sent, len(request.prompt)) + GROWTH_TOKENS)
+
+
+def _reserved(request: Request) -> int:
+    return request.num_reserved

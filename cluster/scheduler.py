@@ -17,7 +17,7 @@ from cluster.instructions import Emit, Fail, FailureKind, Instruction, Score, Se
 from cluster.outbox import Outbox
 from cluster.prefix_cache import PrefixCache
 from cluster.request import Request
-from cluster.room import Limits, has_room, why_never
+from cluster.room import Limits, has_room, lane_for, why_never
 from cluster.speculation import Speculation
 from cluster.waiting import Waiting
 from proto import ring_pb2
@@ -386,7 +386,7 @@ class Scheduler:
         """It waits no longer. What another session has read already, it does not read again."""
         self.counters.num_prompts += 1
         self.counters.num_prompt_tokens += len(request.prompt)
-        request.is_active = True
+        request.is_active, request.lane = True, lane_for(limits, self._active, request.num_reserved) or 0
         self._active.append(request)
         self._by_session[request.session] = request
         self._guessing.begin(request, limits)

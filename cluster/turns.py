@@ -9,7 +9,7 @@ shorter than a chunk are read in one frame, the same number of tokens of each: n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 
 from cluster.prompt_points import next_end
@@ -94,9 +94,9 @@ def rows_with(first: Request, active: Collection[Request], limits: Limits) -> li
     """Those whose tokens go with the first one's: their even share of the frames that answers have."""
     if not _is_known(first):
         return [first]
-    num_writing = sum(request.is_writing for request in active)
-    share = -(-num_writing // num_row_frames(active, limits))
-    together = (r for r in active if r.is_row_due and _is_known(r) and r.adapter == first.adapter)
+    share = _even_share(_writing(active).values(), num_row_frames(active, limits))
+    company = _company(first)
+    together = (r for r in active if r.is_row_due and _is_known(r) and _company(r) == company)
     return list(islice(together, min(share, limits.max_rows)))
 
 
@@ -119,9 +119,31 @@ def num_row_frames(active: Collection[Request], limits: Limits) -> int:
     """In how many frames at once the tokens of answers go."""
     if not any(request.is_chunk_due for request in active):
         return limits.max_in_flight
-    writing = Counter(request.adapter for request in active if request.is_writing)
-    needed = sum(-(-num // limits.max_rows) for num in writing.values())
+    needed = _num_frames(_writing(active).values(), limits.max_rows)
     return max(1, min(needed, limits.max_in_flight - 1))
+
+
+def _writing(active: Collection[Request]) -> Counter[tuple[str, int]]:
+    """How many answers are written, by who may share frames."""
+    return Counter(_company(request) for request in active if request.is_writing)
+
+
+def _company(request: Request) -> tuple[str, int]:
+    """Only those with the same one share frames."""
+    return request.adapter, request.lane
+
+
+def _num_frames(numbers: Iterable[int], rows: int) -> int:
+    """Frames of so many rows for `numbers` answers that share none with each other."""
+    return sum(-(-number // rows) for number in numbers)
+
+
+def _even_share(numbers: Collection[int], num_frames: int) -> int:
+    """Rows of a frame where so many frames carry all of `numbers`, or each number a frame at least."""
+    share = max(1, -(-sum(numbers) // num_frames))
+    while _num_frames(numbers, share) > max(num_frames, len(numbers)):
+        share += 1
+    return share
 
 
 def _lone_chunk(request: Request, most: int, limits: Limits) -> int:
@@ -152,7 +174,7 @@ def _goes_with(first: Request, request: Request, limits: Limits) -> bool:
     return (
         request.is_chunk_due
         and _may_share(request, limits)
-        and request.adapter == first.adapter
+        and _company(request) == _company(first)
         and request.is_last_due == first.is_last_due
         and abs(request.num_sent - first.num_sent) <= limits.prefill_chunk
     )

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from cluster.kept import MIN_COMMON, Kept, KeptSessions, common
 from cluster.room import Limits
 from cluster.scheduler import Scheduler
@@ -12,11 +14,17 @@ ALWAYS = 1 << 40
 PROMPT = list(range(1, 31))
 
 
-def keeping(*, max_active: int = 1, trim_window: int = ALWAYS, context: int = 100) -> Scheduler:
+def keeping(
+    *, max_active: int = 1, trim_window: int = ALWAYS, context: int = 100, max_rows: int = 1
+) -> Scheduler:
     """Room for so many whole contexts, of which a session takes as many hundredths as it has tokens."""
     scheduler = Scheduler(max_queued=4)
     limits = Limits(
-        context, max_active, 4, 64, vocab_size=200, share=lambda n: n / context, trim_window=trim_window
+        *(context, max_active, 4, 64),
+        max_rows=max_rows,
+        vocab_size=200,
+        share=lambda n: n / context,
+        trim_window=trim_window,
     )
     scheduler.ring_up(7, limits)
     return scheduler
@@ -180,13 +188,16 @@ def test_nothing_is_kept_while_memory_is_short() -> None:
     assert scheduler.num_kept == 0
 
 
-def test_small_sessions_are_more_than_whole_contexts() -> None:
-    scheduler = keeping(max_active=2)
+@pytest.mark.parametrize("max_rows", [1, 8])
+def test_small_sessions_are_more_than_whole_contexts(max_rows: int) -> None:
+    scheduler = keeping(max_active=2, max_rows=max_rows)
     for i in range(10):
         scheduler.submit(str(i), [i, 1], 8, greedy())
     assert scheduler.num_active == 10
-    scheduler.submit("large", list(range(20)), 20, greedy())  # each would have to hold as much: they wait
-    assert (scheduler.num_active, scheduler.num_queued) == (10, 1)
+    scheduler.submit("large", list(range(20)), 70, greedy())  # it is not padded to, nor are they
+    assert (scheduler.num_active, scheduler.num_queued) == (11, 0)
+    scheduler.submit("larger", list(range(20)), 75, greedy())
+    assert (scheduler.num_active, scheduler.num_queued) == (11, 1)
 
 
 def test_a_cancelled_prompt_is_kept_as_far_as_it_went_in() -> None:
