@@ -1,6 +1,7 @@
 """What prompts begin with instead of being read again: the scheduler's part of it. Pure.
 
-Which sessions are kept (kept.py), where prompts are copied (prompt_points.py), and what must go for that.
+Which sessions are kept (kept.py), where prompts are copied (prompt_points.py), what must go for that, and
+which prompts begin with what a request that still runs has read.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from cluster.kept import MIN_COMMON, Kept, KeptSessions
+from cluster.kept import MIN_COMMON, Kept, KeptSessions, common
 from cluster.prompt_points import RecentPrompts, points
 from cluster.request import Request
 from cluster.rewind import kept_length
@@ -55,6 +56,29 @@ class PrefixCache:
             num_shared = self._recent.num_shared(request.prompt, request.adapter)
             request.points = points(len(request.prompt), request.num_cached, num_shared)
             self._recent.add(request.prompt, request.adapter)
+
+    def begin_beside(self, request: Request, limits: Limits, active: Collection[Request]) -> int:
+        """How many more tokens need not be read by a request whose first ones go now, since one that still
+        runs has read them; 0: it does not begin as a copy of such a one.
+
+        What was sent of the other's prompt is read on each stage before this request's frame comes, but for
+        its last token, which may wait there for a grammar.
+        """
+        if request.is_open or request.reads_alone or request.is_scored or request.is_pooled:
+            return 0
+        before, best = request.num_cached, max(request.num_cached, MIN_COMMON - 1)
+        for other in active:
+            if not other.is_open or other.is_pooled or other.adapter != request.adapter:
+                continue
+            if other.num_reserved >= limits.trim_window:  # it may be one that cannot be shortened
+                continue
+            most = min(other.num_sent, len(other.prompt) - 1, len(request.prompt) - 1)
+            if (num_common := common(other.prompt, request.prompt, most)) > best:
+                best, request.from_session, request.began_beside = num_common, other.session, True
+        if not request.began_beside:
+            return 0
+        request.num_cached = request.num_sent = best
+        return best - before
 
     def copy(
         self, request: Request, position: int, limits: Limits, active: Collection[Request], number: int

@@ -40,6 +40,8 @@ class Request:
     drafting: Drafting | None = None  # None: no token of it is guessed
     from_session: int = 0  # whose copy it begins as; 0: nobody's
     num_cached: int = 0  # tokens of the prompt that come with that
+    began_beside: bool = False  # that one still ran, and may fail
+    reads_alone: bool = False  # it began so once, and did not get far
     points: list[int] = field(default_factory=list)  # of its prompt, after which a copy is kept
     lane: int = 0  # it shares frames with those of the same one only
     place: tuple[int, int] = BY_ITSELF  # the last frame that it shared, and its row there
@@ -74,6 +76,15 @@ class Request:
     def num_known(self) -> int:
         """Tokens of the prompt, and of the answer as far as it was drawn."""
         return len(self.prompt) + len(self.written)
+
+    def begin_anew(self, session: int) -> None:
+        """As another session of which nothing was sent, and which no other one helps."""
+        self.session, self.reads_alone = session, True
+        self.num_sent = self.num_read = self.num_in_flight = 0
+        self.from_session = self.num_cached = 0
+        self.began_beside = self.is_open = False
+        self.windows.clear()
+        self.last_window, self.drafting, self.points, self.place = None, None, [], BY_ITSELF
 
     def known(self, start: int, stop: int) -> list[int]:
         """The known tokens [start, stop)."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from cluster import turns
+from cluster.counters import Counters
 from cluster.guessing import Guessing
 from cluster.instructions import Emit, Fail, FailureKind, Instruction, Score, Send, Start
 from cluster.outbox import Outbox
@@ -21,20 +22,6 @@ from cluster.room import Limits, has_room, lane_for, why_never
 from cluster.speculation import Speculation
 from cluster.waiting import Waiting
 from proto import ring_pb2
-
-
-@dataclass(slots=True)
-class Counters:
-    """Totals since the head started, for metrics."""
-
-    num_requests: int = 0
-    num_prompts: int = 0  # that entered the ring
-    num_cached_prompts: int = 0  # of these, begun with what is kept
-    num_prompt_tokens: int = 0
-    num_cached_tokens: int = 0  # of these, not read again
-    num_completion_tokens: int = 0
-    num_failed: int = 0
-    num_cancelled: int = 0
 
 
 @dataclass(slots=True)
@@ -202,7 +189,9 @@ class Scheduler:
             request.num_in_flight -= 1
             if slot.prompt:
                 instructions.append(Score(request.request_id, slot.prompt))
-            if slot.error:
+            if slot.error and request.began_beside and not request.num_completion:
+                self._begin_anew(request, self._limits)
+            elif slot.error:
                 instructions.append(self._fail(request, slot.error))
             elif slot.is_sampled:
                 instructions += self._verdict(request, slot, trip_ms)
@@ -351,7 +340,10 @@ class Scheduler:
             ahead = None if outbox.chunks else self._guessing.ahead(active, limits)
             return None if ahead is None else outbox.lone(ahead[0], ahead[1].tokens, ahead[1].match)
         rows, num_tokens = [due], 0
-        if due.is_chunk_due:
+        if due.is_chunk_due and (more := self._kept.begin_beside(due, limits, active)):
+            self.counters.add_cached(due.num_cached - more, due.num_cached)
+            num_tokens = turns.next_part(due, turns.chunk_tokens(active, limits))
+        elif due.is_chunk_due:
             rows, num_tokens = turns.prompts_with(due, active, limits)
         elif due.is_row_due:
             rows = turns.rows_with(due, active, limits)
@@ -392,5 +384,15 @@ class Scheduler:
         self._guessing.begin(request, limits)
         busy = {session for sessions in self._outbox.in_flight.values() for session in sessions}
         self._kept.begin(request, limits, busy)
-        self.counters.num_cached_tokens += request.num_cached
-        self.counters.num_cached_prompts += request.num_cached > 0
+        self.counters.add_cached(0, request.num_cached)
+
+    def _begin_anew(self, request: Request, limits: Limits) -> None:
+        """What it began with may have failed on a stage, for which it cannot help: it reads all itself."""
+        self._outbox.closes.append(request.session)
+        self._guessing.end(request)
+        self.counters.add_cached(request.num_cached, 0)
+        del self._by_session[request.session]
+        request.begin_anew(self._next_session)
+        self._by_session[request.session] = request
+        self._next_session += 1
+        self._guessing.begin(request, limits)

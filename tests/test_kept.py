@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from cluster.instructions import Fail
 from cluster.kept import MIN_COMMON, Kept, KeptSessions, common
 from cluster.room import Limits
 from cluster.scheduler import Scheduler
@@ -229,3 +230,52 @@ def test_an_answer_that_failed_is_not_kept() -> None:
     after = [f for frame in sent[:1] for f in frames(answer(scheduler, frame, error="it broke"))]
     assert [list(frame.closes) for frame in after] == [[1]]
     assert scheduler.num_kept == 0
+
+
+def beside(scheduler: Scheduler, prompt: list[int]) -> tuple[ring_pb2.Frame, ring_pb2.Frame]:
+    """One request has sent its whole prompt and writes; the first frame of another with `prompt`."""
+    first, last = frames(scheduler.submit("a", PROMPT, 9, greedy()))
+    assert (first.opens[0].session, last.slots[0].is_sampled) == (1, True)
+    (second, *_) = frames(scheduler.submit("b", prompt, 9, greedy()))
+    return first, second
+
+
+def test_a_prompt_begins_with_what_one_that_runs_has_read() -> None:
+    scheduler = keeping(max_active=4)
+    _, second = beside(scheduler, [*PROMPT[:20], 150, 151, 152])
+    spec = second.opens[0]
+    assert (spec.from_session, spec.from_tokens, spec.prompt_tokens) == (1, 20, 23)
+    assert (second.slots[0].position, list(second.slots[0].tokens)) == (20, [150, 151])
+    assert not second.closes  # the other goes on
+    counters = scheduler.counters
+    assert (counters.num_cached_prompts, counters.num_cached_tokens) == (1, 20)
+
+
+@pytest.mark.parametrize("why", ["short", "window", "off", "adapter", "scored"])
+def test_not_every_prompt_begins_with_what_another_reads(why: str) -> None:
+    scheduler = keeping(max_active=4, trim_window={"window": 39, "off": -1}.get(why, ALWAYS))
+    scheduler.submit("a", PROMPT, 9, greedy())
+    sampling = greedy()
+    sampling.prompt_logprobs = why == "scored"
+    prompt = [*PROMPT[: MIN_COMMON - 1], 150] if why == "short" else PROMPT
+    adapter = "warm" if why == "adapter" else ""
+    (second, *_) = frames(scheduler.submit("b", prompt, 9, sampling, adapter))
+    assert (second.opens[0].from_session, second.slots[0].position) == (0, 0)
+
+
+def test_who_began_with_one_that_failed_reads_all_itself() -> None:
+    """Once: after that an error is its own."""
+    scheduler = keeping(max_active=4)
+    first, second = beside(scheduler, PROMPT)
+    assert second.opens[0].from_session == 1
+    failed = answer(scheduler, first, error="it broke")
+    assert [i.request_id for i in failed if isinstance(i, Fail)] == ["a"]
+    after = answer(scheduler, second, error="session 1 is not open on this stage, and has no copy")
+    assert not any(isinstance(i, Fail) for i in after)
+    (again, *_) = [frame for frame in frames(after) if frame.opens]
+    spec = again.opens[0]
+    assert (spec.session, spec.from_session, again.slots[0].position) == (3, 0, 0)
+    assert 2 in again.closes
+    assert (scheduler.counters.num_cached_prompts, scheduler.counters.num_cached_tokens) == (0, 0)
+    over = [i for i in answer(scheduler, again, error="no memory") if isinstance(i, Fail)]
+    assert [(fail.request_id, fail.message) for fail in over] == [("b", "no memory")]

@@ -101,6 +101,18 @@ def test_a_stream_is_the_whole_answer(ring: RingProcesses, http: httpx.Client) -
     assert text == whole.choices[0].message.content
 
 
+def test_several_answers_to_one_prompt_read_it_once(ring: RingProcesses, http: httpx.Client) -> None:
+    prompt = "several " * 30
+    before = ring.wait_ok()
+    answer = complete(http, prompt, n=3, return_token_ids=True)
+    after = ring.wait_ok()
+    assert [choice["token_ids"] for choice in answer["choices"]] == [expected(ring, prompt)] * 3
+    assert after.num_cached_tokens - before.num_cached_tokens == 2 * (len(prompt) - 1)
+    assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}  # the first of them read it
+    again = complete(http, prompt, n=2)["usage"]
+    assert again["prompt_tokens_details"] == {"cached_tokens": again["prompt_tokens"] - 1}
+
+
 def test_seeds_decide(http: httpx.Client) -> None:
     def ids(**fields: Any) -> list[int]:
         answer = complete(http, "x", temperature=1, return_token_ids=True, **fields)

@@ -73,7 +73,7 @@ class Answer:
         ]
         self._is_started = self._is_ended = self._has_opened = False
         self._lock = asyncio.Lock()  # several choices write into one stream
-        self._num_cached = 0
+        self._num_cached = [0] * len(job.prompts)  # of each choice's prompt
         self._keep_alive_s = keep_alive_s
         self._began_at_s = self._written_at_s = time.monotonic()
         self._note = current_note.get()
@@ -194,7 +194,7 @@ class Answer:
         while not (reply := await generation.read()).tokens:
             choice.hear(reply)
         now_s, metrics = time.monotonic(), self._metrics
-        self._num_cached += reply.cached_tokens
+        self._num_cached[choice.index] = reply.cached_tokens
         metrics.first_token_s.observe(now_s - self._began_at_s)
         metrics.queue_s.observe(reply.queue_ms / 1e3)
         metrics.prefill_s.observe(reply.prefill_ms / 1e3)
@@ -206,8 +206,15 @@ class Answer:
         return Usage(
             self._job.num_prompt_tokens,
             sum(choice.num_tokens for choice in self._choices),
-            min(self._num_cached, self._job.num_prompt_tokens),
+            self._cached_tokens(),
         )
+
+    def _cached_tokens(self) -> int:
+        """Of the prompts, each once: what none of its choices had to read."""
+        fewest: dict[int, int] = {}
+        for prompt, num_cached in zip(self._job.prompts, self._num_cached, strict=True):
+            fewest[id(prompt)] = min(fewest.get(id(prompt), num_cached), num_cached)
+        return sum(fewest.values())
 
     async def _keep_alive(self, send: Send) -> None:
         """While a prompt waits or is read: without it clients and proxies take a silent stream for dead."""
