@@ -49,11 +49,15 @@ def test_guesses_of_the_text_itself(tmp_path: Path) -> None:
 
 def test_tokens_behind_a_wrong_guess_are_not_counted(tmp_path: Path) -> None:
     """One stage feeds guesses before it knows: a frame that turns out void has drawn tokens, too."""
+    has_void = False
     with RingProcesses(tmp_path, DEMO, [(0, 9)]) as ring:
-        found = traced(ring, PROMPT * 3, 200)
-    names = [event["name"] for event in found.file()["traceEvents"]]
-    assert names.count("first token") == 1
-    assert "behind a wrong guess" in names
+        for start in range(10):  # whether it guesses ahead, and wrongly, hangs on the machine's pace
+            found = traced(ring, PROMPT[start:] * 3, 200)
+            names = [event["name"] for event in found.file()["traceEvents"]]
+            assert names.count("first token") == 1
+            if has_void := "behind a wrong guess" in names:
+                break
+    assert has_void
 
 
 def test_a_draft_model_has_a_row_of_its_own(tmp_path: Path) -> None:
