@@ -45,17 +45,17 @@ class KeptSessions:
         """As the one used last."""
         self._kept[kept.session] = kept
 
-    def remove(self, session: int) -> None:
-        """It is closed."""
-        del self._kept[session]
+    def remove(self, session: int) -> Kept:
+        """It is kept no more."""
+        return self._kept.pop(session)
 
     def oldest(self) -> Iterator[Kept]:
         """Those to go first; the caller may remove what it gets."""
         yield from list(self._kept.values())
 
-    def clear(self) -> list[int]:
+    def clear(self) -> list[Kept]:
         """All sessions, which are forgotten here."""
-        sessions = list(self._kept)
+        sessions = list(self._kept.values())
         self._kept.clear()
         return sessions
 

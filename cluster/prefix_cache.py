@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
+from cluster.counters import Counters
 from cluster.kept import MIN_COMMON, Kept, KeptSessions, common
 from cluster.prompt_points import RecentPrompts, points
 from cluster.request import Request
@@ -22,9 +23,8 @@ class PrefixCache:
 
     _kept: KeptSessions = field(default_factory=KeptSessions)
     _recent: RecentPrompts = field(default_factory=RecentPrompts)
-    _leaving: list[int] = field(
-        default_factory=list
-    )  # kept no more; closed once nobody waits to begin with it
+    # Kept no more: closed once nobody waits to begin with it, or there is no room to wait.
+    _leaving: list[Kept] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -73,6 +73,8 @@ class PrefixCache:
             if other.num_reserved >= limits.trim_window:  # it may be one that cannot be shortened
                 continue
             most = min(other.num_sent, len(other.prompt) - 1, len(request.prompt) - 1)
+            if most <= best or other.prompt[best] != request.prompt[best]:
+                continue  # no better: most of those that run are told by one token
             if (num_common := common(other.prompt, request.prompt, most)) > best:
                 best, request.from_session, request.began_beside = num_common, other.session, True
         if not request.began_beside:
@@ -116,13 +118,27 @@ class PrefixCache:
             if session in self._kept:
                 self._forget(session)
 
-    def let_go(self, active: Collection[Request]) -> list[int]:
-        """Those to close now: all that leave, but for such as one of `active` has yet to begin with."""
-        wanted = {request.from_session for request in active if not request.is_open}
-        closes = [session for session in self._leaving if session not in wanted]
-        self._leaving = [session for session in self._leaving if session in wanted]
+    def let_go(self, active: Collection[Request], limits: Limits, counters: Counters) -> list[int]:
+        """Those to close now: all that leave, but for such as one of `active` has yet to begin with.
+
+        Where those that have begun need the room, those that wait do without it.
+        """
+        if not self._leaving:
+            return []
+        begun = [request for request in active if request.is_open]
+        closes, staying = [], list[Kept]()
+        for old in self._leaving:
+            heirs = [r for r in active if not r.is_open and r.from_session == old.session]
+            share = sum(kept.share for kept in (*staying, old)) + self._kept.share
+            if heirs and fits_beside(limits, begun, share):
+                staying.append(old)
+                continue
+            closes.append(old.session)
+            for heir in heirs:
+                counters.add_cached(heir.num_cached, 0)
+                heir.from_session = heir.num_cached = heir.num_sent = 0
+        self._leaving = staying
         return closes
 
     def _forget(self, session: int) -> None:
-        self._kept.remove(session)
-        self._leaving.append(session)
+        self._leaving.append(self._kept.remove(session))

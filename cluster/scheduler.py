@@ -321,7 +321,7 @@ class Scheduler:
         ):
             sends.append(Send(frame))
         sends += self._guessing.asks(active, limits, outbox.epoch)
-        outbox.closes += self._kept.let_go(active)
+        outbox.closes += self._kept.let_go(active, limits, self.counters)
         if outbox.closes or outbox.keeps:  # nothing to ride on: memory is freed now
             sends.append(Send(outbox.frame()))
         return sends
@@ -353,7 +353,7 @@ class Scheduler:
         sends += [Start(request.request_id) for request in rows if not request.is_open]
         if num_tokens:
             return self._prompts(rows, num_tokens, limits)
-        outbox.closes += self._kept.let_go(active)
+        outbox.closes += self._kept.let_go(active, limits, self.counters)
         if len(rows) > 1:
             return outbox.rows(rows)
         guess = self._guessing.behind(due, active, limits)
@@ -371,7 +371,7 @@ class Scheduler:
             ):
                 copies[request.session] = self._next_session
                 self._next_session += 1
-        self._outbox.closes += self._kept.let_go(self._active)
+        self._outbox.closes += self._kept.let_go(self._active, limits, self.counters)
         return self._outbox.prompts(rows, num_tokens, copies, begins)
 
     def _admit(self, request: Request, limits: Limits) -> None:

@@ -172,6 +172,30 @@ def test_what_two_wait_to_begin_with_is_closed_after_the_second() -> None:
     assert sum(list(frame.closes).count(1) for frame in seen) == 1
 
 
+def test_what_one_waits_to_begin_with_does_not_keep_the_room_of_one_that_begins() -> None:
+    """One goes on where a kept one ended, and a short one waits for its copy: all three had no room."""
+    scheduler = Scheduler(max_queued=4)
+    limits = Limits(100, 1, 1, 32, vocab_size=200, share=lambda n: n / 100, trim_window=ALWAYS)
+    scheduler.ring_up(7, limits)
+    run(scheduler, "a", [*range(60)])
+    pending = frames(scheduler.submit("first", [150, 151], 1, greedy()))
+    scheduler.submit("short", [*range(16), 150, 151, 152], 1, greedy())
+    pending += frames(scheduler.submit("heir", [*range(60), 51, 52, 53], 5, greedy()))
+    held: dict[int, int] = {1: 62}  # tokens, by session
+    begun = {}
+    while pending:
+        frame = pending.pop(0)
+        begun |= {spec.prompt_tokens: (spec.from_session, spec.from_tokens) for spec in frame.opens}
+        for number in frame.closes:
+            del held[number]
+        held |= {slot.session: slot.position + len(slot.tokens) for slot in frame.slots}
+        assert sum(held.values()) <= 100
+        pending += frames(answer(scheduler, frame, 50)) if frame.slots else []
+    assert begun == {2: (0, 0), 63: (1, 62), 19: (4, 16)}  # the short one begins with the heir instead
+    assert scheduler.counters.num_cached_tokens == 62 + 16
+    assert not scheduler.requests
+
+
 def test_what_a_request_waited_to_begin_with_is_closed_when_it_is_cancelled() -> None:
     scheduler = narrow(3)
     pending = waiting(scheduler, [*PROMPT, 51, 52, 53])  # goes on where the kept one ended
