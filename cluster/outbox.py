@@ -37,11 +37,14 @@ class Outbox:
         self.chunks.discard(seq)
         return self.in_flight.pop(seq, None)
 
-    def frame(self, sessions: tuple[int, ...] = ()) -> ring_pb2.Frame:
-        """An empty one that takes along what waits to ride on it. It comes back where it has sessions."""
+    def frame(self, sessions: tuple[int, ...] = (), sources: Collection[int] = ()) -> ring_pb2.Frame:
+        """An empty one that takes along what waits to ride on it. It comes back where it has sessions.
+
+        sources: those that others begin with in it, as what is kept of them.
+        """
         frame = ring_pb2.Frame(kind=ring_pb2.STEP, epoch=self.epoch, seq=self._next_seq, closes=self.closes)
         for session, num_tokens in self.keeps.items():
-            if session not in frame.closes:
+            if session not in frame.closes or session in sources:
                 frame.keeps.append(session)
                 frame.keep_tokens.append(num_tokens)
         self.closes.clear()
@@ -63,7 +66,8 @@ class Outbox:
         copies: by session, the new one that is its copy then.
         """
         requests = _in_order(requests)
-        frame = self.frame((*(request.session for request in requests), *copies.values()))
+        sources = {request.from_session for request in begins}
+        frame = self.frame((*(request.session for request in requests), *copies.values()), sources)
         self.chunks.add(frame.seq)
         self.num_chunks_sent += 1
         for session, copy in copies.items():

@@ -39,10 +39,11 @@ def ring(
     *,
     frames: int = 4,
     drafts: int = 6,
+    room: int = 6,
 ) -> SimulatedRing:
     scheduler = Scheduler(max_queued=64)
     limits = Limits(
-        *(400, 6, frames, 16),
+        *(400, room, frames, 16),
         max_rows=4,
         vocab_size=100,
         share=lambda n: n / 400,
@@ -151,6 +152,26 @@ def test_with_more_users_than_frames_nobody_waits_for_a_guess() -> None:
         simulated.step()
     simulated.run()
     assert all(len(answer) == 40 for answer in simulated.answers.values())
+
+
+def test_who_waits_for_the_room_of_one_that_ends_begins_with_it_without_its_guesses() -> None:
+    """One frame keeps the one that ended, opens the other as its copy, and closes it."""
+    simulated = ring(repeating(5), Reach.MARK, 0, frames=1, room=1)
+    prompt, other = list(range(10, 15)) * 4, [*list(range(10, 15)) * 3, 10, 11, 12, 13, 50, 51]
+    simulated.take(simulated.scheduler.submit("times", list(range(50, 70)), 100, ring_pb2.Sampling()))
+    simulated.run()
+    simulated.take(simulated.scheduler.submit("first", prompt, 380, ring_pb2.Sampling(stop_ids=[12])))
+    simulated.take(simulated.scheduler.submit("second", other, 20, ring_pb2.Sampling()))
+    assert simulated.scheduler.num_queued == 1
+    while "first" not in simulated.finished:
+        simulated.step()
+    frame = simulated.frames[0]
+    source = frame.opens[0].from_session
+    assert (frame.opens[0].from_tokens, list(frame.closes)) == (19, [source])
+    assert len(simulated.caches[source].tokens) > 19  # guesses that were void
+    assert (list(frame.keeps), list(frame.keep_tokens)) == ([source], [19])
+    simulated.run()
+    assert simulated.answers["second"] == expected(repeating(5), other, 20)
 
 
 def test_a_stage_that_draws_behind_a_wrong_guess_is_not_believed() -> None:
