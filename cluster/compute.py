@@ -20,7 +20,7 @@ import mlx.core as mx
 from cluster.draft_load import DraftLoad, load_drafter
 from cluster.draft_queue import DraftEnd, DraftQueue, DraftWork, hand_over
 from cluster.engine import Engine
-from cluster.fault import Fault, injected, injected_text
+from cluster.fault import Fault, injected, injected_text, overlaps_steps
 from cluster.guide_process import GuideProcess
 from cluster.inbox import Inbox
 from cluster.memory_limits import MemoryLimits, apply_limits
@@ -66,7 +66,7 @@ class ComputeThread:
         self._overlaps = overlaps  # None: where the device is not the processor that builds
         self._delay_s = injected(Fault.STEP_DELAY_MS) / 1e3
         self._running: Running | None = None
-        self._ended = 0.0  # perf_counter() when the last frame was done
+        self._ended = self._due = 0.0  # perf_counter() when the last frame was done, and the device with it
         self._pace = Pace()
         self._on_output, self._on_loaded, self._on_failed = on_output, on_loaded, on_failed
         self._on_load_progress = on_load_progress
@@ -121,7 +121,7 @@ class ComputeThread:
 
     def _run(self) -> None:
         if self._overlaps is None:
-            self._overlaps = mx.default_device().type == mx.gpu and not injected(Fault.PLAIN_STEPS)
+            self._overlaps = overlaps_steps(mx.default_device().type == mx.gpu)
         while (work := self._next()) is not None:
             self._busy_since = time.monotonic()
             if isinstance(work, LoadWork):
@@ -245,8 +245,8 @@ class ComputeThread:
         try:
             running.step.wait()
             if self._delay_s:  # stands for a device: it begins once it has its work and ended what it had
-                due = max(running.built, self._ended) + self._delay_s
-                time.sleep(max(0.0, due - time.perf_counter()))
+                self._due = max(running.built, self._due) + self._delay_s
+                time.sleep(max(0.0, self._due - time.perf_counter()))
             self._pace.end(work.frame, running.begun)
             output = running.step.finish()
             if output is not None:

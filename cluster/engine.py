@@ -12,7 +12,7 @@ from dataclasses import replace
 import mlx.core as mx
 
 from cluster.build_ahead import BuildAhead
-from cluster.fault import Fault, injected
+from cluster.fault import Fault, injected, overlaps_steps
 from cluster.guide import Guides
 from cluster.guide_process import GuideProcess
 from cluster.last_stage import Answers
@@ -72,7 +72,7 @@ class Engine:
         is_gpu = mx.default_device().type == mx.gpu
         if builds_ahead is None:
             is_lazy = backend.current() != "emulated"  # what is built computes nothing
-            builds_ahead = is_gpu and is_lazy and not injected(Fault.PLAIN_STEPS)
+            builds_ahead = is_lazy and overlaps_steps(is_gpu)
         has_own_memory = is_gpu and mx.cuda.is_available()
         self._host, self._landing = HostArrays(is_kept=has_own_memory), Landing(is_kept=has_own_memory)
         self.ahead = BuildAhead(

@@ -14,6 +14,7 @@ class Fault(Enum):
     LAYER_DELAY_MS = "layer_delay_ms"  # each own layer of every frame takes so much longer
     TOKEN_DELAY_US = "token_delay_us"  # or for each token of the frame, where that comes to more
     PLAIN_STEPS = "plain_steps"  # 1: none is built ahead, or while another runs
+    OVERLAPPED_STEPS = "overlapped_steps"  # 1: as with a GPU, where the processor is the device
     STEP_ERROR_AT = "step_error_at"  # slots from this position on raise
     AVAILABLE_SHARE = "available_share"  # a file with the share of memory that is said to be available
     FRAMES_IN_FLIGHT = "frames_in_flight"  # the head sends no more than so many
@@ -35,6 +36,11 @@ def injected_text(fault: Fault) -> str:
         if key == fault.value:
             return value
     return ""
+
+
+def overlaps_steps(is_gpu: bool) -> bool:
+    """Whether a frame is built while another one runs: where the device is not the processor that builds."""
+    return not injected(Fault.PLAIN_STEPS) and (is_gpu or injected(Fault.OVERLAPPED_STEPS) > 0)
 
 
 def injected_address(rank: int) -> str | None:

@@ -1,11 +1,12 @@
 """What each feature gives the stages to do: frames in flight, rows that share a frame, prompts that are kept.
 
-    python -m tests.benchmarks.busy_features [--stages 3] [--wait-ms 2] [--plot busy_features.svg]
+    python -m tests.benchmarks.busy_features [--device] [--stages 3] [--wait-ms 2] [--plot busy_features.svg]
 
 Every stage waits for every frame, as in tests.benchmarks.busy, and has one layer of a tiny model, whose own
 work is next to nothing. The users ask the head itself, without HTTP: so small a machine is busy enough.
 A share is that of the time from when every user had WARM_TOKENS tokens until the first one had all, by the
-stages' own clocks.
+stages' own clocks. With --device the wait stands for a GPU that takes so long for each frame: the next one is
+built meanwhile, as it is beside a GPU, and a share is frames times the wait, of that time.
 """
 
 from __future__ import annotations
@@ -91,10 +92,13 @@ class User(threading.Thread):
         self.is_warm.set()
 
 
-def measure(case: Case, model: Path, num_stages: int, wait_ms: float, num_tokens: int) -> Found:
+def measure(
+    case: Case, model: Path, num_stages: int, wait_ms: float, num_tokens: int, *, is_device: bool = False
+) -> Found:
     """A ring of its own."""
     layers = list(pairwise(range(num_stages + 1)))
-    faults = dict.fromkeys(range(num_stages), f"layer_delay_ms={wait_ms}")
+    wait = f"overlapped_steps=1,step_delay_ms={wait_ms}" if is_device else f"layer_delay_ms={wait_ms}"
+    faults = dict.fromkeys(range(num_stages), wait)
     faults[0] += f",frames_in_flight={case.frames}" * bool(case.frames)
     faults[0] += f",rows_per_frame={case.rows}" * bool(case.rows)
     with (
@@ -113,7 +117,8 @@ def measure(case: Case, model: Path, num_stages: int, wait_ms: float, num_tokens
     ):
         ring.wait_ok()
         ring.tokens([1, 2, 3], WARM_TOKENS)
-        found = [_round(ring, case, number, num_tokens) for number in range(case.rounds)]
+        step_ms = wait_ms if is_device else None
+        found = [_round(ring, case, number, num_tokens, step_ms) for number in range(case.rounds)]
     found = found[case.rounds > 1 :]  # of several, the first fills the caches
     return Found(
         tuple(median(one.busy[i] for one in found) for i in range(num_stages)),
@@ -123,7 +128,7 @@ def measure(case: Case, model: Path, num_stages: int, wait_ms: float, num_tokens
     )
 
 
-def _round(ring: RingProcesses, case: Case, number: int, num_tokens: int) -> Found:
+def _round(ring: RingProcesses, case: Case, number: int, num_tokens: int, step_ms: float | None) -> Found:
     same = [i % 251 for i in range(case.prompt_tokens - OTHER_END)]
     own = [[(7 * user + 3 * number + i) % 251 for i in range(OTHER_END)] for user in range(case.users)]
     users = [User(ring, same + ending, num_tokens) for ending in own]
@@ -142,15 +147,17 @@ def _round(ring: RingProcesses, case: Case, number: int, num_tokens: int) -> Fou
     times_s = sorted(t for user in users for t in user.times_s)
     middle = times_s[len(times_s) // 4 : 3 * len(times_s) // 4]
     return Found(
-        tuple(_share(a.stats, b.stats) for a, b in zip(before, after, strict=True)),
+        tuple(_share(a.stats, b.stats, step_ms) for a, b in zip(before, after, strict=True)),
         (len(middle) - 1) / (middle[-1] - middle[0]),
         median(1e3 * (user.times_s[0] - user.sent_at) for user in users),
         1e3 * sum(b.cpu_s - a.cpu_s for a, b in zip(before, after, strict=True)) / num_more,
     )
 
 
-def _share(before: control_pb2.StageStats, after: control_pb2.StageStats) -> float:
-    return (after.busy_ms - before.busy_ms) / (after.uptime_ms - before.uptime_ms)
+def _share(before: control_pb2.StageStats, after: control_pb2.StageStats, step_ms: float | None) -> float:
+    """step_ms: what the device takes for a frame; None: the stage's own count."""
+    busy_ms = (after.num_steps - before.num_steps) * step_ms if step_ms else after.busy_ms - before.busy_ms
+    return busy_ms / (after.uptime_ms - before.uptime_ms)
 
 
 def draw(found: Mapping[str, Found], title: str, path: Path) -> None:
@@ -178,6 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--stages", type=int, default=3)
     parser.add_argument("--wait-ms", type=float, default=2.0, help="of each stage for each frame")
+    parser.add_argument("--device", action="store_true", help="the wait stands for a GPU's work")
     parser.add_argument("--output-tokens", type=int, default=256)
     parser.add_argument("--only", type=int, nargs="*", help="numbers of the cases, from 0")
     parser.add_argument("--plot", type=plot_path)
@@ -187,7 +195,9 @@ def main() -> None:
         model = write_checkpoint("llama", Path(folder) / "tiny", num_layers=args.stages)
         for number, case in enumerate(cases(args.stages)):
             if args.only is None or number in args.only:
-                found[case.name] = measure(case, model, args.stages, args.wait_ms, args.output_tokens)
+                found[case.name] = measure(
+                    case, model, args.stages, args.wait_ms, args.output_tokens, is_device=args.device
+                )
     rows = [
         {
             "": name,
