@@ -1,9 +1,10 @@
 """Tokens per second of many users on a ring, against mlx-lm's own batch on one device of the same kind.
 
-    python -m tests.benchmarks.aggregate [--model DIR] [--stages 1,2] [--rows 16] [--tokens 256] [--rounds 2]
+    python -m tests.benchmarks.aggregate [--model DIR] [--stages 1,2] [--rows 16] [--tokens 256] [--turns 5]
 
-Without --model: random weights of Qwen3-1.7B's shape in 8 bits. Rounds alternate: mlx-lm's BatchGenerator
-with `rows` prompts in a process of its own, then each ring with `rows` users a frame in flight.
+Without --model: random weights of Qwen3-1.7B's shape in 8 bits. A ring that is up and mlx-lm in a process of
+its own, on the first stage's device, take turns: one user each, then mlx-lm's BatchGenerator with `rows`
+prompts and the ring with `rows` users a frame in flight. A figure is the median of its turns.
 Times are from the first request to the last token, the reading of the short prompts included on both sides.
 With NVIDIA GPUs each stage has one of its own, as many as there are. Of rings, 2 has two equal stages, 2@15
 is cut before layer 15, and 2-plain is one whose steps are neither built ahead nor while another runs.
@@ -165,73 +166,93 @@ def ttft_s(ring: RingProcesses, length: int) -> float:
     return time.perf_counter() - began
 
 
-def measure_ring(ring: RingProcesses, stages: int, args: argparse.Namespace) -> dict[str, Any]:
-    """One round on a ring that is up."""
-    plan = Plan.from_json(ring.wait_ok().plan_json)
+def measure_ring(
+    ring: RingProcesses, baseline: Baseline, stages: int, args: argparse.Namespace
+) -> dict[str, Any]:
+    """The ring and mlx-lm in turns, on the same device a moment apart."""
+    plan = Plan.from_json(ring.wait_ok(180.0).plan_json)
     users = args.rows * min(plan.frames_in_flight, stages + 3)
     ring_tok_s(ring, stages, users, 16)
-    found: dict[str, Any] = {"many": ring_tok_s(ring, stages, users, args.tokens), "users": users}
-    found["one"] = max(one_user(ring, args.tokens) for _ in range(2))
+    one_user(ring, 16)
+    found: dict[str, Any] = {"users": users, "many": [], "one": [], "ttft": []}
+    plain: dict[str, list[float]] = {"many": [], "one": [], "ttft": []}
+    for _ in range(args.turns):
+        plain["one"].append(round(baseline.ask("one", 1, args.tokens), 1))
+        found["one"].append(round(one_user(ring, args.tokens), 1))
+        if args.prompt:
+            plain["ttft"].append(round(baseline.ask("ttft", 1, 1, args.prompt), 4))
+            found["ttft"].append(round(ttft_s(ring, args.prompt), 4))
     stats = [ring.node_status(rank).stats for rank in range(stages)]
     found["steps"] = [[getattr(one, name) for name in STEPS] for one in stats]
-    found["one_step_ms"] = [
-        round(statistics.median(ring.node_status(r).stats.decode_ms), 2) for r in range(stages)
-    ]
-    if args.prompt:
-        found["ttft_s"] = min(ttft_s(ring, args.prompt) for _ in range(2))
-    return found
+    found["one_step_ms"] = [round(statistics.median(one.decode_ms), 2) for one in stats]
+    for _ in range(args.turns if args.many else 0):
+        plain["many"].append(round(baseline.ask("many", args.rows, args.tokens), 1))
+        found["many"].append(ring_tok_s(ring, stages, users, args.tokens))
+    return found | {"mlx_lm": plain}
 
 
 def measure(model: Path, args: argparse.Namespace, gpus: Sequence[str], directory: Path) -> dict[str, Any]:
-    """Medians over the rounds."""
+    """Medians over the turns of all rounds, each ring against mlx-lm's turns beside it."""
     names = args.stages.split(",")
-    plain: dict[str, list[float]] = {"many": [], "one": [], "ttft": []}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     with ExitStack() as stack:
         baseline = Baseline(model, gpus)
         stack.callback(baseline.close)
         baseline.ask("many", args.rows, 16)
         for round_ in range(args.rounds):
-            plain["many"].append(baseline.ask("many", args.rows, args.tokens))
-            plain["one"].append(max(baseline.ask("one", 1, args.tokens) for _ in range(2)))
-            if args.prompt:
-                plain["ttft"].append(min(baseline.ask("ttft", 1, 1, args.prompt) for _ in range(2)))
-            print("mlx-lm", json.dumps(plain), file=sys.stderr, flush=True)
             for name in names:
-                stages = int(name.partition("-")[0].partition("@")[0])
                 with ring_of(model, name, args, gpus, directory / f"{name}-{round_}") as ring:
-                    ring.wait_ok(180.0)
-                    found[name].append(measure_ring(ring, stages, args))
+                    found[name].append(measure_ring(ring, baseline, num_stages(name), args))
                 print(name, json.dumps(found[name][-1]), file=sys.stderr, flush=True)
-    base = {what: statistics.median(values) for what, values in plain.items() if values}
-    rings = []
-    for name, rounds in found.items():
-        stages = int(name.partition("-")[0].partition("@")[0])
-        many = statistics.median(one["many"]["tok_s"] for one in rounds)
-        one = statistics.median(one["one"] for one in rounds)
-        told = {
-            "ring": name,
-            "users": rounds[-1]["users"],
-            "tok_s": round(many, 1),
-            "of_stages_times_mlx_lm": round(many / base["many"] / stages, 3),
-            "busy": rounds[-1]["many"]["busy"],
-            "step_ms": rounds[-1]["many"]["step_ms"],
-            "one_user_tok_s": round(one, 1),
-            "one_user_of_mlx_lm": round(one / base["one"], 3),
-            "one_user_step_ms": rounds[-1]["one_step_ms"],
-        }
-        if args.prompt:
-            first_s = statistics.median(one["ttft_s"] for one in rounds)
-            told |= {"ttft_s": round(first_s, 3), "ttft_of_mlx_lm": round(first_s / base["ttft"], 3)}
-        rings.append(told)
     return {
         "model": model.name,
         "rows": args.rows,
         "tokens": args.tokens,
         "gpus": len(gpus),
-        "mlx_lm": {what: round(value, 3) for what, value in base.items()},
-        "rings": rings,
+        "rings": [told(name, rounds) for name, rounds in found.items()],
     }
+
+
+def num_stages(name: str) -> int:
+    """Of a ring by its name."""
+    return int(name.partition("-")[0].partition("@")[0])
+
+
+def told(name: str, rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One ring's medians, each beside mlx-lm's."""
+
+    def both(what: str) -> tuple[float, float]:
+        ring = [one["tok_s"] if what == "many" else one for found in rounds for one in found[what]]
+        return statistics.median(ring), statistics.median(
+            x for found in rounds for x in found["mlx_lm"][what]
+        )
+
+    last, (one, plain_one) = rounds[-1], both("one")
+    said: dict[str, Any] = {
+        "ring": name,
+        "one_user_tok_s": round(one, 1),
+        "mlx_lm_one_user_tok_s": round(plain_one, 1),
+        "one_user_of_mlx_lm": round(one / plain_one, 3),
+        "one_user_step_ms": last["one_step_ms"],
+    }
+    if last["many"]:
+        many, plain_many = both("many")
+        said |= {
+            "users": last["users"],
+            "tok_s": round(many, 1),
+            "mlx_lm_tok_s": round(plain_many, 1),
+            "of_stages_times_mlx_lm": round(many / plain_many / num_stages(name), 3),
+            "busy": last["many"][-1]["busy"],
+            "step_ms": last["many"][-1]["step_ms"],
+        }
+    if last["ttft"]:
+        first_s, plain_s = both("ttft")
+        said |= {
+            "ttft_s": round(first_s, 3),
+            "mlx_lm_ttft_s": round(plain_s, 3),
+            "ttft_of_mlx_lm": round(first_s / plain_s, 3),
+        }
+    return said
 
 
 def gpus_here() -> list[str]:
@@ -256,7 +277,9 @@ def main() -> None:
     parser.add_argument("--memory-gb", type=float, default=100.0, help="of each node")
     parser.add_argument("--rows", type=int, default=16, help="users a frame")
     parser.add_argument("--tokens", type=int, default=256, help="of each answer")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--turns", type=int, default=5, help="of mlx-lm and the ring, in each round")
+    parser.add_argument("--one-only", dest="many", action="store_false", help="not the many users")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         shape, name = (MOE, "moe-8bit") if args.moe else (QWEN3_1_7B, "qwen3-1.7b-8bit")
