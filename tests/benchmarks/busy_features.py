@@ -51,6 +51,7 @@ class Found:
     """Medians over the rounds."""
 
     busy: tuple[float, ...]  # share of each stage
+    of_longest: tuple[float, ...]  # what a frame takes each stage, of what it takes the longest one
     tok_s: float  # of all users
     ttft_ms: float
     cpu_ms: float  # of all nodes, a token
@@ -122,6 +123,7 @@ def measure(
     found = found[case.rounds > 1 :]  # of several, the first fills the caches
     return Found(
         tuple(median(one.busy[i] for one in found) for i in range(num_stages)),
+        tuple(median(one.of_longest[i] for one in found) for i in range(num_stages)),
         median(one.tok_s for one in found),
         median(one.ttft_ms for one in found),
         median(one.cpu_ms for one in found),
@@ -146,8 +148,10 @@ def _round(ring: RingProcesses, case: Case, number: int, num_tokens: int, step_m
         user.join()
     times_s = sorted(t for user in users for t in user.times_s)
     middle = times_s[len(times_s) // 4 : 3 * len(times_s) // 4]
+    frames_ms = [_frame_ms(a.stats, b.stats, step_ms) for a, b in zip(before, after, strict=True)]
     return Found(
         tuple(_share(a.stats, b.stats, step_ms) for a, b in zip(before, after, strict=True)),
+        tuple(frame_ms / max(frames_ms) for frame_ms in frames_ms),
         (len(middle) - 1) / (middle[-1] - middle[0]),
         median(1e3 * (user.times_s[0] - user.sent_at) for user in users),
         1e3 * sum(b.cpu_s - a.cpu_s for a, b in zip(before, after, strict=True)) / num_more,
@@ -155,9 +159,13 @@ def _round(ring: RingProcesses, case: Case, number: int, num_tokens: int, step_m
 
 
 def _share(before: control_pb2.StageStats, after: control_pb2.StageStats, step_ms: float | None) -> float:
-    """step_ms: what the device takes for a frame; None: the stage's own count."""
-    busy_ms = (after.num_steps - before.num_steps) * step_ms if step_ms else after.busy_ms - before.busy_ms
-    return busy_ms / (after.uptime_ms - before.uptime_ms)
+    """step_ms: what the device takes for a frame; None: by the stage's own count."""
+    num_frames = after.num_steps - before.num_steps
+    return num_frames * _frame_ms(before, after, step_ms) / (after.uptime_ms - before.uptime_ms)
+
+
+def _frame_ms(before: control_pb2.StageStats, after: control_pb2.StageStats, step_ms: float | None) -> float:
+    return step_ms or (after.busy_ms - before.busy_ms) / (after.num_steps - before.num_steps)
 
 
 def draw(found: Mapping[str, Found], title: str, path: Path) -> None:
@@ -202,6 +210,7 @@ def main() -> None:
         {
             "": name,
             "busy %": " ".join(f"{100 * share:.0f}" for share in one.busy),
+            "a frame, % of the longest": " ".join(f"{100 * share:.0f}" for share in one.of_longest),
             "tok/s of all": f"{one.tok_s:.0f}",
             "first token ms": f"{one.ttft_ms:.0f}",
             "CPU ms a token": f"{one.cpu_ms:.1f}",

@@ -5,6 +5,9 @@
 Stages wait as in tests/benchmarks/waiting_ring.py: by default 100 ms for a token of an answer, and a chunk of
 512 tokens takes 3.5 times as long, as an 8B model in bf16 on an H200 would. In each round, in this order: the
 prompt alone; the answers alone; the prompt among them. Prints a line for each `prefill_chunk`.
+
+With --shape 1.7b or moe nothing waits: random weights of tests/benchmarks/device.py, a GPU for each stage
+where there are any, and chunk 0 is what the plan chooses.
 """
 
 from __future__ import annotations
@@ -19,16 +22,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cluster.bench_client import Answer, Endpoint
 from cluster.errors import UserError
+from tests.benchmarks.aggregate import gpus_here
+from tests.benchmarks.device import MOE, QWEN3_1_7B, random_model
 from tests.benchmarks.waiting_ring import waiting_ring, write_model
+from tests.ring_processes import NO_GUESSES, RingProcesses
 from tests.tiny_models import NUM_BYTES
 from tests.waiting import wait_for
 
 LONG_ANSWER = 100_000  # tokens; none is written to its end
+SHAPES: dict[str, dict[str, Any]] = {"1.7b": QWEN3_1_7B, "moe": MOE}
 START_S = 300.0  # the first time the cuts of the model have to be proven
 
 
@@ -56,18 +64,22 @@ def time_prompt(endpoint: Endpoint, prompt: Sequence[int]) -> tuple[float, float
 
 
 def one_round(
-    endpoint: Endpoint, users: int, prompts: Sequence[Sequence[int]], apart_s: float, found: Found
+    endpoint: Endpoint,
+    args: argparse.Namespace,
+    prompts: Sequence[Sequence[int]],
+    apart_s: float,
+    found: Found,
 ) -> None:
     """The prompts: alone, beside."""
     sent, came = time_prompt(endpoint, prompts[0])
     found.alone_s.append(came - sent)
     writing = Endpoint(endpoint.url)
-    answers = [Answer(16) for _ in range(users)]
+    answers = [Answer(16) for _ in range(args.users)]
     is_over = threading.Event()
 
     def write(answer: Answer) -> None:
         try:
-            writing.complete([answer.num_prompt] * 16, LONG_ANSWER, answer)
+            writing.complete([answer.num_prompt] * 16, args.answer_tokens, answer)
         except UserError as error:
             if not is_over.is_set():
                 print(f"an answer broke: {error}", file=sys.stderr)
@@ -80,8 +92,8 @@ def one_round(
     threading.Event().wait(apart_s)
     stop = time.perf_counter()
     sent, came = time_prompt(endpoint, prompts[1])
-    num_tokens = [answer.num_tokens for answer in answers]
-    wait_for(lambda: all(a.num_tokens > n + 1 for a, n in zip(answers, num_tokens, strict=True)), 60.0)
+    so_far = [answer.num_tokens for answer in answers]
+    wait_for(lambda: all(a.num_tokens > n + 1 for a, n in zip(answers, so_far, strict=True)), 60.0)
     found.beside_s.append(came - sent)
     found.gaps += gaps_within(answers, start, stop)
     found.gaps_beside += gaps_within(answers, sent, came)
@@ -89,6 +101,33 @@ def one_round(
     writing.leave()
     for thread in threads:
         thread.join()
+
+
+def real_ring(folder: Path, chunk: int, args: argparse.Namespace) -> RingProcesses:
+    """Equal parts of the random model, a GPU for each."""
+    model, gpus, num_stages = folder.parent / args.shape, gpus_here(), args.stages
+    context = args.prompt_tokens + 2 * args.answer_tokens
+    if not model.exists():
+        random_model(model, SHAPES[args.shape] | {"max_position_embeddings": context})
+    num_layers: int = SHAPES[args.shape]["num_hidden_layers"]
+    config: dict[str, Any] = {"prefill_chunk": chunk} if chunk else {}
+    env_of = {
+        rank: {"CUDA_VISIBLE_DEVICES": gpus[rank % len(gpus)]} for rank in range(num_stages if gpus else 0)
+    }
+    return RingProcesses(
+        folder,
+        model,
+        list(pairwise(num_layers * i // num_stages for i in range(num_stages + 1))),
+        concurrency=args.users + 1,
+        context=context,
+        with_api=True,
+        env={"MLX_DISABLE_COMPILE": None},
+        env_of=env_of,
+        memory_gb=100.0,
+        prefix_cache=False,
+        speculation=NO_GUESSES,
+        **config,
+    )
 
 
 def main() -> None:
@@ -101,29 +140,40 @@ def main() -> None:
     parser.add_argument("--wait-ms", type=float, default=100.0, help="of a stage for a frame, at least")
     parser.add_argument("--token-us", type=float, default=100e3 * 3.5 / 512, help="of a stage for each token")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--shape", choices=sorted(SHAPES), help="stages of such a model that compute")
+    parser.add_argument("--answer-tokens", type=int, default=LONG_ANSWER, help="none is written to its end")
     args = parser.parse_args()
-    rng = random.Random(0)
+    rng, apart_s = random.Random(0), 2.0 if args.shape else 40 * args.wait_ms / 1e3
+    with tempfile.TemporaryDirectory() as name:
+        measure(Path(name), args, rng, apart_s)
+
+
+def measure(folder: Path, args: argparse.Namespace, rng: random.Random, apart_s: float) -> None:
+    """A ring for each chunk, one after the other."""
+    context = args.prompt_tokens + 2 * args.answer_tokens
     print("chunk  alone s  tok/s  beside s  tok/s  ratio   gap ms p50 p99  beside p50 p99  ratio p50 p99")
-    for chunk in map(int, args.chunks.split(",")):
-        found = Found()
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
+    for number, chunk in enumerate(map(int, args.chunks.split(","))):
+        found, own = Found(), folder / f"ring{number}"
+        own.mkdir()
+        if args.shape:
+            ring = real_ring(own, chunk, args)
+        else:
             ring = waiting_ring(
-                folder,
-                write_model(folder, args.stages),
+                own,
+                write_model(own, args.stages),
                 args.stages,
                 args.stages,
                 layer_ms=args.wait_ms,
                 token_us=args.token_us,
-                context=args.prompt_tokens + 2 * LONG_ANSWER,
+                context=context,
                 concurrency=args.users + 1,
                 prefill_chunk=chunk,
             )
-            with ring:
-                endpoint = Endpoint(ring.wait_api(START_S))
-                for _ in range(args.rounds):
-                    drawn = [[rng.randrange(NUM_BYTES) for _ in range(args.prompt_tokens)] for _ in range(2)]
-                    one_round(endpoint, args.users, drawn, 40 * args.wait_ms / 1e3, found)
+        with ring:
+            endpoint = Endpoint(ring.wait_api(START_S))
+            for _ in range(args.rounds):
+                drawn = [[rng.randrange(NUM_BYTES) for _ in range(args.prompt_tokens)] for _ in range(2)]
+                one_round(endpoint, args, drawn, apart_s, found)
         print(line(chunk, args.prompt_tokens, found), flush=True)
 
 
