@@ -23,6 +23,7 @@ from planner.draft_bytes import with_drafter
 from planner.forced import ForcedLayersError
 from planner.model_profile import ModelProfile
 from planner.node_profile import NodeProfile
+from planner.plan import Plan
 from planner.solver import PlanOptions
 
 
@@ -38,8 +39,11 @@ class AskedPlan:
 
     @property
     def cost(self) -> CostModel:
-        """Bytes and times of any stage on these nodes."""
-        return CostModel(self.model, self.nodes, self.links, self.options.work)
+        """Bytes and times of any stage on these nodes, with the chunk of the plan."""
+        result, work = self.proven.result, self.options.searched(self.proven.result).work
+        if isinstance(result, Plan):
+            work = replace(work, chunk_tokens=result.chunk_tokens)
+        return CostModel(self.model, self.nodes, self.links, work)
 
     @property
     def same_cuts(self) -> PlanOptions:

@@ -20,7 +20,6 @@ from planner.chips import find_chip
 from planner.cost import Link
 from planner.forms import known_forms
 from planner.headers import ModelFilesError
-from planner.kv_profile import PREFILL_CHUNK_TOKENS
 from planner.kv_quant import KvQuantizationError, quantize_kv
 from planner.model_profile import ModelProfile, read_model_profile
 from planner.node_profile import GB, NodeProfile, make_node, share_machine
@@ -99,7 +98,7 @@ def plan_options(
         max_rows=max_rows(config),
         keeps_order=choices.keeps_order,
         is_forced=choices.is_forced,
-        chunk_tokens=config.prefill_chunk or PREFILL_CHUNK_TOKENS,
+        chunk_tokens=config.prefill_chunk,
     )
 
 

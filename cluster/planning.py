@@ -118,7 +118,7 @@ def _rows(config: ClusterConfig, proof: RowProof) -> RowProof:
 
 
 def _chunks(config: ClusterConfig, cost: CostModel, plan: Plan) -> PromptChunks:
-    """As configured, or chosen from the plan."""
+    """As configured, or as the plan has it, and chosen from it for company."""
     tokens = config.prefill_chunk
     return choose_chunks(cost, plan) if tokens is None else PromptChunks(tokens, tokens)
 

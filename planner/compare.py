@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from planner.cost import CostModel, Link
@@ -12,7 +12,15 @@ from planner.node_profile import NodeProfile
 from planner.optimal import RingSearch
 from planner.plan import Plan, Predicted, Refusal
 from planner.render import table
-from planner.solver import OBJECTIVES, STRATEGIES, PlanOptions, best_ring_of, predict, rings_of
+from planner.solver import (
+    OBJECTIVES,
+    STRATEGIES,
+    PlanOptions,
+    at_best_chunk,
+    best_ring_of,
+    predict,
+    rings_of,
+)
 
 # Beyond them the other plans would take longer than the plan itself may.
 QUICK_STEPS = 50_000_000  # of one search that is made without being asked for
@@ -48,7 +56,10 @@ def compare(
 
     is_quick: without those whose search would take more than a fraction of a second.
     """
-    cost = CostModel(model, nodes, links, options.work)
+    work = options.work
+    if isinstance(chosen, Plan):  # what fits with no more than its chunk
+        work = replace(work, chunk_tokens=min(work.chunk_tokens, chosen.chunk_tokens))
+    cost = CostModel(model, nodes, links, work)
     rings = rings_of(cost, options)
     found = []
     for strategy, objective in (*(("optimal", o) for o in OBJECTIVES), *((s, None) for s in STRATEGIES[1:])):
@@ -59,11 +70,21 @@ def compare(
         elif not isinstance(chosen, Plan) or not chosen.fits:  # none refuses what another would accept
             found.append(Compared(strategy, objective, is_chosen, False, 0, None))
         elif not is_quick or is_quickly_found(rings, strategy):
-            best = best_ring_of(rings, strategy, objective or options.objective, is_even=options.is_even)
-            stages = best.stages if best else []
-            predicted = predict(cost, stages) if stages else None
-            found.append(Compared(strategy, objective, is_chosen, bool(stages), len(stages), predicted))
+            asked = replace(options, strategy=strategy, objective=objective or options.objective)
+            found.append(_compared(cost, rings, asked, objective, is_chosen=is_chosen))
     return found
+
+
+def _compared(
+    cost: CostModel, rings: RingSearch, asked: PlanOptions, objective: str | None, *, is_chosen: bool
+) -> Compared:
+    """A strategy's own row, with the chunk that its ring would have."""
+    best = best_ring_of(rings, asked.strategy, asked.objective, is_even=asked.is_even)
+    if best is None:
+        return Compared(asked.strategy, objective, is_chosen, False, 0, None)
+    made, best = at_best_chunk(cost, best, asked)
+    predicted = predict(made, best.stages)
+    return Compared(asked.strategy, objective, is_chosen, True, len(best.stages), predicted)
 
 
 def is_quickly_found(rings: RingSearch, strategy: str) -> bool:

@@ -10,6 +10,7 @@ from math import ceil
 from typing import Any
 
 from planner.draft_part import DraftPart
+from planner.kv_profile import PREFILL_CHUNK_TOKENS
 
 MAX_FRAMES = 1000  # in flight: what even the longest links need
 
@@ -97,6 +98,7 @@ class Plan:
     notes: tuple[str, ...] = field(default=(), compare=False)  # of the search; not in JSON
     refusal: Refusal | None = None  # of a plan that was forced: it does not fit
     drafter: DraftPart | None = None  # off the budget of its node, see DraftPart
+    chunk_tokens: int = PREFILL_CHUNK_TOKENS  # of a prompt in one frame; scratch and times are for so many
 
     def __post_init__(self) -> None:
         if not self.assignments:
@@ -122,7 +124,10 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """16 hex digits of what the plan decides; predictions are left out."""
+        """16 hex digits of what the plan decides for the nodes.
+
+        Predictions are left out, and the chunk, which is the head's affair: a shard computes any.
+        """
         decided = ("rank", "node", "start", "stop", "weight_bytes", "kv_bytes")
         values = {
             "model": self.model,
@@ -163,7 +168,13 @@ class Plan:
         return tuple(part.start for part in self.assignments[1:])
 
     def as_dict(self) -> dict[str, Any]:
-        """The object that `plan-dry-run --json` prints; `drafter` is in it where there is a draft model."""
+        """The object that `plan-dry-run --json` prints.
+
+        `drafter` is in it where there is a draft model, `prefill_chunk` where that is not 512.
+        """
+        more: dict[str, Any] = {} if self.drafter is None else {"drafter": asdict(self.drafter)}
+        if self.chunk_tokens != PREFILL_CHUNK_TOKENS:
+            more["prefill_chunk"] = self.chunk_tokens
         return {
             "model": self.model,
             "digest": self.digest,
@@ -178,7 +189,7 @@ class Plan:
             "predicted": asdict(self.predicted),
             "memory": asdict(self.memory),
             "refusal": None if self.refusal is None else asdict(self.refusal),
-        } | ({} if self.drafter is None else {"drafter": asdict(self.drafter)})
+        } | more
 
     def to_json(self) -> str:
         """`as_dict` as compact JSON, for the wire."""
@@ -205,6 +216,7 @@ class Plan:
                 memory=MemorySummary(**{key: _checked(value, int) for key, value in data["memory"].items()}),
                 refusal=_refusal(data["refusal"]),
                 drafter=_drafter(data.get("drafter")),
+                chunk_tokens=_chunk(data.get("prefill_chunk", PREFILL_CHUNK_TOKENS)),
             )
         except KeyError as error:
             raise ValueError(f"a plan needs the key {error.args[0]}") from None
@@ -238,6 +250,13 @@ def _drafter(data: Any) -> DraftPart | None:
     if data is None:
         return None
     return DraftPart(**{key: _checked(data[key], str if key in ("model", "node") else int) for key in data})
+
+
+def _chunk(data: Any) -> int:
+    tokens: int = _checked(data, int)
+    if tokens < 1:
+        raise ValueError(f"prefill_chunk = {tokens} must be at least 1")
+    return tokens
 
 
 def _checked(value: Any, kind: type) -> Any:

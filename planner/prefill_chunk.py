@@ -1,17 +1,24 @@
 """How many tokens of a prompt go in one frame, where the cluster file does not say. Pure.
 
-While no answer is written, that is as many as the plan reserves memory for. While some are, a frame of theirs
-waits behind a chunk on every stage: then chunks are as small as the gap between two tokens asks, but not so
-small that their products waste what a device can do.
+While no answer is written, that is what the plan reserves memory for: more than PREFILL_CHUNK_TOKENS where
+the cost model has a first token come sooner for it and the plan's stages have room, less where nothing fits
+otherwise. While some are, a frame of theirs waits behind a chunk on every stage: then chunks are as small as
+the gap between two tokens asks, but not so small that their products waste what a device can do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from planner.cost import CostModel, Stage
 from planner.kv_profile import PREFILL_CHUNK_TOKENS
 from planner.plan import Plan
+
+LARGER = (1024, 2048)  # tokens; mlx-lm reads a prompt in chunks of 2048
+SMALLER = (256, 128)  # where nothing fits with more
+LEAST_TOKENS = min(SMALLER)
+TIE = 0.02  # a first token so much sooner is not worth the scratch of a larger chunk, nor its longer pauses
 
 MIN_CHUNK = 64  # tokens; products of fewer rows are hardly faster
 GAP_FACTOR = 2.0  # a prompt may make the gap between two tokens of an answer so many times as long ...
@@ -30,13 +37,45 @@ class PromptChunks:
             raise ValueError(f"shared = {self.shared} must be from 1 to alone = {self.alone}")
 
 
+def with_chunk(cost: CostModel, tokens: int, prompt: int = 0) -> CostModel:
+    """The same cluster for chunks of so many tokens; prompt: of a prompt of so many, see Workload."""
+    work = replace(cost.work, chunk_tokens=tokens, prompt=prompt)
+    return CostModel(cost.model, cost.nodes, cost.links, work)
+
+
+def knows_speeds(cost: CostModel, stages: Sequence[Stage]) -> bool:
+    """Whether each stage's node was measured or has a known chip: a floor says nothing of chunks."""
+    nodes = (cost.nodes[stage.index] for stage in stages)
+    return all(node.measured is not None or node.figures.is_known for node in nodes)
+
+
+def choose_alone(rings: Mapping[int, tuple[CostModel, Sequence[Stage]]]) -> int:
+    """Of the chunks that fit, each with its cost model and stages, the one for a prompt that is alone.
+
+    The smallest that brings the first token within TIE of the soonest: of the prompt that the objective
+    uses, and among those for which that is so, of one as long as the context.
+    """
+    soon = _near_least({n: cost.ttft_ms(stages) for n, (cost, stages) in rings.items()})
+    late = {}
+    for tokens in soon:
+        cost, stages = rings[tokens]
+        late[tokens] = with_chunk(cost, tokens, cost.work.context).ttft_ms(stages)
+    return min(_near_least(late))
+
+
+def _near_least(times_ms: Mapping[int, float]) -> list[int]:
+    """Those whose time is within TIE of the least."""
+    least_ms = min(times_ms.values())
+    return [tokens for tokens, ms in times_ms.items() if ms <= (1 + TIE) * least_ms]
+
+
 def choose_chunks(cost: CostModel, plan: Plan) -> PromptChunks:
     """The chunks of the ring that `plan` makes of the nodes of `cost`.
 
     alone: what is planned for. shared: the largest of it, its half, its quarter ... down to MIN_CHUNK that
     keeps the gap between two tokens below GAP_FACTOR times that without a prompt, or below GAP_MS.
     """
-    alone = tokens = cost.work.chunk_tokens
+    alone = tokens = plan.chunk_tokens
     while tokens // 2 >= MIN_CHUNK and gap_ms(cost, plan, tokens) > gap_limit_ms(plan):
         tokens //= 2
     return PromptChunks(alone, tokens)
@@ -48,7 +87,7 @@ def gap_ms(cost: CostModel, plan: Plan, tokens: int) -> float:
     All answers share a frame, and it comes round once the chunks before it are through the slowest stage.
     """
     index = {node.rank: i for i, node in enumerate(cost.nodes)}
-    chunked = CostModel(cost.model, cost.nodes, cost.links, replace(cost.work, chunk_tokens=tokens))
+    chunked = with_chunk(cost, tokens)
     stages = [Stage(index[part.rank], part.start, part.stop) for part in plan.assignments]
     chunk_ms = max(chunked.chunk_ms(stage.index, stage.start, stage.stop) for stage in stages)
     num_chunks = min(plan.frames_in_flight - 1, len(stages) + 1)

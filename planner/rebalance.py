@@ -142,9 +142,11 @@ class _Price:
     links: list[Link]
     options: PlanOptions
 
-    def cost(self, factors: Mapping[int, float] | None = None) -> CostModel:
-        nodes = measured_nodes(self.planned.nodes, self.found, factors)
-        return CostModel(self.planned.model, nodes, self.links, self.options.work)
+    def cost(self, factors: Mapping[int, float] | None = None, chunk_tokens: int = 0) -> CostModel:
+        """chunk_tokens: of a plan, which count where its first token does."""
+        nodes, work = measured_nodes(self.planned.nodes, self.found, factors), self.options.work
+        work = replace(work, chunk_tokens=chunk_tokens or work.chunk_tokens)
+        return CostModel(self.planned.model, nodes, self.links, work)
 
     def plan(self, nodes: Sequence[NodeProfile], **options: Any) -> Plan | Refusal:
         return make_plan(self.planned.model, nodes, self.links, replace(self.options, **options))
@@ -174,12 +176,14 @@ class _Price:
             if stages and stages[0].stop - stages[0].start > MAX_GROWTH * (one.stop - one.start):
                 worst[one.rank] = max(worst[one.rank], median_factor(cost.nodes, self.found, one.rank))
         luckiest = {one.rank: one.high if less[one.rank] else one.low for one in self.found}
-        return self._gain_by(worst, before, after), self._gain_by(luckiest, before, after)
+        rings = (before, old.chunk_tokens), (after, new.chunk_tokens)
+        return self._gain_by(worst, *rings), self._gain_by(luckiest, *rings)
 
-    def _gain_by(self, factors: Mapping[int, float], before: list[Stage], after: list[Stage]) -> float:
-        cost = self.cost(factors)
+    def _gain_by(self, factors: Mapping[int, float], *rings: tuple[list[Stage], int]) -> float:
+        """rings: before and after, with the tokens of their chunks."""
         objective = self.options.objective
-        return _ring_ms(cost, before, objective) / _ring_ms(cost, after, objective) - 1
+        before, after = (_ring_ms(self.cost(factors, n), stages, objective) for stages, n in rings)
+        return before / after - 1
 
 
 def _own_ms(cost: CostModel, stages: Sequence[Stage], index: int) -> float:

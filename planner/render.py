@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planner.bars import PLAIN, Look, single, stacked
+from planner.kv_profile import PREFILL_CHUNK_TOKENS
 from planner.node_profile import NodeProfile
 from planner.plan import Plan, Refusal
 from planner.refusal import gb
@@ -59,6 +60,7 @@ def render_plan(
             *_bars(plan, look),
             "",
             promise,
+            *chunk_lines(plan),
             memory,
             *drafter_lines(plan),
             *_notes(nodes, {part.rank for part in plan.assignments}),
@@ -66,6 +68,13 @@ def render_plan(
             *notes,
         ]
     )
+
+
+def chunk_lines(plan: Plan) -> list[str]:
+    """In which chunks a prompt is read, where not in the usual ones."""
+    if plan.chunk_tokens == PREFILL_CHUNK_TOKENS:
+        return []
+    return [f"prompts: read in chunks of {plan.chunk_tokens} tokens"]
 
 
 def drafter_lines(plan: Plan) -> list[str]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from planner.cost import CostModel, Link, Stage
 from planner.draft_bytes import advise_without, drafter_on, refuse_drafter, without_drafter
+from planner.fitting import do_fit
 from planner.forced import check_forced
 from planner.kv_profile import PREFILL_CHUNK_TOKENS
 from planner.model_profile import ModelProfile
@@ -21,6 +22,7 @@ from planner.named import balanced, proportional
 from planner.node_profile import NodeProfile
 from planner.optimal import BestRing, RingSearch
 from planner.plan import Assignment, MemorySummary, Plan, Predicted, Refusal
+from planner.prefill_chunk import LARGER, LEAST_TOKENS, SMALLER, choose_alone, knows_speeds, with_chunk
 from planner.refusal import explain
 from planner.workload import Workload
 
@@ -48,7 +50,7 @@ class PlanOptions:
     keeps_order: bool = False  # stages stand in the order of the nodes
     is_even: bool = True  # of equally good plans, one whose slowest stage is faster
     is_forced: bool = False  # where nothing fits, take what exceeds its budgets by the least
-    chunk_tokens: int = PREFILL_CHUNK_TOKENS  # of a prompt in one frame, at most
+    chunk_tokens: int | None = PREFILL_CHUNK_TOKENS  # of a prompt in one frame, at most; None: chosen
 
     def __post_init__(self) -> None:
         _ = self.work
@@ -59,8 +61,28 @@ class PlanOptions:
 
     @property
     def work(self) -> Workload:
-        """What the ring is asked to do."""
-        return Workload(self.context, self.concurrency, self.rows, self.max_rows, self.chunk_tokens)
+        """What the ring is asked to do; of a chunk that is chosen, with the usual one."""
+        tokens = PREFILL_CHUNK_TOKENS if self.chunk_tokens is None else self.chunk_tokens
+        return Workload(self.context, self.concurrency, self.rows, self.max_rows, tokens)
+
+    @property
+    def chunks_to_search(self) -> tuple[int, ...]:
+        """With the first of them for which any shards fit, shards are searched."""
+        return (PREFILL_CHUNK_TOKENS, *SMALLER) if self.chunk_tokens is None else (self.chunk_tokens,)
+
+    def searched(self, result: Plan | Refusal | None) -> PlanOptions:
+        """The options with the chunk for which `result` was searched; the least one where that is no plan.
+
+        For the objective ttft it is the plan's own. For the others a chunk only takes memory, and where it
+        is larger than usual, it takes what the shards left.
+        """
+        if self.chunk_tokens is not None:
+            return self
+        if not isinstance(result, Plan):
+            return replace(self, chunk_tokens=LEAST_TOKENS)
+        tokens = result.chunk_tokens
+        is_first = result.objective == "ttft" and result.strategy == "optimal"
+        return replace(self, chunk_tokens=tokens if is_first else min(tokens, PREFILL_CHUNK_TOKENS))
 
 
 def make_plan(
@@ -108,11 +130,16 @@ def _shared_plan(
 def _one_plan(
     model: ModelProfile, nodes: Sequence[NodeProfile], links: Sequence[Link], options: PlanOptions
 ) -> Plan | Refusal:
-    cost = CostModel(model, nodes, links, options.work)
-    rings = rings_of(cost, options)
-    best = best_ring_of(rings, options.strategy, options.objective, is_even=options.is_even)
+    for tokens in options.chunks_to_search:
+        cost = CostModel(model, nodes, links, replace(options.work, chunk_tokens=tokens))
+        rings = rings_of(cost, options)
+        best = best_ring_of(rings, options.strategy, options.objective, is_even=options.is_even)
+        if best is not None:
+            break
     refusal = None
-    if best is None:
+    if best is not None:
+        cost, best = at_best_chunk(cost, best, options)
+    else:
         refusal = explain(
             cost,
             rings.least_overflow(),
@@ -154,6 +181,29 @@ def best_ring_of(
     return BestRing(stages) if stages else None
 
 
+def at_best_chunk(cost: CostModel, best: BestRing, options: PlanOptions) -> tuple[CostModel, BestRing]:
+    """A ring, found with the chunk of `cost`, with the chunk that the options leave open.
+
+    Larger ones count where they fit. They change no shards: with a larger chunk fewer shards fit, and the
+    best of all that fit with the usual one are still the best. But where the first token is the objective,
+    each chunk has a best ring of its own.
+    """
+    usual = cost.work.chunk_tokens
+    is_open = options.chunk_tokens is None and usual == PREFILL_CHUNK_TOKENS
+    if not is_open or not knows_speeds(cost, best.stages):
+        return cost, best
+    found = {usual: (cost, best)}
+    for tokens in LARGER:
+        larger = with_chunk(cost, tokens)
+        ring = best if do_fit(larger, best.stages) else None
+        is_timed = larger.work.mean_chunk_tokens != cost.work.mean_chunk_tokens
+        if is_timed and options.objective == "ttft" and options.strategy == "optimal":
+            ring = best_ring_of(rings_of(larger, options), "optimal", "ttft", is_even=options.is_even)
+        if ring is not None and knows_speeds(larger, ring.stages):
+            found[tokens] = larger, ring
+    return found[choose_alone({n: (made, ring.stages) for n, (made, ring) in found.items()})]
+
+
 def predict(cost: CostModel, stages: Sequence[Stage]) -> Predicted:
     """How fast a ring is."""
     return Predicted(
@@ -190,6 +240,7 @@ def _as_plan(cost: CostModel, stages: Sequence[Stage], options: PlanOptions) -> 
         predicted=predict(cost, stages),
         memory=MemorySummary(full_bytes, largest_bytes, full_bytes - largest_bytes),
         drafter=drafter_on(cost.nodes),
+        chunk_tokens=cost.work.chunk_tokens,
     )
 
 

@@ -138,6 +138,7 @@ def explain_plan(
     is_quick: bool = False,
 ) -> Why:
     """Why `plan`, which `make_plan` made of the same values. is_quick: no more than is told in short."""
+    options = options.searched(plan)
     cost = CostModel(model, nodes, links, options.work)
     index = {node.rank: i for i, node in enumerate(nodes)}
     stages = [Stage(index[part.rank], part.start, part.stop) for part in plan.assignments]
@@ -191,7 +192,7 @@ def explain_refusal(
     checkpoint: Checkpoint | None = None,
 ) -> list[Remedy]:
     """What would make fit what `make_plan` refused, the least loss first."""
-    cost = CostModel(model, nodes, (), options.work)
+    cost = CostModel(model, nodes, (), options.searched(None).work)
     stages = rings_of(cost, options).least_overflow()
     return remedies(Fitting(cost, options.legal_cuts, stages, options.keeps_order), checkpoint)
 

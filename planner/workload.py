@@ -17,6 +17,7 @@ class Workload:
     rows: int = 1  # requests whose tokens one frame carries together, as the search takes it
     max_rows: int = 1  # that one frame may carry: above `rows`, a ring's throughput is that of its even share
     chunk_tokens: int = PREFILL_CHUNK_TOKENS  # of a prompt in one frame, at most
+    prompt: int = 0  # tokens of the prompt that prefill is timed with; 0: min(2048, context / 2)
 
     def __post_init__(self) -> None:
         for key in ("context", "concurrency", "rows", "max_rows", "chunk_tokens"):
@@ -40,7 +41,7 @@ class Workload:
     @property
     def prompt_tokens(self) -> int:
         """The prompt that prefill is timed with."""
-        return max(1, min(2048, self.context // 2))
+        return self.prompt or max(1, min(2048, self.context // 2))
 
     @property
     def num_chunks(self) -> int:

@@ -73,16 +73,16 @@ def planned(tmp_path: Path, model: Path, **values: object) -> Planning:
 
 
 def test_what_the_file_says_is_what_a_frame_carries_and_what_is_reserved(tmp_path: Path, model: Path) -> None:
-    small, default, large = (
-        planned(tmp_path, model, **({} if tokens is None else {"prefill_chunk": tokens}))
-        for tokens in (48, None, 2048)
+    small, usual, large = (
+        planned(tmp_path, model, prefill_chunk=tokens)
+        for tokens in (48, 512, 2048)
     )
     assert small.chunks == PromptChunks(48, 48)
     assert large.chunks == PromptChunks(2048, 2048)
-    assert default.chunks.alone == 512
+    assert usual.chunks.alone == 512
     scratch = [
         sum(part.activation_bytes for part in planning.plan.assignments)
-        for planning in (small, default, large)
+        for planning in (small, usual, large)
         if planning.plan is not None
     ]
     assert scratch == sorted(set(scratch))
