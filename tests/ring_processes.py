@@ -57,6 +57,7 @@ class RingProcesses:
         env: Mapping[str, str | None] | None = None,
         env_of: Mapping[int, Mapping[str, str | None]] | None = None,
         memory_gb: float = 16,
+        chip: str | None = None,
         devices: Sequence[str | None] | None = None,
         silence_timeout_s: float = PATIENT_S,
         **config: Any,
@@ -75,6 +76,7 @@ class RingProcesses:
                 "host": "127.0.0.1",
                 "port": port,
                 "memory_gb": memory_gb,
+                "chip": chip,
             }
             if owned is not None:
                 node["layers"] = f"{owned[0]}:{owned[1]}"

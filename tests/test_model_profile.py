@@ -90,6 +90,31 @@ def test_scratch_covers_a_prefill_chunk_on_this_cpu(tmp_path: Path, arch: str, n
     assert used_bytes <= 1.05 * allowed_bytes
 
 
+@pytest.mark.parametrize("chunk", [128, 1024, pytest.param(2048, marks=pytest.mark.long)])
+@pytest.mark.parametrize("arch", ["llama", "gemma3_text", "gpt_oss"])
+def test_bytes_hold_for_chunks_of_another_size(tmp_path: Path, arch: str, chunk: int) -> None:
+    """Caches to the byte, windows with a chunk on top among them; and the peak, which scratch covers."""
+    folder = write_checkpoint(arch, tmp_path, num_layers=NUM_LAYERS)
+    node = make_node(0, "n", "h", memory_bytes=8 * GB, chip="AMD EPYC")
+    cost = CostModel(read_model_profile(folder), [node], (), Workload(2 * chunk, 1, chunk_tokens=chunk))
+    model, _ = load_model(folder)
+    caches = make_prompt_cache(model)
+    old_limit = mx.set_cache_limit(0)
+    try:
+        before_bytes = mx.get_active_memory()
+        mx.reset_peak_memory()
+        for _ in range(2):
+            logits = model(mx.zeros((1, chunk), mx.int32), cache=caches)
+            mx.eval(logits, [cache.state for cache in caches])
+            del logits
+        used_bytes = mx.get_peak_memory() - before_bytes
+    finally:
+        mx.set_cache_limit(old_limit)
+    kv_bytes = cost.kv_bytes(0, NUM_LAYERS)
+    assert sum(map(cache_bytes, caches)) == pytest.approx(kv_bytes, rel=0.03)
+    assert used_bytes <= 1.05 * (kv_bytes + cost.activation_bytes(0, 0, NUM_LAYERS))
+
+
 def test_caches_grow_by_256_tokens(tmp_path: Path) -> None:
     profile = read_model_profile(write_checkpoint("llama", tmp_path, num_layers=3))
     layer = profile.layers[0].cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -11,17 +12,210 @@ import pytest
 from cluster.config import load_config
 from cluster.planning import Planning, plan_cluster
 from cluster.ring_limits import MAX_ROWS, RingLimits
+from planner.compare import compare
 from planner.cost import CostModel
-from planner.plan import Plan
-from planner.prefill_chunk import MIN_CHUNK, PromptChunks, choose_chunks, gap_limit_ms, gap_ms
-from planner.solver import PlanOptions, make_plan
+from planner.fitting import do_fit
+from planner.model_profile import ModelProfile
+from planner.plan import Plan, Refusal
+from planner.planned_from import PlannedFrom
+from planner.prefill_chunk import (
+    LARGER,
+    LEAST_TOKENS,
+    MIN_CHUNK,
+    SMALLER,
+    TIE,
+    PromptChunks,
+    choose_chunks,
+    gap_limit_ms,
+    gap_ms,
+    with_chunk,
+)
+from planner.render import render_plan
+from planner.solver import OBJECTIVES, PlanOptions, make_plan
+from planner.why import explain_plan, explain_refusal
 from planner.workload import Workload
 from shard_loader.cut_proof import NO_ROWS, RowProof
 from tests.fake_models import GB, llama_config, llama_tensors, made_up_model, node, write_model
 from tests.node_process import write_cluster
-from tests.random_clusters import random_case
+from tests.random_clusters import random_case, stages_of
 
 KNOWN = {"memory_gb": 16, "chip": "Apple M4"}
+USUAL = 512
+FAST = "NVIDIA H200"  # launches count for much of its time
+
+
+def wide(layers: int = 8, layer_bytes: int = GB // 8) -> ModelProfile:
+    """A model whose scratch grows with the chunk."""
+    return made_up_model([layer_bytes] * layers, hidden_size=4096, vocab_size=50_000, head_bytes=GB // 4)
+
+
+def case(seed: int) -> CostModel:
+    """A random cluster on which scratch matters, of chips that are fast or slow."""
+    rng = random.Random(seed)
+    cost = random_case(rng, 7, 4)
+    model = replace(cost.model, hidden_size=rng.choice([64, 4096, 8192]), vocab_size=rng.choice([8, 100_000]))
+    chip = rng.choice([FAST, None])
+    nodes = [
+        n if chip is None else replace(n, chip=chip, gpu_cores=None, device="cuda", measured=None)
+        for n in cost.nodes
+    ]
+    return CostModel(model, nodes, cost.links, cost.work)
+
+
+def plan_of(cost: CostModel, tokens: int | None, objective: str = "latency") -> Plan | Refusal:
+    options = PlanOptions(cost.work.context, cost.work.concurrency, objective=objective, chunk_tokens=tokens)
+    return make_plan(cost.model, cost.nodes, cost.links, options)
+
+
+def shards(plan: Plan) -> list[tuple[int, int, int]]:
+    return [(part.rank, part.start, part.stop) for part in plan.assignments]
+
+
+@pytest.mark.parametrize("objective", ["latency", "throughput"])
+def test_of_all_chunks_that_fit_the_same_shards_the_smallest_soon_enough_is_taken(objective: str) -> None:
+    found = []
+    for seed in range(80):
+        cost = case(seed)
+        plan, usual = plan_of(cost, None, objective), plan_of(cost, USUAL, objective)
+        if not isinstance(usual, Plan):
+            continue
+        assert isinstance(plan, Plan)
+        assert shards(plan) == shards(usual)
+        assert plan.digest == usual.digest  # no window among them: what nodes hold is the same
+        soon, late = {}, {}
+        for tokens in (USUAL, *LARGER):
+            other, stages = with_chunk(cost, tokens), stages_of(usual, cost)
+            if do_fit(other, stages):
+                soon[tokens] = other.ttft_ms(stages)
+                late[tokens] = with_chunk(cost, tokens, cost.work.context).ttft_ms(stages)
+        chosen = plan.chunk_tokens
+        assert plan.predicted.ttft_s * 1e3 == pytest.approx(soon[chosen])
+        assert soon[chosen] <= (1 + TIE) * min(soon.values())
+        near = [tokens for tokens in soon if soon[tokens] <= (1 + TIE) * min(soon.values())]
+        least_ms = min(late[tokens] for tokens in near)
+        assert chosen in near
+        assert all(late[n] > (1 + TIE) * least_ms for n in near if n < chosen)
+        assert all(part.over_bytes == 0 for part in plan.assignments)
+        found.append(chosen)
+    assert set(found) == {USUAL, *LARGER}
+
+
+def test_for_the_first_token_each_chunk_has_the_best_ring_of_its_own() -> None:
+    found = []
+    for seed in range(60):
+        cost = case(seed)
+        plan = plan_of(cost, None, "ttft")
+        others = {tokens: plan_of(cost, tokens, "ttft") for tokens in (USUAL, *LARGER)}
+        best = {n: other.predicted.ttft_s for n, other in others.items() if isinstance(other, Plan)}
+        if USUAL not in best:
+            continue
+        assert isinstance(plan, Plan)
+        chosen = others[plan.chunk_tokens]
+        assert isinstance(chosen, Plan)
+        assert plan.predicted.ttft_s == pytest.approx(chosen.predicted.ttft_s)
+        assert plan.predicted.ttft_s <= (1 + TIE) * min(best.values()) * (1 + 1e-9)
+        found.append(plan.chunk_tokens)
+    assert set(found) == {USUAL, *LARGER}
+
+
+def test_what_fits_with_a_small_chunk_alone_is_not_refused() -> None:
+    found = set()
+    for seed in range(150):
+        cost = case(seed)
+        plan = plan_of(cost, None)
+        fitting = [n for n in (USUAL, *SMALLER) if isinstance(plan_of(cost, n), Plan)]
+        if isinstance(plan, Plan):
+            assert plan.chunk_tokens == fitting[0] or fitting[0] == USUAL < plan.chunk_tokens
+            found.add(fitting[0])
+        else:
+            assert not fitting
+            least = plan_of(cost, LEAST_TOKENS)
+            assert plan == least
+            found.add(0)
+    assert found >= {0, USUAL}
+    assert found & set(SMALLER)
+
+
+def test_a_budget_that_shrinks_takes_smaller_chunks_and_is_refused_at_last() -> None:
+    model = wide()
+    cost = CostModel(model, [node(0, 64, FAST)], (), Workload(8192, 1))
+    needs = {n: with_chunk(cost, n).need_bytes(0, 0, model.num_layers) for n in (*SMALLER, USUAL, *LARGER)}
+    assert sorted(needs.values()) == [needs[n] for n in sorted(needs)]
+    for tokens in sorted(needs):
+        for spare, expected in ((0, tokens), (-1, max((n for n in needs if n < tokens), default=None))):
+            held = replace(node(0, 64, FAST), reserve_bytes=0, ceiling_bytes=needs[tokens] + spare)
+            plan = make_plan(model, [held], (), PlanOptions(8192, chunk_tokens=None))
+            if expected is None:
+                assert isinstance(plan, Refusal)
+                assert plan.missing_bytes == 1
+                options = PlanOptions(8192, chunk_tokens=None)
+                assert [r.kind for r in explain_refusal(model, [held], options)]
+            else:
+                assert isinstance(plan, Plan)
+                assert plan.chunk_tokens == expected
+                assert plan.assignments[0].need_bytes == needs[expected] <= held.budget_bytes
+
+
+@pytest.mark.parametrize(
+    ("chip", "num", "expected"),
+    [
+        (FAST, 1, 2048),
+        (FAST, 5, USUAL),  # five stages wait for less
+        ("Apple M4", 1, USUAL),  # arithmetic binds it: 2048 would gain less than TIE
+        ("Apple M4", 5, USUAL),
+        ("NVIDIA Nobody Knows", 1, USUAL),
+        (None, 1, USUAL),
+    ],
+)
+def test_a_chip_has_the_chunk_that_is_worth_it(chip: str | None, num: int, expected: int) -> None:
+    model = wide(30, GB // 4)
+    nodes = [
+        replace(node(i, 64, chip or "Apple M4"), chip=chip, layers=(6 * i, 6 * i + 6) if num > 1 else None)
+        for i in range(num)
+    ]
+    plan = make_plan(model, nodes, (), PlanOptions(8192, chunk_tokens=None))
+    assert isinstance(plan, Plan)
+    assert len(plan.assignments) == num
+    assert plan.chunk_tokens == expected
+
+
+def test_a_number_of_the_user_is_taken_as_it_is() -> None:
+    plan = make_plan(wide(), [node(0, 64, FAST)], (), PlanOptions(8192, chunk_tokens=700))
+    assert isinstance(plan, Plan)
+    assert plan.chunk_tokens == 700
+
+
+def test_what_is_told_of_a_plan_counts_its_chunk() -> None:
+    model, nodes = wide(), [node(i, 64, FAST) for i in range(2)]
+    for objective in OBJECTIVES:
+        options = PlanOptions(8192, objective=objective, chunk_tokens=None)
+        plan = make_plan(model, nodes, (), options)
+        assert isinstance(plan, Plan)
+        assert plan.chunk_tokens > USUAL
+        assert Plan.from_json(plan.to_json()) == plan
+        assert plan.as_dict()["prefill_chunk"] == plan.chunk_tokens
+        assert f"read in chunks of {plan.chunk_tokens} tokens" in render_plan(plan, nodes)
+        rows = compare(plan, model, nodes, (), options, is_quick=False)
+        by_objective = {row.objective: row.predicted for row in rows if row.strategy == "optimal"}
+        for other in OBJECTIVES:
+            same = make_plan(model, nodes, (), replace(options, objective=other))
+            assert isinstance(same, Plan)
+            assert by_objective[other] == same.predicted
+        assert explain_plan(plan, model, nodes, (), options).reasons
+        made_from = PlannedFrom(model, tuple(nodes), (), options)
+        assert PlannedFrom.from_plain(json.loads(made_from.to_json())) == made_from
+
+
+def test_the_head_runs_the_chunk_of_its_plan(tmp_path: Path, model: Path) -> None:
+    planning = planned(tmp_path, model)
+    assert planning.plan is not None
+    assert planning.plan.chunk_tokens > USUAL  # launches are most of what so small a model takes
+    assert planning.chunks.alone == planning.plan.chunk_tokens
+    limits = RingLimits(planning.plan, planning.model, NO_ROWS, planning.chunks).limits([])
+    assert limits.prefill_chunk == planning.plan.chunk_tokens
+    predicted = planning.predicted[0].activation_bytes
+    usual = planned(tmp_path, model, prefill_chunk=USUAL)
+    assert predicted == planning.plan.assignments[0].activation_bytes > usual.predicted[0].activation_bytes
 
 
 def test_a_chunk_keeps_the_gap_within_its_limit_and_twice_as_many_tokens_would_not() -> None:
@@ -73,10 +267,7 @@ def planned(tmp_path: Path, model: Path, **values: object) -> Planning:
 
 
 def test_what_the_file_says_is_what_a_frame_carries_and_what_is_reserved(tmp_path: Path, model: Path) -> None:
-    small, usual, large = (
-        planned(tmp_path, model, prefill_chunk=tokens)
-        for tokens in (48, 512, 2048)
-    )
+    small, usual, large = (planned(tmp_path, model, prefill_chunk=tokens) for tokens in (48, 512, 2048))
     assert small.chunks == PromptChunks(48, 48)
     assert large.chunks == PromptChunks(2048, 2048)
     assert usual.chunks.alone == 512
