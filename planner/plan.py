@@ -168,13 +168,7 @@ class Plan:
         return tuple(part.start for part in self.assignments[1:])
 
     def as_dict(self) -> dict[str, Any]:
-        """The object that `plan-dry-run --json` prints.
-
-        `drafter` is in it where there is a draft model, `prefill_chunk` where that is not 512.
-        """
-        more: dict[str, Any] = {} if self.drafter is None else {"drafter": asdict(self.drafter)}
-        if self.chunk_tokens != PREFILL_CHUNK_TOKENS:
-            more["prefill_chunk"] = self.chunk_tokens
+        """The object that `plan-dry-run --json` prints; `drafter` is in it where there is a draft model."""
         return {
             "model": self.model,
             "digest": self.digest,
@@ -189,11 +183,13 @@ class Plan:
             "predicted": asdict(self.predicted),
             "memory": asdict(self.memory),
             "refusal": None if self.refusal is None else asdict(self.refusal),
-        } | more
+        } | ({} if self.drafter is None else {"drafter": asdict(self.drafter)})
 
     def to_json(self) -> str:
-        """`as_dict` as compact JSON, for the wire."""
-        return json.dumps(self.as_dict(), separators=(",", ":"))
+        """`as_dict` as compact JSON, for the wire; and `prefill_chunk` where that is not the usual one."""
+        is_usual = self.chunk_tokens == PREFILL_CHUNK_TOKENS
+        chunk = {} if is_usual else {"prefill_chunk": self.chunk_tokens}
+        return json.dumps(self.as_dict() | chunk, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Plan:

@@ -193,7 +193,7 @@ def test_what_is_told_of_a_plan_counts_its_chunk() -> None:
         assert isinstance(plan, Plan)
         assert plan.chunk_tokens > USUAL
         assert Plan.from_json(plan.to_json()) == plan
-        assert plan.as_dict()["prefill_chunk"] == plan.chunk_tokens
+        assert json.loads(plan.to_json())["prefill_chunk"] == plan.chunk_tokens
         assert f"read in chunks of {plan.chunk_tokens} tokens" in render_plan(plan, nodes)
         rows = compare(plan, model, nodes, (), options, is_quick=False)
         by_objective = {row.objective: row.predicted for row in rows if row.strategy == "optimal"}
