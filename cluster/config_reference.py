@@ -51,7 +51,7 @@ KEYS: dict[str, Key] = {
     ),
     "prefill_chunk": Key(
         "tokens of a prompt in one frame; memory for so many is planned ([batching.md](batching.md))",
-        "automatic: 512, fewer while answers are written",
+        "automatic: from the plan, fewer while answers are written",
     ),
     "strategy": Key("how layers are shared out: [planning.md](planning.md)", '"optimal"'),
     "objective": Key("what `optimal` makes best: [cost_model.md](cost_model.md)", '"latency"'),
