@@ -103,20 +103,25 @@ def test_a_bad_schema_is_refused_before_anything_runs(refusing: Served, path: st
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("fields", "param", "message"),
     [
         (
             {"guided_regex": "a", "guided_choice": ["a"]},
+            "guided_choice",
             "guided_regex and guided_choice exclude each other.",
         ),
         (
             {"response_format": {"type": "json_object"}, "min_tokens": 3},
+            "min_tokens",
             "min_tokens: with a grammar (response_format) it must be 0, for that says where an answer ends",
         ),
     ],
 )
-def test_what_contradicts_itself_is_refused(refusing: Served, fields: dict[str, Any], message: str) -> None:
-    assert refusing.error(chat_body(**fields), path=CHAT)["message"] == message
+def test_what_contradicts_itself_is_refused(
+    refusing: Served, fields: dict[str, Any], param: str, message: str
+) -> None:
+    error = refusing.error(chat_body(**fields), path=CHAT)
+    assert (error["message"], error["param"], error["code"]) == (message, param, "invalid_value")
 
 
 def test_a_schema_that_would_crash_the_library_is_refused(refusing: Served) -> None:

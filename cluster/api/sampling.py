@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from cluster.api.errors import bad_request
 from cluster.api.schema import ChatBody, CompletionBody, GenerateBody
+from cluster.sampling_values import validate
 from proto import ring_pb2
 
 _MASK64 = (1 << 64) - 1
@@ -74,6 +75,14 @@ def read_sampling(
     sampling.logprobs, sampling.top_logprobs = _logprobs(body)
     sampling.prompt_logprobs = isinstance(body, CompletionBody) and bool(body.echo) and sampling.logprobs
     return sampling
+
+
+def check_sampling(sampling: ring_pb2.Sampling, vocab_size: int) -> None:
+    """What the head would refuse, by the name of its field; raises ApiError."""
+    try:
+        validate(sampling, vocab_size)
+    except ValueError as error:
+        raise bad_request(str(error), str(error).partition(":")[0], "invalid_value") from None
 
 
 def with_seed(sampling: ring_pb2.Sampling, choice: int) -> ring_pb2.Sampling:

@@ -19,7 +19,7 @@ from cluster.api.grammar_checker import GrammarChecker
 from cluster.api.head_client import HeadClient
 from cluster.api.metrics import Metrics
 from cluster.api.prompt import Limits, Prompt, answer_tokens, check_answers, read_prompts
-from cluster.api.sampling import SamplingDefaults, read_sampling, with_seed
+from cluster.api.sampling import SamplingDefaults, check_sampling, read_sampling, with_seed
 from cluster.api.schema import ChatBody, CompletionBody, GenerateBody, parse_body
 from cluster.api.shape import AnswerOptions, Shape
 from cluster.api.structure import read_structure, refused
@@ -229,6 +229,7 @@ class Service:
         check_answers(len(prompts), body.n or 1, limits)
         sampling = read_sampling(body, self._defaults, eos_ids, limits.vocab_size)
         sampling.grammar = grammar
+        check_sampling(sampling, limits.vocab_size)
         answer_id = prefix + uuid.uuid4().hex
         requests: list[head_pb2.GenerateRequest] = []
         repeated: list[Prompt] = []
@@ -266,6 +267,7 @@ class Service:
             min_tokens=body.min_tokens or 0,
             skip_special=body.skip_special_tokens is not False,
             keeps_tokens=options.has_token_ids or options.has_logprobs,
+            shows_reasoning=not isinstance(body, ChatBody) or body.include_reasoning is not False,
             make_reader=prompts[0].make_reader,
             shown_ids=prompts[0].shown_ids,
             is_scored=sampling.prompt_logprobs,
