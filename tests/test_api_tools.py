@@ -88,6 +88,22 @@ def test_a_whole_answer(qwen: Served) -> None:
 
 
 @long
+@pytest.mark.parametrize("fields", [{}, {"include_reasoning": False}, {"n": 2}])
+def test_tokens_of_reasoning_are_counted(qwen: Served, fields: dict[str, Any]) -> None:
+    body = {"messages": HI, "tools": TOOLS, **fields}
+    details = {"reasoning_tokens": len("hm") * fields.get("n", 1)}
+    told = qwen.post(CHAT, body)
+    assert told["usage"]["completion_tokens_details"] == details
+    assert told["choices"][0]["message"].get("reasoning_content") == (
+        None if "include_reasoning" in fields else "hm"
+    )
+    *_, last, done = qwen.events(CHAT, body | {"stream_options": {"include_usage": True}})
+    assert (last["usage"]["completion_tokens_details"], done) == (details, "[DONE]")
+    qwen.ring.text = b"Hello."
+    assert qwen.post(CHAT, body)["usage"]["completion_tokens_details"] == {"reasoning_tokens": 0}
+
+
+@long
 def test_a_streamed_answer(qwen: Served) -> None:
     stream = qwen.openai.chat.completions.create(
         **FIELDS, stream=True, stream_options={"include_usage": True}

@@ -133,6 +133,22 @@ def test_responses(qwen: Served, chat_prompts: list[str]) -> None:
     assert last.output_text == "Rain."
 
 
+def test_logprobs_are_those_of_the_text(qwen: Served) -> None:
+    fields: Any = {"model": "tiny", "input": HI, "tools": RESPONSES_TOOLS}
+    fields["include"] = ["message.output_text.logprobs"]
+    whole = qwen.openai.responses.create(**fields)
+    reasoning, said, *calls = whole.output
+    assert (reasoning.type, len(calls)) == ("reasoning", 2)
+    assert said.type == "message"
+    assert said.content[0].type == "output_text"
+    assert "".join(entry.token for entry in said.content[0].logprobs or ()) == "Let me see."
+    with qwen.openai.responses.stream(**fields) as stream:
+        deltas = [event for event in stream if event.type == "response.output_text.delta"]
+        streamed: Any = stream.get_final_response().output[1]
+    assert "".join(entry.token for event in deltas for entry in event.logprobs) == "Let me see."
+    assert streamed.content[0].logprobs == said.content[0].logprobs
+
+
 def test_thinking_can_be_switched(qwen: Served, anthropic: Any) -> None:
     qwen.ring.text = b"Hello."
     fields: Any = {"model": "tiny", "max_tokens": 400, "messages": HI}

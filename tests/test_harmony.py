@@ -28,7 +28,6 @@ def read(text: str, *, is_cut: bool = False, size: int = 0, **fields: Any) -> li
 def test_reasoning_and_answer() -> None:
     for size in (0, 1, 5):
         assert Message.of(read(THOUGHT + SAID, size=size)) == Message("Hello <b>.", "User asks.")
-    assert Message.of(read(THOUGHT + SAID, shows_reasoning=False)) == Message("Hello <b>.")
     assert Message.of(read("lo <b>.", is_continued=True)) == Message("lo <b>.")
 
 

@@ -28,11 +28,11 @@ TOLD = {"id": "resp_1", "object": "response", "model": "tiny", "store": False, "
 
 
 def shape() -> ResponsesShape:
-    return ResponsesShape(TOLD, len)
+    return ResponsesShape(TOLD)
 
 
 def whole(parts: list[Part], finish_reason: str) -> dict[str, Any]:
-    return shape().whole([Prompt([1] * 7)], [(Delta(parts=parts), finish_reason)], Usage(7, 20))
+    return shape().whole([Prompt([1] * 7)], [(Delta(parts=parts), finish_reason)], Usage(7, 20, 0, 11))
 
 
 def streamed(parts: list[Part], finish_reason: str) -> list[dict[str, Any]]:
@@ -40,7 +40,7 @@ def streamed(parts: list[Part], finish_reason: str) -> list[dict[str, Any]]:
     writer = shape()
     text = writer.opening(0, Prompt([1] * 7))
     text += "".join(writer.delta(0, Delta(parts=[part])) for part in parts)
-    text += writer.closing(0, finish_reason, "") + writer.end(Usage(7, 20)).decode()
+    text += writer.closing(0, finish_reason, "") + writer.end(Usage(7, 20, 0, 11)).decode()
     return events(text)
 
 
@@ -80,7 +80,7 @@ def test_whole_response() -> None:
         "input_tokens": 7,
         "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
         "output_tokens": 20,
-        "output_tokens_details": {"reasoning_tokens": len("Let me see.")},
+        "output_tokens_details": {"reasoning_tokens": 11},
         "total_tokens": 27,
     }
 

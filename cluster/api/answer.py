@@ -140,6 +140,7 @@ class Answer:
                     if delta.parts is not None:
                         total.parts = total.parts or []
                         total.parts += delta.parts
+                    total.text_tokens += delta.text_tokens
                     total.prompt += delta.prompt
                     total.prompt_offsets += delta.prompt_offsets
                     total.tokens += delta.tokens
@@ -207,6 +208,7 @@ class Answer:
             self._job.num_prompt_tokens,
             sum(choice.num_tokens for choice in self._choices),
             self._cached_tokens(),
+            sum(choice.num_reasoning_tokens for choice in self._choices),
         )
 
     def _cached_tokens(self) -> int:

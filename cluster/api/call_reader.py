@@ -21,15 +21,25 @@ _NUM_ID_CHARS = 24
 
 
 class CallReader:
-    """The text that follows a family's start marker. `feed` until `rest` is not None, or `finish`."""
+    """The text that follows a family's start marker. `feed` until `rest` is not None, or `finish`.
 
-    def __init__(self, family: ToolFamily, tools: Sequence[Mapping[str, Any]], num_calls: int = 0) -> None:
+    `num_read` characters of the answer stand before it.
+    """
+
+    def __init__(
+        self,
+        family: ToolFamily,
+        tools: Sequence[Mapping[str, Any]],
+        num_calls: int = 0,
+        num_read: int = 0,
+    ) -> None:
         self.num_calls = num_calls  # of the whole answer so far
         self.rest: str | None = None  # what follows the end marker
         self._family = family
         self._tools = tools
         self._num_before = num_calls
         self._held = ""  # not decided yet
+        self.num_read = num_read  # characters before it, or before `rest`
         self._open: OpenCall | None = None
 
     def feed(self, text: str) -> list[Part]:
@@ -43,7 +53,8 @@ class CallReader:
     def finish(self, *, is_cut: bool = False) -> list[Part]:
         """The answer ended within the block. A call that was cut is never taken for a whole one."""
         parts: list[Part] = []
-        held, self._held, self.rest = self._held, "", ""
+        held, self.rest = self._held, ""
+        self._drop(len(held))
         if self._open is None:
             self._parse(held, parts, may_be_whole=not is_cut or not self._family.end)
             return parts
@@ -53,6 +64,11 @@ class CallReader:
         parts.append(CallEnd(self.num_calls - 1, not (is_cut or self._open.is_broken)))
         return parts
 
+    def _drop(self, size: int) -> None:
+        """So much of what is held was read."""
+        self._held = self._held[size:]
+        self.num_read += size
+
     @property
     def _is_after_call(self) -> bool:
         return self.num_calls > self._num_before
@@ -61,7 +77,7 @@ class CallReader:
         """Passes arguments on; False where the text is used up."""
         assert self._open is not None
         piece, size = self._open.take(self._held)
-        self._held = self._held[size:]
+        self._drop(size)
         if piece:
             parts.append(CallArguments(self.num_calls - 1, piece))
         if not self._open.is_over:
@@ -87,12 +103,13 @@ class CallReader:
                 return self._begin_open(head, call, parts)
         if place >= 0:
             block, self.rest = self._held[:place], self._held[place + len(end) :]
+            self._drop(place + len(end))
             self._held = ""
             self._parse(block, parts, end)
         return False
 
     def _begin_open(self, head: re.Match[str], call: OpenCall, parts: list[Part]) -> bool:
-        self._held = self._held[head.end() :]
+        self._drop(head.end())
         self._begin(head["name"], head.groupdict().get("id"), parts)
         self._open = call
         return True
@@ -114,7 +131,9 @@ class CallReader:
             parts.append(CallArguments(self.num_calls - 1, call.arguments))
             parts.append(CallEnd(self.num_calls - 1))
         if not calls:
-            parts.append(Content(block if self._is_after_call else self._family.start + block + end))
+            before = "" if self._is_after_call else self._family.start
+            text = before + block + ("" if self._is_after_call else end)
+            parts.append(Content(text, self.num_read - len(before + block + end)))
 
     def _begin(self, name: str, own_id: str | None, parts: list[Part]) -> None:
         parts.append(CallStart(self.num_calls, own_id or self._new_id(), name))

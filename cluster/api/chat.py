@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from cluster.api.choice import Delta, finite
+from cluster.api.choice import Delta
+from cluster.api.logprobs import TokenLogprobs
 from cluster.api.parts import CallArguments, CallEnd, CallStart, Content, Message, Reasoning
 from cluster.api.prompt import Prompt
-from cluster.api.shape import ChunkShape, Usage, quote
-from proto import ring_pb2
+from cluster.api.shape import AnswerOptions, ChunkShape, Usage, quote
+from cluster.tokenizer import Tokenizer
 
 
 class ChatShape(ChunkShape):
@@ -17,6 +18,12 @@ class ChatShape(ChunkShape):
 
     object_name = "chat.completion"
     chunk_object = "chat.completion.chunk"
+
+    def __init__(
+        self, answer_id: str, created_s: int, model: str, options: AnswerOptions, tokenizer: Tokenizer
+    ) -> None:
+        super().__init__(answer_id, created_s, model, options, tokenizer)
+        self._token_logprobs = TokenLogprobs(tokenizer, options.num_top)
 
     def opening(self, index: int, prompt: Prompt) -> str:
         ids = f', "prompt_token_ids": {prompt.tokens}' if self._options.has_token_ids else ""
@@ -70,18 +77,11 @@ class ChatShape(ChunkShape):
         return {"message": message}
 
     def _logprobs(self, delta: Delta) -> dict[str, Any]:
-        return {"content": [self._token(token) for token in delta.tokens], "refusal": None}
+        return {"content": self._token_logprobs.entries(delta.tokens), "refusal": None}
 
-    def _token(self, token: ring_pb2.SampledToken) -> dict[str, Any]:
-        top = [self._entry(other.id, other.logprob) for other in token.top[: self._options.num_top]]
-        return self._entry(token.id, token.logprob) | {"top_logprobs": top}
-
-    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
-        return {
-            "token": self._token_text(token),
-            "logprob": finite(logprob),
-            "bytes": list(self._tokenizer.piece(token)),
-        }
+    def _usage(self, usage: Usage) -> dict[str, Any]:
+        details = {"reasoning_tokens": usage.reasoning_tokens}
+        return super()._usage(usage) | {"completion_tokens_details": details}
 
 
 def _delta(part: Content | Reasoning | CallStart | CallArguments) -> str:

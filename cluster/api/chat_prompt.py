@@ -31,9 +31,7 @@ def read_chat(body: ChatBody, tokenizer: Tokenizer, syntax: ModelSyntax, limits:
     if not tokens:
         raise bad_request("messages make an empty prompt.", "messages", "empty_prompt")
     begun = messages[-1]["content"] if body.continue_final_message else None
-    make_reader, shown_ids = syntax.reading(
-        use, begun=begun, prompt=tokens, shows_reasoning=body.include_reasoning is not False
-    )
+    make_reader, shown_ids = syntax.reading(use, begun=begun, prompt=tokens)
     grammar, field = chat_grammar(body, use, syntax, prompt=tokens, begun=begun)
     return Prompt(tokens, make_reader=make_reader, shown_ids=shown_ids, grammar=grammar, grammar_field=field)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from cluster.api.parts import Content, Part, PartReader
+from cluster.api.part_tokens import PartTokens
+from cluster.api.parts import Content, Part, PartReader, Reasoning
 from cluster.api.stop import StopFilter
 from cluster.tokenizer import Tokenizer
 from proto import head_pb2, ring_pb2
@@ -24,6 +25,7 @@ class TextOptions:
     min_tokens: int = 0
     skip_special: bool = True
     keeps_tokens: bool = False  # ids or log-probabilities go to the client
+    shows_reasoning: bool = True
     make_reader: Callable[[], PartReader] | None = None  # of an answer with reasoning or tool calls
     shown_ids: frozenset[int] = frozenset()  # special tokens that the reader wants to see
     is_scored: bool = False  # the answer begins with the prompt, and how probable its tokens were
@@ -41,12 +43,13 @@ class Delta:
     prompt_offsets: list[int] = field(default_factory=list)
     stop_string: str = ""  # the client's own that ended a whole answer
     parts: list[Part] | None = None  # what the text means; None: all of it is content
+    text_tokens: list[ring_pb2.SampledToken] = field(default_factory=list)  # which bear it then
 
     def as_parts(self) -> list[Part]:
         """The parts of an answer, whether or not it has a reader."""
         if self.parts is not None:
             return self.parts
-        return [Content(self.text)] if self.text else []
+        return [Content(self.text, tokens=tuple(self.text_tokens))] if self.text else []
 
 
 class Choice:
@@ -58,11 +61,14 @@ class Choice:
         "_kept",
         "_num_chars",
         "_num_echo_chars",
+        "_num_taken_chars",
         "_options",
+        "_part_tokens",
         "_reader",
         "_stop",
         "finish_reason",
         "index",
+        "num_reasoning_tokens",
         "num_tokens",
     )
 
@@ -72,6 +78,7 @@ class Choice:
         self.index = index
         self.finish_reason = ""
         self.num_tokens = 0
+        self.num_reasoning_tokens = 0
         self._options = options
         self._reader = options.make_reader() if options.make_reader is not None else None
         self._detokenizer = tokenizer.detokenizer(
@@ -80,8 +87,9 @@ class Choice:
         self._stop = (
             StopFilter(options.stops, is_included=options.is_stop_included) if options.stops else None
         )
+        self._part_tokens = PartTokens() if self._reader is not None or options.keeps_tokens else None
         self._kept = Delta()
-        self._num_chars = num_echoed
+        self._num_chars = self._num_taken_chars = num_echoed
         self._echo = tokenizer.detokenizer([], skip_special=False) if options.is_scored else None
         self._num_echo_chars = 0
         if options.is_scored:
@@ -120,7 +128,7 @@ class Choice:
         return self._take(text) if text or (self._kept.tokens and self._stop is None) else None
 
     def _read(self, reader: PartReader, text: str) -> Delta | None:
-        parts = reader.feed(text)
+        parts = self._with_tokens(reader.feed(text))
         if reader.is_over:
             self.finish_reason = "tool_calls"
         if not parts and not self.finish_reason and (not self._kept.tokens or self._stop is not None):
@@ -130,7 +138,7 @@ class Choice:
     def _end(self, text: str, *, is_cut: bool) -> Delta:
         if self._reader is None:
             return self._take(text)
-        parts = self._reader.feed(text) + self._reader.finish(is_cut=is_cut)
+        parts = self._with_tokens(self._reader.feed(text) + self._reader.finish(is_cut=is_cut))
         if self._reader.num_calls and self.finish_reason == "stop":
             self.finish_reason = "tool_calls"
         return self._take(text, parts)
@@ -140,10 +148,12 @@ class Choice:
         self.num_tokens += 1
         is_shown = token.id not in options.stop_ids or options.is_stop_included
         text = self._detokenizer.add(token.id) if is_shown else ""
+        if self._part_tokens is not None and is_shown:
+            self._part_tokens.add(token, self._num_chars)
         if options.keeps_tokens:
             self._kept.tokens.append(token)
             self._kept.offsets.append(self._num_chars)
-            self._num_chars += len(text)
+        self._num_chars += len(text)
         return self._filtered(text)
 
     def _score(self, token: ring_pb2.SampledToken) -> None:
@@ -158,9 +168,30 @@ class Choice:
             return text
         return self._stop.push(text)
 
+    def _with_tokens(self, parts: list[Part]) -> list[Part]:
+        """Those that are shown, content with the tokens that bear it; those of reasoning are counted."""
+        assert self._part_tokens is not None
+        shown: list[Part] = []
+        for part in parts:
+            if not isinstance(part, Content | Reasoning):
+                shown.append(part)
+                continue
+            taken = self._part_tokens.take(part.start, part.start + len(part.text))
+            if isinstance(part, Content):
+                shown.append(replace(part, tokens=tuple(taken)) if self._options.keeps_tokens else part)
+                continue
+            self.num_reasoning_tokens += len(taken)
+            if self._options.shows_reasoning:
+                shown.append(part)
+        return shown
+
     def _take(self, text: str, parts: list[Part] | None = None) -> Delta:
         kept, self._kept = self._kept, Delta()
         kept.text, kept.parts = text, parts
+        if parts is None and self._part_tokens is not None:
+            start = self._num_taken_chars
+            self._num_taken_chars += len(text)
+            kept.text_tokens = self._part_tokens.take(start, self._num_taken_chars)
         return kept
 
 

@@ -34,6 +34,9 @@ class CompletionShape(ChunkShape):
     def closing(self, index: int, finish_reason: str, stop_string: str) -> str:
         return self._chunk(index, f'"text": "", "logprobs": null, "finish_reason": "{finish_reason}"')
 
+    def _token_text(self, token: int) -> str:
+        return self._tokenizer.piece(token).decode("utf-8", "replace")
+
     def _content(self, prompt: Prompt, delta: Delta) -> dict[str, Any]:
         return {"text": prompt.echo + delta.text}
 

@@ -12,6 +12,7 @@ from cluster.api import messages_prompt, responses_prompt
 from cluster.api.answer import Answer, Job
 from cluster.api.dialect import renamed
 from cluster.api.errors import bad_request
+from cluster.api.logprobs import TokenLogprobs
 from cluster.api.messages import MessagesShape
 from cluster.api.messages_body import MessagesBody, MessagesChat
 from cluster.api.responses import ResponsesShape
@@ -66,7 +67,8 @@ class Dialects:
         def shape(job: Job, tokenizer: Tokenizer) -> ResponsesShape:
             model = self._service.served_id(body.model)
             told = _told(body, job.requests[0].request_id, model)
-            return ResponsesShape(told, lambda text: len(tokenizer.encode(text, add_special_tokens=False)))
+            logprobs = TokenLogprobs(tokenizer, body.top_logprobs or 0) if body.has_logprobs else None
+            return ResponsesShape(told, logprobs)
 
         with renamed(_RESPONSES_NAMES):
             return await self._service.answer_chat(self._responses_chat(body), len(raw), "resp_", shape)
@@ -111,6 +113,7 @@ def _told(body: ResponsesBody, answer_id: str, model: str) -> dict[str, Any]:
         "text": {"format": text_format or {"type": "text"}},
         "tool_choice": "auto" if body.tool_choice is None else body.tool_choice,
         "tools": body.tools or [],
+        "top_logprobs": body.top_logprobs or 0,
         "top_p": body.top_p,
         "truncation": "disabled",
     }

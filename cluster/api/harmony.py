@@ -28,15 +28,14 @@ class HarmonyReader:
         has_tools: bool = False,
         is_continued: bool = False,
         max_calls: int | None = None,
-        shows_reasoning: bool = True,
     ) -> None:
         self.num_calls = 0
         self.is_over = False
         self._has_tools = has_tools
         self._max_calls = max_calls
-        self._shows_reasoning = shows_reasoning
         self._kind: type[Content | Reasoning | CallArguments] | None = Content if is_continued else None
         self._held = ""  # a header, or what may begin a marker
+        self._num_read = 0  # characters before it
 
     def feed(self, text: str) -> list[Part]:
         """The parts that are certain now."""
@@ -52,7 +51,7 @@ class HarmonyReader:
         """What was held back; a header that nothing followed is dropped."""
         parts: list[Part] = []
         if self._kind is not None and not self.is_over:
-            self._show(self._held, parts)
+            self._show(len(self._held), parts)
             self._end(parts, is_complete=not is_cut)
         self._held = ""
         return parts
@@ -61,6 +60,7 @@ class HarmonyReader:
         header, found, rest = self._held.partition(_BODY)
         if not found:
             return False
+        self._num_read += len(header) + len(_BODY)
         self._held = rest
         channel, function = _CHANNEL.search(header), _FUNCTION.search(header)
         if function is not None and self._has_tools:
@@ -78,24 +78,28 @@ class HarmonyReader:
         places = [(place, end) for end in _ENDS if (place := self._held.find(end)) >= 0]
         if not places:
             keep = num_held(self._held, _ENDS)
-            self._show(self._held[: len(self._held) - keep], parts)
-            self._held = self._held[len(self._held) - keep :]
+            self._show(len(self._held) - keep, parts)
             return False
         place, end = min(places)
-        self._show(self._held[:place], parts)
-        self._held = self._held[place + len(end) :]
+        self._show(place, parts)
+        self._held = self._held[len(end) :]
+        self._num_read += len(end)
         self._end(parts)
         return True
 
-    def _show(self, text: str, parts: list[Part]) -> None:
+    def _show(self, size: int, parts: list[Part]) -> None:
+        """So much of what is held."""
+        text, start = self._held[:size], self._num_read
+        self._held = self._held[size:]
+        self._num_read += size
         if not text:
             return
         if self._kind is CallArguments:
             parts.append(CallArguments(self.num_calls - 1, text))
         elif self._kind is Content:
-            parts.append(Content(text))
-        elif self._shows_reasoning:
-            parts.append(Reasoning(text))
+            parts.append(Content(text, start))
+        else:
+            parts.append(Reasoning(text, start))
 
     def _end(self, parts: list[Part], *, is_complete: bool = True) -> None:
         if self._kind is CallArguments:

@@ -55,7 +55,6 @@ class MessageReader:
         tools: Sequence[Mapping[str, Any]] = (),
         is_reasoning: bool = False,
         max_calls: int | None = None,
-        shows_reasoning: bool = True,
     ) -> None:
         self.num_calls = 0
         self.is_over = False  # there are as many calls as were asked for: no part follows
@@ -63,10 +62,10 @@ class MessageReader:
         self._family = syntax.family if tools else None
         self._tools = tools
         self._max_calls = max_calls
-        self._shows_reasoning = shows_reasoning
         self._state = State.REASONING if is_reasoning else syntax.initial
         self._edges = {state: _edges(syntax, self._family, state) for state in State}
         self._held = ""  # may be the beginning of a marker
+        self._num_read = 0  # characters before it
         self._space = ""  # dropped unless text of the same part follows
         self._has_content = self._has_reasoning = False
         self._reader: CallReader | None = None
@@ -87,9 +86,9 @@ class MessageReader:
         if self._reader is not None:
             self._add_calls(self._reader.finish(is_cut=is_cut), parts)
             return parts
-        self._show(self._held, parts)
+        self._show(len(self._held), parts)
         if self._state is State.CONTENT and self._space and self._is_begun:
-            parts.append(Content(self._space))
+            parts.append(Content(self._space, self._num_read - len(self._space)))
         self._held = self._space = ""
         return parts
 
@@ -100,7 +99,7 @@ class MessageReader:
         self._add_calls(self._reader.feed(text), parts)
         if self._reader.rest is None:
             return False
-        self._held, self._reader = self._reader.rest, None
+        self._held, self._num_read, self._reader = self._reader.rest, self._reader.num_read, None
         self._state = State.CONTENT
         return True
 
@@ -124,17 +123,17 @@ class MessageReader:
         ]
         if not found:
             keep = num_held(held, (marker for marker, _ in edges))
-            self._show(held[: len(held) - keep], parts)
-            self._held = held[len(held) - keep :]
+            self._show(len(held) - keep, parts)
             return False
         place, _, marker, state = min(found, key=lambda match: match[:2])
-        self._show(held[:place], parts)
-        self._held = held[place + len(marker) :]
+        self._show(place, parts)
+        self._held = self._held[len(marker) :]
+        self._num_read += len(marker)
         self._space = ""
         self._state = state
         if state is State.CALL:
             assert self._family is not None
-            self._reader = CallReader(self._family, self._tools, self.num_calls)
+            self._reader = CallReader(self._family, self._tools, self.num_calls, self._num_read)
         return True
 
     def _is_marker(self, marker: str, before: str) -> bool:
@@ -154,23 +153,26 @@ class MessageReader:
             return self._has_reasoning
         return self._has_content or not (self._has_reasoning or self.num_calls)
 
-    def _show(self, text: str, parts: list[Part]) -> None:
+    def _show(self, size: int, parts: list[Part]) -> None:
+        """So much of what is held."""
+        text = self._space + self._held[:size]
+        self._held = self._held[size:]
+        self._num_read += size
         if self._state is State.HEADER:
             return
-        text = self._space + text
         if not self._is_begun:
             text = text.lstrip()
+        start = self._num_read - len(text)
         shown = text.rstrip()
         self._space = text[len(shown) :]
         if not shown:
             return
         if self._state is State.REASONING:
             self._has_reasoning = True
-            if self._shows_reasoning:
-                parts.append(Reasoning(shown))
+            parts.append(Reasoning(shown, start))
         else:
             self._has_content = True
-            parts.append(Content(shown))
+            parts.append(Content(shown, start))
 
 
 def _edges(syntax: Syntax, family: ToolFamily | None, state: State) -> tuple[tuple[str, State], ...]:

@@ -9,12 +9,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from proto import ring_pb2
+
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """Text for the user."""
+    """Text for the user. `tokens` bear it, where log-probabilities are asked for."""
 
     text: str
+    start: int = field(default=0, compare=False)  # characters of the answer before it, markers and all
+    tokens: tuple[ring_pb2.SampledToken, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,7 @@ class Reasoning:
     """What the model thinks before it answers."""
 
     text: str
+    start: int = field(default=0, compare=False)  # as Content's
 
 
 @dataclass(frozen=True, slots=True)

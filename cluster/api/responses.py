@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cluster.api.choice import Delta
 from cluster.api.errors import ApiError
+from cluster.api.logprobs import TokenLogprobs
 from cluster.api.parts import CallArguments, CallEnd, CallStart, Content, Part, Reasoning
 from cluster.api.prompt import Prompt
 from cluster.api.shape import Shape, Usage
@@ -25,14 +26,16 @@ _ITEM_IDS = {"message": "msg_", "reasoning": "rs_", "function_call": "fc_"}
 class ResponsesShape(Shape):
     """One response of items: reasoning, message, function_call. An item ends where the next one begins.
 
-    `response` is what the response says of its request; `count_tokens` is for the reasoning's share.
+    `response` is what the response says of its request; `logprobs`, where they are asked for, tells those of
+    the text's tokens.
     """
 
-    def __init__(self, response: Mapping[str, Any], count_tokens: Callable[[str], int]) -> None:
+    def __init__(self, response: Mapping[str, Any], logprobs: TokenLogprobs | None = None) -> None:
         self._response = response
-        self._count_tokens = count_tokens
+        self._token_logprobs = logprobs
         self._items: list[dict[str, Any]] = []
         self._pieces: list[str] = []  # of the open item
+        self._logprobs: list[dict[str, Any]] = []  # likewise
         self._is_open = False
         self._num_events = 0
         self._is_cut = False
@@ -71,13 +74,12 @@ class ResponsesShape(Shape):
         response = self._told("incomplete" if self._is_cut else "completed")
         if self._is_cut:
             response["incomplete_details"] = {"reason": "max_output_tokens"}
-        reasoning = [item["content"][0]["text"] for item in self._items if item["type"] == "reasoning"]
         return response | {
             "usage": {
                 "input_tokens": usage.prompt_tokens,
                 "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
                 "output_tokens": usage.completion_tokens,
-                "output_tokens_details": {"reasoning_tokens": sum(map(self._count_tokens, reasoning))},
+                "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
                 "total_tokens": usage.prompt_tokens + usage.completion_tokens,
             }
         }
@@ -90,7 +92,9 @@ class ResponsesShape(Shape):
         match part:
             case Content(text):
                 began = self._in("message", {"role": "assistant", "content": []})
-                return began + self._grow(text, logprobs=[])
+                logprobs = self._token_logprobs.entries(part.tokens) if self._token_logprobs else []
+                self._logprobs += logprobs
+                return began + self._grow(text, logprobs=logprobs)
             case Reasoning(text):
                 return self._in("reasoning", {"summary": [], "content": []}) + self._grow(text)
             case CallStart(_, call_id, name):
@@ -108,7 +112,7 @@ class ResponsesShape(Shape):
             return ""
         began = self._close() + self._begin(kind, fields)
         return began + self._event(
-            "response.content_part.added", **self._place, content_index=0, part=_text_part(kind, "")
+            "response.content_part.added", **self._place, content_index=0, part=_text_part(kind, "", [])
         )
 
     def _begin(self, kind: str, fields: dict[str, Any]) -> str:
@@ -138,9 +142,10 @@ class ResponsesShape(Shape):
             item["arguments"] = text
             done = self._event(f"{_ARGUMENTS}.done", **place, name=item["name"], arguments=text)
         else:
-            part = _text_part(kind, text)
+            logprobs, self._logprobs = self._logprobs, []
+            part = _text_part(kind, text, logprobs)
             item["content"] = [part]
-            more: dict[str, Any] = {"logprobs": []} if kind == "message" else {}
+            more: dict[str, Any] = {"logprobs": logprobs} if kind == "message" else {}
             done = self._event(f"{_PARTS[kind][1]}.done", **place, content_index=0, text=text, **more)
             done += self._event("response.content_part.done", **place, content_index=0, part=part)
         return done + self._event("response.output_item.done", output_index=len(self._items) - 1, item=item)
@@ -151,6 +156,6 @@ class ResponsesShape(Shape):
         return f"event: {kind}\ndata: {json.dumps(content)}\n\n"
 
 
-def _text_part(kind: str, text: str) -> dict[str, Any]:
-    more: dict[str, Any] = {"annotations": [], "logprobs": []} if kind == "message" else {}
+def _text_part(kind: str, text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
+    more: dict[str, Any] = {"annotations": [], "logprobs": logprobs} if kind == "message" else {}
     return {"type": _PARTS[kind][0], "text": text, **more}

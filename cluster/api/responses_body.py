@@ -8,10 +8,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.api.errors import bad_request
-from cluster.api.schema import Priority, RequestBody, StreamOptions
+from cluster.api.schema import MAX_TOP_LOGPROBS, Priority, RequestBody, StreamOptions
 
-# What a client may ask to be included, where this server has nothing of the kind to include.
-_INCLUDABLE = ("reasoning.encrypted_content",)
+LOGPROBS = "message.output_text.logprobs"
+# What a client may ask to be included; of the second this server has nothing to include.
+_INCLUDABLE = (LOGPROBS, "reasoning.encrypted_content")
 # Each would make the answer depend on what a server keeps.
 _STORED = ("previous_response_id", "conversation", "prompt")
 
@@ -47,7 +48,6 @@ class ResponsesBody(RequestBody):
         "background": (False,),
         "context_management": ([],),
         "max_tool_calls": (),
-        "top_logprobs": (0,),
         "truncation": ("disabled",),
     }
 
@@ -59,6 +59,7 @@ class ResponsesBody(RequestBody):
     reasoning: ReasoningConfig | None = None
     text: TextConfig | None = None
     include: list[str] | None = None
+    top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None  # where they are included
     metadata: dict[str, Any] | None = None  # sent back
     previous_response_id: Any = None
     conversation: Any = None
@@ -72,6 +73,11 @@ class ResponsesBody(RequestBody):
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**64)] = None
     chat_template_kwargs: dict[str, Any] | None = None
     priority: Priority = None
+
+    @property
+    def has_logprobs(self) -> bool:
+        """Whether the answer's text comes with log-probabilities."""
+        return LOGPROBS in (self.include or ())
 
     def check(self) -> None:
         """What pydantic does not say; raises ApiError."""

@@ -53,6 +53,8 @@ def to_chat(body: ResponsesBody, mentions: Mentions) -> dict[str, Any]:
         "parallel_tool_calls": body.parallel_tool_calls,
         "chat_template_kwargs": body.chat_template_kwargs,
     }
+    if body.has_logprobs:  # top_logprobs alone gives none, as at OpenAI
+        chat |= {"logprobs": True, "top_logprobs": body.top_logprobs}
     if body.tools:
         chat["tools"] = [_tool(tool, f"tools[{i}]") for i, tool in enumerate(items(body.tools, "tools"))]
     if body.tool_choice is not None:

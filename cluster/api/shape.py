@@ -21,6 +21,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0  # of the prompt's, not read again
+    reasoning_tokens: int = 0  # of the completion's
 
     def content(self) -> dict[str, Any]:
         return {
@@ -113,14 +114,17 @@ class ChunkShape(Shape):
                 choice["prompt_token_ids"] = prompt.tokens
                 choice["token_ids"] = [token.id for token in delta.tokens]
             choices.append(choice)
-        return self._head | {"object": self.object_name, "choices": choices, "usage": usage.content()}
+        return self._head | {"object": self.object_name, "choices": choices, "usage": self._usage(usage)}
 
     def end(self, usage: Usage) -> bytes:
         """A stream's last bytes: the usage, where stream_options.include_usage asked for it."""
         if not self._options.has_usage:
             return DONE
-        chunk = self._head | {"choices": [], "usage": usage.content()}
+        chunk = self._head | {"choices": [], "usage": self._usage(usage)}
         return b"data: " + json.dumps(chunk).encode() + b"\n\n" + DONE
+
+    def _usage(self, usage: Usage) -> dict[str, Any]:
+        return usage.content()
 
     def _chunk(self, index: int, fields: str) -> str:
         """One event; `fields` is JSON that follows the choice's index."""
@@ -130,9 +134,6 @@ class ChunkShape(Shape):
         if not self._options.has_token_ids:
             return ""
         return f', "token_ids": {[token.id for token in delta.tokens]}'
-
-    def _token_text(self, token: int) -> str:
-        return self._tokenizer.piece(token).decode("utf-8", "replace")
 
 
 def quote(text: str) -> str:

@@ -74,9 +74,7 @@ class ModelSyntax:
         """The text that an answer follows, as far as it says whether reasoning has begun."""
         return self._tokenizer.decode(prompt[-_TAIL_TOKENS:]) if begun is None else begun
 
-    def reading(
-        self, use: ToolUse, prompt: Sequence[int], *, begun: str | None = None, shows_reasoning: bool = True
-    ) -> Reading:
+    def reading(self, use: ToolUse, prompt: Sequence[int], *, begun: str | None = None) -> Reading:
         """What makes a reader of answers to `prompt`, or None, and the special tokens that it must see.
 
         `begun` is the answer's beginning, where the prompt ends with it.
@@ -88,7 +86,6 @@ class ModelSyntax:
                 has_tools=bool(use.tools),
                 is_continued=begun is not None,
                 max_calls=max_calls,
-                shows_reasoning=shows_reasoning,
             )
             return make, self._harmony_ids
         syntax = self._with_tools if use.tools else self._without_tools
@@ -103,7 +100,6 @@ class ModelSyntax:
             tools=use.tools,
             is_reasoning=is_reasoning,
             max_calls=max_calls,
-            shows_reasoning=shows_reasoning,
         )
         return make, self._shown[syntax]
 
