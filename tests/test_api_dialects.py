@@ -146,6 +146,44 @@ def test_a_tool_that_must_be_used(served: Served) -> None:
     assert "then" in named
 
 
+MARK = {"cache_control": {"type": "ephemeral"}}
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", MESSAGES, RESPONSES])
+def test_marks_of_a_cache_change_no_token(served: Served, path: str) -> None:
+    def prompt(mark: dict[str, Any], said: dict[str, Any]) -> list[int]:
+        schema = {"type": "object", "properties": {}}
+        kind = "input_text" if path == RESPONSES else "text"
+        content = [{"type": kind, "text": "hi", **mark}]
+        answer = [{"type": "output_text" if path == RESPONSES else "text", "text": "ho", **said}]
+        messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+        messages.append({"role": "user", "content": content})
+        tool: dict[str, Any]
+        if path == MESSAGES:
+            tool = {"name": "now", "input_schema": schema}
+            fields: dict[str, Any] = {"messages": messages, "system": content, "max_tokens": 5, **mark}
+        elif path == RESPONSES:
+            tool = {"type": "function", "name": "now", "parameters": schema}
+            fields = {"input": messages}
+        else:
+            tool = {"type": "function", "function": {"name": "now", "parameters": schema}}
+            fields = {"messages": [message | mark for message in messages], **mark}
+        served.post(path, {**fields, "tools": [tool | mark]})
+        return served.ring.prompts[served.ring.last.session]
+
+    cited = MARK | {"citations": [{"type": "char_location", "cited_text": "x"}]}
+    assert prompt(MARK, cited) == prompt({}, {})
+
+
+def test_a_refusal_is_what_the_assistant_said(served: Served) -> None:
+    for part in ({"type": "text", "text": "no"}, {"type": "refusal", "refusal": "no"}):
+        served.post(
+            "/v1/chat/completions", {"messages": [*HI, {"role": "assistant", "content": [part]}, *HI]}
+        )
+    first, second = (served.ring.prompts[spec.session] for spec in served.ring.opened)
+    assert first == second
+
+
 # -- Responses ----------------------------------------------------------------------------------------
 
 

@@ -175,6 +175,9 @@ def test_what_cannot_change_a_token_is_accepted(served: Served) -> None:
         "service_tier": "flex",
         "safety_identifier": "x",
         "prompt_cache_key": "x",
+        "prompt_cache_options": {"ttl": "30m"},
+        "cache_control": {"type": "ephemeral"},
+        "moderation": {"model": "omni"},
         "parallel_tool_calls": True,
         "n": 1,
         "presence_penalty": 0,
@@ -321,6 +324,21 @@ def test_as_many_answers_as_run_and_queue_are_served(served: Served) -> None:
             "a part of type 'image_url' is not supported; only text parts are.",
         ),
         ([{"role": "user", "content": ["x"]}], "messages[0].content[0]", "a part is not supported"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "x", "mood": "bad"}]}],
+            "messages[0].content[0].mood",
+            "messages[0].content[0].mood is not supported.",
+        ),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": 5}]}],
+            "messages[0].content[0].text",
+            "messages[0].content[0].text must be a text.",
+        ),
+        (
+            [{"role": "user", "content": [{"type": "refusal", "refusal": "no"}]}],
+            "messages[0].content[0]",
+            "a part of type 'refusal' is not supported; only text parts are.",
+        ),
         ([{"role": "user", "content": "x", "mood": "bad"}], "messages[0].mood", "is not supported."),
         (
             [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}],

@@ -207,9 +207,9 @@ def test_what_changes_no_token_is_accepted() -> None:
             "what may stand here is text, thinking, tool_use.",
         ),
         (
-            {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "citations": [1]}]}]},
-            "messages[0].content[0].citations",
-            "messages[0].content[0].citations is not supported.",
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "mood": [1]}]}]},
+            "messages[0].content[0].mood",
+            "messages[0].content[0].mood is not supported.",
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "text"}]}]},

@@ -165,9 +165,9 @@ def test_what_changes_no_token_is_accepted() -> None:
         ({"background": True}, "background", "background is not supported with the value true."),
         ({"truncation": "auto"}, "truncation", 'truncation is not supported with the value "auto".'),
         (
-            {"include": ["message.output_text.logprobs"]},
+            {"include": ["file_search_call.results"]},
             "include[0]",
-            "include[0]: 'message.output_text.logprobs' is not supported.",
+            "include[0]: 'file_search_call.results' is not supported.",
         ),
         ({"input": None}, "input", "input is missing."),
         ({"input": []}, "input", "input is empty."),

@@ -31,6 +31,12 @@ def test_tools_get_parameters() -> None:
     assert g == {"type": "function", "function": {"name": "g", "strict": True, "parameters": NO_PARAMETERS}}
 
 
+def test_marks_of_a_cache_are_not_told() -> None:
+    marks = {"cache_control": {"type": "ephemeral"}, "prompt_cache_breakpoint": {"mode": "explicit"}}
+    marked = F | marks | {"function": F["function"] | marks}
+    assert read_tools([marked], None, None) == read_tools([F], None, None)
+
+
 def test_choices() -> None:
     assert read_tools(None, None, None) == read_tools([], "auto", True) == read_tools([F], "none", None)
     assert not read_tools([F], "auto", None).must_call

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from cluster.api.dialect import CACHE_MARKS, UNREAD, refuse_others, string
 from cluster.api.errors import bad_request
 from cluster.api.schema import ROLES
 from cluster.tokenizer import Tokenizer
 
 # Of a message an assistant once sent, these come back empty from OpenAI's client.
-_EMPTY_FIELDS = ("refusal", "annotations", "audio", "function_call", "tool_calls")
+_EMPTY_FIELDS = ("refusal", "audio", "function_call", "tool_calls")
 _TEMPLATE_FIELDS = ("name", "reasoning", "reasoning_content")
-_CALL_FIELDS = ("id", "type", "function", "index")
+_CALL_FIELDS = ("id", "type", "function", "index", *CACHE_MARKS)
 
 
 def read_messages(given: Any, tokenizer: Tokenizer) -> list[dict[str, Any]]:
@@ -39,11 +40,11 @@ def _read_message(message: Any, place: str, tokenizer: Tokenizer) -> dict[str, A
         read["role"] = "system"
     calls = message.get("tool_calls") if role == "assistant" else None
     content = message.get("content")
-    read["content"] = "" if calls and content is None else _read_content(content, f"{place}.content")
+    read["content"] = "" if calls and content is None else _read_content(content, f"{place}.content", role)
     if calls:
         read["tool_calls"] = _read_calls(calls, f"{place}.tool_calls")
     for name, value in message.items():
-        if name in ("role", "content") or value is None or (name == "tool_calls" and calls):
+        if name in ("role", "content", *UNREAD) or value is None or (name == "tool_calls" and calls):
             continue
         is_call_id = name == "tool_call_id" and role == "tool"
         if (name in _TEMPLATE_FIELDS or is_call_id) and isinstance(value, str):
@@ -120,18 +121,19 @@ def _arguments(function: dict[str, Any], place: str) -> dict[str, Any]:
     return arguments
 
 
-def _read_content(content: Any, place: str) -> str:
+def _read_content(content: Any, place: str, role: str) -> str:
     if isinstance(content, list):
-        texts = []
-        for i, part in enumerate(content):
-            kind = part.get("type") if isinstance(part, dict) else None
-            if kind != "text" or not isinstance(part.get("text"), str) or len(part) > 2:
-                shown = f" of type {kind!r}" if isinstance(kind, str) else ""
-                raise bad_request(
-                    f"{place}[{i}]: a part{shown} is not supported; only text parts are.", f"{place}[{i}]"
-                )
-            texts.append(part["text"])
-        content = "".join(texts)
+        content = "".join([_read_part(part, f"{place}[{i}]", role) for i, part in enumerate(content)])
     if not isinstance(content, str):
         raise bad_request(f"{place} must be a text or a list of text parts.", place, "invalid_value")
     return content
+
+
+def _read_part(part: Any, place: str, role: str) -> str:
+    """A text; of an assistant a refusal too, which it said as a text."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(kind, str) or (kind != "text" and (kind, role) != ("refusal", "assistant")):
+        shown = f" of type {kind[:60]!r}" if isinstance(kind, str) else ""
+        raise bad_request(f"{place}: a part{shown} is not supported; only text parts are.", place)
+    refuse_others(part, ("type", kind, *UNREAD), place)
+    return string(part, kind, place)

@@ -13,6 +13,10 @@ from cluster.api.errors import ApiError, bad_request
 THINKING_SWITCHES = ("enable_thinking", "thinking")
 EFFORT = "reasoning_effort"
 
+# Of a part, a message or a tool. They change no token: a cache is transparent, and no template reads them.
+CACHE_MARKS = ("cache_control", "prompt_cache_breakpoint")
+UNREAD = (*CACHE_MARKS, "annotations", "citations")
+
 Mentions = Callable[[str], bool]  # whether the model's chat template names this variable
 
 

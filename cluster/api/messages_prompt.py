@@ -33,7 +33,7 @@ _BLOCKS = {
     "system": ("text",),
 }
 _BLOCK_FIELDS = {
-    "text": ("type", "cache_control", "text"),
+    "text": ("type", "cache_control", "text", "citations"),
     "thinking": ("type", "cache_control", "thinking", "signature"),
     "tool_use": ("type", "cache_control", "id", "name", "input", "caller"),
     "tool_result": ("type", "cache_control", "tool_use_id", "content", "is_error"),

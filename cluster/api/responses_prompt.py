@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster.api.dialect import (
+    CACHE_MARKS,
+    UNREAD,
     Mentions,
     effort_fields,
     function_call,
@@ -34,8 +36,8 @@ _ITEM_FIELDS = {
 }
 _TEXTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
 _REASONING_TEXTS = {"reasoning_text": "text", "summary_text": "text"}
-_PART_FIELDS = ("type", "text", "refusal", "annotations", "logprobs")
-_TOOL_FIELDS = ("type", "name", "description", "parameters", "strict")
+_PART_FIELDS = ("type", "text", "refusal", "logprobs", *UNREAD)
+_TOOL_FIELDS = ("type", "name", "description", "parameters", "strict", *CACHE_MARKS)
 
 
 def to_chat(body: ResponsesBody, mentions: Mentions) -> dict[str, Any]:
@@ -87,7 +89,7 @@ def _add(item: dict[str, Any], place: str, messages: list[dict[str, Any]]) -> No
         if item.get("encrypted_content"):
             raise unsupported(f"{place}.encrypted_content", ": only who wrote it can read it")
         return
-    refuse_others(item, (*_ITEM_FIELDS[kind], "encrypted_content"), place)
+    refuse_others(item, (*_ITEM_FIELDS[kind], "encrypted_content", *CACHE_MARKS), place)
     if kind == "message":
         _add_message(item, place, messages)
     elif kind == "function_call_output":

@@ -23,7 +23,8 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 # They cannot change a token, whatever they say.
 _IGNORED = (
     *("user", "metadata", "store", "service_tier", "safety_identifier"),
-    *("prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls", "include_reasoning"),
+    *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "cache_control", "moderation"),
+    *("parallel_tool_calls", "include_reasoning"),
 )
 _NULL_ONLY = (
     *("audio", "prediction", "web_search_options", "reasoning_effort", "truncate_prompt_tokens"),

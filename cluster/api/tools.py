@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.api.dialect import CACHE_MARKS
 from cluster.api.errors import ApiError, bad_request
 
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
@@ -54,7 +55,10 @@ def read_tools(tools: Any, choice: Any, is_parallel: bool | None) -> ToolUse:
 
 
 def _read_tool(tool: Any, place: str) -> dict[str, Any]:
-    """With an empty object of parameters where there are none: many templates ask for it."""
+    """With an empty object of parameters where there are none: many templates ask for it.
+
+    Without the marks of a cache, which a template would tell the model of.
+    """
     kind = tool.get("type") if isinstance(tool, dict) else None
     if kind != "function":
         shown = f" of the type {kind[:60]!r}" if isinstance(kind, str) else ""
@@ -72,9 +76,9 @@ def _read_tool(tool: Any, place: str) -> dict[str, Any]:
     parameters = function.get("parameters")
     if parameters is not None and not isinstance(parameters, dict):
         raise _wrong(f"{place}.function.parameters", "must be an object, a JSON Schema")
-    given = {key: value for key, value in function.items() if value is not None}
-    read: dict[str, Any] = tool | {"function": given | {"parameters": parameters or NO_PARAMETERS}}
-    return read
+    given = {key: value for key, value in function.items() if value is not None and key not in CACHE_MARKS}
+    read = {key: value for key, value in tool.items() if key not in CACHE_MARKS}
+    return read | {"function": given | {"parameters": parameters or NO_PARAMETERS}}
 
 
 def _named(choice: dict[str, Any], place: str, names: list[str]) -> str:
