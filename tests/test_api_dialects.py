@@ -29,7 +29,7 @@ def refused(served: Served, path: str = MESSAGES, status: int = 400, **fields: A
     assert reply.status_code == status
     content = reply.json()
     assert content["type"] == "error"
-    assert content["request_id"] == reply.headers["x-request-id"]
+    assert content["request_id"] == reply.headers["x-request-id"] == reply.headers["request-id"]
     return content["error"]  # type: ignore[no-any-return]
 
 
@@ -220,6 +220,13 @@ def test_a_response_can_be_sent_back(served: Served) -> None:
     assert second.usage is not None
     counted = served.openai.responses.input_tokens.count(model="tiny", input=turn)
     assert counted.input_tokens == second.usage.input_tokens
+
+
+@pytest.mark.parametrize("path", [RESPONSES, f"{RESPONSES}/input_tokens"])
+def test_refusals_of_a_prompt_name_the_input(refusing: Served, path: str) -> None:
+    error = refusing.error({"input": "x" * 2_100_000}, path=path)
+    assert "tokens in your input. Please shorten the input to less than 600 tokens." in error["message"]
+    assert (error["param"], error["code"]) == ("input", "context_length_exceeded")
 
 
 def test_what_would_need_a_store_is_refused(served: Served) -> None:

@@ -57,6 +57,7 @@ def chat_text(url: str) -> str:
 def test_whole_and_streamed(client: Any, url: str) -> None:
     whole = client.messages.create(**GREEDY)
     assert whole.content[0].text == chat_text(url)
+    assert whole._request_id
     assert (whole.stop_reason, whole.usage.output_tokens) == ("max_tokens", 12)
     with client.messages.stream(**GREEDY) as stream:
         text = "".join(stream.text_stream)

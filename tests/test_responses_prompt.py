@@ -96,7 +96,10 @@ def test_reasoning_without_text_says_nothing() -> None:
 def test_tools_and_their_choice() -> None:
     tool = {"type": "function", "name": "f", "description": "d", "parameters": {"type": "object"}}
     function = {"name": "f", "description": "d", "parameters": {"type": "object"}}
-    given = chat(tools=[{**tool, "strict": True}, {"type": "function", "name": "g", "parameters": None}])
+    direct = {"allowed_callers": ["direct"], "defer_loading": False}
+    given = chat(
+        tools=[{**tool, **direct, "strict": True}, {"type": "function", "name": "g", "parameters": None}]
+    )
     assert given["tools"] == [
         {"type": "function", "function": {**function, "strict": True}},
         {"type": "function", "function": {"name": "g", "parameters": {"type": "object", "properties": {}}}},
@@ -142,7 +145,8 @@ def test_what_changes_no_token_is_accepted() -> None:
     fields = {
         "store": True,
         "metadata": {"a": "b"},
-        "include": ["reasoning.encrypted_content"],
+        "include": ["reasoning.encrypted_content", "web_search_call.action.sources"],
+        "max_tool_calls": 3,
         "prompt_cache_key": "x",
         "truncation": "disabled",
         "background": False,
@@ -165,9 +169,9 @@ def test_what_changes_no_token_is_accepted() -> None:
         ({"background": True}, "background", "background is not supported with the value true."),
         ({"truncation": "auto"}, "truncation", 'truncation is not supported with the value "auto".'),
         (
-            {"include": ["file_search_call.results"]},
+            {"include": ["message.mood"]},
             "include[0]",
-            "include[0]: 'file_search_call.results' is not supported.",
+            "include[0]: 'message.mood' is not supported.",
         ),
         ({"input": None}, "input", "input is missing."),
         ({"input": []}, "input", "input is empty."),

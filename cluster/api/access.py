@@ -22,6 +22,7 @@ from cluster.logs import UNSAID, current_request
 logger = logging.getLogger(__name__)
 
 HEADER = "x-request-id"
+ANTHROPIC_HEADER = "request-id"  # where clients of Anthropic's API look for it
 MAX_PATH_CHARS = 100
 # What pages and monitors ask for again and again: logged only where it fails, which a 503 of these is not.
 _POLLED = frozenset(
@@ -52,9 +53,12 @@ def begin(headers: Headers) -> Note:
     return note
 
 
-def sign(message: Message, note: Note) -> None:
-    """Add the id to the start of a response."""
-    MutableHeaders(scope=message)[HEADER] = note.request_id
+def sign(message: Message, note: Note, *, is_anthropic: bool) -> None:
+    """Add the id to the start of a response, also under the name that Anthropic's clients know."""
+    headers = MutableHeaders(scope=message)
+    headers[HEADER] = note.request_id
+    if is_anthropic:
+        headers[ANTHROPIC_HEADER] = note.request_id
 
 
 def log(scope: Scope, status: int, note: Note, known_paths: Collection[str]) -> None:

@@ -40,7 +40,8 @@ def _read_message(message: Any, place: str, tokenizer: Tokenizer) -> dict[str, A
         read["role"] = "system"
     calls = message.get("tool_calls") if role == "assistant" else None
     content = message.get("content")
-    read["content"] = "" if calls and content is None else _read_content(content, f"{place}.content", role)
+    is_call = calls or (role == "assistant" and message.get("function_call"))  # the latter is refused below
+    read["content"] = "" if is_call and content is None else _read_content(content, f"{place}.content", role)
     if calls:
         read["tool_calls"] = _read_calls(calls, f"{place}.tool_calls")
     for name, value in message.items():

@@ -29,7 +29,9 @@ def read_chat(body: ChatBody, tokenizer: Tokenizer, syntax: ModelSyntax, limits:
     except ChatError as error:
         raise bad_request(str(error), "messages", "chat_template_error") from None
     if not tokens:
-        raise bad_request("messages make an empty prompt.", "messages", "empty_prompt")
+        raise bad_request(
+            "The chat template makes an empty prompt of your messages.", "messages", "empty_prompt"
+        )
     begun = messages[-1]["content"] if body.continue_final_message else None
     make_reader, shown_ids = syntax.reading(use, begun=begun, prompt=tokens)
     grammar, field = chat_grammar(body, use, syntax, prompt=tokens, begun=begun)

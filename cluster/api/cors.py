@@ -27,7 +27,7 @@ class Cors:
             allow_methods=("GET", "POST"),
             allow_headers=("*",),  # the clients' own: x-stainless-os and its like
             allow_private_network=True,
-            expose_headers=("retry-after", "x-request-id"),
+            expose_headers=("retry-after", "x-request-id", "request-id"),
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -98,6 +98,8 @@ def function_tool(
     tool: Mapping[str, Any], place: str, parameters: str, known: Collection[str]
 ) -> dict[str, Any]:
     """A tool as chats have it; `parameters` is what the dialect calls the schema of its arguments."""
+    if tool.get("allowed_callers") == ["direct"]:  # what it is anyway
+        tool = {name: value for name, value in tool.items() if name != "allowed_callers"}
     refuse_others(tool, known, place)
     function: dict[str, Any] = {"name": string(tool, "name", place)}
     if tool.get("description") is not None:

@@ -24,7 +24,7 @@ from cluster.tokenizer import Tokenizer
 
 # What the chat's fields are called in each dialect, for its refusals.
 _MESSAGES_NAMES = {"response_format": "output_config.format"}
-_RESPONSES_NAMES = {"response_format": "text.format"}
+_RESPONSES_NAMES = {"response_format": "text.format", "messages": "input"}
 
 
 class Dialects:
@@ -76,7 +76,8 @@ class Dialects:
     async def count_responses(self, raw: bytes) -> dict[str, Any]:
         """POST /v1/responses/input_tokens."""
         chat = self._responses_chat(parse_body(raw, ResponsesBody))
-        prompt = await self._service.chat_prompt(chat, len(raw))
+        with renamed(_RESPONSES_NAMES):
+            prompt = await self._service.chat_prompt(chat, len(raw))
         return {"object": "response.input_tokens", "input_tokens": len(prompt.tokens)}
 
     def _messages_chat(self, body: MessagesBody) -> MessagesChat:

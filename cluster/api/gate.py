@@ -43,7 +43,7 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                access.sign(message, note)
+                access.sign(message, note, is_anthropic=speaks_anthropic(scope))
             await send(message)
 
         self._metrics.in_flight.inc()

@@ -171,10 +171,7 @@ def _assistant(blocks: Iterable[Block]) -> dict[str, Any]:
 def _tool(tool: dict[str, Any], place: str) -> dict[str, Any]:
     if tool.get("type") not in (None, "custom"):
         raise wrong_kind(place, tool["type"], ("custom",))
-    given = dict(tool)
-    if given.get("allowed_callers") == ["direct"]:  # what it is anyway
-        del given["allowed_callers"]
-    return function_tool(given, place, "input_schema", _TOOL_FIELDS)
+    return function_tool(tool, place, "input_schema", _TOOL_FIELDS)
 
 
 def _tool_choice(choice: ToolChoice) -> dict[str, Any]:

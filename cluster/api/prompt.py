@@ -133,7 +133,7 @@ def too_long(
     """The refusal of a request that does not fit the context, with its numbers."""
     about = "at least " if is_estimate else ""
     if num_answer is None:
-        asked = f"your {place} {'have' if place == 'messages' else 'has'} {about}{num_prompt} tokens"
+        asked = f"there are {about}{num_prompt} tokens in your {place}"
         cure = f"Please shorten the {place} to less than {context} tokens."
     else:
         asked = (

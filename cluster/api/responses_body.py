@@ -11,8 +11,17 @@ from cluster.api.errors import bad_request
 from cluster.api.schema import MAX_TOP_LOGPROBS, Priority, RequestBody, StreamOptions
 
 LOGPROBS = "message.output_text.logprobs"
-# What a client may ask to be included; of the second this server has nothing to include.
-_INCLUDABLE = (LOGPROBS, "reasoning.encrypted_content")
+# What a client may ask to be included; but for the first, no answer here has anything of the kind.
+_INCLUDABLE = (
+    LOGPROBS,
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "reasoning.encrypted_content",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+)
 # Each would make the answer depend on what a server keeps.
 _STORED = ("previous_response_id", "conversation", "prompt")
 
@@ -39,15 +48,15 @@ class TextConfig(BaseModel):
 class ResponsesBody(RequestBody):
     """POST /v1/responses, and /v1/responses/input_tokens, where what is about the answer is not looked at."""
 
-    # They cannot change a token.
+    # They cannot change a token; max_tool_calls counts calls of OpenAI's own tools only.
     ignored: ClassVar[tuple[str, ...]] = (
         *("user", "store", "service_tier", "safety_identifier", "moderation"),
         *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "client_metadata"),
+        "max_tool_calls",
     )
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "background": (False,),
         "context_management": ([],),
-        "max_tool_calls": (),
         "truncation": ("disabled",),
     }
 
