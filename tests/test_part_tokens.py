@@ -85,6 +85,13 @@ def test_what_looks_like_a_call_and_is_none(tokenizer: Tokenizer, size: int) -> 
 
 
 @pytest.mark.parametrize("size", SIZES)
+def test_text_before_and_behind_a_call(tokenizer: Tokenizer, size: int) -> None:
+    text = f"Één.\n{ANSWERS['json_tools'][0]} Twee."
+    _, deltas = answer(tokenizer, text, size, lambda: reader_of("json_tools"))
+    assert check_text(parts_of(deltas)) == "Één. Twee."
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_gpt_oss(tokenizer: Tokenizer, size: int) -> None:
     choice, deltas = answer(tokenizer, THOUGHT + PREAMBLE + CALL, size, lambda: HarmonyReader(has_tools=True))
     assert check_text(parts_of(deltas)) == "I look."
