@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from cluster.drafter import DraftCall, Drafter, Guessing
+from cluster.foretold import Drafted
 
 logger = logging.getLogger(__name__)
 
-OnDrafted = Callable[[int, list[int]], None]
+
+OnDrafted = Callable[[Drafted], None]
 
 
 @dataclass(frozen=True, slots=True)
 class DraftWork:
-    """Ask the draft model. `on_drafted(position, ids)` is called once, from the compute thread.
+    """Ask the draft model. `on_drafted` is called once, from the compute thread.
 
-    position: len(call.tokens), which says what the ids follow. No ids: nothing likely enough, the draft model
-    has not read that far yet, or there is none. What was asked before for the session is dropped, unanswered.
+    Where it is only to read, that is when it has. What was asked before for the session is dropped and not
+    answered.
     """
 
     epoch: int
@@ -29,9 +32,10 @@ class DraftWork:
 
 @dataclass(frozen=True, slots=True)
 class DraftEnd:
-    """No more guesses for this session: its request ended."""
+    """No more guesses for this session: its request ended. Not is_over: it does without for a while."""
 
     session: int
+    is_over: bool = True
 
 
 class DraftQueue:
@@ -53,8 +57,12 @@ class DraftQueue:
 
     def end(self, session: int) -> None:
         """Nobody waits for its guesses any more."""
-        self._waiting.pop(session, None)
+        self.rest(session)
         self.drafter.close(session)
+
+    def rest(self, session: int) -> None:
+        """Nothing is done for it until it is asked again: what it has read stays, and does not grow."""
+        self._waiting.pop(session, None)
 
     def clear(self) -> None:
         """A new epoch: nobody waits for anything."""
@@ -69,27 +77,31 @@ class DraftQueue:
     def step(self) -> None:
         """One piece of the window that came first; those that only read on let others go before."""
         session, (guessing, on_drafted) = next(iter(self._waiting.items()))
-        was_told = guessing.ids is not None
+        was_told, only_reads = guessing.ids is not None, not guessing.call.num_drafts
+        began = time.perf_counter()
         try:
             is_more = guessing.step()
         except Exception:  # border: a guess that fails is none, and no request notices
             logger.exception("guessing for session %d failed", session)
             self.drafter.readings.drop(session)
             guessing.ids, is_more = guessing.ids or [], False
+        guessing.own_s += time.perf_counter() - began
         if not is_more:
             del self._waiting[session]
         elif guessing.ids is not None:
             self._waiting.move_to_end(session)
-        if guessing.ids is not None and not was_told:
-            on_drafted(len(guessing.call.tokens), guessing.ids)
+        is_due = not is_more if only_reads else guessing.ids is not None and not was_told
+        if is_due:
+            answer = guessing.ids or []
+            on_drafted(Drafted(len(guessing.call.tokens), answer, guessing.own_s * 1e3, guessing.num_read))
 
 
 def hand_over(work: DraftWork | DraftEnd, drafts: DraftQueue | None, epoch: int) -> None:
     """To the queue; where there is none, or it works for another epoch, the answer is no guess."""
     if isinstance(work, DraftEnd):
         if drafts is not None:
-            drafts.end(work.session)
+            (drafts.end if work.is_over else drafts.rest)(work.session)
     elif drafts is None or work.epoch != epoch:
-        work.on_drafted(len(work.call.tokens), [])
+        work.on_drafted(Drafted(len(work.call.tokens), []))
     else:
         drafts.add(work)

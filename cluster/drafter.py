@@ -74,6 +74,7 @@ class Drafter:
         self.shard, self.name = shard, name
         self.vocab_size, self.max_context = vocab_size, max_context
         self._min_confidence = min_confidence
+        self.num_passes = 0  # forward passes so far
         self.readings = Readings(shard, shard.trim_window, kv_bytes, max_kv_bytes)
 
     @property
@@ -127,6 +128,7 @@ class Guessing:
     def __init__(self, drafter: Drafter, call: DraftCall) -> None:
         self.call = call
         self.ids: list[int] | None = None
+        self.num_read, self.own_s = 0, 0.0  # of the call's tokens; and whoever takes the steps says how long
         self._drafter, self._tokens = drafter, list(call.tokens)
         self._reading: Reading | None = None
         self._ahead: ShardState | None = None  # reads guesses, where they could not be forgotten otherwise
@@ -158,6 +160,7 @@ class Guessing:
             return False
         if num_missing > 0:
             state, unread = reading.state, self._tokens[num_read:]
+            self.num_read += num_missing
         else:
             state, unread = self._state_ahead(reading), self._guesses[-1:]
         if state is reading.state:
@@ -184,6 +187,8 @@ class Guessing:
         self._drafter.shard.forward(mx.array([tokens]), None, reading.state)
         mx.eval(reading.state.arrays())
         clear_cache()  # a chunk's temporaries are larger than any draw's
+        self._drafter.num_passes += 1
+        self.num_read += len(tokens)
         reading.tokens.extend(tokens)
 
     def _state_ahead(self, reading: Reading) -> ShardState:
@@ -201,6 +206,7 @@ class Guessing:
         history = [*self._tokens, *self._guesses] if sampler.reads_history else ()
         position = len(self._tokens) + len(self._guesses)
         draw = sampler.draw(logits, position, history, self.call.num_prompt)
+        self._drafter.num_passes += 1
         mx.eval(draw.arrays(), state.arrays())
         token = draw.finish()
         if token.logprob < self._min_logprob:

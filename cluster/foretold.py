@@ -6,6 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """The draft model's answer: `ids` may follow the first `position` tokens.
+
+    No ids: nothing likely enough, the draft model has not read that far yet, or there is none.
+    own_ms: what it took for that itself, in which it read num_read tokens, its guesses not counted.
+    """
+
+    position: int
+    ids: list[int]
+    own_ms: float = 0.0
+    num_read: int = 0
+
+
 @dataclass(slots=True)
 class Foretold:
     """Of one answer. position: known tokens, which is where `ids` begin."""
@@ -15,8 +29,10 @@ class Foretold:
     asked: int = -1  # where those begin that the draft model was asked for last; -1: it has answered
     num_asked: int = 0
     is_held: bool = False  # the answer's next frame waits for them
+    is_reading: bool = False  # it was given tokens to read, and has not said that it has
+    num_given: int = 0  # tokens, of the text's beginning, that it was ever given
+    is_wanted: bool = False  # it may have something to do for this answer
     is_ended: bool = False  # behind `ids` nothing is likely enough
-    num_declined: int = 0  # times in a row that it did not seem worth it to wait
     _since: list[int] = field(default_factory=list)  # known tokens from `asked` on
 
     def after(self, ahead: Sequence[int]) -> list[int]:
@@ -31,10 +47,24 @@ class Foretold:
     def ask(self, num_tokens: int) -> int:
         """So many more are asked for; the position that they follow."""
         self.asked, self.num_asked, self._since = self.position + len(self.ids), num_tokens, []
+        self.num_given, self.is_wanted = self.asked, True
         return self.asked
+
+    def read(self) -> None:
+        """It is given all known tokens, and asked for nothing."""
+        self._forget()
+        self.is_reading, self.num_given, self.is_wanted = True, self.position, True
+
+    def rest(self) -> None:
+        """What it said, or was asked, counts no more."""
+        self._forget()
+        self.is_reading = self.is_wanted = False
 
     def tell(self, position: int, ids: Sequence[int]) -> bool:
         """The draft model's answer; False where it is not the one that is waited for."""
+        if self.is_reading and position == self.num_given:
+            self.is_reading = False
+            return True
         if position != self.asked:
             return False
         self.asked, self.is_held = -1, False

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from cluster.draft_asks import DraftAsks
+from cluster.foretold import Drafted
 from cluster.instructions import Instruction
 from cluster.ngrams import NO_GUESS, Guess, NGrams
 from cluster.request import Request
@@ -39,28 +40,41 @@ class Guessing:
             return
         request.drafting = Drafting(NGrams(request.prompt))
         if limits.has_drafter:
-            self._drafts.admit(request)
+            self._drafts.admit(request, self.speculation)
 
     def end(self, request: Request) -> None:
         """A request that had begun ends."""
         self._drafts.end(request)
 
-    def told(self, request: Request | None, position: int, ids: Sequence[int], draft_ms: float) -> bool:
+    def told(self, request: Request | None, drafted: Drafted, draft_ms: float) -> bool:
         """The draft model's answer; False where nobody waits for it."""
-        return self._drafts.tell(self.speculation, request, position, ids, draft_ms)
+        return self._drafts.tell(self.speculation, request, drafted, draft_ms)
 
     def asks(self, active: Collection[Request], limits: Limits, epoch: int) -> list[Instruction]:
         """What the draft model is told now."""
         return self._drafts.due(epoch, limits, active, self.speculation)
 
     def learn(
-        self, request: Request, window: Window, ids: Sequence[int], after: Window | None, trip_ms: float
+        self,
+        request: Request,
+        window: Window,
+        ids: Sequence[int],
+        after: Window | None,
+        trip_ms: float,
+        *,
+        now_ms: float,
     ) -> None:
-        """From `ids`, drawn after a window's tokens `trip_ms` after it was sent; 0: not measured."""
-        if window.is_alone and trip_ms:
+        """From `ids`, drawn after a window's tokens `trip_ms` after it was sent; 0: not measured.
+
+        now_ms: 0 where the ring had others to serve, too.
+        """
+        drafting = request.drafting
+        is_beside = window.is_beside_draft or (drafting is not None and drafting.is_read_for)
+        if window.is_alone and trip_ms and (len(window.tokens) > 1 or not is_beside):
             self.speculation.trips.add(len(window.tokens), trip_ms)
-        if request.drafting is not None:
-            self.speculation.judge(request.drafting, window, ids, after)
+        if drafting is not None:
+            self.speculation.judge(drafting, window, ids, after)
+            self._drafts.judge(self.speculation, request, window, len(ids), now_ms)
 
     def judged(
         self, request: Request, window: Window, ids: Sequence[int], after: Window | None, limits: Limits

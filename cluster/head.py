@@ -19,6 +19,7 @@ from cluster.conversation import Conversation
 from cluster.draft_queue import OnDrafted
 from cluster.drafter import DraftCall
 from cluster.fault import Fault, injected
+from cluster.foretold import Drafted
 from cluster.instructions import Draft, Emit, EndDrafts, Fail, FailureKind, Instruction, Send, Start
 from cluster.log_book import LogBook
 from cluster.request import Request
@@ -57,7 +58,7 @@ class Head(head_pb2_grpc.HeadServicer):
         changed: threading.Condition,
         logs: LogBook | None = None,
         ask_drafter: Callable[[int, DraftCall, OnDrafted], None] | None = None,
-        end_drafts: Callable[[int], None] | None = None,
+        end_drafts: Callable[[int, bool], None] | None = None,
     ) -> None:
         self._ask_drafter, self._end_drafts = ask_drafter, end_drafts
         self._asked_at: dict[int, float] = {}  # the draft model, by session
@@ -117,18 +118,18 @@ class Head(head_pb2_grpc.HeadServicer):
         now = time.monotonic()
         with self._lock:
             sent_at = self._sent_at.pop(frame.seq, now)
-            trip_ms = (now - sent_at) * 1e3
-            instructions = self._scheduler.on_result(frame.epoch, frame.seq, frame.slots, trip_ms)
+            times_ms = (now - sent_at) * 1e3, now * 1e3
+            instructions = self._scheduler.on_result(frame.epoch, frame.seq, frame.slots, *times_ms)
             self._carry_out(instructions)
         if began:
             note_returned(frame, began, instructions)
 
-    def on_drafted(self, session: int, position: int, ids: list[int]) -> None:
+    def on_drafted(self, session: int, drafted: Drafted) -> None:
         """The draft model's answer, on the compute thread."""
         now = time.monotonic()
         with self._lock:
             draft_ms = (now - self._asked_at.get(session, now)) * 1e3
-            self._carry_out(self._scheduler.on_drafted(session, position, ids, draft_ms))
+            self._carry_out(self._scheduler.on_drafted(session, drafted, draft_ms))
 
     def close(self) -> None:
         """End every client with a sentence; handlers return."""
@@ -156,6 +157,10 @@ class Head(head_pb2_grpc.HeadServicer):
             status.num_completion_tokens = counters.num_completion_tokens
             speculation = scheduler.speculation
             status.num_guessed, status.num_guessed_right = speculation.num_guessed, speculation.num_right
+            status.num_drafted, status.num_draft_pauses = (
+                speculation.num_drafted,
+                speculation.record.num_pauses,
+            )
             status.num_failed = counters.num_failed
             for kind in FailureKind:
                 status.errors.add(kind=kind.value, count=self._errors[kind.value])
@@ -358,7 +363,7 @@ class Head(head_pb2_grpc.HeadServicer):
         if isinstance(instruction, EndDrafts):
             self._asked_at.pop(session, None)
             if self._end_drafts is not None:
-                self._end_drafts(session)
+                self._end_drafts(session, instruction.is_over)
         elif self._ask_drafter is not None:
             self._asked_at[session] = time.monotonic()
             call = DraftCall(
@@ -369,7 +374,7 @@ class Head(head_pb2_grpc.HeadServicer):
                 instruction.num_prompt,
             )
             told = self.on_drafted
-            self._ask_drafter(instruction.epoch, call, lambda position, ids: told(session, position, ids))
+            self._ask_drafter(instruction.epoch, call, lambda drafted: told(session, drafted))
 
 
 def _as_injected(limits: Limits) -> Limits:

@@ -79,9 +79,10 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class EndDrafts:
-    """The session needs no draft model any more."""
+    """The session needs no draft model any more; or for a while, after which it goes on where it was."""
 
     session: int
+    is_over: bool = True
 
 
 Instruction = Send | Start | Score | Emit | Fail | Draft | EndDrafts

@@ -37,6 +37,7 @@ def fill_memory(
         status.drafter.model = drafts.drafter.name
         status.drafter.weight_bytes = drafts.drafter.shard.footprint.total_bytes
         status.drafter.kv_bytes = drafts.kv_bytes
+        status.drafter.num_passes = drafts.drafter.num_passes
     if reading is not None:
         memory.total_bytes, memory.available_bytes = reading.total_bytes, reading.available_bytes
         memory.swap_used_bytes = reading.swap_used_bytes

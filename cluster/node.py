@@ -270,9 +270,9 @@ class Node:
         """Head only: have the draft model guess. Never blocks; see DraftWork for the answer."""
         self._compute.post(DraftWork(epoch, call, on_drafted))
 
-    def end_drafts(self, session: int) -> None:
-        """Head only: the request ended."""
-        self._compute.post(DraftEnd(session))
+    def end_drafts(self, session: int, is_over: bool) -> None:
+        """Head only: the request ended; not is_over: it does without for a while."""
+        self._compute.post(DraftEnd(session, is_over))
 
     def accept(self, got: ring_pb2.Hello) -> str | None:
         """Whether an incoming edge belongs here: None, NOT_ASSIGNED, or the sentence that refuses it."""

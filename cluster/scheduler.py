@@ -13,6 +13,7 @@ from functools import partial
 
 from cluster import turns
 from cluster.counters import Counters
+from cluster.foretold import Drafted
 from cluster.guessing import Guessing
 from cluster.instructions import Emit, Fail, FailureKind, Instruction, Score, Send, Start
 from cluster.outbox import Outbox
@@ -170,9 +171,9 @@ class Scheduler:
         return self._advance()
 
     def on_result(
-        self, epoch: int, seq: int, slots: Iterable[ring_pb2.Slot], trip_ms: float = 0.0
+        self, epoch: int, seq: int, slots: Iterable[ring_pb2.Slot], trip_ms: float = 0.0, now_ms: float = 0.0
     ) -> list[Instruction]:
-        """A frame came back from the last stage, `trip_ms` after it was sent; 0: not measured."""
+        """A frame came back, `trip_ms` after it was sent, at `now_ms`; 0: not measured."""
         if epoch != self._outbox.epoch or self._limits is None:
             return []
         if (sessions := self._outbox.take(seq)) is None:
@@ -194,7 +195,7 @@ class Scheduler:
             elif slot.error:
                 instructions.append(self._fail(request, slot.error))
             elif slot.is_sampled:
-                instructions += self._verdict(request, slot, trip_ms)
+                instructions += self._verdict(request, slot, trip_ms, now_ms)
             elif slot.vector:
                 self._end(request)
                 done = Emit(
@@ -206,11 +207,9 @@ class Scheduler:
         left_out = [self._fail(r, "the last stage left it out of a frame's result") for r in due.values()]
         return instructions + left_out + self._advance()
 
-    def on_drafted(
-        self, session: int, position: int, ids: Sequence[int], draft_ms: float = 0.0
-    ) -> list[Instruction]:
-        """The draft model says what may follow the first `position` tokens, `draft_ms` after it was asked."""
-        is_awaited = self._guessing.told(self._by_session.get(session), position, ids, draft_ms)
+    def on_drafted(self, session: int, drafted: Drafted, draft_ms: float = 0.0) -> list[Instruction]:
+        """The draft model's answer, `draft_ms` after it was asked."""
+        is_awaited = self._guessing.told(self._by_session.get(session), drafted, draft_ms)
         return self._advance() if is_awaited else []
 
     def _refusal(
@@ -240,7 +239,9 @@ class Scheduler:
             )
         return None
 
-    def _verdict(self, request: Request, slot: ring_pb2.Slot, trip_ms: float) -> list[Instruction]:
+    def _verdict(
+        self, request: Request, slot: ring_pb2.Slot, trip_ms: float, now_ms: float
+    ) -> list[Instruction]:
         """What was drawn after a window's tokens: they are the answer's, unless the window was void."""
         window = request.windows.popleft()
         if window.is_void:
@@ -250,7 +251,8 @@ class Scheduler:
         if ids[:-1] != list(window.guesses[: len(ids) - 1]):
             return [self._fail(request, "the last stage drew tokens behind a wrong guess")]
         after = request.windows[0] if request.windows else None
-        self._guessing.learn(request, window, ids, after, trip_ms)
+        now_ms *= len(self._active) == 1  # others make gaps longer
+        self._guessing.learn(request, window, ids, after, trip_ms, now_ms=now_ms)
         emits: list[Instruction] = []
         for token in drawn:
             emits.append(emit := self._take(request, token))

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from cluster.draft_pay import TRIAL_DRAFTS, DraftPay, DraftRecord
 from cluster.foretold import Foretold
 from cluster.ngrams import NO_GUESS, Guess, NGrams
 from cluster.trip_times import TripTimes
@@ -21,6 +22,7 @@ MIN_GAIN = 1.05  # tokens for the time that they take, against no guesses; less 
 MIN_CHANCE = 0.5  # of all guesses before it being right, for a frame that follows them
 TRY_EVERY = 64  # that many times no guess seemed worth it: one is made to see whether that is still so
 TRY_TOKENS = 3
+MIN_READ = 16  # tokens read at once by the draft model, for the time of each to mean something
 # How often a guess after a match of so many tokens is right, until the answer itself has shown it, and for
 # how many guesses that counts.
 DRAFTED = 1  # the "match" of what a draft model says
@@ -34,6 +36,7 @@ class Window:
     """A frame's tokens of one request on their way, after the last `num_draws` of which a token is drawn.
 
     match: how long that of its guesses was; 0: it has none. is_alone: the ring was empty when it was sent.
+    is_beside_draft: the draft model was asked for more while it was under way.
     """
 
     position: int
@@ -42,6 +45,7 @@ class Window:
     match: int = 0
     is_ahead: bool = False  # its first token is a guess, too
     is_alone: bool = False
+    is_beside_draft: bool = False
     is_void: bool = False
 
     @property
@@ -61,8 +65,14 @@ class Acceptance:
         """That the next such guess is right."""
         return self._right[match] / self._tried[match]
 
+    def renew(self, match: int) -> None:
+        """What was seen of such guesses is of another time: it counts no more, and what comes soon does."""
+        self._right[match], self._tried[match] = _PRIOR[match], 1.0
+
     def add(self, match: int, num_right: int, num_wrong: int) -> None:
-        """A verdict."""
+        """A verdict; of nothing none."""
+        if not num_right + num_wrong:
+            return
         self._right[match] = self._right[match] * _FADING + num_right
         self._tried[match] = self._tried[match] * _FADING + num_right + num_wrong
 
@@ -75,6 +85,18 @@ class Drafting:
     acceptance: Acceptance = field(default_factory=Acceptance)
     num_declined: int = 0  # times in a row that no guess seemed worth it
     foretold: Foretold | None = None  # None: there is no draft model
+    pay: DraftPay | None = None  # with it
+    judged_at_ms: float = 0.0  # the latest verdict; 0: not measured
+
+    @property
+    def is_read_for(self) -> bool:
+        """The draft model reads what was written until now."""
+        return self.foretold is not None and self.foretold.is_reading
+
+    @property
+    def is_on_trial(self) -> bool:
+        """Whether the draft model pays is not known."""
+        return self.pay is not None and not self.pay.is_proved
 
     def extend(self, tokens: Sequence[int]) -> None:
         """The answer goes on with `tokens`."""
@@ -96,6 +118,9 @@ class Speculation:
     has_ngrams: bool = True
     trips: TripTimes = field(default_factory=TripTimes)
     draft_ms: float = 0.0  # that the draft model takes for a token
+    read_ms: float = 0.0  # and for one of many that it reads at once
+    record: DraftRecord = field(default_factory=DraftRecord)
+    num_drafted: int = 0
     num_guessed: int = 0
     num_right: int = 0
 
@@ -134,14 +159,7 @@ class Speculation:
         said = drafting.text.guess(wanted) if self.has_ngrams else NO_GUESS
         if said.tokens and chance(said.match) > chance(DRAFTED):
             return 0
-        number = self._draft_number(drafting, num_known, wanted)
-        if not number:
-            foretold.num_declined += 1
-            if foretold.num_declined < TRY_EVERY:
-                return 0
-            number = min(wanted, TRY_TOKENS)
-        foretold.num_declined = 0
-        return number
+        return self._draft_number(drafting, num_known, wanted)
 
     def num_to_ask_ahead(self, drafting: Drafting, num_ahead: int, room: int) -> int:
         """How many more guesses to have ready behind those on their way."""
@@ -150,12 +168,61 @@ class Speculation:
             return 0
         if not self._draft_number(drafting, 1, self.max_drafts):
             return 0
-        return min(num_ahead + self.max_drafts + 1, num_ahead + room) - len(foretold.ids)
+        most = TRIAL_DRAFTS if drafting.is_on_trial else self.max_drafts + 1
+        return min(num_ahead + most, num_ahead + room) - len(foretold.ids)
 
     def _draft_number(self, drafting: Drafting, num_known: int, most: int) -> int:
         """`best_number` of the draft model's guesses; their time counts even where a frame is under way."""
         each = self.draft_ms / self.trips.single_ms
-        return self.best_number(drafting.acceptance.chance(DRAFTED), num_known, most, each)
+        chance, pay = drafting.acceptance.chance(DRAFTED), drafting.pay
+        number = self.best_number(chance, num_known, most, each)
+        most_now = min(most, TRIAL_DRAFTS) if drafting.is_on_trial else most
+        if number or pay is None:
+            return min(number, most_now)
+        if pay.is_due:
+            return most_now
+        if most == self.max_drafts or not self.best_number(chance, 1, self.max_drafts, each):
+            self.record.note(pay.stop(), pay)
+        return 0
+
+    def judge_draft(self, drafting: Drafting, window: Window, num_tokens: int, now_ms: float) -> None:
+        """What the draft model was worth, `num_tokens` having come of a window; now_ms: 0: not measured."""
+        pay, before_ms = drafting.pay, drafting.judged_at_ms
+        drafting.judged_at_ms = now_ms
+        self.record.write(num_tokens)
+        if pay is None:
+            return
+        if pay.is_paused:
+            pay.pause.num_written += num_tokens
+            return
+        is_used = window.match == DRAFTED or pay.held_ms or pay.own_ms
+        if not is_used or drafting.is_read_for or not self.trips.is_measured:
+            return
+        single_ms = self.trips.single_ms
+        if window.match not in (0, DRAFTED):  # it was not needed: what it did was in vain
+            turn = pay.judge(1, 1.0 + pay.own_ms / single_ms)
+        elif now_ms and before_ms:
+            turn = pay.judge(num_tokens, (now_ms - before_ms) / single_ms)
+        else:
+            turn = pay.judge(num_tokens, self.trips.ratio(len(window.tokens)) + pay.held_ms / single_ms)
+        self.record.note(turn, pay)
+
+    def try_draft(self, drafting: Drafting, num_missed: int) -> bool:
+        """Whether a pause of the draft model ends now, of which so many tokens are to be read first."""
+        pay = drafting.pay
+        if pay is None or not self.trips.is_measured:
+            return False
+        if not pay.pause.is_over(num_missed, self.read_ms / self.trips.single_ms):
+            return False
+        pay.resume()
+        drafting.acceptance.renew(DRAFTED)
+        self.draft_ms = 0.0  # it is measured anew: something else may have slowed it down
+        return True
+
+    def learn_reading(self, num_tokens: int, own_ms: float) -> None:
+        """The draft model took so long to read so many tokens."""
+        if num_tokens >= MIN_READ:
+            self.read_ms = own_ms / num_tokens
 
     def learn_draft(self, num_tokens: int, draft_ms: float) -> None:
         """The draft model took so long for so many tokens."""

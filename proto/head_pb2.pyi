@@ -105,7 +105,7 @@ class PlanningReply(_message.Message):
     def __init__(self, planning_json: _Optional[str] = ..., config_digest: _Optional[str] = ...) -> None: ...
 
 class ClusterStatus(_message.Message):
-    __slots__ = ("status", "epoch", "plan_json", "ranks", "num_active", "num_queued", "max_active", "context", "incarnation", "num_requests", "num_prompt_tokens", "num_completion_tokens", "num_failed", "reason", "vocab_size", "errors", "num_kept", "num_cached_tokens", "num_guessed", "num_guessed_right", "num_prompts", "num_cached_prompts", "requests")
+    __slots__ = ("status", "epoch", "plan_json", "ranks", "num_active", "num_queued", "max_active", "context", "incarnation", "num_requests", "num_prompt_tokens", "num_completion_tokens", "num_failed", "reason", "vocab_size", "errors", "num_kept", "num_cached_tokens", "num_guessed", "num_guessed_right", "num_drafted", "num_draft_pauses", "num_prompts", "num_cached_prompts", "requests")
     STATUS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PLAN_JSON_FIELD_NUMBER: _ClassVar[int]
@@ -126,6 +126,8 @@ class ClusterStatus(_message.Message):
     NUM_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_GUESSED_FIELD_NUMBER: _ClassVar[int]
     NUM_GUESSED_RIGHT_FIELD_NUMBER: _ClassVar[int]
+    NUM_DRAFTED_FIELD_NUMBER: _ClassVar[int]
+    NUM_DRAFT_PAUSES_FIELD_NUMBER: _ClassVar[int]
     NUM_PROMPTS_FIELD_NUMBER: _ClassVar[int]
     NUM_CACHED_PROMPTS_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
@@ -149,10 +151,12 @@ class ClusterStatus(_message.Message):
     num_cached_tokens: int
     num_guessed: int
     num_guessed_right: int
+    num_drafted: int
+    num_draft_pauses: int
     num_prompts: int
     num_cached_prompts: int
     requests: _containers.RepeatedCompositeFieldContainer[RequestStatus]
-    def __init__(self, status: _Optional[str] = ..., epoch: _Optional[int] = ..., plan_json: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ..., num_active: _Optional[int] = ..., num_queued: _Optional[int] = ..., max_active: _Optional[int] = ..., context: _Optional[int] = ..., incarnation: _Optional[int] = ..., num_requests: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., num_completion_tokens: _Optional[int] = ..., num_failed: _Optional[int] = ..., reason: _Optional[str] = ..., vocab_size: _Optional[int] = ..., errors: _Optional[_Iterable[_Union[ErrorCount, _Mapping]]] = ..., num_kept: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ..., num_guessed: _Optional[int] = ..., num_guessed_right: _Optional[int] = ..., num_prompts: _Optional[int] = ..., num_cached_prompts: _Optional[int] = ..., requests: _Optional[_Iterable[_Union[RequestStatus, _Mapping]]] = ...) -> None: ...
+    def __init__(self, status: _Optional[str] = ..., epoch: _Optional[int] = ..., plan_json: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ..., num_active: _Optional[int] = ..., num_queued: _Optional[int] = ..., max_active: _Optional[int] = ..., context: _Optional[int] = ..., incarnation: _Optional[int] = ..., num_requests: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., num_completion_tokens: _Optional[int] = ..., num_failed: _Optional[int] = ..., reason: _Optional[str] = ..., vocab_size: _Optional[int] = ..., errors: _Optional[_Iterable[_Union[ErrorCount, _Mapping]]] = ..., num_kept: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ..., num_guessed: _Optional[int] = ..., num_guessed_right: _Optional[int] = ..., num_drafted: _Optional[int] = ..., num_draft_pauses: _Optional[int] = ..., num_prompts: _Optional[int] = ..., num_cached_prompts: _Optional[int] = ..., requests: _Optional[_Iterable[_Union[RequestStatus, _Mapping]]] = ...) -> None: ...
 
 class ErrorCount(_message.Message):
     __slots__ = ("kind", "count")

@@ -69,7 +69,7 @@ class Watched:
     def ask(self, session: int, tokens: list[int], num_drafts: int = 4, *, epoch: int = 1) -> None:
         call = DraftCall(session, tokens, num_drafts, ring_pb2.Sampling(), len(tokens))
         self.thread.post(
-            DraftWork(epoch, call, lambda position, ids: self.events.put((session, position, ids)))
+            DraftWork(epoch, call, lambda told: self.events.put((session, told.position, told.ids)))
         )
 
     def step(self, session: int, seq: int, *, opens: bool) -> None:

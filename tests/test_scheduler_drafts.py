@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from cluster.foretold import Foretold
+from cluster.foretold import Drafted, Foretold
 from cluster.instructions import Draft, EndDrafts, Instruction
 from cluster.room import Limits
 from cluster.scheduler import Scheduler
@@ -59,6 +59,12 @@ class DraftedRing(SimulatedRing):
         self.asked: deque[Draft] = deque()
         self.calls: list[Draft] = []
         self.ended: list[int] = []
+        self.rested: list[int] = []
+        self.draft_ms, self.num_passes = (
+            0.05,
+            0,
+        )  # of the draft model: its time for a pass, where a trip takes 1
+        self.num_read: dict[int, int] = {}  # tokens, by session
 
     def take(self, instructions: Sequence[Instruction]) -> None:
         for one in instructions:
@@ -67,7 +73,8 @@ class DraftedRing(SimulatedRing):
                 self.asked.append(one)
                 self.calls.append(one)
             elif isinstance(one, EndDrafts):
-                self.ended.append(one.session)
+                self.asked = deque(older for older in self.asked if older.session != one.session)
+                (self.ended if one.is_over else self.rested).append(one.session)
         super().take(instructions)
 
     def run(self) -> None:
@@ -84,7 +91,13 @@ class DraftedRing(SimulatedRing):
                 break
             tokens.append(self.language(tokens) + (self.draws.random() < self.wrong))
         guesses = tokens[len(call.tokens) :]
-        self.take(self.scheduler.on_drafted(call.session, len(call.tokens), guesses, 0.2))
+        num_read = len(call.tokens) - self.num_read.get(call.session, 0)
+        self.num_read[call.session] = len(call.tokens)
+        num_passes = num_read // 128 + len(guesses) + (len(guesses) < call.num_drafts)
+        self.num_passes += num_passes
+        own_ms = max(num_passes * self.draft_ms, 1e-6)
+        drafted = Drafted(len(call.tokens), guesses, own_ms, num_read)
+        self.take(self.scheduler.on_drafted(call.session, drafted, own_ms))
 
 
 def novel(seed: int) -> Language:
@@ -164,9 +177,9 @@ def test_bad_guesses_are_soon_given_up() -> None:
 
 def test_a_slow_draft_model_is_not_waited_for() -> None:
     ring = DraftedRing(novel(1), frames=1)
-    ring.scheduler.speculation.draft_ms = 5.0  # a trip takes 1
-    lone(ring)
-    assert not [call for call in ring.calls if call.num_drafts]
+    ring.draft_ms = 5.0  # a trip takes 1
+    assert lone(ring) > 60 - 9
+    assert len([call for call in ring.calls if call.num_drafts]) <= 2
 
 
 def test_prompts_are_read_while_the_ring_reads_them() -> None:
@@ -184,7 +197,7 @@ def test_the_first_token_waits_for_no_guess() -> None:
     ring.take(ring.scheduler.submit("third", [7, 8], 5, ring_pb2.Sampling()))
     ring.step()
     ring.step()
-    assert [call.num_drafts for call in ring.calls[before:-1]] == [0]
+    assert [call.num_drafts for call in ring.calls[before:]] == [0]
 
 
 def test_guesses_behind_guesses_fill_a_ring_of_several_frames() -> None:
@@ -200,8 +213,8 @@ def test_without_a_draft_model_none_is_asked() -> None:
     scheduler.ring_up(1, Limits(400, 6, 2, reach=Reach.ANY, max_drafts=6))
     told = scheduler.submit("r", [1, 2, 3], 5, ring_pb2.Sampling())
     assert not [one for one in told if isinstance(one, Draft)]
-    assert scheduler.on_drafted(1, 3, [1]) == []
-    assert scheduler.on_drafted(77, 3, [1]) == []
+    assert scheduler.on_drafted(1, Drafted(3, [1])) == []
+    assert scheduler.on_drafted(77, Drafted(3, [1])) == []
 
 
 # -- what is foretold -------------------------------------------------------------------------------------

@@ -53,6 +53,8 @@ def ring_metrics(state: str, status: head_pb2.ClusterStatus | None) -> Iterator[
         ("head_completion_tokens", "Tokens that the ring drew.", status.num_completion_tokens),
         ("head_guessed_tokens", "Tokens guessed before they were drawn, and judged.", status.num_guessed),
         ("head_guessed_right_tokens", "Of those guessed, the right ones.", status.num_guessed_right),
+        ("head_drafted_tokens", "Tokens that the draft model guessed, sent or not.", status.num_drafted),
+        ("head_draft_pauses", "Times that the draft model did not pay and paused.", status.num_draft_pauses),
     ):
         yield CounterMetricFamily(f"macrame_{name}", about, float(value))
     errors = CounterMetricFamily(
