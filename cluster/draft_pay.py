@@ -19,7 +19,7 @@ MAX_PAUSE_TOKENS = 1024
 CATCH_UP_SHARE = 0.02  # of the time of a pause: what reading the tokens that it missed may take
 _FADING = 0.95  # of what was seen before, with each verdict
 _PRIOR_GAIN, _PRIOR_TRIPS = 1.2, 4.0  # what counts until it has shown something: one bad trip decides nothing
-_MAX_TRIPS = 8.0  # that a single verdict counts for: a machine that stood still says nothing of the guesses
+_MAX_LOST = 8.0  # trips, by a single verdict: a machine that stood still says nothing of the guesses
 
 
 class Turn(Enum):
@@ -94,7 +94,7 @@ class DraftPay:
 
     def judge(self, num_tokens: int, trips: float) -> Turn:
         """So many tokens came, which took so long, after it was asked."""
-        trips = min(trips, _MAX_TRIPS)
+        trips = min(trips, num_tokens + _MAX_LOST)
         self._tokens = self._tokens * _FADING + num_tokens
         self._trips = self._trips * _FADING + trips
         self._num_judged += 1

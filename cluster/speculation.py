@@ -162,14 +162,13 @@ class Speculation:
         return self._draft_number(drafting, num_known, wanted)
 
     def num_to_ask_ahead(self, drafting: Drafting, num_ahead: int, room: int) -> int:
-        """How many more guesses to have ready behind those on their way."""
+        """How many more guesses to have ready behind those on their way: none while it is not known to pay."""
         foretold = drafting.foretold
         if foretold is None or foretold.is_ended or foretold.asked >= 0 or not self.trips.is_measured:
             return 0
-        if not self._draft_number(drafting, 1, self.max_drafts):
+        if drafting.is_on_trial or not self._draft_number(drafting, 1, self.max_drafts):
             return 0
-        most = TRIAL_DRAFTS if drafting.is_on_trial else self.max_drafts + 1
-        return min(num_ahead + most, num_ahead + room) - len(foretold.ids)
+        return min(num_ahead + self.max_drafts + 1, num_ahead + room) - len(foretold.ids)
 
     def _draft_number(self, drafting: Drafting, num_known: int, most: int) -> int:
         """`best_number` of the draft model's guesses; their time counts even where a frame is under way."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
+from cluster.draft_pay import FIRST_PAUSE_TOKENS
 from cluster.foretold import Drafted, Foretold
 from cluster.instructions import Draft, EndDrafts, Instruction
 from cluster.room import Limits
@@ -60,6 +63,7 @@ class DraftedRing(SimulatedRing):
         self.calls: list[Draft] = []
         self.ended: list[int] = []
         self.rested: list[int] = []
+        self.wrong_at: Callable[[int], bool] = lambda position: False
         self.draft_ms, self.num_passes = (
             0.05,
             0,
@@ -89,7 +93,8 @@ class DraftedRing(SimulatedRing):
         for _ in range(call.num_drafts):
             if self.draws.random() < self.short:
                 break
-            tokens.append(self.language(tokens) + (self.draws.random() < self.wrong))
+            is_wrong = self.wrong_at(len(tokens)) or self.draws.random() < self.wrong
+            tokens.append(self.language(tokens) + is_wrong)
         guesses = tokens[len(call.tokens) :]
         num_read = len(call.tokens) - self.num_read.get(call.session, 0)
         self.num_read[call.session] = len(call.tokens)
@@ -180,6 +185,97 @@ def test_a_slow_draft_model_is_not_waited_for() -> None:
     ring.draft_ms = 5.0  # a trip takes 1
     assert lone(ring) > 60 - 9
     assert len([call for call in ring.calls if call.num_drafts]) <= 2
+
+
+PAUSED_PASSES = 50  # of a draft model that does not pay, in 1,000 tokens: its trials, and reading for them
+
+
+def long_answer(ring: DraftedRing, prompt: list[int]) -> int:
+    """Passes of the draft model in an answer of 1,000 tokens, which is as it would be without it."""
+    assert ring.scheduler._limits is not None
+    ring.scheduler.ring_up(1, replace(ring.scheduler._limits, context=2000))
+    before = ring.num_passes
+    ring.take(ring.scheduler.submit("long", prompt, 1000, ring_pb2.Sampling()))
+    ring.run()
+    assert ring.answers["long"] == expected(ring.language, prompt, 1000)
+    return ring.num_passes - before
+
+
+@pytest.mark.parametrize("frames", [1, 4])
+@pytest.mark.parametrize(("wrong", "short"), [(1.0, 0.0), (0.0, 1.0), (0.9, 0.0)])
+def test_what_is_never_right_is_hardly_computed(frames: int, wrong: float, short: float) -> None:
+    """Nor what says nothing at all, which is no wrong guess but takes its time."""
+    ring = DraftedRing(novel(1), frames=frames, wrong=wrong, short=short)
+    assert long_answer(ring, [1, 2, 3]) < PAUSED_PASSES
+    assert ring.rested
+    assert ring.scheduler.speculation.record.num_pauses == len(ring.rested)
+
+
+@pytest.mark.parametrize("frames", [1, 4])
+def test_what_is_right_but_as_slow_as_the_ring_pauses(frames: int) -> None:
+    ring = DraftedRing(novel(1), frames=frames)
+    ring.draft_ms = 1.0
+    assert long_answer(ring, [1, 2, 3]) < PAUSED_PASSES
+    assert ring.rested
+
+
+@pytest.mark.parametrize("frames", [1, 4])
+@pytest.mark.parametrize("draft_ms", [0.02, 0.3])
+def test_what_is_right_and_quick_never_pauses(frames: int, draft_ms: float) -> None:
+    ring = DraftedRing(novel(1), frames=frames)
+    ring.draft_ms = draft_ms
+    assert long_answer(ring, [1, 2, 3]) > 900
+    assert not ring.rested
+    assert ring.num_trips < 1000 / 4
+
+
+@pytest.mark.parametrize("frames", [1, 4])
+def test_it_comes_back_where_the_text_changes(frames: int) -> None:
+    """And goes again: wrong in the first 300 tokens, right in the next 400, wrong in the last."""
+    ring = DraftedRing(novel(1), frames=frames)
+    ring.wrong_at = lambda position: not 300 <= position < 700
+    passes = long_answer(ring, [1, 2, 3])
+    assert len(ring.rested) >= 2
+    calls = [len(call.tokens) for call in ring.calls if call.num_drafts]
+    busy = [sum(start <= at < start + 100 for at in calls) for start in range(0, 1000, 100)]
+    assert max(busy[3:7]) > 2 * max(busy[8:]), "calls in each hundred tokens"
+    assert 100 < passes < 800, "of what would be more than 1,500"
+
+
+def test_a_session_that_pauses_is_not_asked_until_its_pause_is_over() -> None:
+    ring = DraftedRing(novel(1), frames=1, wrong=1.0)
+    long_answer(ring, [1, 2, 3])
+    positions = [len(call.tokens) for call in ring.calls]
+    gaps = sorted((after - before for before, after in pairwise(positions)), reverse=True)
+    assert gaps[:4] == sorted(gaps[:4], reverse=True)
+    assert gaps[0] >= 8 * FIRST_PAUSE_TOKENS
+    assert sum(gap >= 2 * FIRST_PAUSE_TOKENS for gap in gaps) >= 3
+
+
+def test_the_next_prompt_is_not_read_while_it_pauses() -> None:
+    ring = DraftedRing(novel(1), frames=1, wrong=1.0)
+    long_answer(ring, [1, 2, 3])
+    before = len(ring.calls)
+    ring.take(ring.scheduler.submit("next", list(range(10, 50)), 5, ring_pb2.Sampling()))
+    ring.run()
+    assert ring.calls[before:] == []
+    assert not ring.scheduler.requests
+
+
+def test_what_looking_up_does_better_is_not_computed() -> None:
+    """A text that repeats itself: the draft model is right as well, and is not needed."""
+    ring = DraftedRing(lambda tokens: 1000 + len(tokens) % 7, frames=1, has_ngrams=True, wrong=0.3)
+    ring.draft_ms = 0.3
+    passes = long_answer(ring, [1, 2, 3])
+    assert passes < 200
+    assert ring.num_trips < 1000 / 3, "looking up goes on"
+
+
+def test_a_pause_ends_with_one_reading_of_what_was_missed() -> None:
+    ring = DraftedRing(novel(1), frames=1, wrong=1.0)
+    long_answer(ring, [1, 2, 3])
+    reads = [call for call in ring.calls if not call.num_drafts]
+    assert len(reads) == len(ring.rested), "the prompt, and before each trial but the first"
 
 
 def test_prompts_are_read_while_the_ring_reads_them() -> None:

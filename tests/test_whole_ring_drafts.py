@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import urllib.request
 from collections.abc import Iterator
 
 import mlx.core as mx
@@ -47,6 +48,29 @@ def ring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RingProcesses]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def misled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RingProcesses]:
+    """A ring whose draft model is never right: it has the last layer of the demo model, and then the first."""
+    folder = tmp_path_factory.mktemp("misled")
+    draft = write_pruned(DEMO, folder / "draft", [8, 0])
+    with RingProcesses(
+        folder,
+        DEMO,
+        [(0, 5), (5, 9)],
+        concurrency=2,
+        context=512,
+        faults=dict.fromkeys(range(2), "layer_delay_ms=4"),
+        with_api=True,
+        speculation={"method": "draft", "draft_model": str(draft)},
+    ) as made:
+        made.wait_ok()
+        yield made
+
+
+def num_passes(ring: RingProcesses) -> int:
+    return ring.node_status(0).drafter.num_passes
+
+
 def answered(ring: RingProcesses, sampling: ring_pb2.Sampling, num_tokens: int = NUM_TOKENS) -> list[int]:
     request = head_pb2.GenerateRequest(prompt=PROMPT, max_tokens=num_tokens, sampling=sampling)
     with ring.channel() as channel:
@@ -54,11 +78,11 @@ def answered(ring: RingProcesses, sampling: ring_pb2.Sampling, num_tokens: int =
         return [token.id for reply in replies for token in reply.tokens]
 
 
-def alone(sampling: ring_pb2.Sampling) -> list[int]:
+def alone(sampling: ring_pb2.Sampling, num_tokens: int = NUM_TOKENS) -> list[int]:
     """One token at a time, in this process."""
     shard = load_shard(DEMO, 0, NUM_LAYERS)
     sampler, state, tokens = Sampler(sampling, VOCAB_SIZE), shard.new_state(), list(PROMPT)
-    for _ in range(NUM_TOKENS):
+    for _ in range(num_tokens):
         logits = shard.forward(mx.array([tokens[state.position :]]), None, state)[0, -1]
         draw = sampler.draw(logits, len(tokens), tokens, len(PROMPT))
         mx.eval(draw.arrays(), state.arrays())
@@ -81,6 +105,52 @@ def test_answers_are_those_without_and_part_of_them_is_guessed(
     assert answered(ring, sampling) == alone(sampling)
     after = ring.wait_ok()
     assert after.num_guessed_right > before.num_guessed_right
+
+
+def test_one_that_agrees_is_asked_in_every_answer_and_never_pauses(ring: RingProcesses) -> None:
+    for _ in range(3):
+        before, drafted = num_passes(ring), ring.wait_ok().num_drafted
+        answered(ring, ring_pb2.Sampling())
+        assert num_passes(ring) - before > NUM_TOKENS / 2
+        assert ring.wait_ok().num_drafted - drafted > NUM_TOKENS / 2
+    assert ring.wait_ok().num_draft_pauses == 0
+
+
+@pytest.mark.parametrize("heat", [0.0, 0.8])
+def test_one_that_disagrees_pauses_and_computes_nothing_meanwhile(misled: RingProcesses, heat: float) -> None:
+    """The answers are those without; its passes are a few for each trial, and none in a pause."""
+    sampling = ring_pb2.Sampling(temperature=heat, seed=5)
+    before, pauses = num_passes(misled), misled.wait_ok().num_draft_pauses
+    num_tokens, passes = 0, []
+    for _ in range(3):
+        began = num_passes(misled)
+        assert answered(misled, sampling, 160) == alone(sampling, 160)
+        passes.append(num_passes(misled) - began)
+        num_tokens += 160
+    assert num_passes(misled) - before < 0.1 * num_tokens, passes
+    began, paused = num_passes(misled), misled.wait_ok().num_draft_pauses
+    assert paused > pauses
+    for _ in range(2):  # shorter than what is left of the pause
+        answered(misled, sampling, 8)
+    assert num_passes(misled) == began
+    assert misled.wait_ok().num_draft_pauses == paused
+
+
+def test_the_metrics_count_what_is_drafted_and_its_pauses(misled: RingProcesses) -> None:
+    answered(misled, ring_pb2.Sampling(), 80)
+    wanted = misled.wait_ok()
+    url = misled.wait_api()
+
+    def is_told() -> bool:  # by the HTTP process a moment later
+        with urllib.request.urlopen(f"{url}/metrics") as page:
+            lines = page.read().decode().splitlines()
+        told = dict(line.rsplit(" ", 1) for line in lines if line.startswith("macrame_head_draft"))
+        return (
+            float(told["macrame_head_drafted_tokens_total"]) == wanted.num_drafted
+            and float(told["macrame_head_draft_pauses_total"]) == wanted.num_draft_pauses > 0
+        )
+
+    wait_for(is_told)
 
 
 def test_the_plan_and_the_status_name_it(ring: RingProcesses) -> None:

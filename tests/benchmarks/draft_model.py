@@ -26,8 +26,13 @@ DEMO = Path(__file__).parent.parent.parent / "deploy" / "demo" / "model"
 NUM_LAYERS, VOCAB_SIZE = 9, 4096
 
 
+def num_passes(ring: RingProcesses) -> int:
+    """Of the draft model, since it was loaded; 0 where there is none."""
+    return ring.node_status(0).drafter.num_passes
+
+
 def main() -> None:
-    """Print a line for each round, then the medians."""
+    """Print a line for each round, then the medians. Speed: against the first method, in the same round."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--draft-layers", default="0,1,2,3,7,8", help="of the demo model's nine")
     parser.add_argument("--stages", type=int, default=3)
@@ -70,26 +75,33 @@ def main() -> None:
         for ring in rings.values():
             ring.wait_ok()
             ask(ring, next(drawn), 24, args.heat)
-        found: dict[str, list[tuple[float, float, int, int]]] = {method: [] for method in rings}
+        found: dict[str, list[tuple[float, float, int, int, int]]] = {method: [] for method in rings}
         for number, prompt in enumerate(islice(drawn, args.rounds)):
             answers: list[list[int]] = []
             for method in list(rings) if number % 2 else list(reversed(rings)):
+                before = num_passes(rings[method])
                 one = ask(rings[method], prompt, args.output_tokens, args.heat)
+                num_drafts = num_passes(rings[method]) - before
                 answers.append(one.tokens)
                 num = len(one.tokens)
                 ms = one.took_s / max(1, num - 1) * 1e3
-                found[method].append((ms, num / one.num_trips, one.num_guessed, one.num_right))
+                found[method].append((ms, num / one.num_trips, one.num_guessed, one.num_right, num_drafts))
             is_same = all(tokens == answers[0] for tokens in answers)
             line = "; ".join(
-                f"{m} {rows[-1][0]:.1f} ms a token, {rows[-1][1]:.2f} a trip" for m, rows in found.items()
+                f"{m} {rows[-1][0]:.1f} ms a token, {rows[-1][1]:.2f} a trip, {rows[-1][4]} passes"
+                for m, rows in found.items()
             )
             print(f"round {number}: {line}; {'same tokens' if is_same else 'OTHER TOKENS'}", flush=True)
-        print("| method | ms a token | tokens a trip | guesses right |\n|---|---|---|---|")
+        print("| method | ms a token | speed | tokens a trip | guesses right | passes of the draft model |")
+        print("|---|---|---|---|---|---|")
+        first = next(iter(found.values()))
         for method, rows in found.items():
             guessed, right = sum(row[2] for row in rows), sum(row[3] for row in rows)
+            speed = statistics.median(one[0] / row[0] for one, row in zip(first, rows, strict=True))
             print(
-                f"| {method} | {statistics.median(row[0] for row in rows):.1f} | "
-                f"{statistics.median(row[1] for row in rows):.2f} | {right} of {guessed} |"
+                f"| {method} | {statistics.median(row[0] for row in rows):.1f} | {speed:.2f} | "
+                f"{statistics.median(row[1] for row in rows):.2f} | {right} of {guessed} | "
+                f"{sum(row[4] for row in rows)} |"
             )
 
 
