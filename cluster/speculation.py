@@ -162,7 +162,7 @@ class Speculation:
         return self._draft_number(drafting, num_known, wanted)
 
     def num_to_ask_ahead(self, drafting: Drafting, num_ahead: int, room: int) -> int:
-        """How many more guesses to have ready behind those on their way: none while it is not known to pay."""
+        """How many more guesses to have ready behind those on their way: none in a trial."""
         foretold = drafting.foretold
         if foretold is None or foretold.is_ended or foretold.asked >= 0 or not self.trips.is_measured:
             return 0

@@ -50,7 +50,7 @@ def ring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RingProcesses]:
 
 @pytest.fixture(scope="module")
 def misled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RingProcesses]:
-    """A ring whose draft model is never right: it has the last layer of the demo model, and then the first."""
+    """A ring whose draft model is never right: the demo model's last layer, and then its first."""
     folder = tmp_path_factory.mktemp("misled")
     draft = write_pruned(DEMO, folder / "draft", [8, 0])
     with RingProcesses(
@@ -173,7 +173,7 @@ def test_the_status_tells_its_bytes(ring: RingProcesses, capsys: pytest.CaptureF
     assert told[0]["model"] == planned["model"]
     assert told[0]["weight_bytes"] == pytest.approx(planned["weight_bytes"], rel=0.03)
     assert 0 < told[0]["kv_bytes"] <= planned["kv_bytes"]
-    assert told[1] == {"model": "", "weight_bytes": 0, "kv_bytes": 0}
+    assert told[1] == {"model": "", "weight_bytes": 0, "kv_bytes": 0, "num_passes": 0}
     assert status.main(["--url", url]) == 0
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "the draft model" in line)
     assert re.search(
