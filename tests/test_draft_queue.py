@@ -149,6 +149,45 @@ def test_those_that_only_read_on_let_others_go_before(compute: Watched, target: 
     assert compute.next() == (9, len(PROMPT), [])
 
 
+def test_reading_is_told_of_when_all_but_the_last_token_is_read(
+    compute: Watched, target: Path, draft: Path
+) -> None:
+    compute.load(1, target, load_of(draft))
+    drafts = compute.thread.drafts
+    assert drafts is not None
+    compute.ask(7, [1] * (3 * READ_CHUNK_TOKENS), 0)
+    assert compute.next() == (7, 3 * READ_CHUNK_TOKENS, [])
+    assert drafts.drafter.num_passes == 3
+    compute.ask(7, [1] * (3 * READ_CHUNK_TOKENS), 2)
+    assert compute.next()[:2] == (7, 3 * READ_CHUNK_TOKENS)
+    assert drafts.drafter.num_passes in (4, 5), "one for each guess; the first may be too unlikely"
+
+
+def test_a_session_that_rests_has_no_pass_and_goes_on_where_it_was(
+    compute: Watched, target: Path, draft: Path, gate: Gate
+) -> None:
+    compute.load(1, target, load_of(draft))
+    drafts = compute.thread.drafts
+    assert drafts is not None
+    long = [1] * (8 * READ_CHUNK_TOKENS)
+    compute.ask(7, long, 0)
+    assert gate.begun.acquire(timeout=WAIT_S)
+    compute.thread.post(DraftEnd(7, is_over=False))
+    gate.held.release()
+    compute.ask(8, [2, 3, 4], 1)
+    gate.held.release(100)
+    assert compute.next()[:2] == (8, 3), "nothing more of session 7"
+    assert drafts.drafter.num_passes == 2
+    assert drafts.drafter.num_sessions == 2, "its caches stay"
+    compute.ask(7, long, 0)
+    assert compute.next() == (7, len(long), [])
+    assert drafts.drafter.num_passes == 2 + 7
+    compute.thread.post(DraftEnd(7))
+    compute.ask(8, [2, 3, 4, 5], 1)
+    assert compute.next()[0] == 8
+    assert drafts.drafter.num_sessions == 1
+
+
 def test_a_window_takes_the_place_of_an_earlier_one_and_an_end_of_any(
     compute: Watched, target: Path, draft: Path, gate: Gate
 ) -> None:

@@ -156,6 +156,11 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Rank], float]], ...] = (
         "Times that MLX's cache was emptied for memory.",
         lambda r: r.node.memory.num_trims,
     ),
+    (
+        "node_draft_passes",
+        "Forward passes of the node's draft model: a chunk of a text, or a token.",
+        lambda r: r.node.drafter.num_passes,
+    ),
     ("stage_busy_seconds", "Time in which the stage computed.", lambda r: r.node.stats.busy_ms / 1e3),
     ("stage_steps", "Frames that the stage computed.", lambda r: r.node.stats.num_steps),
     ("stage_tokens", "Tokens that went through the stage.", lambda r: r.node.stats.num_tokens),
