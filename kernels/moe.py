@@ -39,6 +39,7 @@ __all__ = [
     "SharedBlock",
     "num_launches",
     "run",
+    "run_by_mlx",
     "supports",
     "switch_glu",
 ]
@@ -87,9 +88,7 @@ def switch_glu(  # noqa: PLR0917
     shared: Shared | None = None,
 ) -> mx.array:
     """`run` for weights that are used once."""
-    other = None
-    if shared is not None:
-        other = SharedBlock(Block(shared.spec, shared.gate, shared.up, shared.down), shared.scores)
+    other = None if shared is None else SharedBlock.of(shared)
     return run(Block(spec, gate, up, down), x, indices, scores, other)
 
 
@@ -114,8 +113,7 @@ def run(
         block.reasons[other] = supports(spec, None if other is None else other.spec)
     is_few = 0 < tokens <= moe_kernels.MAX_BATCH_TOKENS
     if not is_few or backend.current() is None or block.reasons[other] is not None:
-        beside = None if shared is None else _weights(shared)
-        return moe_ops.switch_glu(spec, x, indices, scores, block.gate, block.up, block.down, beside)
+        return run_by_mlx(block, x, indices, scores, shared)
     if shared is not None and scores is None:
         raise ValueError("a shared expert needs scores: its answer is added to the weighted sum")
     x, indices = x.astype(spec.dtype), indices.astype(mx.uint32)
@@ -131,17 +129,24 @@ def run(
     return replay(x, indices, *given, *block.arrays)
 
 
+def run_by_mlx(
+    block: Block,
+    x: mx.array,
+    indices: mx.array,
+    scores: mx.array | None,
+    shared: SharedBlock | None = None,
+) -> mx.array:
+    """As `run`, by MLX's own operations."""
+    other = None if shared is None else shared.shared
+    return moe_ops.switch_glu(block.spec, x, indices, scores, block.gate, block.up, block.down, other)
+
+
 def _forget_shared(block: Block) -> None:
     """One with new weights is a new block; what is remembered of the older one holds its weights."""
     for known in [one for one in block.reasons if one is not None]:
         del block.reasons[known]
     for key in [key for key in block.replays if key[0] is not None]:
         del block.replays[key]
-
-
-def _weights(shared: SharedBlock) -> Shared:
-    one = shared.block
-    return Shared(one.spec, one.gate, one.up, one.down, shared.scores)
 
 
 def _launched(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 
 from kernels.moe_constants import SIMD, Block, Constants, matrix_names, more_headers
-from kernels.moe_spec import BlockSpec
+from kernels.moe_spec import BlockSpec, Shared
 from kernels.source import Kernel, Triple
 
 MAX_BATCH_TOKENS = 63
@@ -78,6 +78,17 @@ class SharedBlock:
 
     block: Block
     scores: mx.array | None
+
+    @classmethod
+    def of(cls, shared: Shared) -> SharedBlock:
+        """Its weights in a block of their own."""
+        return cls(Block(shared.spec, shared.gate, shared.up, shared.down), shared.scores)
+
+    @property
+    def shared(self) -> Shared:
+        """The weights again, as the reference and MLX's operations take them."""
+        one = self.block
+        return Shared(one.spec, one.gate, one.up, one.down, self.scores)
 
 
 @functools.cache

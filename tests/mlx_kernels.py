@@ -7,20 +7,7 @@ from typing import Any, cast
 import mlx.core as mx
 import pytest
 
-from kernels import moe_ops
 from kernels.exl3 import Exl3Linear, Exl3SwitchLinear
-from kernels.moe import Block, Shared, SharedBlock
-
-
-def run_by_mlx(
-    block: Block, x: mx.array, indices: mx.array, scores: mx.array | None, shared: SharedBlock | None = None
-) -> mx.array:
-    """As kernels.moe.run."""
-    beside = None
-    if shared is not None:
-        one = shared.block
-        beside = Shared(one.spec, one.gate, one.up, one.down, shared.scores)
-    return moe_ops.switch_glu(block.spec, x, indices, scores, block.gate, block.up, block.down, beside)
 
 
 def exl3_by_mlx(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,6 @@ from cluster import compute as compute_module
 from cluster.work import LoadWork
 from kernels import expert_subject, moe
 from proto import ring_pb2
-from tests.mlx_kernels import run_by_mlx
 from tests.test_compute import WAIT_S, Watched
 from tests.tiny_models import write_checkpoint
 from tests.waiting import wait_for
@@ -25,7 +24,7 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("MACRAME_KERNELS", "emulate")
     monkeypatch.setenv("MACRAME_FAULT", "kernel_budget_s=0")
-    monkeypatch.setattr(moe, "run", run_by_mlx)
+    monkeypatch.setattr(moe, "run", moe.run_by_mlx)
     monkeypatch.setattr(expert_subject, "CLASSES", ((1, 1), (2, 4)))
     monkeypatch.setattr(compute_module, "TEST_AFTER_S", 0.01)
     made = Watched()
@@ -64,7 +63,7 @@ def test_a_frame_goes_first(watched: Watched, tmp_path: Path, monkeypatch: pytes
         if not answers:
             watched.step(ring_pb2.Frame(kind=ring_pb2.STEP, epoch=99, seq=7))  # of no epoch: given back
         answers.append(len(x))
-        return run_by_mlx(block, x, *others)
+        return moe.run_by_mlx(block, x, *others)
 
     monkeypatch.setattr(moe, "run", compute_one)
     load(watched, write_checkpoint("qwen3_moe", tmp_path / "model", num_layers=3))

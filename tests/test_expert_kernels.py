@@ -13,7 +13,7 @@ from shard_loader import expert_kernels
 from shard_loader.expert_kernels import choose_kernels, choose_more, distrust_kernels
 from shard_loader.shard import Shard
 from shard_loader.weights import load_shard
-from tests.mlx_kernels import exl3_by_mlx, run_by_mlx, without_gpu
+from tests.mlx_kernels import exl3_by_mlx, without_gpu
 from tests.tiny_exl3 import write_exl3
 from tests.tiny_models import write_checkpoint
 from tests.zoo.checkpoint import write_zoo_checkpoint
@@ -30,7 +30,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("MACRAME_KERNELS", "emulate")
-    monkeypatch.setattr(moe, "run", run_by_mlx)
+    monkeypatch.setattr(moe, "run", moe.run_by_mlx)
     monkeypatch.setattr(expert_subject, "CLASSES", ((1, 1), (2, 4)))
 
 

@@ -27,7 +27,6 @@ from planner.model_profile import read_model_profile
 from proto import control_pb2
 from shard_loader.cache_home import verdict_folder
 from shard_loader.weights import load_shard
-from tests.mlx_kernels import run_by_mlx
 from tests.node_process import write_cluster
 from tests.test_forms import times
 from tests.tiny_exl3 import write_exl3
@@ -46,7 +45,7 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
     """Kernels are emulated, and MLX's operations stand in the place of the emulator."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("MACRAME_KERNELS", "emulate")
-    monkeypatch.setattr(moe, "run", run_by_mlx)
+    monkeypatch.setattr(moe, "run", moe.run_by_mlx)
     monkeypatch.setattr(expert_subject, "CLASSES", ((1, 1), (2, 4)))
     monkeypatch.setattr(measure, "MAX_CALLS", 2)
     monkeypatch.setattr(measure, "NUM_ROUNDS", 1)

@@ -32,7 +32,7 @@ from kernels.random_block import random_layer
 from kernels.self_test import decide
 from kernels.verdicts import Machine
 from tests.big_shapes import write_shape
-from tests.mlx_kernels import exl3_by_mlx, run_by_mlx, without_gpu
+from tests.mlx_kernels import exl3_by_mlx, without_gpu
 from tests.tiny_exl3 import write_exl3
 from tests.tiny_models import write_checkpoint
 from tests.zoo.checkpoint import write_zoo_checkpoint
@@ -91,7 +91,9 @@ def test_random_layers_of_each_activation(kind: str) -> None:
     spec = BlockSpec(4, 64, 32, 2, gate, PLAIN, PLAIN, activation=activation, dtype=mx.float32)
     layer: Any = random_layer(spec)
     made = expert_blocks.tokens(spec, 2, 1)
-    mine = run_by_mlx(moe.Block(spec, *expert_blocks.experts_of(layer)), made.x, made.indices, made.scores)
+    mine = moe.run_by_mlx(
+        moe.Block(spec, *expert_blocks.experts_of(layer)), made.x, made.indices, made.scores
+    )
     theirs = expert_blocks.by_mlx(layer, made.x, made.indices, made.scores)
     assert mx.allclose(mine, theirs, rtol=1e-4, atol=1e-5)
 
@@ -112,7 +114,7 @@ SHARED = BlockSpec(1, 64, 96, 1, Format(4, 32), PLAIN, Format(8, 32), dtype=mx.f
 def test_a_block_with_a_shared_expert_is_tried_as_one(
     monkeypatch: pytest.MonkeyPatch, has_shared_bias: bool
 ) -> None:
-    monkeypatch.setattr(moe, "run", run_by_mlx)
+    monkeypatch.setattr(moe, "run", moe.run_by_mlx)
     form = Form("a", TINY, has_bias=True, shared=SHARED, has_shared_bias=has_shared_bias)
     made = form.subject(lambda _: 2)
     assert made.num_layers == 2
@@ -229,7 +231,7 @@ def run(monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], kernel: Any) 
 
 
 def test_json_without_times(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(monkeypatch, ["--json"], run_by_mlx) == 0
+    assert run(monkeypatch, ["--json"], moe.run_by_mlx) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["is_timed"], found["machine"]["backend"]) == (False, "emulated")
     (block,) = found["blocks"]
@@ -243,7 +245,7 @@ def test_json_without_times(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 def test_a_wrong_kernel_is_exit_code_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, ["--tokens", "2"], lambda *args: run_by_mlx(*args) + 1) == 1
+    assert run(monkeypatch, ["--tokens", "2"], lambda *args: moe.run_by_mlx(*args) + 1) == 1
     out = capsys.readouterr().out
     assert "2 tokens: wrong by " in out
     assert "nothing was timed; 4 experts of random weights" in out

@@ -11,7 +11,7 @@ import mlx.core as mx
 import pytest
 
 from kernels import backend, moe, source
-from kernels.moe_spec import PLAIN, RELU2, Activation, BlockSpec, Experts, Format
+from kernels.moe_spec import PLAIN, RELU2, Activation, BlockSpec, Format
 from tests.moe_blocks import Block, block, routed
 
 FORM = Format(4, 64)
@@ -81,7 +81,7 @@ def test_a_block_with_a_shared_expert_is_repeated_too(
     own = BlockSpec(1, 128, 96, 1, FORM, FORM, PLAIN, dtype=mx.bfloat16)
     made = [block(SPEC, shared=own, seed=seed) for seed in (1, 2)]
     layers = [moe.Block(SPEC, one.gate, one.up, one.down) for one in made]
-    others = [moe.Block(own, *_parts(one)) for one in made]
+    others = [_shared_block(one) for one in made]
     moe._replay.cache_clear()
     mx.enable_compile()  # tests run without
     try:
@@ -116,7 +116,7 @@ def test_nothing_is_kept_of_shared_experts_that_are_gone(monkeypatch: pytest.Mon
     with backend.forced("metal"):
         moe.run(layer, x, indices, scores)
         for is_scored in (False, True) * 3:
-            other = moe.Block(own, *_parts(made))
+            other = _shared_block(made)
             moe.run(layer, x, indices, scores, moe.SharedBlock(other, scores[:, :1] if is_scored else None))
             gone.append(weakref.ref(other))
             assert set(layer.reasons) == {None, other}
@@ -126,9 +126,9 @@ def test_nothing_is_kept_of_shared_experts_that_are_gone(monkeypatch: pytest.Mon
     moe._replay.cache_clear()
 
 
-def _parts(one: Block) -> tuple[Experts | None, Experts, Experts]:
+def _shared_block(one: Block) -> moe.Block:
     assert one.shared is not None
-    return one.shared.gate, one.shared.up, one.shared.down
+    return moe.SharedBlock.of(one.shared).block
 
 
 def test_texts_follow_from_constants(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,6 @@ from kernels import expert_blocks, expert_subject, measure, moe, self_test, swit
 from kernels.expert_subject import ExpertSubject
 from kernels.measure import Times
 from kernels.verdicts import NOT_YET, Timed, Verdict
-from tests.mlx_kernels import run_by_mlx
 
 HIDDEN, EXPERT, NUM_EXPERTS, TOP_K = 64, 32, 6, 2
 CLASSES = ((1, 1), (2, 4), (5, 8))
@@ -30,7 +29,7 @@ SHORT_S = 0.05
 def _right(monkeypatch: pytest.MonkeyPatch) -> None:
     """MLX's operations in the place of the kernels: right by construction."""
     monkeypatch.setenv("MACRAME_KERNELS", "emulate")
-    monkeypatch.setattr(moe, "run", run_by_mlx)
+    monkeypatch.setattr(moe, "run", moe.run_by_mlx)
     monkeypatch.setattr(expert_subject, "CLASSES", CLASSES)
 
 
@@ -101,11 +100,11 @@ def test_layers_without_a_gate_are_tested_too() -> None:
 
 
 def wrong(*args: Any) -> mx.array:
-    return run_by_mlx(*args) * 1.25
+    return moe.run_by_mlx(*args) * 1.25
 
 
 def not_a_number(*args: Any) -> mx.array:
-    return run_by_mlx(*args) * mx.nan
+    return moe.run_by_mlx(*args) * mx.nan
 
 
 def raises(*_: Any) -> mx.array:
@@ -141,7 +140,7 @@ def test_what_is_wrong_is_not_used(
 
 def test_a_size_of_which_one_end_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     def kernel(block: moe.Block, x: mx.array, *others: Any) -> mx.array:
-        return (wrong if x.shape[0] == 4 else run_by_mlx)(block, x, *others)
+        return (wrong if x.shape[0] == 4 else moe.run_by_mlx)(block, x, *others)
 
     monkeypatch.setattr(moe, "run", kernel)
     verdicts = only(self_test.self_test(taken_layers(), None))
@@ -180,7 +179,7 @@ class SlowKernels:
         if (call := (block.spec.gate.bits, x.shape[0])) not in self.calls:
             self.calls.append(call)
             time.sleep(2 * SHORT_S)
-        return run_by_mlx(block, x, *others)
+        return moe.run_by_mlx(block, x, *others)
 
 
 def test_what_a_start_had_no_time_for_is_tested_later(

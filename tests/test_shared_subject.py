@@ -12,7 +12,6 @@ from mlx import nn
 from kernels import expert_subject, moe, self_test, switch
 from kernels.expert_subject import ExpertSubject
 from kernels.shared_subject import shared_subjects
-from tests.mlx_kernels import run_by_mlx
 from tests.test_shared_switch import EXPERT, HIDDEN, NUM_EXPERTS, TOP_K, Moe, taken_of
 
 CLASSES = ((1, 1), (2, 4))
@@ -28,7 +27,7 @@ SHARED = f"{NAME}; a shared expert of 96, gate float32, up float32, down float32
 def _right(monkeypatch: pytest.MonkeyPatch) -> None:
     """MLX's operations in the place of the kernels: right by construction."""
     monkeypatch.setenv("MACRAME_KERNELS", "emulate")
-    monkeypatch.setattr(moe, "run", run_by_mlx)
+    monkeypatch.setattr(moe, "run", moe.run_by_mlx)
     monkeypatch.setattr(expert_subject, "CLASSES", CLASSES)
     mx.random.seed(11)
 
@@ -69,12 +68,12 @@ def test_what_is_right_is_taken_where_nothing_is_timed(tmp_path: Path) -> None:
 
 
 def wrong_with_a_shared_one(*args: Any) -> mx.array:
-    return run_by_mlx(*args) * (1.25 if len(args) > 4 and args[4] is not None else 1)
+    return moe.run_by_mlx(*args) * (1.25 if len(args) > 4 and args[4] is not None else 1)
 
 
 def wrong_with_a_factor(*args: Any) -> mx.array:
     has_factor = len(args) > 4 and args[4] is not None and args[4].scores is not None
-    return run_by_mlx(*args) * (1.25 if has_factor else 1)
+    return moe.run_by_mlx(*args) * (1.25 if has_factor else 1)
 
 
 @pytest.mark.parametrize("wrong", [wrong_with_a_shared_one, wrong_with_a_factor])
@@ -96,7 +95,7 @@ def test_it_is_compared_with_what_the_experts_alone_are_best_with(monkeypatch: p
 
     def run(*args: Any) -> mx.array:
         asked.append(len(args) > 4)
-        return run_by_mlx(*args)
+        return moe.run_by_mlx(*args)
 
     monkeypatch.setattr(moe, "run", run)
     layer = model.switch_mlp

@@ -14,7 +14,6 @@ from mlx_lm.models.switch_layers import SwitchGLU
 from kernels import moe, switch
 from kernels.moe_spec import BlockSpec
 from kernels.shared_switch import TakenShared
-from tests.mlx_kernels import run_by_mlx
 from tests.test_shared_expert import Mlp
 
 HIDDEN, EXPERT, NUM_EXPERTS, TOP_K = 64, 32, 4, 2
@@ -23,7 +22,7 @@ HIDDEN, EXPERT, NUM_EXPERTS, TOP_K = 64, 32, 4, 2
 @pytest.fixture(autouse=True)
 def _has_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MACRAME_KERNELS", "emulate")
-    monkeypatch.setattr(moe, "run", run_by_mlx)
+    monkeypatch.setattr(moe, "run", moe.run_by_mlx)
     mx.random.seed(11)
 
 
@@ -231,7 +230,7 @@ def test_a_kernel_that_was_not_chosen_alone_computes_nothing_alone(
     def run(*args: Any) -> mx.array:
         assert len(args) == 5
         assert args[4] is not None, "the experts alone"
-        return run_by_mlx(*args)
+        return moe.run_by_mlx(*args)
 
     monkeypatch.setattr(moe, "run", run)
     switch.take_over([model], switch.Never())

@@ -17,7 +17,7 @@ from kernels import moe, switch
 from kernels.emulator import build
 from kernels.exl3 import Exl3SwitchLinear
 from shard_loader.rehearsal import Rehearsal
-from tests.mlx_kernels import run_by_mlx, without_gpu
+from tests.mlx_kernels import without_gpu
 from tests.zoo.configs import zoo_config
 
 KERNELS = moe.run
@@ -27,7 +27,7 @@ HIDDEN, EXPERT, NUM_EXPERTS, TOP_K = 64, 32, 4, 2
 @pytest.fixture(autouse=True)
 def _has_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MACRAME_KERNELS", "emulate")
-    monkeypatch.setattr(moe, "run", run_by_mlx)  # but in the long tests
+    monkeypatch.setattr(moe, "run", moe.run_by_mlx)  # but in the long tests
     mx.random.seed(7)
 
 
@@ -122,7 +122,7 @@ def test_a_kernel_that_raises_is_given_up(
     assert mx.allclose((layer(x, indices) * scores[..., None]).sum(axis=-2), wanted)
     assert taken_of(layer).failure == "RuntimeError: no such function"
     assert "an expert layer goes back to MLX's operations: RuntimeError: no such function" in caplog.text
-    monkeypatch.setattr(moe, "run", run_by_mlx)
+    monkeypatch.setattr(moe, "run", moe.run_by_mlx)
     assert mx.array_equal((layer(x, indices) * scores[..., None]).sum(axis=-2), wanted)
     assert taken_of(layer).num_fused == 0
 
