@@ -91,8 +91,8 @@ class ExpertSubject:
 
     def paths(self, _: int) -> tuple[Path, Path]:
         """A block's answer is the next one's input."""
-        ours = [_by_kernels(moe.Block(self.spec, *experts_of(layer))) for layer in self.layers]
-        mlx = [_by_mlx(layer) for layer in self.layers]
+        ours = [run_of(self.spec, layer) for layer in self.layers]
+        mlx = [mlx_run_of(layer) for layer in self.layers]
         return Path(ours, self.needed_bytes), Path(mlx, self.needed_bytes)
 
     def use(self, verdicts: Sequence[Verdict]) -> list[Taken]:
@@ -102,11 +102,14 @@ class ExpertSubject:
         return found
 
 
-def _by_kernels(block: moe.Block) -> Run:
-    return lambda x, one: moe.run(block, x, one.indices, one.scores)
+def run_of(spec: BlockSpec, layer: Any, shared: moe.SharedBlock | None = None) -> Run:
+    """A layer's call by the kernels."""
+    block = moe.Block(spec, *experts_of(layer))
+    return lambda x, one: moe.run(block, x, one.indices, one.scores, shared)
 
 
-def _by_mlx(layer: Any) -> Run:
+def mlx_run_of(layer: Any) -> Run:
+    """A layer's call as mlx-lm computes it."""
     return lambda x, one: by_mlx(layer, x, one.indices, one.scores)
 
 

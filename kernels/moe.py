@@ -137,7 +137,7 @@ def run_by_mlx(
     shared: SharedBlock | None = None,
 ) -> mx.array:
     """As `run`, by MLX's own operations."""
-    other = None if shared is None else shared.shared
+    other = None if shared is None else shared.weights
     return moe_ops.switch_glu(block.spec, x, indices, scores, block.gate, block.up, block.down, other)
 
 

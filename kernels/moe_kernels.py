@@ -85,8 +85,8 @@ class SharedBlock:
         return cls(Block(shared.spec, shared.gate, shared.up, shared.down), shared.scores)
 
     @property
-    def shared(self) -> Shared:
-        """The weights again, as the reference and MLX's operations take them."""
+    def weights(self) -> Shared:
+        """Its weights again, as the reference and MLX's operations take them."""
         one = self.block
         return Shared(one.spec, one.gate, one.up, one.down, self.scores)
 

@@ -100,7 +100,12 @@ def switch_glu(  # noqa: PLR0917
         return answers
     total = (answers * scores.astype(mx.float32)[..., None]).sum(axis=1)
     if shared is not None:
-        ones = mx.ones((tokens, 1)) if shared.scores is None else shared.scores
-        nought = mx.zeros((tokens, 1), dtype=mx.uint32)
-        total = total + switch_glu(shared.spec, x, nought, ones, shared.gate, shared.up, shared.down)
+        total = total + shared_answer(shared, x)
     return total
+
+
+def shared_answer(shared: Shared, x: mx.array) -> mx.array:
+    """What a shared expert adds to the weighted sum, (T, hidden) in float32; x: (T, hidden)."""
+    ones = mx.ones((x.shape[0], 1)) if shared.scores is None else shared.scores
+    nought = mx.zeros(ones.shape, dtype=mx.uint32)
+    return switch_glu(shared.spec, x, nought, ones, shared.gate, shared.up, shared.down)

@@ -14,8 +14,8 @@ import mlx.core as mx
 from mlx import nn
 
 from kernels import moe, moe_reference
-from kernels.expert_blocks import Tokens, by_mlx, describe, describe_weights, experts_of
-from kernels.expert_subject import ExpertSubject, Tested
+from kernels.expert_blocks import Tokens, describe, describe_weights, experts_of
+from kernels.expert_subject import ExpertSubject, Tested, mlx_run_of, run_of
 from kernels.measure import Path, Run
 from kernels.moe_spec import BlockSpec
 from kernels.shared_expert import parts_of
@@ -72,22 +72,18 @@ class SharedSubject:
     def answers(self, num_tokens: int) -> Iterator[tuple[Callable[[], mx.array], mx.array]]:
         """The sum with the shared expert's answer as it is, and times a factor of each token."""
         layer, spec = self.experts.layers[0], self.experts.spec
-        block, beside = moe.Block(spec, *experts_of(layer)), _block(layer, self.spec)
+        experts, beside = experts_of(layer), _block(layer, self.spec)
         found = self.experts.tokens(num_tokens)
-        factor = found.scores[:, :1]
         with mx.stream(mx.cpu):  # a GPU may round products of float32 to less
-            total = moe_reference.switch_glu(
-                spec, found.x, found.indices, found.scores, block.gate, block.up, block.down
-            )
-            nought, one = mx.zeros((num_tokens, 1), mx.uint32), mx.ones((num_tokens, 1))
-            own = moe_reference.switch_glu(
-                self.spec, found.x, nought, one, beside.gate, beside.up, beside.down
-            )
-            scaled = total + factor.astype(mx.float32) * own
-            mx.eval(total, own, scaled)
-        run = partial(moe.run, block, found.x, found.indices, found.scores)
-        yield partial(run, moe.SharedBlock(beside, None)), total + own
-        yield partial(run, moe.SharedBlock(beside, factor)), scaled
+            total = moe_reference.switch_glu(spec, found.x, found.indices, found.scores, *experts)
+            mx.eval(total)
+        run = partial(moe.run, moe.Block(spec, *experts), found.x, found.indices, found.scores)
+        for factor in (None, found.scores[:, :1]):
+            shared = moe.SharedBlock(beside, factor)
+            with mx.stream(mx.cpu):
+                wanted = total + moe_reference.shared_answer(shared.weights, found.x)
+                mx.eval(wanted)
+            yield partial(run, shared), wanted
 
     def inputs(self, num_tokens: int, seed: int) -> Tokens:
         return self.experts.inputs(num_tokens, seed)
@@ -105,16 +101,13 @@ class SharedSubject:
         )
 
     def _joined(self, layer: Any) -> Run:
-        block = moe.Block(self.experts.spec, *experts_of(layer))
-        shared = moe.SharedBlock(_block(layer, self.spec), None)
-        return lambda x, one: moe.run(block, x, one.indices, one.scores, shared)
+        return run_of(self.experts.spec, layer, moe.SharedBlock(_block(layer, self.spec), None))
 
     def _apart(self, layer: Any, num_tokens: int) -> Run:
         shared, spec = _shared(layer), self.experts.spec
-        if not _taken(layer).chooser.takes(spec, num_tokens):
-            return lambda x, one: by_mlx(layer, x, one.indices, one.scores) + shared.by_mlx(x)
-        block = moe.Block(spec, *experts_of(layer))
-        return lambda x, one: moe.run(block, x, one.indices, one.scores) + shared.by_mlx(x)
+        has_kernels = _taken(layer).chooser.takes(spec, num_tokens)
+        experts = run_of(spec, layer) if has_kernels else mlx_run_of(layer)
+        return lambda x, one: experts(x, one) + shared.by_mlx(x)
 
     def use(self, verdicts: Sequence[Verdict]) -> list[Taken]:
         """None: the experts' own subject has counted its layers."""
