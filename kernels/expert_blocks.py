@@ -30,17 +30,17 @@ class Tokens:
         return len(np.unique(np.array(self.indices)))
 
 
-_NAMES = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}  # in a SwitchGLU
+NAMES = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}  # in a SwitchGLU and in a shared expert
 _GATELESS = {"up": "fc1", "down": "fc2"}  # in a SwitchMLP
 
 
 def projection_names(layer: Any) -> dict[str, str]:
-    """What a layer calls its gate, where it has one, up and down."""
-    return _GATELESS if isinstance(layer, SwitchMLP) else _NAMES
+    """What a layer or a shared expert calls its gate, where it has one, up and down."""
+    return _GATELESS if isinstance(layer, SwitchMLP) else NAMES
 
 
 def projections(layer: Any) -> dict[str, Any]:
-    """A layer's modules by "gate", where it has one, "up" and "down"."""
+    """The modules of a layer or a shared expert by "gate", where it has one, "up" and "down"."""
     return {part: layer[name] for part, name in projection_names(layer).items()}
 
 

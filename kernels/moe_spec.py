@@ -139,6 +139,13 @@ class BlockSpec:
         gate = {} if self.gate is None else {"gate": self.gate}
         return {**gate, "up": self.up, "down": self.down}
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, int, int]]:
+        """Of the matrices of all experts, (E, N, K), by the names of `forms`."""
+        inner = self.num_experts, self.expert_size, self.hidden_size
+        outer = self.num_experts, self.hidden_size, self.expert_size
+        return {name: outer if name == "down" else inner for name in self.forms}
+
 
 # Of models that people run: num_experts, hidden_size, expert_size, top_k.
 REAL_SIZES = {

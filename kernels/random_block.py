@@ -14,7 +14,8 @@ from mlx_lm.models.kimi_k3 import SiTU
 from mlx_lm.models.step3p5 import ClampedSwiGLU
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwiGLU, SwitchGLU, SwitchLinear, SwitchMLP
 
-from kernels.expert_blocks import projection_names
+from kernels.expert_blocks import NAMES, projection_names, projections
+from kernels.moe_constants import PARTS
 from kernels.moe_spec import Activation, BlockSpec, Experts, Format
 
 Linear = Callable[[mx.array], mx.array]
@@ -24,16 +25,9 @@ _LARGE = {"mxfp4": 2, "mxfp8": 7}  # two to this are its weights about, before t
 
 def random_layer(spec: BlockSpec, *, has_bias: bool = False, seed: int = 0) -> nn.Module:
     """mlx-lm's own SwitchGLU or SwitchMLP of this form, evaluated; affine scales have spec.dtype."""
-    keys = dict(zip(("gate", "up", "down"), mx.random.split(mx.random.key(seed), 3), strict=True))
     kind = SwitchMLP if spec.gate is None else SwitchGLU
     layer = kind(8, 8, 1, activation=activation_of(spec.activation))
-    names = projection_names(layer)
-    for part, form in spec.forms.items():
-        sizes = spec.expert_size, spec.hidden_size
-        shape = (spec.num_experts, *(sizes[::-1] if part == "down" else sizes))
-        made = random_experts(form, shape, spec.dtype, keys[part], has_bias=has_bias)
-        layer[names[part]] = _projection(form, made)
-        mx.eval(layer[names[part]].parameters())
+    _fill(layer, spec, _projection, has_bias=has_bias, seed=seed)
     layer.eval()
     return layer
 
@@ -52,26 +46,37 @@ class RandomBlock(nn.Module):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.switch_mlp = random_layer(spec, has_bias=has_bias, seed=seed)
-        self.shared_experts = _RandomShared(shared, has_shared_bias, seed)
-        mx.eval(self.shared_experts.parameters())
+        self.shared_experts = _RandomShared(shared, has_bias=has_shared_bias, seed=seed + 1)
         self.eval()
 
 
 class _RandomShared(nn.Module):  # type: ignore[misc]
-    def __init__(self, spec: BlockSpec, has_bias: bool, seed: int) -> None:
+    def __init__(self, spec: BlockSpec, *, has_bias: bool, seed: int) -> None:
         super().__init__()
         join = activation_of(spec.activation)
         self._join = partial(join)  # a module here would be one more beside the matrices
-        keys = dict(zip(("gate", "up", "down"), mx.random.split(mx.random.key(seed + 1), 3), strict=True))
-        for part, form in spec.forms.items():
-            sizes = spec.expert_size, spec.hidden_size
-            shape = (1, *(sizes[::-1] if part == "down" else sizes))
-            made = random_experts(form, shape, spec.dtype, keys[part], has_bias=has_bias)
-            self[f"{part}_proj"] = _linear(form, made)
+        _fill(self, spec, _linear, has_bias=has_bias, seed=seed)
 
     def __call__(self, x: mx.array) -> mx.array:
-        gate, up, down = (cast(Linear, self[f"{part}_proj"]) for part in ("gate", "up", "down"))
+        gate, up, down = (cast(Linear, part) for part in projections(self).values())
         return down(self._join(up(x), gate(x)))
+
+
+def _fill(
+    module: nn.Module,
+    spec: BlockSpec,
+    hold: Callable[[Format, Experts], nn.Module],
+    *,
+    has_bias: bool,
+    seed: int,
+) -> None:
+    """Gives it random matrices, evaluated one by one; `hold` makes the module of each."""
+    keys = dict(zip(NAMES, mx.random.split(mx.random.key(seed), 3), strict=True))
+    for part, name in projection_names(module).items():
+        form = spec.forms[part]
+        made = random_experts(form, spec.shapes[part], spec.dtype, keys[part], has_bias=has_bias)
+        module[name] = hold(form, made)
+        mx.eval(module[name].parameters())
 
 
 def random_experts(
@@ -115,35 +120,31 @@ def _numbers(words: mx.array) -> mx.array:
     return (codes - is_nan.astype(mx.uint8)).view(mx.uint32)
 
 
-def _projection(form: Format, made: Experts) -> Any:
+def _projection(form: Format, made: Experts) -> nn.Module:
     """mlx-lm's module that holds them."""
-    projection: Any
     if form.mode == "plain":
-        projection = SwitchLinear(8, 8, 1, bias=False)
-    else:
-        projection = QuantizedSwitchLinear(32, 32, 1, bias=False, group_size=32, bits=4)
-        projection.group_size, projection.bits, projection.mode = form.group_size, form.bits, form.mode
-        projection.scales, projection.biases = made.scales, made.biases
-    projection.weight = made.weight
-    if made.bias is not None:
-        projection.bias = made.bias
-    return projection
+        return _holding(SwitchLinear(8, 8, 1, bias=False), form, made)
+    return _holding(QuantizedSwitchLinear(32, 32, 1, bias=False, group_size=32, bits=4), form, made)
 
 
 def _linear(form: Format, made: Experts) -> nn.Module:
     """MLX's module that holds the one expert of `made`."""
-    linear: Any
+    arrays = (None if array is None else array[0] for array in (getattr(made, part) for part in PARTS))
+    only = Experts(*arrays)  # type: ignore[arg-type]
     if form.mode == "plain":
-        linear = nn.Linear(8, 8, bias=False)
-    else:
-        linear = nn.QuantizedLinear(32, 32, bias=False, group_size=32, bits=4)
-        linear.group_size, linear.bits, linear.mode = form.group_size, form.bits, form.mode
-        linear.scales = None if made.scales is None else made.scales[0]
-        linear.biases = None if made.biases is None else made.biases[0]
-    linear.weight = made.weight[0]
+        return _holding(nn.Linear(8, 8, bias=False), form, only)
+    return _holding(nn.QuantizedLinear(32, 32, bias=False, group_size=32, bits=4), form, only)
+
+
+def _holding(module: Any, form: Format, made: Experts) -> nn.Module:
+    """The module with these in the place of what it has."""
+    module.weight = made.weight
+    if form.mode != "plain":
+        module.group_size, module.bits, module.mode = form.group_size, form.bits, form.mode
+        module.scales, module.biases = made.scales, made.biases
     if made.bias is not None:
-        linear.bias = made.bias[0]
-    return cast(nn.Module, linear)
+        module.bias = made.bias
+    return cast(nn.Module, module)
 
 
 def activation_of(activation: Activation) -> nn.Module:

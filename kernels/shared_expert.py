@@ -15,13 +15,14 @@ import mlx.core as mx
 from mlx import nn
 
 from kernels import failure
+from kernels.expert_blocks import NAMES, projections
 from kernels.expert_form import format_of
+from kernels.moe_constants import PARTS
 from kernels.moe_reference import activate
 from kernels.moe_spec import GEGLU, SWIGLU, Activation, BlockSpec, Experts
 
 logger = logging.getLogger(__name__)
 
-_NAMES = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 # The numbers that a module is asked about: close where activations bend, and beyond any limit of a model.
 _NEAR = 24.0
 _FAR = (50.0, 150.0, 600.0, 3000.0, 20000.0)
@@ -33,7 +34,7 @@ def is_shared_expert(module: object) -> bool:
     """Whether it has the matrices of one: gate, up and down, and nothing else."""
     return (
         isinstance(module, nn.Module)
-        and set(module.children()) == set(_NAMES.values())
+        and set(module.children()) == set(NAMES.values())
         and all(type(part) in (nn.Linear, nn.QuantizedLinear) for part in module.children().values())
         and not any(isinstance(value, mx.array) for value in module.values())
     )
@@ -53,25 +54,20 @@ def beside(layers: Iterable[nn.Module], roots: Iterable[nn.Module]) -> dict[int,
     return found
 
 
-def parts_of(module: Any) -> dict[str, Any]:
-    """Its matrices by "gate", "up" and "down"."""
-    return {part: module[name] for part, name in _NAMES.items()}
-
-
 def experts_of(module: Any) -> tuple[Experts, Experts, Experts]:
     """Gate, up and down as the kernels take them, of one expert; they share the module's memory."""
-    gate, up, down = (_experts(part) for part in parts_of(module).values())
+    gate, up, down = (_experts(part) for part in projections(module).values())
     return gate, up, down
 
 
 def _experts(part: Any) -> Experts:
-    given = (part.get(name) for name in ("weight", "scales", "biases", "bias"))
+    given = (part.get(name) for name in PARTS)
     return Experts(*(None if array is None else array[None] for array in given))  # type: ignore[arg-type]
 
 
 def spec_of(module: Any, activation: Activation, dtype: mx.Dtype) -> BlockSpec | str:
     """Its form for x of `dtype`, or why the kernels do not know it."""
-    made = parts_of(module)
+    made = projections(module)
     try:
         formats = {name: format_of(part) for name, part in made.items()}
         for part in made.values():
@@ -96,7 +92,7 @@ def spec_of(module: Any, activation: Activation, dtype: mx.Dtype) -> BlockSpec |
 
 def _check_dtypes(part: Any, dtype: mx.Dtype) -> None:
     """Raises ValueError where MLX's answer for x of `dtype` has another, or kernels read other words."""
-    for name in ("weight", "scales", "biases", "bias"):
+    for name in PARTS:
         array = part.get(name)
         if array is None or not mx.issubdtype(array.dtype, mx.floating) or array.dtype == dtype:
             continue
@@ -157,7 +153,7 @@ def _asked(module: Any, gate: mx.array, up: mx.array) -> mx.array:
     twin.__dict__.update(module.__dict__, _training=False)
     dict.update(twin, module)
     answers = partial(matrix, gate), partial(matrix, up), _down
-    dict.update(twin, zip(_NAMES.values(), answers, strict=True))
+    dict.update(twin, zip(NAMES.values(), answers, strict=True))
     before = _content(twin)
     found: mx.array = twin(x)
     if _content(twin) != before or not mx.array_equal(x, same_x):

@@ -14,11 +14,10 @@ import mlx.core as mx
 from mlx import nn
 
 from kernels import moe, moe_reference
-from kernels.expert_blocks import Tokens, describe, describe_weights, experts_of
+from kernels.expert_blocks import Tokens, describe, describe_weights, experts_of, projections
 from kernels.expert_subject import ExpertSubject, Tested, mlx_run_of, run_of
 from kernels.measure import Path, Run
 from kernels.moe_spec import BlockSpec
-from kernels.shared_expert import parts_of
 from kernels.shared_switch import TakenShared
 from kernels.switch import Taken, taken_of
 from kernels.verdicts import Verdict
@@ -51,7 +50,7 @@ class SharedSubject:
     @property
     def parts(self) -> dict[str, Any]:
         """The first layer's shared expert's matrices by "gate", "up" and "down"."""
-        return parts_of(_shared(self.experts.layers[0]).module)
+        return projections(_shared(self.experts.layers[0]).module)
 
     @property
     def form(self) -> None:

@@ -13,8 +13,9 @@ import mlx.core as mx
 from mlx import nn
 
 from kernels import moe
+from kernels.expert_blocks import projections
 from kernels.moe_spec import Activation, BlockSpec
-from kernels.shared_expert import activation_of, experts_of, parts_of, spec_of
+from kernels.shared_expert import activation_of, experts_of, spec_of
 from kernels.shared_outputs import shared_outputs, watched_shared
 from kernels.taken_class import give_back, own_class, take_call
 
@@ -113,7 +114,7 @@ class TakenShared:
             if self.spec(spec.dtype) != spec:
                 return None
             kept = self.bound = moe.Block(spec, *experts_of(self.module))
-            self.bound_weights = tuple(part["weight"] for part in parts_of(self.module).values())
+            self.bound_weights = tuple(part["weight"] for part in projections(self.module).values())
         return kept
 
     def _holds(self) -> bool:

@@ -10,6 +10,8 @@ import numpy as np
 from kernels.moe import BlockSpec, Experts, Shared
 from kernels.random_block import random_experts
 
+SEEDS = {"gate": 0, "up": 10, "down": 20}
+
 
 @dataclass(frozen=True)
 class Block:
@@ -25,14 +27,11 @@ class Block:
 def block(
     spec: BlockSpec, *, has_bias: bool = False, shared: BlockSpec | None = None, seed: int = 0
 ) -> Block:
-    inner = (spec.num_experts, spec.expert_size, spec.hidden_size)
-    outer = (spec.num_experts, spec.hidden_size, spec.expert_size)
     made = {
         name: random_experts(
-            spec.forms[name], shape, spec.dtype, mx.random.key(seed + 10 * number), has_bias=has_bias
+            form, spec.shapes[name], spec.dtype, mx.random.key(seed + SEEDS[name]), has_bias=has_bias
         )
-        for number, (name, shape) in enumerate((("gate", inner), ("up", inner), ("down", outer)))
-        if name in spec.forms
+        for name, form in spec.forms.items()
     }
     parts = made.get("gate"), made["up"], made["down"]
     if shared is None:

@@ -87,9 +87,7 @@ def _keys() -> Iterator[mx.array]:
 
 def _matrices(spec: BlockSpec) -> list[tuple[Format, tuple[int, int, int]]]:
     """Of gate, where there is one, up and down: format and (E, N, K)."""
-    inner = (spec.num_experts, spec.expert_size, spec.hidden_size)
-    outer = (spec.num_experts, spec.hidden_size, spec.expert_size)
-    return [*((form, inner) for form in spec.inner), (spec.down, outer)]
+    return list(zip(spec.forms.values(), spec.shapes.values(), strict=True))
 
 
 def _case(
