@@ -61,8 +61,8 @@ class Block(Protocol):
         """
         ...
 
-    def may_join(self, added: Added) -> bool:
-        """Whether `summed` is to take it."""
+    def see_added(self, added: Added) -> bool:
+        """The model adds it to the weighted sum. Returns whether `summed` is to take it."""
         ...
 
 
@@ -144,7 +144,7 @@ class _WatchedSum(Changeable):
         return mx.array.__add__(self, other)
 
     def _join(self, added: Added, *, is_scaled: bool) -> None:
-        if self.dtype == self._block.dtype and self._block.may_join(added):
+        if self.dtype == self._block.dtype and self._block.see_added(added):
             self._record(replace(self._use, has_shared=True))
             added.is_joined(is_scaled=is_scaled)
 

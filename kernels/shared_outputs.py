@@ -28,6 +28,11 @@ class Added(Protocol):
         ...
 
 
+def answer(added: Added, factor: mx.array | None) -> mx.array:
+    """What is added to the sum, (..., hidden); factor: (..., 1)."""
+    return added.plain() if factor is None else factor * added.plain()
+
+
 def _scales(added: Added, factor: Any) -> bool:
     """Whether it is one factor for each token: (..., 1) in the answer's type."""
     return (
@@ -88,8 +93,7 @@ class SharedAnswer(Lazy):
         return self._made is not None
 
     def _make(self) -> mx.array:
-        answer = self.added.plain()
-        return answer if self.factor is None else self.factor * answer
+        return answer(self.added, self.factor)
 
 
 class _ScalableShared(Changeable):

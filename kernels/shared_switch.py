@@ -85,11 +85,6 @@ class TakenShared:
         own = self.spec(spec.dtype)
         return isinstance(own, BlockSpec) and moe.supports(spec, own) is None
 
-    def see_added(self) -> bool:
-        """The model adds it to its experts' sum."""
-        self.is_added = True
-        return True
-
     def is_unseen(self, spec: BlockSpec) -> bool:
         """Whether it could join such a block, and no watch has told yet that the model adds it."""
         return not self.is_added and self.can_join(spec)

@@ -23,7 +23,7 @@ from kernels.expert_form import activation_of, spec_of
 from kernels.expert_outputs import Use, outputs, watched
 from kernels.moe_spec import BlockSpec
 from kernels.shared_expert import beside
-from kernels.shared_outputs import Added
+from kernels.shared_outputs import Added, answer
 from kernels.shared_switch import (
     MAX_SHAPES,
     Chooser,
@@ -244,12 +244,12 @@ class _Call:
         except Exception as error:  # border, as above
             _give_up(self._taken, error)
             total = self._total_by_mlx(scores)
-            return total if added is None else total + _answer(added, factor)
+            return total if added is None else total + answer(added, factor)
 
     def _summed(self, scores: mx.array, added: Added | None, factor: mx.array | None) -> mx.array:
         shared = self._shared(added, factor)
         if shared is None and added is not None:
-            return self._summed(scores, None, None) + _answer(added, factor)
+            return self._summed(scores, None, None) + answer(added, factor)
         if shared is None and not self._plan.is_alone:
             return self._total_by_mlx(scores)
         out = self._run(scores, shared)
@@ -257,16 +257,14 @@ class _Call:
         self._taken.num_joined += added is not None
         return out.reshape(self.x.shape)
 
-    def may_join(self, added: Added) -> bool:
+    def see_added(self, added: Added) -> bool:
         shared = self._taken.shared
-        return (
-            shared is not None
-            and isinstance(added, SharedCall)
-            and added.taken is shared
-            and added.x is self.x
-            and shared.see_added()
-            and shared.joins(self._spec, self._indices.size // self.shape[-2])
-        )
+        if shared is None or not isinstance(added, SharedCall):
+            return False
+        if added.taken is not shared or added.x is not self.x:
+            return False
+        shared.is_added = True
+        return shared.joins(self._spec, self._indices.size // self.shape[-2])
 
     def _shared(self, added: Added | None, factor: mx.array | None) -> moe.SharedBlock | None:
         if added is None:
@@ -294,10 +292,6 @@ class _Call:
     def _total_by_mlx(self, scores: mx.array) -> mx.array:
         y = self._by_mlx()
         return (y * scores[..., None]).sum(axis=-2).astype(y.dtype)
-
-
-def _answer(added: Added, factor: mx.array | None) -> mx.array:
-    return added.plain() if factor is None else factor * added.plain()
 
 
 def _bound(layer: Any, taken: Taken, spec: BlockSpec) -> moe.Block:

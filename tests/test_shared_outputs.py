@@ -85,7 +85,7 @@ class Experts:
             return found
         return found + (added.plain() if factor is None else factor * added.plain())
 
-    def may_join(self, added: Added) -> bool:
+    def see_added(self, added: Added) -> bool:
         return self.may and added.x is self.x
 
 
