@@ -18,6 +18,7 @@ from kernels import expert_blocks, expert_subject, measure, moe, self_test, swit
 from kernels.expert_subject import ExpertSubject
 from kernels.measure import Times
 from kernels.verdicts import NOT_YET, Timed, Verdict
+from tests.test_switch import taken_of
 
 HIDDEN, EXPERT, NUM_EXPERTS, TOP_K = 64, 32, 6, 2
 CLASSES = ((1, 1), (2, 4), (5, 8))
@@ -70,8 +71,7 @@ def test_what_is_right_is_taken_where_nothing_is_timed() -> None:
     x, indices = mx.zeros((1, 3, HIDDEN), mx.float32), mx.zeros((1, 3, TOP_K), mx.uint32)
     for layer in layers:
         layer(x, indices)
-        known = switch.taken_of(layer)
-        assert known is not None
+        known = taken_of(layer)
         assert known.num_plain == 1
 
 
@@ -89,8 +89,7 @@ def test_layers_without_a_gate_are_tested_too() -> None:
     ]
     assert taken(only(report)) == ALL
     assert all(0 <= one.error < 1e-4 for one in only(report))
-    known = switch.taken_of(layer)
-    assert known is not None
+    known = taken_of(layer)
     subject = ExpertSubject(known.forms[0], [layer])
     one = subject.inputs(2, 1)
     mine, theirs = (path.runs[0](one.x, one) for path in subject.paths(2))
@@ -157,8 +156,7 @@ def test_the_faster_one_is_kept_for_each_size(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(measure, "times_of", times)
     layers = taken_layers()
-    known = switch.taken_of(layers[0])
-    assert known is not None
+    known = taken_of(layers[0])
     subject = ExpertSubject(known.forms[0], layers)
     verdicts = [self_test.judge(subject, *ends, is_timed=True) for ends in subject.classes]
     assert taken(verdicts) == [True, True, False, False, True, False]
@@ -196,10 +194,10 @@ def test_what_a_start_had_no_time_for_is_tested_later(
     assert all(one.is_untested and not one.is_final for one in (*first[1:], *second))
     assert (report.num_tested, report.is_used, len(report.untested)) == (1, True, 5)
     x, indices = mx.ones((1, 3, HIDDEN), mx.float32), mx.zeros((1, 3, TOP_K), mx.uint32)
-    known = [switch.taken_of(layer) for layer in layers]
+    known = [taken_of(layer) for layer in layers]
     for layer in layers:
         layer(x, indices)
-    assert [one.num_calls for one in known if one is not None] == [0, 0]
+    assert [one.num_calls for one in known] == [0, 0]
     while report.untested:
         assert self_test.try_next(report).is_taken
     ends = [(1,), (2, 4), (5, 8)]  # of each form the fewest tokens first
@@ -207,7 +205,7 @@ def test_what_a_start_had_no_time_for_is_tested_later(
     assert [taken(found) for found in report.blocks.values()] == [ALL, ALL]
     for layer in layers:
         layer(x, indices)
-    assert [one.num_calls for one in known if one is not None] == [1, 1]  # from then on, in the same layers
+    assert [one.num_calls for one in known] == [1, 1]  # from then on, in the same layers
     again = self_test.self_test([*taken_layers(1), *taken_layers(1, bits=8)], tmp_path, budget_s=0.0)
     assert (again.num_tested, again.untested, again.blocks) == (0, [], report.blocks)
 
@@ -276,8 +274,7 @@ def test_without_a_backend_there_is_nothing_to_test(monkeypatch: pytest.MonkeyPa
 def test_times_are_taken_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     layers, steps = taken_layers(), []
     monkeypatch.setattr(measure, "MAX_CALLS", 4)
-    known = switch.taken_of(layers[0])
-    assert known is not None
+    known = taken_of(layers[0])
     times = measure.times_of(ExpertSubject(known.forms[0], layers), 3, lambda: steps.append(1))
     assert times.ours_us > 0
     assert times.mlx_us > times.mlx_eval_us > 0
@@ -289,8 +286,7 @@ def test_times_are_taken_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_random_tokens() -> None:
     layers = taken_layers(1)
-    known = switch.taken_of(layers[0])
-    assert known is not None
+    known = taken_of(layers[0])
     made = expert_blocks.tokens(known.forms[0], 40, 3)
     assert (made.x.shape, made.indices.dtype, made.scores.dtype) == ((40, HIDDEN), mx.uint32, mx.float32)
     assert all(len(set(row)) == TOP_K for row in np.array(made.indices).tolist())

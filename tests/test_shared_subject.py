@@ -12,7 +12,8 @@ from mlx import nn
 from kernels import expert_subject, moe, self_test, switch
 from kernels.expert_subject import ExpertSubject
 from kernels.shared_subject import shared_subjects
-from tests.test_shared_switch import EXPERT, HIDDEN, NUM_EXPERTS, TOP_K, Moe, taken_of
+from tests.test_shared_switch import Moe, taken_of
+from tests.test_switch import EXPERT, HIDDEN, NUM_EXPERTS, TOP_K
 
 CLASSES = ((1, 1), (2, 4))
 ALL = [True, True]

@@ -14,9 +14,9 @@ from mlx_lm.models.switch_layers import SwitchGLU
 from kernels import moe, switch
 from kernels.moe_spec import BlockSpec
 from kernels.shared_switch import TakenShared
+from tests import test_switch
 from tests.test_shared_expert import Mlp
-
-HIDDEN, EXPERT, NUM_EXPERTS, TOP_K = 64, 32, 4, 2
+from tests.test_switch import EXPERT, HIDDEN, NUM_EXPERTS, TOP_K
 
 
 @pytest.fixture(autouse=True)
@@ -50,8 +50,7 @@ class Moe(nn.Module):
 
 
 def taken_of(model: Moe) -> tuple[switch.Taken, TakenShared]:
-    taken = switch.taken_of(model.switch_mlp)
-    assert taken is not None
+    taken = test_switch.taken_of(model.switch_mlp)
     assert taken.shared is not None
     return taken, taken.shared
 
@@ -125,7 +124,7 @@ def test_an_adapter_is_computed_and_seen_to_go() -> None:
     switch.release([model.switch_mlp])
     wanted = model(x)
     switch.take_over([model], switch.Always())
-    assert switch.taken_of(model.switch_mlp).shared is None  # type: ignore[union-attr]
+    assert test_switch.taken_of(model.switch_mlp).shared is None
     model.shared_experts.up_proj = base
     switch.release([model.switch_mlp])
     switch.take_over([model], switch.Always())
@@ -316,8 +315,7 @@ def test_a_module_that_does_something_else_is_left_alone() -> None:
     model.shared_experts.__class__ = type("Own", (Mlp,), {"__call__": lambda self, x: x * 2})
     wanted = model(x)
     switch.take_over([model], switch.Always())
-    taken = switch.taken_of(model.switch_mlp)
-    assert taken is not None
+    taken = test_switch.taken_of(model.switch_mlp)
     assert taken.shared is None
     for _ in range(2):
         assert mx.allclose(model(x), wanted, rtol=1e-5, atol=1e-6)
