@@ -4,7 +4,8 @@
 
 Stages wait as in tests/benchmarks/waiting_ring.py: by default 100 ms for a token of an answer, and a chunk of
 512 tokens takes 3.5 times as long, as an 8B model in bf16 on an H200 would. In each round, in this order: the
-prompt alone; the answers alone; the prompt among them. Prints a line for each `prefill_chunk`.
+prompt alone; the answers alone; the prompt among them. A first round is not counted: kernels are compiled and
+caches grow in it. Prints a line for each `prefill_chunk`.
 
 With --shape 1.7b or moe nothing waits: random weights of tests/benchmarks/device.py, a GPU for each stage
 where there are any, and chunk 0 is what the plan chooses.
@@ -152,8 +153,8 @@ def measure(folder: Path, args: argparse.Namespace, rng: random.Random, apart_s:
     """A ring for each chunk, one after the other."""
     context = args.prompt_tokens + 2 * args.answer_tokens
     print("chunk  alone s  tok/s  beside s  tok/s  ratio   gap ms p50 p99  beside p50 p99  ratio p50 p99")
-    for number, chunk in enumerate(map(int, args.chunks.split(","))):
-        found, own = Found(), folder / f"ring{number}"
+    for which, chunk in enumerate(map(int, args.chunks.split(","))):
+        found, own = Found(), folder / f"ring{which}"
         own.mkdir()
         if args.shape:
             ring = real_ring(own, chunk, args)
@@ -171,9 +172,9 @@ def measure(folder: Path, args: argparse.Namespace, rng: random.Random, apart_s:
             )
         with ring:
             endpoint = Endpoint(ring.wait_api(START_S))
-            for _ in range(args.rounds):
+            for number in range(args.rounds + 1):
                 drawn = [[rng.randrange(NUM_BYTES) for _ in range(args.prompt_tokens)] for _ in range(2)]
-                one_round(endpoint, args, drawn, apart_s, found)
+                one_round(endpoint, args, drawn, apart_s, found if number else Found())
         print(line(chunk, args.prompt_tokens, found), flush=True)
 
 
