@@ -155,8 +155,7 @@ class ControlServicer:
 
     def MeasureLink(self, request, context):
         """This node measures its way to another one; the last report has the result.
-        FAILED_PRECONDITION: requests are running, or the request is not for this node;
-        RESOURCE_EXHAUSTED: it is measuring already.
+        FAILED_PRECONDITION: requests run, or it is not for this node. RESOURCE_EXHAUSTED: it measures already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
