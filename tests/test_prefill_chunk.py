@@ -241,7 +241,7 @@ def test_a_chunk_keeps_the_gap_within_its_limit_and_twice_as_many_tokens_would_n
 def test_a_slow_chip_reads_smaller_chunks_beside_answers() -> None:
     model = made_up_model([GB // 2] * 8)
     chunks = []
-    for chip in ("Apple M1", "Apple M3 Ultra"):
+    for chip in ("Apple M3 Ultra", "NVIDIA H200"):
         nodes = [replace(node(rank, 32), chip=chip) for rank in range(2)]
         cost = CostModel(model, nodes, (), Workload(8192, 4))
         plan = make_plan(model, nodes, (), PlanOptions(8192, 4))
