@@ -12,11 +12,12 @@ from enum import Enum
 
 KEEP_GAIN = 1.0  # below it is paused
 PROVE_GAIN = 1.05  # a trial that brings less is one that failed
-NUM_TRIAL = 8  # verdicts
+NUM_TRIAL = 8  # verdicts; the first counts for nothing: it may have waited for what was left to read
+NUM_LEAST = 4  # verdicts of a trial, whatever they say
 TRIAL_DRAFTS = 3  # guesses at once, at most, while it is tried
 FIRST_PAUSE_TOKENS = 32  # doubled with each trial in a row that fails
 MAX_PAUSE_TOKENS = 1024
-CATCH_UP_SHARE = 0.02  # of the time of a pause: what reading the tokens that it missed may take
+CATCH_UP_SHARE = 0.03  # of the time of a pause: what reading the tokens that it missed may take
 _FADING = 0.95  # of what was seen before, with each verdict
 _PRIOR_GAIN, _PRIOR_TRIPS = 1.2, 4.0  # what counts until it has shown something: one bad trip decides nothing
 _MAX_LOST = 8.0  # trips, by a single verdict: a machine that stood still says nothing of the guesses
@@ -76,12 +77,11 @@ class DraftPay:
     _tokens: float = _PRIOR_GAIN * _PRIOR_TRIPS
     _trips: float = _PRIOR_TRIPS
     _num_judged: int = 0
-    _is_resumed: bool = False
 
     @property
     def is_due(self) -> bool:
-        """It is to be asked whatever is expected: that may have been so at another time only."""
-        return self._is_resumed and not self._num_judged
+        """It is to be asked whatever is expected: what that comes from may be of another time."""
+        return not self.is_proved and self._num_judged < NUM_LEAST
 
     @property
     def is_paused(self) -> bool:
@@ -94,11 +94,15 @@ class DraftPay:
 
     def judge(self, num_tokens: int, trips: float) -> Turn:
         """So many tokens came, which took so long, after it was asked."""
+        self._num_judged += 1
+        self.held_ms = self.own_ms = 0.0
+        if not self.is_proved and self._num_judged == 1:
+            return Turn.NONE
         trips = min(trips, num_tokens + _MAX_LOST)
         self._tokens = self._tokens * _FADING + num_tokens
         self._trips = self._trips * _FADING + trips
-        self._num_judged += 1
-        self.held_ms = self.own_ms = 0.0
+        if self.is_due:
+            return Turn.NONE
         if self.gain < KEEP_GAIN:
             return self.stop()
         if self.is_proved or self._num_judged < NUM_TRIAL:
@@ -117,7 +121,7 @@ class DraftPay:
     def resume(self) -> None:
         """The next trial."""
         self.pause.end()
-        self.is_proved, self._num_judged, self._is_resumed = False, 0, True
+        self.is_proved, self._num_judged = False, 0
         self._tokens, self._trips = _PRIOR_GAIN * _PRIOR_TRIPS, _PRIOR_TRIPS
         self.held_ms = self.own_ms = 0.0
 

@@ -10,8 +10,10 @@ is void: its draws are not looked at, and the next frame's position tells every 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 from cluster.draft_pay import TRIAL_DRAFTS, DraftPay, DraftRecord
 from cluster.foretold import Foretold
@@ -117,8 +119,8 @@ class Speculation:
     is_reread: bool = False
     has_ngrams: bool = True
     trips: TripTimes = field(default_factory=TripTimes)
-    draft_ms: float = 0.0  # that the draft model takes for a token
-    read_ms: float = 0.0  # and for one of many that it reads at once
+    read_ms: float = 0.0  # that the draft model takes for one of many tokens that it reads at once
+    _draft_samples_ms: deque[float] = field(default_factory=lambda: deque(maxlen=9))  # the latest ones
     record: DraftRecord = field(default_factory=DraftRecord)
     num_drafted: int = 0
     num_guessed: int = 0
@@ -179,7 +181,7 @@ class Speculation:
         if number or pay is None:
             return min(number, most_now)
         if pay.is_due:
-            return most_now
+            return 1
         if most == self.max_drafts or not self.best_number(chance, 1, self.max_drafts, each):
             self.record.note(pay.stop(), pay)
         return 0
@@ -215,8 +217,13 @@ class Speculation:
             return False
         pay.resume()
         drafting.acceptance.renew(DRAFTED)
-        self.draft_ms = 0.0  # it is measured anew: something else may have slowed it down
+        self._draft_samples_ms.clear()  # it is measured anew: something else may have slowed it down
         return True
+
+    @property
+    def draft_ms(self) -> float:
+        """That the draft model takes for a token that it guesses; 0: not measured."""
+        return median(self._draft_samples_ms) if self._draft_samples_ms else 0.0
 
     def learn_reading(self, num_tokens: int, own_ms: float) -> None:
         """The draft model took so long to read so many tokens."""
@@ -225,8 +232,7 @@ class Speculation:
 
     def learn_draft(self, num_tokens: int, draft_ms: float) -> None:
         """The draft model took so long for so many tokens."""
-        each_ms = draft_ms / num_tokens
-        self.draft_ms = each_ms if not self.draft_ms else _FADING * self.draft_ms + (1 - _FADING) * each_ms
+        self._draft_samples_ms.append(draft_ms / num_tokens)
 
     def best_number(self, chance: float, num_known: int, most: int, each: float = 0.0) -> int:
         """How many guesses, each right with `chance`, give the most tokens for their time; 0: none does.

@@ -11,6 +11,7 @@ from cluster.draft_pay import (
     FIRST_PAUSE_TOKENS,
     KEEP_GAIN,
     MAX_PAUSE_TOKENS,
+    NUM_LEAST,
     NUM_TRIAL,
     PROVE_GAIN,
     DraftPay,
@@ -54,6 +55,17 @@ def test_what_brings_as_much_as_it_takes_stays_where_it_was_proved_and_fails_a_t
         assert tried.judge(1, 1.06) is Turn.NONE
     assert tried.gain >= KEEP_GAIN
     assert tried.judge(1, 1.06) is Turn.PAUSED
+
+
+def test_the_first_of_a_trial_counts_for_nothing_and_the_next_few_decide_nothing_yet() -> None:
+    """It waits for what is left to read, and a processor that is cold."""
+    pay = DraftPay(Pause())
+    before = pay.gain
+    assert pay.judge(1, 9.0) is Turn.NONE
+    assert pay.gain == before
+    assert set(turns(pay, 1, 2.5, NUM_LEAST - 2)) == {Turn.NONE}
+    assert pay.is_due, "whatever is expected"
+    assert pay.judge(1, 2.5) is Turn.PAUSED
 
 
 def test_one_trip_that_stood_still_pauses_nothing() -> None:

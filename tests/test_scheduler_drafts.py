@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import pytest
 
-from cluster.draft_pay import FIRST_PAUSE_TOKENS
+from cluster.draft_pay import FIRST_PAUSE_TOKENS, NUM_LEAST
 from cluster.foretold import Drafted, Foretold
 from cluster.instructions import Draft, EndDrafts, Instruction
 from cluster.room import Limits
@@ -184,7 +184,7 @@ def test_a_slow_draft_model_is_not_waited_for() -> None:
     ring = DraftedRing(novel(1), frames=1)
     ring.draft_ms = 5.0  # a trip takes 1
     assert lone(ring) > 60 - 9
-    assert len([call for call in ring.calls if call.num_drafts]) <= 2
+    assert len([call for call in ring.calls if call.num_drafts]) <= 2 * NUM_LEAST
 
 
 PAUSED_PASSES = 50  # of a draft model that does not pay, in 1,000 tokens: its trials, and reading for them
