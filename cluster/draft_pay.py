@@ -10,16 +10,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-KEEP_GAIN = 1.0  # below it is paused
+KEEP_GAIN = 0.97  # below it is paused; between this and the next nothing changes
 PROVE_GAIN = 1.05  # a trial that brings less is one that failed
 NUM_TRIAL = 8  # verdicts; the first counts for nothing: it may have waited for what was left to read
-NUM_LEAST = 4  # verdicts of a trial, whatever they say
+NUM_LEAST = 6  # verdicts of a trial, whatever they say
 TRIAL_DRAFTS = 3  # guesses at once, at most, while it is tried
 FIRST_PAUSE_TOKENS = 32  # doubled with each trial in a row that fails
 MAX_PAUSE_TOKENS = 1024
 CATCH_UP_SHARE = 0.03  # of the time of a pause: what reading the tokens that it missed may take
-_FADING = 0.95  # of what was seen before, with each verdict
-_PRIOR_GAIN, _PRIOR_TRIPS = 1.2, 4.0  # what counts until it has shown something: one bad trip decides nothing
+_FADING = 0.97  # of what was seen before, with each verdict
+# What counts until an answer has shown something, so that a bad trip decides nothing: in a trial, and where it
+# paid in the answer before. Texts gain in bursts: less of what was proved would end it between two of them.
+_PRIOR_GAIN, _TRIAL_TRIPS, _PROVED_TRIPS = 1.2, 4.0, 16.0
 _MAX_LOST = 8.0  # trips, by a single verdict: a machine that stood still says nothing of the guesses
 
 
@@ -74,9 +76,16 @@ class DraftPay:
     is_proved: bool = False
     held_ms: float = 0.0  # since the last verdict: what frames waited for it
     own_ms: float = 0.0  # since then: what it took itself, whether anybody waited or not
-    _tokens: float = _PRIOR_GAIN * _PRIOR_TRIPS
-    _trips: float = _PRIOR_TRIPS
+    _tokens: float = 0.0
+    _trips: float = 0.0
     _num_judged: int = 0
+
+    def __post_init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        self._trips = _PROVED_TRIPS if self.is_proved else _TRIAL_TRIPS
+        self._tokens = _PRIOR_GAIN * self._trips
 
     @property
     def is_due(self) -> bool:
@@ -122,7 +131,7 @@ class DraftPay:
         """The next trial."""
         self.pause.end()
         self.is_proved, self._num_judged = False, 0
-        self._tokens, self._trips = _PRIOR_GAIN * _PRIOR_TRIPS, _PRIOR_TRIPS
+        self._begin()
         self.held_ms = self.own_ms = 0.0
 
 
