@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 KEEP_GAIN = 0.97  # below it is paused; between this and the next nothing changes
-PROVE_GAIN = 1.05  # a trial that brings less is one that failed
+PROVE_GAIN = 1.1  # a trial that ends below it has failed; 1.04 of its own, with what it begins with
 NUM_TRIAL = 8  # verdicts; the first counts for nothing: it may have waited for what was left to read
 NUM_LEAST = 6  # verdicts of a trial, whatever they say
 TRIAL_DRAFTS = 3  # guesses at once, at most, while it is tried
@@ -19,8 +19,8 @@ FIRST_PAUSE_TOKENS = 32  # doubled with each trial in a row that fails
 MAX_PAUSE_TOKENS = 1024
 CATCH_UP_SHARE = 0.03  # of the time of a pause: what reading the tokens that it missed may take
 _FADING = 0.97  # of what was seen before, with each verdict
-# What counts until an answer has shown something, so that a bad trip decides nothing: in a trial, and where it
-# paid in the answer before. Texts gain in bursts: less of what was proved would end it between two of them.
+# What counts until an answer has shown something, so that a bad trip decides nothing: in a trial, and where
+# it paid in the answer before. Texts gain in bursts: with less the quiet between two of them would end it.
 _PRIOR_GAIN, _TRIAL_TRIPS, _PROVED_TRIPS = 1.2, 4.0, 16.0
 _MAX_LOST = 8.0  # trips, by a single verdict: a machine that stood still says nothing of the guesses
 
