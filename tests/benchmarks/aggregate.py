@@ -4,7 +4,8 @@
 
 Without --model: random weights of Qwen3-1.7B's shape in 8 bits. A ring that is up and mlx-lm in a process of
 its own, on the first stage's device, take turns: one user each, then mlx-lm's BatchGenerator with `rows`
-prompts and the ring with `rows` users a frame in flight. A figure is the median of its turns.
+prompts and the ring with `rows` users a frame in flight. A figure is the median of its turns but the
+first, in which kernels are compiled.
 Times are from the first request to the last token, the reading of the short prompts included on both sides.
 With NVIDIA GPUs each stage has one of its own, as many as there are. Of rings, 2 has two equal stages, 2@15
 is cut before layer 15, and 2-plain is one whose steps are neither built ahead nor while another runs.
@@ -169,14 +170,14 @@ def ttft_s(ring: RingProcesses, length: int) -> float:
 def measure_ring(
     ring: RingProcesses, baseline: Baseline, stages: int, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """The ring and mlx-lm in turns, on the same device a moment apart."""
+    """The ring and mlx-lm in turns, on the same device a moment apart; a first turn is not counted."""
     plan = Plan.from_json(ring.wait_ok(180.0).plan_json)
     users = args.rows * min(plan.frames_in_flight, stages + 3)
     ring_tok_s(ring, stages, users, 16)
     one_user(ring, 16)
     found: dict[str, Any] = {"users": users, "many": [], "one": [], "ttft": []}
     plain: dict[str, list[float]] = {"many": [], "one": [], "ttft": []}
-    for _ in range(args.turns):
+    for _ in range(args.turns + 1):
         plain["one"].append(round(baseline.ask("one", 1, args.tokens), 1))
         found["one"].append(round(one_user(ring, args.tokens), 1))
         if args.prompt:
@@ -185,9 +186,12 @@ def measure_ring(
     stats = [ring.node_status(rank).stats for rank in range(stages)]
     found["steps"] = [[getattr(one, name) for name in STEPS] for one in stats]
     found["one_step_ms"] = [round(statistics.median(one.decode_ms), 2) for one in stats]
-    for _ in range(args.turns if args.many else 0):
+    for _ in range(args.turns + 1 if args.many else 0):
         plain["many"].append(round(baseline.ask("many", args.rows, args.tokens), 1))
         found["many"].append(ring_tok_s(ring, stages, users, args.tokens))
+    for figures in (found, plain):
+        for what in plain:
+            del figures[what][:1]
     return found | {"mlx_lm": plain}
 
 
