@@ -6,6 +6,7 @@ import json
 import re
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
@@ -102,18 +103,30 @@ def test_answers_are_those_without_and_part_of_them_is_guessed(
     ring: RingProcesses, sampling: ring_pb2.Sampling
 ) -> None:
     before = ring.wait_ok()
-    assert answered(ring, sampling) == alone(sampling)
-    after = ring.wait_ok()
-    assert after.num_guessed_right > before.num_guessed_right
+    expected = alone(sampling)
+    for _ in range(6):  # the first of them may fall into a pause
+        assert answered(ring, sampling) == expected
+        if ring.wait_ok().num_guessed_right > before.num_guessed_right:
+            return
+    pytest.fail("no guess was right")
 
 
-def test_one_that_agrees_is_asked_in_every_answer_and_never_pauses(ring: RingProcesses) -> None:
-    for _ in range(3):
-        before, drafted = num_passes(ring), ring.wait_ok().num_drafted
-        answered(ring, ring_pb2.Sampling())
-        assert num_passes(ring) - before > NUM_TOKENS / 2
-        assert ring.wait_ok().num_drafted - drafted > NUM_TOKENS / 2
-    assert ring.wait_ok().num_draft_pauses == 0
+def test_one_that_agrees_is_asked_in_every_answer_and_never_pauses(tmp_path: Path) -> None:
+    """The draft model is the model: with a temperature, and so the same noise, it is right each time."""
+    draft = write_pruned(DEMO, tmp_path / "draft", range(NUM_LAYERS))
+    sampling = ring_pb2.Sampling(temperature=0.3, seed=7)
+    speculation = {"method": "draft", "draft_model": str(draft)}
+    with RingProcesses(
+        tmp_path, DEMO, [(0, 5), (5, 9)], concurrency=1, faults=WAITS, speculation=speculation
+    ) as ring:
+        ring.wait_ok()
+        for number in range(4):
+            before, drafted = num_passes(ring), ring.wait_ok().num_drafted
+            assert answered(ring, sampling) == alone(sampling)
+            if number:  # the first one learned what a trip takes
+                assert num_passes(ring) - before > NUM_TOKENS / 2
+                assert ring.wait_ok().num_drafted - drafted > NUM_TOKENS / 2
+        assert ring.wait_ok().num_draft_pauses == 0
 
 
 @pytest.mark.parametrize("heat", [0.0, 0.8])
