@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 KEEP_GAIN = 0.97  # below it is paused; between this and the next nothing changes
-PROVE_GAIN = 1.1  # a trial that ends below it has failed; 1.04 of its own, with what it begins with
+PROVE_GAIN = 1.05  # a trial that ends below it has failed
 NUM_TRIAL = 8  # verdicts; the first counts for nothing: it may have waited for what was left to read
 NUM_LEAST = 6  # verdicts of a trial, whatever they say
 TRIAL_DRAFTS = 3  # guesses at once, at most, while it is tried
