@@ -56,10 +56,7 @@ def compare(
 
     is_quick: without those whose search would take more than a fraction of a second.
     """
-    work = options.work
-    if isinstance(chosen, Plan):  # what fits with no more than its chunk
-        work = replace(work, chunk_tokens=min(work.chunk_tokens, chosen.chunk_tokens))
-    cost = CostModel(model, nodes, links, work)
+    cost = CostModel(model, nodes, links, options.work)
     rings = rings_of(cost, options)
     found = []
     for strategy, objective in (*(("optimal", o) for o in OBJECTIVES), *((s, None) for s in STRATEGIES[1:])):

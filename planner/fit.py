@@ -56,7 +56,7 @@ def fit(
     model = profile_model(converted, whole, name, options)
     if kv is not None:
         model = quantize_kv(model, kv)
-    asked = PlanOptions(context, concurrency, legal_cuts=legal_cuts, chunk_tokens=None)
+    asked = PlanOptions(context, concurrency, legal_cuts=legal_cuts)
     return Fit(
         precision=precision,
         weight_bytes=model.full_bytes,
@@ -87,4 +87,4 @@ def _most(low: int, high: int, is_fine: Callable[[int], bool]) -> int:
 
 
 def _fits(model: ModelProfile, nodes: Sequence[NodeProfile], options: PlanOptions) -> bool:
-    return fits(CostModel(model, nodes, (), options.searched(None).work), options.legal_cuts)
+    return fits(CostModel(model, nodes, (), options.work), options.legal_cuts)

@@ -1,9 +1,9 @@
 """How many tokens of a prompt go in one frame, where the cluster file does not say. Pure.
 
 While no answer is written, that is what the plan reserves memory for: more than PREFILL_CHUNK_TOKENS where
-the cost model has a first token come sooner for it and the plan's stages have room, less where nothing fits
-otherwise. While some are, a frame of theirs waits behind a chunk on every stage: then chunks are as small as
-the gap between two tokens asks, but not so small that their products waste what a device can do.
+the cost model has a first token come sooner for it and the plan's stages have room. While some are, a frame
+of theirs waits behind a chunk on every stage: then chunks are as small as the gap between two tokens asks,
+but not so small that their products waste what a device can do.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from planner.kv_profile import PREFILL_CHUNK_TOKENS
 from planner.plan import Plan
 
 LARGER = (1024, 2048)  # tokens; mlx-lm reads a prompt in chunks of 2048
-SMALLER = (256, 128)  # where nothing fits with more
-LEAST_TOKENS = min(SMALLER)
 TIE = 0.02  # a first token so much sooner is not worth the scratch of a larger chunk, nor its longer pauses
 
 MIN_CHUNK = 64  # tokens; products of fewer rows are hardly faster

@@ -22,7 +22,7 @@ from planner.named import balanced, proportional
 from planner.node_profile import NodeProfile
 from planner.optimal import BestRing, RingSearch
 from planner.plan import Assignment, MemorySummary, Plan, Predicted, Refusal
-from planner.prefill_chunk import LARGER, LEAST_TOKENS, SMALLER, choose_alone, knows_speeds, with_chunk
+from planner.prefill_chunk import LARGER, choose_alone, knows_speeds, with_chunk
 from planner.refusal import explain
 from planner.workload import Workload
 
@@ -65,24 +65,16 @@ class PlanOptions:
         tokens = PREFILL_CHUNK_TOKENS if self.chunk_tokens is None else self.chunk_tokens
         return Workload(self.context, self.concurrency, self.rows, self.max_rows, tokens)
 
-    @property
-    def chunks_to_search(self) -> tuple[int, ...]:
-        """With the first of them for which any shards fit, shards are searched."""
-        return (PREFILL_CHUNK_TOKENS, *SMALLER) if self.chunk_tokens is None else (self.chunk_tokens,)
+    def searched(self, result: Plan | Refusal) -> PlanOptions:
+        """The options with the chunk for which the shards of `result` were searched.
 
-    def searched(self, result: Plan | Refusal | None) -> PlanOptions:
-        """The options with the chunk for which `result` was searched; the least one where that is no plan.
-
-        For the objective ttft it is the plan's own. For the others a chunk only takes memory, and where it
-        is larger than usual, it takes what the shards left.
+        For the objective ttft it is the plan's own. For the others a larger chunk than the usual one only
+        takes memory, and that is what the shards left.
         """
-        if self.chunk_tokens is not None:
+        if self.chunk_tokens is not None or not isinstance(result, Plan):
             return self
-        if not isinstance(result, Plan):
-            return replace(self, chunk_tokens=LEAST_TOKENS)
-        tokens = result.chunk_tokens
-        is_first = result.objective == "ttft" and result.strategy == "optimal"
-        return replace(self, chunk_tokens=tokens if is_first else min(tokens, PREFILL_CHUNK_TOKENS))
+        is_own = result.objective == "ttft" and result.strategy == "optimal"
+        return replace(self, chunk_tokens=result.chunk_tokens if is_own else None)
 
 
 def make_plan(
@@ -130,12 +122,9 @@ def _shared_plan(
 def _one_plan(
     model: ModelProfile, nodes: Sequence[NodeProfile], links: Sequence[Link], options: PlanOptions
 ) -> Plan | Refusal:
-    for tokens in options.chunks_to_search:
-        cost = CostModel(model, nodes, links, replace(options.work, chunk_tokens=tokens))
-        rings = rings_of(cost, options)
-        best = best_ring_of(rings, options.strategy, options.objective, is_even=options.is_even)
-        if best is not None:
-            break
+    cost = CostModel(model, nodes, links, options.work)
+    rings = rings_of(cost, options)
+    best = best_ring_of(rings, options.strategy, options.objective, is_even=options.is_even)
     refusal = None
     if best is not None:
         cost, best = at_best_chunk(cost, best, options)

@@ -192,7 +192,7 @@ def explain_refusal(
     checkpoint: Checkpoint | None = None,
 ) -> list[Remedy]:
     """What would make fit what `make_plan` refused, the least loss first."""
-    cost = CostModel(model, nodes, (), options.searched(None).work)
+    cost = CostModel(model, nodes, (), options.work)
     stages = rings_of(cost, options).least_overflow()
     return remedies(Fitting(cost, options.legal_cuts, stages, options.keeps_order), checkpoint)
 

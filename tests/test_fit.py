@@ -75,8 +75,7 @@ def test_the_limits_are_the_planners_own(model: Path, precision: Any, sizes: lis
     profile = profile_model(converted, whole, "big", options)
 
     def fits(context: int, concurrency: int) -> bool:
-        asked = PlanOptions(context, concurrency, chunk_tokens=None)
-        return isinstance(make_plan(profile, nodes, (), asked), Plan)
+        return isinstance(make_plan(profile, nodes, (), PlanOptions(context, concurrency)), Plan)
 
     assert found.is_fitting == fits(4096, 2)
     assert found.weight_bytes == profile.full_bytes
@@ -133,8 +132,7 @@ def test_what_does_not_fit_is_exit_code_2_with_what_does(model: Path) -> None:
     assert code == 2
     assert answer["plan"] is None
     assert "the budget of node0 is 0.57 GB" in answer["refusal"]["reason"]
-    # 6 bit fits because a prompt may be read in smaller chunks: with 512 tokens it would not.
-    assert [p["fits"] for p in answer["precisions"]] == [False, False, False, True, True, True]
+    assert [p["fits"] for p in answer["precisions"]] == [False, False, False, False, True, True]
     assert answer["precisions"][0]["max_context"] == answer["precisions"][0]["max_concurrency"] == 0
 
 

@@ -20,9 +20,7 @@ from planner.plan import Plan, Refusal
 from planner.planned_from import PlannedFrom
 from planner.prefill_chunk import (
     LARGER,
-    LEAST_TOKENS,
     MIN_CHUNK,
-    SMALLER,
     TIE,
     PromptChunks,
     choose_chunks,
@@ -118,28 +116,10 @@ def test_for_the_first_token_each_chunk_has_the_best_ring_of_its_own() -> None:
     assert set(found) == {USUAL, *LARGER}
 
 
-def test_what_fits_with_a_small_chunk_alone_is_not_refused() -> None:
-    found = set()
-    for seed in range(150):
-        cost = case(seed)
-        plan = plan_of(cost, None)
-        fitting = [n for n in (USUAL, *SMALLER) if isinstance(plan_of(cost, n), Plan)]
-        if isinstance(plan, Plan):
-            assert plan.chunk_tokens == fitting[0] or fitting[0] == USUAL < plan.chunk_tokens
-            found.add(fitting[0])
-        else:
-            assert not fitting
-            least = plan_of(cost, LEAST_TOKENS)
-            assert plan == least
-            found.add(0)
-    assert found >= {0, USUAL}
-    assert found & set(SMALLER)
-
-
 def test_a_budget_that_shrinks_takes_smaller_chunks_and_is_refused_at_last() -> None:
     model = wide()
     cost = CostModel(model, [node(0, 64, FAST)], (), Workload(8192, 1))
-    needs = {n: with_chunk(cost, n).need_bytes(0, 0, model.num_layers) for n in (*SMALLER, USUAL, *LARGER)}
+    needs = {n: with_chunk(cost, n).need_bytes(0, 0, model.num_layers) for n in (USUAL, *LARGER)}
     assert sorted(needs.values()) == [needs[n] for n in sorted(needs)]
     for tokens in sorted(needs):
         for spare, expected in ((0, tokens), (-1, max((n for n in needs if n < tokens), default=None))):
@@ -154,6 +134,17 @@ def test_a_budget_that_shrinks_takes_smaller_chunks_and_is_refused_at_last() -> 
                 assert isinstance(plan, Plan)
                 assert plan.chunk_tokens == expected
                 assert plan.assignments[0].need_bytes == needs[expected] <= held.budget_bytes
+
+
+def test_a_chunk_that_is_chosen_refuses_and_accepts_what_the_usual_one_does() -> None:
+    found = set()
+    for seed in range(100):
+        cost = case(seed)
+        plan, usual = plan_of(cost, None), plan_of(cost, USUAL)
+        assert isinstance(plan, Plan) == isinstance(usual, Plan)
+        assert isinstance(plan, Plan) or plan == usual
+        found.add(isinstance(plan, Plan))
+    assert found == {True, False}
 
 
 @pytest.mark.parametrize(
