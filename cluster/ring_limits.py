@@ -8,7 +8,7 @@ from cluster.room import Limits
 from planner.draft_bytes import keeps_all
 from planner.model_profile import ModelProfile
 from planner.plan import Plan
-from planner.prefill_chunk import PromptChunks
+from planner.prefill_chunk import PromptChunks, num_lone_chunks
 from planner.session_share import SessionShare
 from proto import control_pb2
 from shard_loader.cut_proof import RowProof
@@ -54,7 +54,7 @@ class RingLimits:
             prefill_chunk=self._chunks.alone,
             shared_chunk=self._chunks.shared,
             max_chunks=len(plan.assignments) + 1,
-            max_lone_chunks=max(len(plan.assignments) + 1, 2 * len(plan.assignments)),
+            max_lone_chunks=num_lone_chunks(len(plan.assignments)),
             vocab_size=self._vocab_size,
             max_rows=self._max_rows,
             reads_together=self._rows.read_together and self._max_rows > 1,

@@ -16,6 +16,7 @@ from planner.kv_profile import PREFILL_CHUNK_TOKENS
 from planner.plan import Plan
 
 LARGER = (1024, 2048)  # tokens; mlx-lm reads a prompt in chunks of 2048
+MAX_WAITING_BYTES = 512 << 20  # of frames before one stage: with more, cluster.edge_sender gives it up
 TIE = 0.02  # a first token so much sooner is not worth the scratch of a larger chunk, nor its longer pauses
 
 MIN_CHUNK = 64  # tokens; products of fewer rows are hardly faster
@@ -39,6 +40,22 @@ def with_chunk(cost: CostModel, tokens: int, prompt: int = 0) -> CostModel:
     """The same cluster for chunks of so many tokens; prompt: of a prompt of so many, see Workload."""
     work = replace(cost.work, chunk_tokens=tokens, prompt=prompt)
     return CostModel(cost.model, cost.nodes, cost.links, work)
+
+
+def num_lone_chunks(num_stages: int) -> int:
+    """In the ring at once while no answer is written: each stage computes one, and builds the next."""
+    return max(num_stages + 1, 2 * num_stages)
+
+
+def can_cross(cost: CostModel, stages: Sequence[Stage]) -> bool:
+    """Whether all chunks under way may wait before one stage, as they do where the last is the slowest.
+
+    A token of most models takes 4 to 32 KB, but of some 100 KB and more.
+    """
+    if len(stages) == 1:
+        return True
+    frame_bytes = cost.frame_bytes(min(cost.work.chunk_tokens, cost.work.context))
+    return num_lone_chunks(len(stages)) * frame_bytes <= MAX_WAITING_BYTES
 
 
 def knows_speeds(cost: CostModel, stages: Sequence[Stage]) -> bool:

@@ -22,7 +22,7 @@ from planner.named import balanced, proportional
 from planner.node_profile import NodeProfile
 from planner.optimal import BestRing, RingSearch
 from planner.plan import Assignment, MemorySummary, Plan, Predicted, Refusal
-from planner.prefill_chunk import LARGER, choose_alone, knows_speeds, with_chunk
+from planner.prefill_chunk import LARGER, can_cross, choose_alone, knows_speeds, with_chunk
 from planner.refusal import explain
 from planner.workload import Workload
 
@@ -173,9 +173,9 @@ def best_ring_of(
 def at_best_chunk(cost: CostModel, best: BestRing, options: PlanOptions) -> tuple[CostModel, BestRing]:
     """A ring, found with the chunk of `cost`, with the chunk that the options leave open.
 
-    Larger ones count where they fit. They change no shards: with a larger chunk fewer shards fit, and the
-    best of all that fit with the usual one are still the best. But where the first token is the objective,
-    each chunk has a best ring of its own.
+    Larger ones count where they fit and can cross. They change no shards: with a larger chunk fewer shards
+    fit, and the best of all that fit with the usual one are still the best. But where the first token is the
+    objective, each chunk has a best ring of its own.
     """
     usual = cost.work.chunk_tokens
     is_open = options.chunk_tokens is None and usual == PREFILL_CHUNK_TOKENS
@@ -188,7 +188,7 @@ def at_best_chunk(cost: CostModel, best: BestRing, options: PlanOptions) -> tupl
         is_timed = larger.work.mean_chunk_tokens != cost.work.mean_chunk_tokens
         if is_timed and options.objective == "ttft" and options.strategy == "optimal":
             ring = best_ring_of(rings_of(larger, options), "optimal", "ttft", is_even=options.is_even)
-        if ring is not None and knows_speeds(larger, ring.stages):
+        if ring is not None and can_cross(larger, ring.stages) and knows_speeds(larger, ring.stages):
             found[tokens] = larger, ring
     return found[choose_alone({n: (made, ring.stages) for n, (made, ring) in found.items()})]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from dataclasses import replace
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from cluster import edge_sender
 from cluster.config import load_config
 from cluster.planning import Planning, plan_cluster
 from cluster.ring_limits import MAX_ROWS, RingLimits
+from planner import prefill_chunk
 from planner.compare import compare
-from planner.cost import CostModel
+from planner.cost import CostModel, Link
 from planner.fitting import do_fit
 from planner.model_profile import ModelProfile
 from planner.plan import Plan, Refusal
@@ -174,6 +177,32 @@ def test_a_number_of_the_user_is_taken_as_it_is() -> None:
     plan = make_plan(wide(), [node(0, 64, FAST)], (), PlanOptions(8192, chunk_tokens=700))
     assert isinstance(plan, Plan)
     assert plan.chunk_tokens == 700
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    ("num_stages", "streams", "expected"),
+    [(1, 40, 2048), (2, 7, 2048), (2, 9, 1024), (4, 3, 2048), (4, 5, 1024), (8, 5, USUAL)],
+)
+def test_a_chunk_is_no_larger_than_may_wait_before_a_stage(
+    objective: str, num_stages: int, streams: int, expected: int
+) -> None:
+    """Of a model with `streams` hidden states of 8 KiB side by side; 2 stages have 4 chunks under way."""
+    num_layers = 16
+    cuts = (0, *[streams * 8192] * (num_layers - 1), 0)
+    model = replace(wide(num_layers, GB // 100), cut_bytes=cuts)  # launches are most of its time
+    size = num_layers // num_stages
+    forced = [(at, at + size) for at in range(0, num_layers, size)]
+    nodes = [node(i, 64, FAST, layers=part) for i, part in enumerate(forced)]
+    links = [Link(frozenset(pair), 0.05, 1e5) for pair in itertools.combinations(range(num_stages), 2)]
+    plan = make_plan(model, nodes, links, PlanOptions(8192, objective=objective, chunk_tokens=None))
+    assert isinstance(plan, Plan)
+    assert len(plan.assignments) == num_stages
+    assert plan.chunk_tokens == expected
+
+
+def test_what_may_wait_before_a_stage_is_what_its_edge_bears() -> None:
+    assert prefill_chunk.MAX_WAITING_BYTES == edge_sender.MAX_WAITING_BYTES
 
 
 def test_what_is_told_of_a_plan_counts_its_chunk() -> None:
