@@ -20,7 +20,7 @@ def test_the_head_may_come_later(tmp_path: Path) -> None:
         reply = http.get("/health")
         assert reply.status_code == 503
         assert reply.json()["status"] == "starting"
-        wait_for(lambda: "tokenizer" not in http.post(CHAT, json=ENDLESS).text)
+        wait_for(lambda: "tokenizer" not in http.post(CHAT, json=ENDLESS).text, 30.0)
         reply = http.post(CHAT, json=ENDLESS)
         assert reply.status_code == 503
         assert reply.headers["retry-after"] == "1"
