@@ -18,6 +18,7 @@ from cluster.dry_run import main
 from cluster.errors import EXIT_DOES_NOT_FIT, EXIT_OK, EXIT_USAGE
 from planner.chips import find_chip
 from planner.cost import CostModel
+from planner.kv_profile import PREFILL_CHUNK_TOKENS
 from planner.model_profile import ModelProfile, read_model_profile
 from planner.solver import OBJECTIVES, STRATEGIES
 from planner.workload import Workload
@@ -87,6 +88,7 @@ class Cluster:
                     "model": str(self.model),
                     "context": self.context,
                     "concurrency": self.users,
+                    "prefill_chunk": PREFILL_CHUNK_TOKENS,  # else a larger one where there is room: a byte less would fit, too
                     "nodes": self.nodes,
                     "links": self.links,
                 }
