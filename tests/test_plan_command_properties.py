@@ -88,7 +88,7 @@ class Cluster:
                     "model": str(self.model),
                     "context": self.context,
                     "concurrency": self.users,
-                    "prefill_chunk": PREFILL_CHUNK_TOKENS,  # else a larger one where there is room: a byte less would fit, too
+                    "prefill_chunk": PREFILL_CHUNK_TOKENS,  # with a larger one a byte less would fit, too
                     "nodes": self.nodes,
                     "links": self.links,
                 }
