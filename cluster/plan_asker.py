@@ -40,7 +40,7 @@ class AskedPlan:
     @property
     def cost(self) -> CostModel:
         """Bytes and times of any stage on these nodes, with the chunk of the plan."""
-        result, work = self.proven.result, self.options.searched(self.proven.result).work
+        result, work = self.proven.result, self.options.work
         if isinstance(result, Plan):
             work = replace(work, chunk_tokens=result.chunk_tokens)
         return CostModel(self.model, self.nodes, self.links, work)

@@ -65,16 +65,14 @@ class PlanOptions:
         tokens = PREFILL_CHUNK_TOKENS if self.chunk_tokens is None else self.chunk_tokens
         return Workload(self.context, self.concurrency, self.rows, self.max_rows, tokens)
 
-    def searched(self, result: Plan | Refusal) -> PlanOptions:
-        """The options with the chunk for which the shards of `result` were searched.
+    def searched(self, plan: Plan) -> PlanOptions:
+        """The options with the chunk for which the shards of `plan` were searched.
 
         For the objective ttft it is the plan's own. For the others a larger chunk than the usual one only
         takes memory, and that is what the shards left.
         """
-        if self.chunk_tokens is not None or not isinstance(result, Plan):
-            return self
-        is_own = result.objective == "ttft" and result.strategy == "optimal"
-        return replace(self, chunk_tokens=result.chunk_tokens if is_own else None)
+        is_own = plan.objective == "ttft" and plan.strategy == "optimal"
+        return replace(self, chunk_tokens=plan.chunk_tokens) if self.chunk_tokens is None and is_own else self
 
 
 def make_plan(
@@ -177,11 +175,9 @@ def at_best_chunk(cost: CostModel, best: BestRing, options: PlanOptions) -> tupl
     fit, and the best of all that fit with the usual one are still the best. But where the first token is the
     objective, each chunk has a best ring of its own.
     """
-    usual = cost.work.chunk_tokens
-    is_open = options.chunk_tokens is None and usual == PREFILL_CHUNK_TOKENS
-    if not is_open or not knows_speeds(cost, best.stages):
+    if options.chunk_tokens is not None or not knows_speeds(cost, best.stages):
         return cost, best
-    found = {usual: (cost, best)}
+    found = {cost.work.chunk_tokens: (cost, best)}
     for tokens in LARGER:
         larger = with_chunk(cost, tokens)
         ring = best if do_fit(larger, best.stages) else None

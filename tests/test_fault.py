@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.engine import Engine
-from cluster.fault import Fault, injected, injected_address
+from cluster.fault import Fault, injected, injected_address, overlaps_steps
 from cluster.head import _as_injected
 from cluster.room import Limits
 from proto import ring_pb2
@@ -20,6 +20,16 @@ def test_faults_are_numbers_by_key(monkeypatch: pytest.MonkeyPatch) -> None:
     assert injected(Fault.LAYER_DELAY_MS) == 2.5
     assert injected(Fault.STEP_DELAY_MS) == 20
     assert injected(Fault.LOAD_DELAY_S) == 0
+
+
+def test_a_frame_is_built_beside_another_where_a_gpu_computes_or_the_fault_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert (overlaps_steps(True), overlaps_steps(False)) == (True, False)
+    monkeypatch.setenv("MACRAME_FAULT", "overlapped_steps=1")
+    assert overlaps_steps(False)
+    monkeypatch.setenv("MACRAME_FAULT", "overlapped_steps=1,plain_steps=1")
+    assert not overlaps_steps(True)
 
 
 def test_edges_go_through_loopback_relays_alone(monkeypatch: pytest.MonkeyPatch) -> None:
