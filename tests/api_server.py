@@ -20,7 +20,7 @@ import openai
 
 from tests.scripted_ring import MAX_QUEUED, ScriptedRing
 from tests.tiny_models import EOS_ID, write_tokenizer
-from tests.waiting import wait_for
+from tests.waiting import PATIENT_S, wait_for
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -30,9 +30,15 @@ class ApiServer:
     """A real `python -m cluster.api` process."""
 
     def __init__(
-        self, directory: Path, model: Path, head: str, *arguments: str, env: Mapping[str, str] | None = None
+        self,
+        directory: Path,
+        model: Path,
+        head: str,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        silence_s: float = PATIENT_S,
     ) -> None:
-        self.config_path = write_config(directory, model)
+        self.config_path = write_config(directory, model, silence_s=silence_s)
         command = [sys.executable, "-m", "cluster.api", "--config", str(self.config_path), "--head", head]
         self._log = directory / "api.log"
         with self._log.open("w") as log:
@@ -71,13 +77,14 @@ class ApiServer:
             self.process.stdout.close()
 
 
-def write_config(directory: Path, model: Path | str, **api: Any) -> Path:
+def write_config(directory: Path, model: Path | str, *, silence_s: float = PATIENT_S, **api: Any) -> Path:
     """A cluster file with any free HTTP port."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "cluster.json"
     nodes = [{"host": "127.0.0.1", "memory_gb": 16}]
     api = {"port": 0, "queue": MAX_QUEUED, **api}
-    path.write_text(json.dumps({"model": str(model), "nodes": nodes, "api": api}))
+    document = {"model": str(model), "nodes": nodes, "api": api, "silence_timeout_s": silence_s}
+    path.write_text(json.dumps(document))
     return path
 
 
@@ -173,10 +180,11 @@ def wait_healthy(client: Any, timeout_s: float = 30.0) -> None:
 
 @contextmanager
 def started(
-    directory: Path, head: str, *arguments: str, **env: str
+    directory: Path, head: str, *arguments: str, silence_s: float = PATIENT_S, **env: str
 ) -> Iterator[tuple[ApiServer, httpx.Client]]:
     """A server and a client of it; it must stop cleanly."""
-    api = ApiServer(directory / "api", write_model(directory / "tiny"), head, *arguments, env=env)
+    model = write_model(directory / "tiny")
+    api = ApiServer(directory / "api", model, head, *arguments, env=env, silence_s=silence_s)
     try:
         with httpx.Client(base_url=api.url, timeout=30.0) as http:
             yield api, http

@@ -20,6 +20,7 @@ from typing import IO, Any
 import grpc
 
 from proto import control_pb2, control_pb2_grpc, head_pb2, head_pb2_grpc, ring_pb2
+from tests.waiting import PATIENT_S
 
 
 def free_ports(count: int) -> list[int]:
@@ -35,7 +36,6 @@ def free_ports(count: int) -> list[int]:
 
 
 NO_GUESSES = {"method": "off"}  # as `speculation`: each frame of an answer carries one token
-PATIENT_S = 10.0  # silence of a node that busy processors do not let run; the default is 1 s
 HUNG = 1000  # added to the exit code of a node that had to be killed
 
 

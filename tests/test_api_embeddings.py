@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import select
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -190,10 +191,16 @@ def test_a_client_that_leaves_frees_all_its_texts(embedding: Served) -> None:
     head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     with socket.create_connection(("127.0.0.1", embedding.api.port)) as client:
         client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        wait_for(lambda: len(embedding.ring.opened) > 1, 10.0, "some are read")
+
+        def some_are_read() -> bool:
+            if select.select([client], [], [], 0)[0]:
+                pytest.fail(f"answered at once: {client.recv(4096)!r}")
+            return len(embedding.ring.opened) > 1
+
+        wait_for(some_are_read, 10.0, "some are read")
+    wait_for(lambda: num_left(embedding) == before + 1, 10.0, "that it left is noticed")
     embedding.ring.wait_empty(10.0)
     assert len(embedding.ring.opened) < 200
-    assert num_left(embedding) == before + 1
 
 
 def test_how_the_files_say_that_texts_are_prepared(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_a_killed_head_ends_streams_and_may_return(tmp_path: Path) -> None:
 def test_a_frozen_head_ends_what_runs_within_two_seconds(tmp_path: Path) -> None:
     with ExitStack() as stack:
         process, port = stack.enter_context(head_process(delay_s=0.02))
-        api, http = stack.enter_context(started(tmp_path, f"127.0.0.1:{port}"))
+        api, http = stack.enter_context(started(tmp_path, f"127.0.0.1:{port}", silence_s=1))
         wait_healthy(http)
         streams = [Stream(api.url), Stream(api.url, n=2)]
         assert all(stream.began.wait(5.0) for stream in streams)

@@ -21,7 +21,7 @@ import pytest
 from cluster.config import load_config
 from deploy.demo.run import CONFIG
 from deploy.local_ring import LocalRing, free_ports, is_free
-from tests.waiting import is_in_time
+from tests.waiting import PATIENT_S, is_in_time
 
 MODEL = CONFIG.parent / "model"
 WAIT_S = 60.0
@@ -34,7 +34,7 @@ def write_config(folder: Path, model: Path = MODEL) -> Path:
     for node, port in zip(document["nodes"], ports, strict=True):
         node["port"] = port
     document["api"]["port"] = api_port
-    document["model"] = str(model)
+    document |= {"model": str(model), "silence_timeout_s": PATIENT_S}
     path = folder / "demo.json"
     path.write_text(json.dumps(document))
     return path

@@ -16,6 +16,7 @@ import psutil
 from deploy.demo.run import CONFIG
 from deploy.local_ring import free_ports
 from deploy.up_record import cluster_folder
+from tests.waiting import PATIENT_S
 
 WAIT_S = 60.0
 
@@ -28,7 +29,8 @@ def write_config(folder: Path, *, host: str = "127.0.0.1", names: str = "ab", **
         {"name": name, "host": host, "port": port, "memory_gb": 16, "layers": f"{start}:{stop}"}
         for name, port, start, stop in zip(names, ports, cuts, cuts[1:], strict=False)
     ]
-    document = {"model": str(CONFIG.parent / "model"), "context": 256, "nodes": nodes}
+    model = str(CONFIG.parent / "model")
+    document = {"model": model, "context": 256, "nodes": nodes, "silence_timeout_s": PATIENT_S}
     path = folder / "cluster.json"
     path.write_text(json.dumps(document | {"api": {"port": ports[-1]}} | values, indent=2))
     return path

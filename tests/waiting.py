@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 PAUSE_S = 0.01
+PATIENT_S = 10.0  # silence of a process that busy processors do not let run; the default is 1 s
 LOADED_S = 5.0  # what a machine that others keep busy may take besides, where nothing hangs
 
 
