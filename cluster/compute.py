@@ -267,7 +267,8 @@ class ComputeThread:
 
     def _prepare(self, engine: Engine | None, *, is_busy: bool = False) -> None:
         """The time until the next frame comes, or while the device is busy, is used."""
-        began, is_free = time.perf_counter() if recorder.on else 0.0, self.drafts is None
+        began = time.perf_counter() if recorder.on else 0.0
+        is_free = self.drafts is None or not self.drafts.is_in_use
         while engine is not None and self._inbox.empty():
             if not (engine.build_ahead if is_busy else engine.prepare)(is_free=is_free):
                 break

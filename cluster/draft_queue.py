@@ -44,14 +44,21 @@ class DraftQueue:
     def __init__(self, drafter: Drafter) -> None:
         self.drafter = drafter
         self._waiting: OrderedDict[int, tuple[Guessing, OnDrafted]] = OrderedDict()
+        self._asked = set[int]()  # sessions that will be asked again, as far as is known
         self.kv_bytes = 0  # of the drafter's caches when it was last noted; any thread may read it
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
+    @property
+    def is_in_use(self) -> bool:
+        """It computes, or may have to at any time; else every answer does without it, for now at least."""
+        return bool(self._asked)
+
     def add(self, work: DraftWork) -> None:
         """After those that wait, in place of an earlier one of its session."""
         session = work.call.session
+        self._asked.add(session)
         self._waiting.pop(session, None)
         self._waiting[session] = self.drafter.begin(work.call), work.on_drafted
 
@@ -62,11 +69,13 @@ class DraftQueue:
 
     def rest(self, session: int) -> None:
         """Nothing is done for it until it is asked again: what it has read stays, and does not grow."""
+        self._asked.discard(session)
         self._waiting.pop(session, None)
 
     def clear(self) -> None:
         """A new epoch: nobody waits for anything."""
         self._waiting.clear()
+        self._asked.clear()
         self.drafter.drop_all()
         self.note_bytes()
 

@@ -72,11 +72,12 @@ class KeptSessions:
         """The one to begin with and how many of its tokens, at most all of the prompt's but the last.
 
         A session of `trim_window` tokens or more can only be begun with as a whole. busy: those of which a
-        frame is still in the ring, which may yet fail. What is found counts as used.
+        frame is still in the ring, which may yet fail; of these only copies, of which that frame is the only
+        one. What is found counts as used.
         """
         best: tuple[Kept, int] | None = None
         for kept in self._kept.values():
-            if kept.adapter != adapter or kept.session in busy:
+            if kept.adapter != adapter or (kept.session in busy and not kept.is_copy):
                 continue
             num_common = common(kept.tokens, prompt, len(prompt) - 1)
             if num_common < len(kept.tokens) and len(kept.tokens) >= trim_window:

@@ -27,6 +27,11 @@ class Outbox:
         """Frames in the ring with tokens of answers."""
         return len(self.in_flight) - len(self.chunks)
 
+    @property
+    def busy(self) -> set[int]:
+        """Sessions of which a frame is in the ring."""
+        return {session for sessions in self.in_flight.values() for session in sessions}
+
     def clear(self) -> None:
         """The ring broke: none of its frames is expected back."""
         for state in (self.in_flight, self.chunks, self.closes, self.keeps):

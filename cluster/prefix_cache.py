@@ -1,17 +1,19 @@
 """What prompts begin with instead of being read again: the scheduler's part of it. Pure.
 
-Which sessions are kept (kept.py), where prompts are copied (prompt_points.py), what must go for that, and
-which prompts begin with what a request that still runs has read.
+Which sessions are kept (kept.py), where prompts are copied (prompt_points.py), what must go for that, which
+prompts begin with what a request that still runs has read, and which wait until it has (prompt_waits.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from cluster.counters import Counters
 from cluster.kept import MIN_COMMON, Kept, KeptSessions, common
+from cluster.outbox import Outbox
 from cluster.prompt_points import RecentPrompts, points
+from cluster.prompt_waits import find_wait
 from cluster.request import Request
 from cluster.rewind import kept_length
 from cluster.room import Limits, fits_beside, too_much
@@ -38,24 +40,46 @@ class PrefixCache:
         """Nothing is to be kept: all that is leaves."""
         self._leaving += self._kept.clear()
 
-    def begin(self, request: Request, limits: Limits, busy: Collection[int]) -> None:
-        """What a request that starts need not read, and where a copy of it is to be made.
-
-        busy: sessions of which a frame is still in the ring.
-        """
+    def begin(self, request: Request, limits: Limits, outbox: Outbox, active: Collection[Request]) -> None:
+        """What a request that starts need not read, what it waits for, and where copies of it are made."""
         if limits.trim_window < 0 or request.is_scored or request.is_pooled:
             return
-        match = self._kept.match(request.prompt, request.adapter, limits.trim_window, busy)
-        if match is not None:
-            source, num_common = match
-            request.from_session = source.session
-            request.num_cached = request.num_sent = num_common
-            if num_common == len(source.tokens) and not source.is_copy:
-                self._forget(source.session)  # the new session goes on where it ended
+        self._begin_kept(request, limits, outbox.busy)
         if request.num_reserved >= limits.trim_window:  # it may become one that cannot be shortened
             num_shared = self._recent.num_shared(request.prompt, request.adapter)
             request.points = points(len(request.prompt), request.num_cached, num_shared)
             self._recent.add(request.prompt, request.adapter)
+        request.wait = find_wait(request, limits, active)
+
+    def end_waits(
+        self, by_session: Mapping[int, Request], limits: Limits, outbox: Outbox, counters: Counters
+    ) -> None:
+        """Those go on that waited for what another one was to read: that was sent, or the other has left."""
+        for request in by_session.values():
+            if request.wait is None:
+                continue
+            other = by_session.get(request.wait.session)
+            if other is not None and other.num_sent < request.wait.num_tokens:
+                continue
+            is_there = other is not None and other.num_reserved < limits.trim_window
+            before, num_read = request.num_cached, request.wait.num_tokens if is_there else 0
+            self._begin_kept(request, limits, outbox.busy)
+            counters.add_cached(before, request.num_cached)
+            request.wait = find_wait(request, limits, by_session.values(), num_read)
+
+    def _begin_kept(self, request: Request, limits: Limits, busy: Collection[int]) -> None:
+        """It begins with the most that is kept, if that is more than what it would begin with.
+
+        busy: sessions of which a frame is still in the ring.
+        """
+        match = self._kept.match(request.prompt, request.adapter, limits.trim_window, busy)
+        if match is None or match[1] <= request.num_cached:
+            return
+        source, num_common = match
+        request.from_session, request.began_beside = source.session, source.session in busy
+        request.num_cached = request.num_sent = num_common
+        if num_common == len(source.tokens) and not source.is_copy:
+            self._forget(source.session)  # the new session goes on where it ended
 
     def begin_beside(self, request: Request, limits: Limits, active: Collection[Request]) -> int:
         """How many more tokens need not be read by a request whose first ones go now, since one that still

@@ -15,6 +15,14 @@ State = Literal["queued", "prefill", "decode"]
 BY_ITSELF = (sys.maxsize, 0)  # behind all who shared a frame
 
 
+@dataclass(frozen=True, slots=True)
+class PromptWait:
+    """For a session to read the first `num_tokens` of its prompt."""
+
+    session: int
+    num_tokens: int
+
+
 @dataclass(slots=True)
 class Request:
     """What was asked, and how far it is."""
@@ -42,6 +50,7 @@ class Request:
     num_cached: int = 0  # tokens of the prompt that come with that
     began_beside: bool = False  # that one still ran, and may fail
     reads_alone: bool = False  # it began so once, and did not get far
+    wait: PromptWait | None = None  # what another one is to read before this one begins
     points: list[int] = field(default_factory=list)  # of its prompt, after which a copy is kept
     lane: int = 0  # it shares frames with those of the same one only
     place: tuple[int, int] = BY_ITSELF  # the last frame that it shared, and its row there
@@ -83,6 +92,7 @@ class Request:
         self.num_sent = self.num_read = self.num_in_flight = 0
         self.from_session = self.num_cached = 0
         self.began_beside = self.is_open = False
+        self.wait = None
         self.windows.clear()
         self.last_window, self.drafting, self.points, self.place = None, None, [], BY_ITSELF
 
@@ -95,6 +105,11 @@ class Request:
     def is_chunk_due(self) -> bool:
         """A part of the prompt goes next: any but the last token, and whatever comes first."""
         return self.num_sent < len(self.prompt) - (not self.is_pooled) or not self.is_open
+
+    @property
+    def is_prompt_due(self) -> bool:
+        """The same, and it does not wait for another one to read that."""
+        return self.wait is None and self.is_chunk_due
 
     @property
     def is_last_due(self) -> bool:

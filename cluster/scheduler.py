@@ -331,6 +331,7 @@ class Scheduler:
     def _next(self, limits: Limits, sends: list[Instruction]) -> ring_pb2.Frame | None:
         """The next frame, before which `sends` gets who starts with it; None: there is none to send now."""
         outbox, active = self._outbox, self._active
+        self._kept.end_waits(self._by_session, limits, outbox, self.counters)
         due = turns.due(
             active,
             limits,
@@ -384,8 +385,7 @@ class Scheduler:
         self._active.append(request)
         self._by_session[request.session] = request
         self._guessing.begin(request, limits)
-        busy = {session for sessions in self._outbox.in_flight.values() for session in sessions}
-        self._kept.begin(request, limits, busy)
+        self._kept.begin(request, limits, self._outbox, self._active)
         self.counters.add_cached(0, request.num_cached)
 
     def _begin_anew(self, request: Request, limits: Limits) -> None:

@@ -55,7 +55,7 @@ def next_chunk(active: Collection[Request], num_read: int) -> Request | None:
     """Whose prompt is read on. Every other chunk is of who came first, so that a long prompt is not kept
     waiting by short ones; the others go by priority and to who has least left, so that it does not keep them.
     """
-    prompts = [request for request in active if request.is_chunk_due]
+    prompts = [request for request in active if request.is_prompt_due]
     return min(prompts, key=_least_left if num_read % 2 else _came, default=None)
 
 
@@ -72,7 +72,7 @@ def prompts_with(first: Request, active: Collection[Request], limits: Limits) ->
         return [first], num_tokens
     parts = [(next_part(other, most), other) for other in active if _goes_with(first, other, limits)]
     parts = [(part, other) for part, other in parts if part < FULL_TOKENS]
-    if first.session == min(request.session for request in active if request.is_chunk_due):
+    if first.session == min(request.session for request in active if request.is_prompt_due):
         lengths = [min(part, num_tokens) for part, _ in parts]
     else:
         parts = [(part, other) for part, other in parts if other.priority == first.priority]
@@ -172,7 +172,7 @@ def _may_share(request: Request, limits: Limits) -> bool:
 def _goes_with(first: Request, request: Request, limits: Limits) -> bool:
     """It is due as well; one token is drawn after both or neither, and its row is not padded by far."""
     return (
-        request.is_chunk_due
+        request.is_prompt_due
         and _may_share(request, limits)
         and _company(request) == _company(first)
         and request.is_last_due == first.is_last_due

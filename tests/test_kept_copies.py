@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cluster.instructions import Fail
 from cluster.prompt_points import END_TOKENS
 from proto import ring_pb2
 from tests.test_kept import ALWAYS, PROMPT, follow, keeping, run
@@ -77,17 +78,21 @@ def test_what_runs_takes_the_room_of_copies_as_it_grows() -> None:
     assert num_drawn > 100
 
 
-def test_a_copy_that_failed_is_forgotten() -> None:
+def test_a_copy_that_failed_is_forgotten_and_who_began_with_it_begins_anew() -> None:
     scheduler = keeping(max_active=4, trim_window=0)
     sent = frames(scheduler.submit("a", LONG, 3, greedy()))
     (copied,) = [frame for frame in sent if frame.forks]
-    waiting = frames(scheduler.submit("b", LONG, 3, greedy()))
-    assert not any(spec.from_session for frame in waiting for spec in frame.opens)  # not sure yet
-    closed = [
-        session for frame in frames(answer(scheduler, copied, error="it broke")) for session in frame.closes
-    ]
-    assert 2 in closed
+    (second, *_) = frames(scheduler.submit("b", LONG, 3, greedy()))
+    assert [(spec.from_session, spec.from_tokens) for spec in second.opens] == [(2, END)]  # read before it
+    after = answer(scheduler, copied, error="it broke")
+    assert [fail.request_id for fail in after if isinstance(fail, Fail)] == ["a"]
+    assert 2 in [session for frame in frames(after) for session in frame.closes]
     assert scheduler.num_kept == 0
+    after = answer(scheduler, second, error="session 2 is not open on this stage, and has no copy")
+    assert not any(isinstance(one, Fail) for one in after)
+    (again,) = [frame for frame in frames(after) if frame.opens]
+    assert (again.opens[0].from_session, again.slots[0].position) == (0, 0)
+    assert scheduler.counters.num_cached_tokens == 0
 
 
 def test_no_copies_are_made_while_memory_is_short() -> None:

@@ -131,6 +131,22 @@ def test_a_chunk_that_fails_on_a_stage_fails_its_own_request_only(ring: EngineRi
     ask(ring, model, tokens(2, 60))
 
 
+def test_several_answers_to_one_prompt_read_it_once(ring: EngineRing, model: Path) -> None:
+    """And so do chats that come at once with their system prompt."""
+    prompt = tokens(6, 180)
+    asked = {str(n): (prompt, 4 + n) for n in range(4)}
+    asked |= {f"chat {n}": ([*prompt[:150], 101 + n, *tokens(n, 30)], 5) for n in range(3)}
+    for name, (one, count) in asked.items():
+        ring.submit(name, one, count)
+    ring.run()
+    assert not ring.failed
+    assert {name: ring.answers[name] for name in asked} == {
+        name: greedy(model, one, count)[0] for name, (one, count) in asked.items()
+    }
+    assert list(ring.cached.values()) == [0, 164, 164, 164, 0, 150, 150]  # the first one was past 150
+    ring.check()
+
+
 @pytest.mark.long
 def test_chats_at_once_with_some_that_leave(ring: EngineRing, model: Path) -> None:
     """Three chats with one system prompt; frames go round in turn with what clients do."""
