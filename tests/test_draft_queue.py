@@ -21,6 +21,7 @@ from proto import ring_pb2
 from shard_loader.sources import HubError
 from tests.reference import greedy
 from tests.tiny_models import VOCAB_SIZE, write_checkpoint
+from tests.waiting import wait_for
 
 WAIT_S = 20.0
 LAYERS, CONTEXT = 3, 2048
@@ -178,6 +179,9 @@ def test_a_session_that_rests_has_no_pass_and_goes_on_where_it_was(
     gate.held.release(100)
     assert compute.next()[:2] == (8, 3), "nothing more of session 7"
     assert drafts.drafter.num_passes == 2
+    assert drafts.is_in_use
+    compute.thread.post(DraftEnd(8, is_over=False))
+    wait_for(lambda: not drafts.is_in_use, WAIT_S, "all sessions rest")
     assert drafts.drafter.num_sessions == 2, "its caches stay"
     compute.ask(7, long, 0)
     assert compute.next() == (7, len(long), [])

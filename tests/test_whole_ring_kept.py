@@ -90,6 +90,23 @@ def test_chats_on_caches_that_cannot_be_shortened(architecture: str, tmp_path: P
         assert known(ring, model, other) == 44
 
 
+@pytest.mark.parametrize("architecture", ["gpt_oss", pytest.param("llama", marks=pytest.mark.long)])
+def test_prompts_that_come_at_once_and_begin_alike_are_read_once(architecture: str, tmp_path: Path) -> None:
+    """Whether caches can be shortened or not."""
+    model = write_checkpoint(architecture, tmp_path / "model", num_layers=NUM_LAYERS)
+    system = [(11 * i) % 241 for i in range(700)]
+    prompts = [[*system, 242 + chat, *range(9 * chat, 9 * chat + 20)] for chat in range(4)]
+    with RingProcesses(tmp_path, model, LAYERS, context=1024, concurrency=16) as ring:
+        ring.wait_ok()
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            answers = list(pool.map(lambda prompt: ring.generate(prompt, 4), prompts))
+        assert ring.wait_ok().num_active == 0
+    cached = sorted(replies[0].cached_tokens for replies in answers)
+    assert cached in ([0, 700, 700, 700], [0, 0, 700, 700]), "the first may be past it when the second comes"
+    for prompt, replies in zip(prompts, answers, strict=True):
+        assert [token.id for reply in replies for token in reply.tokens] == greedy(model, prompt, 4)[0]
+
+
 def known(ring: RingProcesses, model: Path, prompt: list[int]) -> int:
     """How many of the prompt's tokens were not read again; its answer is the whole model's."""
     replies = ring.generate(prompt, 8)
