@@ -54,9 +54,24 @@ def max_frames(active: Collection[Request], limits: Limits) -> int:
 def next_chunk(active: Collection[Request], num_read: int) -> Request | None:
     """Whose prompt is read on. Every other chunk is of who came first, so that a long prompt is not kept
     waiting by short ones; the others go by priority and to who has least left, so that it does not keep them.
+    For whom others wait is served as soon as any of these would be.
     """
     prompts = [request for request in active if request.is_prompt_due]
-    return min(prompts, key=_least_left if num_read % 2 else _came, default=None)
+    if num_read % 2 == 0:
+        return min(prompts, key=_came, default=None)
+    behind = dict[int, tuple[int, int]]()  # by session, who of those that wait for it has least to read
+    for request in active:
+        if (wait := request.wait) is not None:
+            shortest = request.priority, len(request.prompt)
+            behind[wait.session] = min(behind.get(wait.session, shortest), shortest)
+
+    def least_left(request: Request) -> tuple[int, ...]:
+        own = _least_left(request)
+        if (shortest := behind.get(request.session)) is None:
+            return own
+        return min(own, (shortest[0], shortest[1] - request.num_sent, request.session))
+
+    return min(prompts, key=least_left, default=None)
 
 
 def prompts_with(first: Request, active: Collection[Request], limits: Limits) -> tuple[list[Request], int]:

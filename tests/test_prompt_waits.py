@@ -11,6 +11,7 @@ from cluster.prompt_waits import MIN_SPARED, find_wait
 from cluster.request import PromptWait, Request
 from cluster.room import Limits
 from cluster.scheduler import Scheduler
+from cluster.turns import next_chunk
 from shard_loader.reach import Reach
 from tests.simulated_stages import SimulatedRing
 from tests.test_scheduler import answer, frames, greedy
@@ -132,6 +133,20 @@ def test_those_behind_begin_anew_where_the_first_one_fails() -> None:
         ended += 1
     assert failed == {"a"}
     assert scheduler.num_active == 0
+
+
+def test_short_prompts_do_not_keep_one_back_that_waits_for_a_long_one() -> None:
+    """The one that reads has its turns as if it were as short as the one that waits."""
+    long, waiting = request(2, [*SYSTEM, *[3] * 500], num_sent=64), request(3, [*SYSTEM[:200], 5])
+    first, short = request(1, [6] * 900, num_sent=64), request(4, [7] * 170)
+    active = [first, long, waiting, short]
+    assert next_chunk(active, 1) is short
+    waiting.wait = find_wait(waiting, limits(0), active)
+    assert waiting.wait == PromptWait(2, 200)
+    assert next_chunk(active, 1) is long
+    assert next_chunk(active, 0) is first
+    long.num_sent = 32
+    assert next_chunk(active, 1) is short
 
 
 @pytest.mark.parametrize("trim_window", [0, 150, ALWAYS])
