@@ -145,7 +145,7 @@ def test_short_prompts_do_not_keep_one_back_that_waits_for_a_long_one() -> None:
     assert waiting.wait == PromptWait(2, 200)
     assert next_chunk(active, 1) is long
     assert next_chunk(active, 0) is first
-    long.num_sent = 32
+    long.num_sent = 16
     assert next_chunk(active, 1) is short
 
 
