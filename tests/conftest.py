@@ -31,13 +31,19 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import leaks
+from tests.waiting import is_in_time
 
 if TYPE_CHECKING:
     from tests.api_server import Served
 
 LEAK_WAIT_S = 3.0
+
+# A processor that halts for a while says nothing of an example.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 def pytest_collection_finish() -> None:
@@ -51,12 +57,12 @@ def no_leaks() -> Iterator[None]:
     """No test leaves a process, a thread or a listening socket behind."""
     children, listening, threads = leaks.children(), leaks.listening(), leaks.threads()
     yield
-    deadline = time.monotonic() + LEAK_WAIT_S
+    began = time.monotonic()
     while True:
         left = (leaks.children() - children, leaks.listening() - listening, leaks.threads() - threads)
         if not any(left):
             return
-        if time.monotonic() > deadline:
+        if not is_in_time(time.monotonic() - began, LEAK_WAIT_S):
             pytest.fail(f"left behind: processes {left[0]}, listening ports {left[1]}, threads {left[2]}")
         threading.Event().wait(0.02)
 

@@ -39,7 +39,7 @@ def main() -> None:
     say(port)
     sys.stdin.read()
     service.close()
-    server.stop(None).wait(1.0)
+    server.stop(None).wait(10.0)
 
 
 if __name__ == "__main__":

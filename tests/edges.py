@@ -67,7 +67,7 @@ class Receiver:
 
     def close(self) -> None:
         self.service.close()
-        assert self.server.stop(0).wait(1.0)
+        assert self.server.stop(0).wait(10.0)
 
 
 class Sender:

@@ -242,7 +242,7 @@ class RingProcesses:
     def node_status(self, rank: int) -> control_pb2.NodeStatus:
         """The node's own word."""
         with self.channel(rank) as channel:
-            return control_pb2_grpc.ControlStub(channel).Status(control_pb2.StatusRequest(), timeout=5.0)
+            return control_pb2_grpc.ControlStub(channel).Status(control_pb2.StatusRequest(), timeout=20.0)
 
     def generate(
         self, prompt: Sequence[int], max_tokens: int, *, adapter: str = "", **sampling: Any

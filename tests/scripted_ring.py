@@ -94,6 +94,10 @@ class ScriptedRing:
         """What the newest session was opened with."""
         return self.opened[-1]
 
+    def wait_asked(self, count: int) -> None:
+        """Until so many requests run or wait."""
+        wait_for(lambda: self._num_asked() >= count, 10.0, f"{count} requests have come")
+
     def wait_closed(self, count: int, timeout_s: float = 2.0) -> None:
         """Until so many sessions were freed."""
         wait_for(lambda: len(self.closed) >= count, timeout_s, f"{count} sessions are freed")
@@ -101,6 +105,10 @@ class ScriptedRing:
     def wait_empty(self, timeout_s: float = 2.0) -> None:
         """Until no request runs or waits and every session that was opened is freed."""
         wait_for(lambda: self._is_empty, timeout_s, "every session is freed")
+
+    def _num_asked(self) -> int:
+        status = self._status()
+        return status.num_active + status.num_queued
 
     @property
     def _is_empty(self) -> bool:

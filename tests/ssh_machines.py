@@ -176,7 +176,7 @@ _WAIT = """
 import socket, sys, time
 for _ in range(500):
     try:
-        with socket.create_connection((sys.argv[1], 22), timeout=5) as connection:
+        with socket.create_connection((sys.argv[1], 22), timeout=20) as connection:
             assert connection.recv(4) == b"SSH-"
             break
     except OSError:

@@ -16,7 +16,7 @@ from deploy.nodes import main, render
 from planner.node_profile import make_node
 
 HERE = ["127.0.0.1"]
-LIMIT_S = 5.0
+LIMIT_S = 20.0
 MACHINE = make_node(
     rank=0, name="x", host="x", chip="Apple M2 Max", gpu_cores=38, memory_bytes=64_000_000_000
 )

@@ -95,7 +95,7 @@ def test_foreign_host_names_are_refused_without_keys(refusing: Served) -> None:
     "junk", [b"\x00\xff\x16\x03\x01" * 50, b"GET\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
 )
 def test_junk_on_the_port_harms_nobody(refusing: Served, junk: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", refusing.api.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", refusing.api.port), timeout=20) as connection:
         connection.sendall(junk)
         assert b"200" not in connection.recv(1000)[:20]
     assert refusing.http.get("/health").status_code == 200

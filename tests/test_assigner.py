@@ -43,7 +43,7 @@ def taker() -> Iterator[tuple[Taker, Member]]:
     server, port = make_server("127.0.0.1:0", [add], None, max_workers=4)
     server.start()
     yield node, member(port)
-    server.stop(0).wait(1.0)
+    server.stop(0).wait(10.0)
 
 
 def member(port: int) -> Member:

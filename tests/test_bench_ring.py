@@ -82,7 +82,7 @@ def test_ctrl_c_ends_with_what_was_measured_so_far(tmp_path: Path) -> None:
             told += process.stderr.readline()
 
         def tokens() -> list[int]:  # of the requests that run: a warm-up's have at most 16
-            with urllib.request.urlopen(url, timeout=5.0) as reply:
+            with urllib.request.urlopen(url, timeout=20.0) as reply:
                 return [request["completion_tokens"] for request in json.load(reply)["requests"]]
 
         wait_for(lambda: sum(tokens()) > 40, WAIT_S, "answers of the second run")

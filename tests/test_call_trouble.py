@@ -54,7 +54,7 @@ def test_what_is_not_known_stays() -> None:
 def said_by_grpc(address: str) -> str:
     with connect(address, None) as channel:
         with pytest.raises(grpc.RpcError) as caught:
-            control_pb2_grpc.ControlStub(channel).Status(control_pb2.StatusRequest(), timeout=5.0)
+            control_pb2_grpc.ControlStub(channel).Status(control_pb2.StatusRequest(), timeout=20.0)
         call: SimpleNamespace = caught.value  # type: ignore[assignment]
         return str(call.details())
 

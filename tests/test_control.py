@@ -61,10 +61,10 @@ class Served:
             "head_incarnation": HEAD,
         }
         request = control_pb2.AssignRequest(**{**fields, **values})
-        return self.stub.Assign(request, timeout=5.0)
+        return self.stub.Assign(request, timeout=20.0)
 
     def status(self) -> control_pb2.NodeStatus:
-        return self.stub.Status(control_pb2.StatusRequest(), timeout=5.0)
+        return self.stub.Status(control_pb2.StatusRequest(), timeout=20.0)
 
     def wait_state(self, state: control_pb2.NodeState) -> control_pb2.NodeStatus:
         wait_for(lambda: self.status().state == state, 10.0)
@@ -84,7 +84,7 @@ def served(tmp_path: Path, model: Path) -> Iterator[Served]:
 
 
 def test_a_profile_says_what_the_machine_is(served: Served) -> None:
-    profile = served.stub.Profile(control_pb2.ProfileRequest(), timeout=5.0)
+    profile = served.stub.Profile(control_pb2.ProfileRequest(), timeout=20.0)
     assert (profile.name, profile.config_digest) == ("n0", served.config.digest)
     assert 0 < profile.ceiling_bytes <= profile.memory_bytes
     assert profile.mlx_version
@@ -95,7 +95,7 @@ def test_a_profile_says_what_the_machine_is(served: Served) -> None:
 def test_a_node_tells_what_macrame_profile_measured(served: Served) -> None:
     known = dataclasses.replace(this_machine(), measured=FOUND.speeds, measured_on=FOUND.measured_on)
     served.service._profile = known
-    profile = served.stub.Profile(control_pb2.ProfileRequest(), timeout=5.0)
+    profile = served.stub.Profile(control_pb2.ProfileRequest(), timeout=20.0)
     assert MeasuredSpeeds.from_proto(profile.speeds) == FOUND
     planning = plan_cluster(served.config, served.model, {0: profile})
     assert planning.plan is not None
@@ -151,7 +151,7 @@ def test_drain_leaves_the_epoch_and_keeps_the_node(served: Served) -> None:
     served.node.model.found(served.model)
     served.assign()
     served.wait_state(control_pb2.READY)
-    assert served.stub.Drain(control_pb2.DrainRequest(), timeout=5.0).sessions_left == 0
+    assert served.stub.Drain(control_pb2.DrainRequest(), timeout=20.0).sessions_left == 0
     idle = served.status()
     assert (idle.state, idle.reason, idle.epoch) == (control_pb2.IDLE, "drained", 0)
     assert served.assign(2).accepted
@@ -214,6 +214,6 @@ def test_watchers_leave_workers_to_edges(served: Served) -> None:
             pass
     for incarnation, whose in ((0, "an onlooker"), (HEAD, "a head")):
         with pytest.raises(grpc.RpcError) as raised:
-            list(served.stub.Watch(control_pb2.WatchRequest(head_incarnation=incarnation), timeout=5.0))
+            list(served.stub.Watch(control_pb2.WatchRequest(head_incarnation=incarnation), timeout=20.0))
         assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED, whose
         assert raised.value.details() == ("16 streams watch this node already; close one, or ask with Status")

@@ -163,6 +163,7 @@ def test_a_caller_that_goes_away_frees_all_it_asked(ring: ScriptedRing) -> None:
         for i in range(5):  # one of them waits
             caller.ask(f"r{i}", 400)
         next(caller.call)
+        ring.wait_asked(5)
     ring.wait_empty()
     wait_for(lambda: codes(ring) == {"cancelled": 5}, 3.0)
 
@@ -174,6 +175,7 @@ def test_a_head_that_stops_tells_all_and_ends_the_stream() -> None:
         caller.ask("a", 400)
         caller.ask("b", 400)
         next(caller.call)
+        ring.wait_asked(2)
         ring.head.close()
         told = caller.until_ended(2)
         assert all("the head is stopping" in told[name][-1].message for name in "ab")

@@ -41,7 +41,7 @@ def test_not_assigned_yet_is_tried_again() -> None:
     for answer in (NOT_ASSIGNED, NOT_ASSIGNED, None):
         answers.put(answer)
     with (
-        receiving(accept=lambda _hello: answers.get(timeout=1)) as receiver,
+        receiving(accept=lambda _hello: answers.get(timeout=10)) as receiver,
         sending(receiver.address) as sender,
     ):
         sender.up()
@@ -61,7 +61,7 @@ def test_a_server_without_rings_is_final() -> None:
     server.start()
     with sending(f"127.0.0.1:{port}") as sender:
         assert "refused the edge" in sender.refusals.get(timeout=WAIT_S)
-    server.stop(0).wait(1.0)
+    server.stop(0).wait(10.0)
 
 
 def test_a_peer_that_is_not_there_yet_is_waited_for() -> None:
@@ -208,7 +208,7 @@ def test_a_receiver_that_answers_nonsense(answers: list[ring_pb2.EdgeReply | byt
     server.start()
     with sending(f"127.0.0.1:{port}") as sender:
         assert sentence in sender.downs.get(timeout=WAIT_S)
-    server.stop(0).wait(1.0)
+    server.stop(0).wait(10.0)
 
 
 # -- ends -------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def head(credentials: Credentials, port: int) -> Iterator[None]:
         yield
     finally:
         service.stopping.set()
-        assert server.stop(0).wait(2.0)
+        assert server.stop(0).wait(10.0)
 
 
 async def until(test: Callable[[], object]) -> None:

@@ -95,7 +95,7 @@ def test_the_largest_request_and_its_first_chunk_fit_a_frame(
 
     handler = threading.Thread(target=generate)
     handler.start()
-    frame = frames.get(timeout=5.0)
+    frame = frames.get(timeout=20.0)
     assert len(frame.slots[0].tokens) == PREFILL_CHUNK
     result = ring_pb2.Slot(session=frame.slots[0].session, error="enough")
     head.on_result(ring_pb2.Frame(epoch=1, seq=frame.seq, slots=[result]))

@@ -153,7 +153,7 @@ def test_only_bytes_that_are_here_are_given(held: ModelPlace, peer: PeerSource) 
 def test_only_the_revision_is_given(revision: str, serving: Serving) -> None:
     request = control_pb2.CopyRequest(model=MODEL, revision=revision, file=FIRST, start=0, stop=8)
     with grpc.insecure_channel(serving.address) as channel, pytest.raises(grpc.RpcError) as caught:
-        list(control_pb2_grpc.ControlStub(channel).Copy(request, timeout=5.0))
+        list(control_pb2_grpc.ControlStub(channel).Copy(request, timeout=20.0))
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
@@ -229,11 +229,11 @@ def test_chunks_are_small_and_few_copies_run_at_once(
     (start, stop), *_ = (span for span in store.covered(FIRST) if span[1] - span[0] > 100_000)
     request = control_pb2.CopyRequest(model=MODEL, revision=held.revision, file=FIRST, start=start, stop=stop)
     with grpc.insecure_channel(serving.address) as channel:
-        chunks = list(control_pb2_grpc.ControlStub(channel).Copy(request, timeout=5.0))
+        chunks = list(control_pb2_grpc.ControlStub(channel).Copy(request, timeout=20.0))
     assert max(len(chunk.data) for chunk in chunks) == 10_000
     turns = serving.service._copies._turns
     for _ in range(lan_copy.NUM_COPIES):
-        assert turns.acquire(timeout=2.0)
+        assert turns.acquire(timeout=20.0)
     monkeypatch.setattr(lan_copy, "MAX_TRIES", 2)
     with pytest.raises(HubError, match="node n0 was too busy to give"):
         read(peer, store, FIRST, start, stop)

@@ -60,7 +60,7 @@ def test_a_wrong_token_and_none_are_refused(tmp_path: Path, model: Path) -> None
         head = head_pb2_grpc.HeadStub(channel)
         for metadata in (None, [("authorization", "Bearer another-token")]):
             with pytest.raises(grpc.RpcError) as failure:
-                head.GetCluster(head_pb2.ClusterRequest(), metadata=metadata, timeout=5.0)
+                head.GetCluster(head_pb2.ClusterRequest(), metadata=metadata, timeout=20.0)
             assert failure.value.code() is grpc.StatusCode.UNAUTHENTICATED
             assert failure.value.details() == (
                 "the cluster token is missing or wrong; give every node and client the same token file"

@@ -64,7 +64,7 @@ def serve(
     try:
         yield port
     finally:
-        assert server.stop(0).wait(1.0)
+        assert server.stop(0).wait(10.0)
 
 
 def call(channel: grpc.Channel, shape: str, metadata: tuple[tuple[str, str], ...] = ()) -> bytes:
@@ -102,11 +102,12 @@ def test_generated_services_need_the_token_too() -> None:
     add = control_pb2_grpc.add_ControlServicer_to_server
     with serve([lambda server: add(Control(), server)], "s3cret") as port:
         with connect(f"127.0.0.1:{port}", "wrong") as channel, pytest.raises(grpc.RpcError) as caught:
-            control_pb2_grpc.ControlStub(channel).Status(control_pb2.StatusRequest(), timeout=5)
+            control_pb2_grpc.ControlStub(channel).Status(control_pb2.StatusRequest(), timeout=20)
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
         with connect(f"127.0.0.1:{port}", "s3cret") as channel:
             assert (
-                control_pb2_grpc.ControlStub(channel).Status(control_pb2.StatusRequest(), timeout=5).rank == 7
+                control_pb2_grpc.ControlStub(channel).Status(control_pb2.StatusRequest(), timeout=20).rank
+                == 7
             )
 
 
@@ -121,7 +122,7 @@ def test_a_stranger_who_sends_nothing_holds_no_worker() -> None:
             yield from ()
 
         calls = [
-            channel.stream_unary("/test.Echo/stream_unary").future(nothing(), timeout=5) for _ in range(3)
+            channel.stream_unary("/test.Echo/stream_unary").future(nothing(), timeout=20) for _ in range(3)
         ]
         codes = {each.code() for each in calls}
         silence.set()
@@ -201,7 +202,7 @@ def test_calls_beyond_the_workers_are_refused_at_once() -> None:
     class Slow(Echo):
         def _one(self, message: bytes, _context: object) -> bytes:
             entered.release()
-            release.wait(10)
+            release.wait(60)
             return message
 
     with (
@@ -209,22 +210,22 @@ def test_calls_beyond_the_workers_are_refused_at_once() -> None:
         connect(f"127.0.0.1:{port}", None) as channel,
     ):
         method = channel.unary_unary("/test.Echo/unary_unary")
-        held = [method.future(b"", timeout=10) for _ in range(2)]
+        held = [method.future(b"", timeout=60) for _ in range(2)]
         for _ in held:
-            assert entered.acquire(timeout=5)
+            assert entered.acquire(timeout=20)
         with pytest.raises(grpc.RpcError) as caught:
-            method(b"", timeout=5)
+            method(b"", timeout=20)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         release.set()
-        assert [each.result(5) for each in held] == [b"", b""]
+        assert [each.result(20) for each in held] == [b"", b""]
 
 
 def test_messages_above_4_mib_are_refused() -> None:
     with serve([Echo().add_to]) as port, connect(f"127.0.0.1:{port}", None) as channel:
         method = channel.unary_unary("/test.Echo/unary_unary")
-        assert len(method(bytes((4 << 20) - 100), timeout=5)) == (4 << 20) - 100
+        assert len(method(bytes((4 << 20) - 100), timeout=20)) == (4 << 20) - 100
         with pytest.raises(grpc.RpcError) as caught:
-            method(bytes((4 << 20) + 1), timeout=5)
+            method(bytes((4 << 20) + 1), timeout=20)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
@@ -244,7 +245,7 @@ from cluster.rpc import connect, make_server
 def status(address, token):
     with connect(address, token) as channel:
         try:
-            control_pb2_grpc.ControlStub(channel).Status(control_pb2.StatusRequest(), timeout=2)
+            control_pb2_grpc.ControlStub(channel).Status(control_pb2.StatusRequest(), timeout=20)
         except grpc.RpcError as error:
             return error.code().name
 with socket.socket() as free:
@@ -260,7 +261,7 @@ with socket.create_connection(("127.0.0.1", port)) as stranger:
     while stranger.recv(4096):
         pass
 assert status(f"127.0.0.1:{port}", "token") == "UNIMPLEMENTED"
-server.stop(0).wait(1)
+server.stop(0).wait(10.0)
 """
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", script],

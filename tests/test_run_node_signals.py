@@ -88,7 +88,7 @@ def test_while_a_request_runs(signum: signal.Signals, tmp_path: Path, model: Pat
         request = head_pb2.GenerateRequest(prompt=[1, 2], max_tokens=60, sampling=ring_pb2.Sampling())
         answer = head_pb2_grpc.HeadStub(channel).Generate(request, timeout=20.0)
         next(answer)
-        status = control_pb2_grpc.ControlStub(channel).Status(control_pb2.StatusRequest(), timeout=5.0)
+        status = control_pb2_grpc.ControlStub(channel).Status(control_pb2.StatusRequest(), timeout=20.0)
         assert status.num_sessions == 1
         stop(process, signum, is_group=signum is signal.SIGINT)
         with pytest.raises(grpc.RpcError) as failure:

@@ -153,10 +153,10 @@ def test_a_long_running_script_that_ends_tells_its_exit_code(ssh: Ssh) -> None:
 def test_a_forwarded_port_leads_there_while_connected(host: SshHost) -> None:
     with Ssh("box", options=host.options) as ssh:
         port = ssh.forward("127.0.0.1", host.port)
-        with socket.create_connection(("127.0.0.1", port), timeout=5.0) as connection:
+        with socket.create_connection(("127.0.0.1", port), timeout=20.0) as connection:
             assert connection.recv(4) == b"SSH-"
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port), timeout=5.0)
+        socket.create_connection(("127.0.0.1", port), timeout=20.0)
 
 
 def test_a_forward_that_stands_is_kept_and_made_again_at_its_port(host: SshHost) -> None:
@@ -166,7 +166,7 @@ def test_a_forward_that_stands_is_kept_and_made_again_at_its_port(host: SshHost)
         ssh.close()
         ssh.connect()
         assert ssh.forward("127.0.0.1", host.port, local_port=port) == port
-        with socket.create_connection(("127.0.0.1", port), timeout=5.0) as connection:
+        with socket.create_connection(("127.0.0.1", port), timeout=20.0) as connection:
             assert connection.recv(4) == b"SSH-"
         ssh.close()
         with socket.create_server(("127.0.0.1", port)):  # somebody was faster

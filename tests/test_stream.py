@@ -40,7 +40,7 @@ def server_channel() -> Iterator[grpc.Channel]:
     server.start()
     with connect(f"127.0.0.1:{port}", None) as channel:
         yield channel
-    assert server.stop(0).wait(1.0)
+    assert server.stop(0).wait(10.0)
 
 
 def test_the_direct_stream_is_taken(server_channel: grpc.Channel) -> None:

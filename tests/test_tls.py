@@ -131,7 +131,7 @@ def test_frames_go_over_tls_and_a_refused_edge_says_why(certs: Cluster, tmp_path
         with edge(receiver, Credentials(TOKEN, certs.tls("mini1"))) as (sender, up):
             assert up.wait(5)
             assert sender.send(ring_pb2.Frame(kind=ring_pb2.STEP, epoch=3, seq=9))
-            assert receiver.frames.get(timeout=5).frame.seq == 9
+            assert receiver.frames.get(timeout=20).frame.seq == 9
         stranger = Tls(Cluster(tmp_path / "other").node("mini1"))
         with edge(receiver, Credentials(TOKEN, stranger)) as (sender, up):
             wanted = f"rank 2 at {receiver.address} shows a certificate that is not of this cluster's CA"

@@ -55,7 +55,7 @@ class TlsRing(RingProcesses):
     def health(self) -> dict[str, Any]:
         """The body of /health, whatever its status."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.api_port}/health", timeout=5) as reply:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.api_port}/health", timeout=20) as reply:
                 return dict(json.load(reply))
         except urllib.error.HTTPError as error:
             with error:
@@ -88,7 +88,7 @@ def test_a_ring_over_tls_answers_and_refuses_strangers(tmp_path: Path, model: Pa
             for stranger in (None, Credentials("token", Tls(other.node(f"n{rank}")))):
                 with connect(f"127.0.0.1:{ring.ports[rank]}", stranger) as channel:
                     with pytest.raises(grpc.RpcError) as caught:
-                        control_pb2_grpc.ControlStub(channel).Status(control_pb2.StatusRequest(), timeout=5)
+                        control_pb2_grpc.ControlStub(channel).Status(control_pb2.StatusRequest(), timeout=20)
                     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         told = ring.node_status(1)
         assert told.certificate_ends_s == int((NOW + 20 * DAY).timestamp())
@@ -212,4 +212,4 @@ def test_a_lost_nodes_certificate_is_refused_after_a_new_ca(
                 connect(f"127.0.0.1:{ring.ports[rank]}", lost, f"n{rank}") as channel,
                 pytest.raises(grpc.RpcError, match="UNAVAILABLE"),
             ):
-                control_pb2_grpc.ControlStub(channel).Status(control_pb2.StatusRequest(), timeout=5.0)
+                control_pb2_grpc.ControlStub(channel).Status(control_pb2.StatusRequest(), timeout=20.0)

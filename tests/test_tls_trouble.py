@@ -120,7 +120,7 @@ def test_an_ipv6_address(certs: Cluster, other: Cluster) -> None:
         ours = Credentials(None, certs.tls("mini1"))
         assert "not of this cluster's CA" in handshake_trouble(f"[::1]:{port}", ours, LABEL, "mini2")
     finally:
-        assert server.stop(0).wait(1.0)
+        assert server.stop(0).wait(10.0)
 
 
 def test_a_file_in_the_middle_of_being_replaced_is_no_ones_fault(certs: Cluster, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_a_stranger_who_assigns_a_far_epoch_cannot_keep_the_ring_down(tmp_path: 
         )
         for rank in (1, 2):
             with ring.channel(rank) as channel:
-                assert control_pb2_grpc.ControlStub(channel).Assign(forged, timeout=5.0).accepted
+                assert control_pb2_grpc.ControlStub(channel).Assign(forged, timeout=20.0).accepted
         ring.wait_status(lambda s: s.status == "ok" and s.epoch > status.epoch)
         assert ring.tokens(PROMPT, 10) == greedy(model, PROMPT, 10)[0]
 

@@ -34,7 +34,7 @@ def is_over(num_sessions: int, memory: control_pb2.MemoryStatus) -> bool:
 
 
 def get(url: str) -> dict[str, Any]:
-    with urllib.request.urlopen(url, timeout=5.0) as reply:
+    with urllib.request.urlopen(url, timeout=20.0) as reply:
         return dict(json.load(reply))
 
 

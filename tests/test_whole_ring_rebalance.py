@@ -54,7 +54,7 @@ class MeasuredRing(RingProcesses):
         wait_for(self._is_healthy, 30.0, "the API is there")
 
     def _is_healthy(self) -> bool:
-        with suppress(OSError), urllib.request.urlopen(f"{self.url}/health", timeout=5):
+        with suppress(OSError), urllib.request.urlopen(f"{self.url}/health", timeout=20):
             return True
         return False
 
