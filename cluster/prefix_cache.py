@@ -161,6 +161,7 @@ class PrefixCache:
             for heir in heirs:
                 counters.add_cached(heir.num_cached, 0)
                 heir.from_session = heir.num_cached = heir.num_sent = 0
+                heir.began_beside = False
         self._leaving = staying
         return closes
 

@@ -188,3 +188,17 @@ def test_crowds_with_common_beginnings_get_their_answers(seed: int, trim_window:
             assert token == ring.language(tokens)
             tokens.append(token)
     assert room < 64 or scheduler.counters.num_cached_tokens > num_tokens / 5
+
+
+def test_one_that_was_to_begin_with_a_copy_which_goes_for_others_reads_all() -> None:
+    """The copy was on its way when it was found, and its room is needed before the request's turn comes."""
+    scheduler = scheduler_of(300, room=1, max_rows=1)
+    ring = SimulatedRing(scheduler, lambda tokens: (sum(tokens) * 31 + len(tokens)) % 181, Reach.NONE, 300)
+    ring.take(scheduler.submit("long", SYSTEM[:250], 150, greedy()))
+    assert ring.frames[-1].forks
+    ring.take(scheduler.submit("late", [*SYSTEM[:20], *[190] * 20], 3, greedy(), priority=1))
+    assert scheduler.counters.num_cached_tokens == 20
+    ring.take(scheduler.submit("wide", [3] * 500, 30, greedy()))
+    ring.run()
+    assert ring.finished.keys() == {"long", "late", "wide"}
+    assert scheduler.counters.num_cached_tokens == 0
