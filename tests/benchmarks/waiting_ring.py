@@ -46,8 +46,7 @@ def waiting_ring(
         list(pairwise(cuts)),
         faults=faults,
         with_api=True,
-        prefix_cache=False,
         links=links,
         speculation=NO_GUESSES,
-        **config,
+        **({"prefix_cache": False} | config),
     )
