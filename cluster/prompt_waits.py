@@ -33,14 +33,14 @@ def find_wait(
             continue
         is_trimmed = other.num_reserved < limits.trim_window
         begun = max(request.num_cached, num_read, other.num_sent if is_trimmed and other.is_open else 0)
-        least = max(begun + MIN_SPARED, best[1] + 1 if best else 0)
+        least = max(begun + MIN_SPARED, other.num_sent + 1, best[1] + 1 if best else 0)
         most = min(len(other.prompt), len(request.prompt)) - 1
         if most < least or other.prompt[least - 1] != request.prompt[least - 1]:
             continue  # most of those that run are told by one token
         point = common(other.prompt, request.prompt, most)
         if not is_trimmed:
             point = max((p for p in other.points if point - END_TOKENS <= p <= point), default=point)
-        if point >= least and point > other.num_sent:
+        if point >= least:
             best = other, point
     if best is None:
         return None

@@ -90,6 +90,14 @@ def test_the_one_that_reads_most_of_it() -> None:
     assert find_wait(mine, limits(0), [shorter, mine, longer]) == PromptWait(2, 350)
 
 
+def test_prompts_that_were_read_are_told_by_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the head's lock nobody's long prompt is compared with those of all whose answers are written."""
+    writing = [request(n, [*SYSTEM, n], num_sent=len(SYSTEM) + 5) for n in range(1, 50)]
+    writing += [request(n, [*SYSTEM[:399], *[n] * 400], num_sent=600) for n in range(51, 100)]
+    monkeypatch.setattr("cluster.prompt_waits.common", lambda *_: pytest.fail("compared"))
+    assert find_wait(request(100, [*SYSTEM, *SYSTEM]), limits(0), writing) is None
+
+
 def scheduler_of(trim_window: int, **kwargs: int) -> Scheduler:
     scheduler = Scheduler(max_queued=100)
     scheduler.ring_up(1, limits(trim_window, **kwargs))
