@@ -10,10 +10,10 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from cluster.counters import Counters
-from cluster.kept import MIN_COMMON, Kept, KeptSessions, common
+from cluster.kept import MIN_COMMON, Kept, KeptSessions
 from cluster.outbox import Outbox
 from cluster.prompt_points import RecentPrompts, points
-from cluster.prompt_waits import find_wait
+from cluster.prompt_waits import find_read, find_wait
 from cluster.request import Request
 from cluster.rewind import kept_length
 from cluster.room import Limits, fits_beside, too_much
@@ -84,27 +84,16 @@ class PrefixCache:
     def begin_beside(self, request: Request, limits: Limits, active: Collection[Request]) -> int:
         """How many more tokens need not be read by a request whose first ones go now, since one that still
         runs has read them; 0: it does not begin as a copy of such a one.
-
-        What was sent of the other's prompt is read on each stage before this request's frame comes, but for
-        its last token, which may wait there for a grammar.
         """
         if request.is_open or request.reads_alone or request.is_scored or request.is_pooled:
             return 0
-        before, best = request.num_cached, max(request.num_cached, MIN_COMMON - 1)
-        for other in active:
-            if not other.is_open or other.is_pooled or other.adapter != request.adapter:
-                continue
-            if other.num_reserved >= limits.trim_window:  # it may be one that cannot be shortened
-                continue
-            most = min(other.num_sent, len(other.prompt) - 1, len(request.prompt) - 1)
-            if most <= best or other.prompt[best] != request.prompt[best]:
-                continue  # no better: most of those that run are told by one token
-            if (num_common := common(other.prompt, request.prompt, most)) > best:
-                best, request.from_session, request.began_beside = num_common, other.session, True
-        if not request.began_beside:
+        before = request.num_cached
+        if (found := find_read(request, limits, active, before)) is None:
             return 0
-        request.num_cached = request.num_sent = best
-        return best - before
+        other, request.num_cached = found
+        request.from_session, request.began_beside = other.session, True
+        request.num_sent = request.num_cached
+        return request.num_cached - before
 
     def copy(
         self, request: Request, position: int, limits: Limits, active: Collection[Request], number: int

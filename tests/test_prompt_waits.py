@@ -90,6 +90,17 @@ def test_the_one_that_reads_most_of_it() -> None:
     assert find_wait(mine, limits(0), [shorter, mine, longer]) == PromptWait(2, 350)
 
 
+def test_not_for_what_another_one_has_read() -> None:
+    """Even where one that has not begun is about to begin with it, too: it may be long until its turn."""
+    answering, late = request(1, [*SYSTEM, 5], num_sent=500), request(2, [*SYSTEM, *[6] * 500])
+    mine = request(3, [*SYSTEM, *[7] * 50])
+    assert find_wait(mine, limits(ALWAYS), [answering, late, mine]) is None
+    assert find_wait(mine, limits(ALWAYS), [late, mine]) == PromptWait(2, 400)
+    more = request(4, [*SYSTEM, *[7] * 500])
+    mine.prompt = [*SYSTEM, *[7] * 200]
+    assert find_wait(mine, limits(ALWAYS), [answering, late, mine, more]) == PromptWait(4, 599)
+
+
 def test_prompts_that_were_read_are_told_by_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under the head's lock nobody's long prompt is compared with those of all whose answers are written."""
     writing = [request(n, [*SYSTEM, n], num_sent=len(SYSTEM) + 5) for n in range(1, 50)]
