@@ -23,8 +23,8 @@ def find_wait(
     """What a request that has not begun waits for: the most that another one is about to read for both.
 
     Where the other's caches cannot be shortened, it is to be copied there. Nobody waits for one that waits
-    itself, or whose priority is lower, nor for what one that runs has read. num_read: so much of its prompt is
-    known to be.
+    itself, or whose priority is lower, nor for what one that runs has read. num_read: so much of its prompt
+    is known to be.
     """
     if limits.trim_window < 0 or request.is_open or request.reads_alone or _is_special(request):
         return None
@@ -56,10 +56,10 @@ def find_wait(
 def find_read(
     request: Request, limits: Limits, active: Collection[Request], num_read: int = 0
 ) -> tuple[Request, int] | None:
-    """Who of those that run has read most of a request's prompt, and how much; None: nobody more than `num_read`.
+    """Who of those that run has read most of a request's prompt, and how much: more than `num_read` tokens.
 
     What was sent of the other's prompt is read on each stage before this request's first frame comes, but for
-    its last token, which may wait there for a grammar. Not of one whose caches may come to be such as cannot be
+    its last token, which may wait there for a grammar. Nobody whose caches may come to be such as cannot be
     shortened.
     """
     best, num_read = None, max(num_read, MIN_COMMON - 1)
