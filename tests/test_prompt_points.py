@@ -143,7 +143,8 @@ def test_several_answers_to_one_prompt_read_it_once(ring: EngineRing, model: Pat
     assert {name: ring.answers[name] for name in asked} == {
         name: greedy(model, one, count)[0] for name, (one, count) in asked.items()
     }
-    assert list(ring.cached.values()) == [0, 164, 164, 164, 0, 150, 150]  # the first one was past 150
+    first = 150 if len(ring.engines) == 1 else 0  # in a longer ring the first one is past 150 when it comes
+    assert list(ring.cached.values()) == [0, 164, 164, 164, first, 150, 150]
     ring.check()
 
 
