@@ -42,10 +42,10 @@ class PrefixCache:
 
     def begin(self, request: Request, limits: Limits, outbox: Outbox, active: Collection[Request]) -> None:
         """What a request that starts need not read, what it waits for, and where copies of it are made."""
-        if limits.trim_window < 0 or request.is_scored or request.is_pooled:
+        if limits.trim_window < 0 or request.reads_all:
             return
         self._begin_kept(request, limits, outbox.busy)
-        if request.num_reserved >= limits.trim_window:  # it may become one that cannot be shortened
+        if not limits.can_shorten(request.num_reserved):  # it may become one that cannot be shortened
             num_shared = self._recent.num_shared(request.prompt, request.adapter)
             request.points = points(len(request.prompt), request.num_cached, num_shared)
             self._recent.add(request.prompt, request.adapter)
@@ -61,7 +61,7 @@ class PrefixCache:
             other = by_session.get(request.wait.session)
             if other is not None and other.num_sent < request.wait.num_tokens:
                 continue
-            is_there = other is not None and other.num_reserved < limits.trim_window
+            is_there = other is not None and limits.can_shorten(other.num_reserved)
             before, num_read = request.num_cached, request.wait.num_tokens if is_there else 0
             self._begin_kept(request, limits, outbox.busy)
             counters.add_cached(before, request.num_cached)
@@ -85,7 +85,7 @@ class PrefixCache:
         """How many more tokens need not be read by a request whose first ones go now, since one that still
         runs has read them; 0: it does not begin as a copy of such a one.
         """
-        if request.is_open or request.reads_alone or request.is_scored or request.is_pooled:
+        if not request.can_begin_beside:
             return 0
         before = request.num_cached
         if (found := find_read(request, limits, active, before)) is None:

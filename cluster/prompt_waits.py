@@ -26,14 +26,14 @@ def find_wait(
     itself, or whose priority is lower, nor for what one that runs has read. num_read: so much of its prompt
     is known to be.
     """
-    if limits.trim_window < 0 or request.is_open or request.reads_alone or _is_special(request):
+    if limits.trim_window < 0 or not request.can_begin_beside:
         return None
     num_read = max(num_read, request.num_cached)
     if (beside := find_read(request, limits, active, num_read)) is not None:
         num_read = beside[1]
     best: tuple[Request, int] | None = None
     for other in active:
-        is_reader = other is not request and other.wait is None and not _is_special(other)
+        is_reader = other is not request and other.wait is None and not other.reads_all
         if not is_reader or other.adapter != request.adapter or other.priority > request.priority:
             continue
         least = max(num_read + MIN_SPARED, other.num_sent + 1, best[1] + 1 if best else 0)
@@ -41,14 +41,14 @@ def find_wait(
         if most < least or other.prompt[least - 1] != request.prompt[least - 1]:
             continue  # most of those that run are told by one token
         point = common(other.prompt, request.prompt, most)
-        if other.num_reserved >= limits.trim_window:
+        if not limits.can_shorten(other.num_reserved):
             point = max((p for p in other.points if point - END_TOKENS <= p <= point), default=point)
         if point >= least:
             best = other, point
     if best is None:
         return None
     other, point = best
-    if other.num_reserved >= limits.trim_window and point not in other.points:
+    if not limits.can_shorten(other.num_reserved) and point not in other.points:
         insort(other.points, point)
     return PromptWait(other.session, point)
 
@@ -67,14 +67,10 @@ def find_read(
         if not other.is_open or other.is_pooled or other.adapter != request.adapter:
             continue
         most = min(other.num_sent, len(other.prompt) - 1, len(request.prompt) - 1)
-        if other.num_reserved >= limits.trim_window or most <= num_read:
+        if not limits.can_shorten(other.num_reserved) or most <= num_read:
             continue
         if other.prompt[num_read] != request.prompt[num_read]:
             continue  # no better: most of those that run are told by one token
         if (num_common := common(other.prompt, request.prompt, most)) > num_read:
             best, num_read = other, num_common
     return None if best is None else (best, num_read)
-
-
-def _is_special(request: Request) -> bool:
-    return request.is_scored or request.is_pooled

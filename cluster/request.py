@@ -68,6 +68,16 @@ class Request:
         return self.sampling.pooling.kind != ring_pb2.Pooling.NONE
 
     @property
+    def reads_all(self) -> bool:
+        """Its prompt is read for more than an answer: it begins with nothing that others have read."""
+        return self.is_scored or self.is_pooled
+
+    @property
+    def can_begin_beside(self) -> bool:
+        """It may yet begin with what another one that runs has read."""
+        return not (self.is_open or self.reads_alone or self.reads_all)
+
+    @property
     def is_writing(self) -> bool:
         """Its prompt is read but for the last token, behind which an answer is drawn."""
         return not self.is_chunk_due and not self.is_pooled

@@ -53,6 +53,10 @@ class Limits:
         if not 0 <= self.shared_chunk <= self.prefill_chunk:
             raise ValueError(f"shared_chunk is {self.shared_chunk}, and must be at most {self.prefill_chunk}")
 
+    def can_shorten(self, num_tokens: int) -> bool:
+        """Whether the caches of a session that holds at most so many can be cut at any token."""
+        return num_tokens < self.trim_window
+
 
 def why_never(limits: Limits, prompt: Sequence[int], max_tokens: int, *, is_pooled: bool = False) -> str:
     """Why a request could never run, in a sentence; empty where it can. is_pooled: it draws no token."""
